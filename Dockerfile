@@ -1,0 +1,16 @@
+# CPU by default; `docker build --build-arg DEVICE=gpu .` adds the C compiler that Triton calls when it launches a kernel.
+FROM python:3.12-slim
+ARG DEVICE=cpu
+# A wheel index for torch without CUDA makes the CPU image several GB smaller; empty means the default index.
+ARG TORCH_INDEX=""
+RUN if [ "$DEVICE" = gpu ]; then apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
+RUN useradd --create-home --uid 1000 user
+USER user
+ENV HOME=/home/user PATH=/home/user/.local/bin:$PATH HF_HOME=/home/user/.cache/huggingface \
+    GRADIO_SERVER_NAME=0.0.0.0 GRADIO_SERVER_PORT=7860 GRADIO_ANALYTICS_ENABLED=False PYTHONUNBUFFERED=1
+WORKDIR /home/user/app
+COPY --chown=user requirements.txt .
+RUN pip install --no-cache-dir --user ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements.txt
+COPY --chown=user . .
+EXPOSE 7860
+CMD ["python", "app.py"]

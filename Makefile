@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python 3.11+: `make app` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: app test lint seeds docs demo-model clean
+
+app: $(VENV)/app.stamp
+	$(BIN)/python app.py
+
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m explorer.docs --check
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+seeds: $(VENV)/app.stamp
+	$(BIN)/python -m explorer seed
+	$(BIN)/python -m explorer.docs
+
+docs: $(VENV)/app.stamp
+	$(BIN)/python -m explorer.docs
+
+demo-model: $(VENV)/app.stamp
+	$(BIN)/python -m assets.train_demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/app.stamp: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@ $(VENV)/app.stamp
+
+clean:
+	rm -rf $(VENV)

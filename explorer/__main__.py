@@ -1,0 +1,155 @@
+"""The command line: `python -m explorer run|methods|seed`. Flags derive from the methods' fields; JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from explorer.records import Event, InputError, Progress, Report, label, plain
+
+SEEDS = Path(__file__).parent.parent / "assets" / "seed_results.json"
+SEED_SPECS = (
+    ("none", {}),
+    ("rtn", {"bits": 8, "granularity": "channel"}),
+    ("rtn", {"bits": 4, "granularity": "group", "group_size": 64}),
+    ("gptq", {"bits": 4, "granularity": "group", "group_size": 64}),
+    ("rtn", {"bits": 2, "granularity": "group", "group_size": 64}),
+)
+
+
+def store_path() -> Path:
+    """Where results are kept unless --store names another place."""
+    return Path.home() / ".cache" / "quantization-explorer" / "results.db"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. A method's parameters are added as flags; a flag that two methods share is one flag."""
+    from explorer.methods import fields_of, methods
+
+    top = argparse.ArgumentParser(prog="python -m explorer", description="Quantize a language model, run it, measure what changed.")
+    commands = top.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("methods", help="list the methods and their parameters")
+    listing.add_argument("--json", action="store_true")
+    seed = commands.add_parser("seed", help="measure the results that the page shows first and write them to assets/")
+    run = commands.add_parser("run", help="run one experiment")
+    run.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
+    run.add_argument("--method", default="rtn", help=", ".join(methods()))
+    run.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
+    run.add_argument("--calibration", default="bundled", help="bundled, wikitext2 or c4; for methods that need inputs")
+    run.add_argument("--text", type=Path, help="a text file to evaluate on; implies --evaluation pasted")
+    run.add_argument("--json", action="store_true", help="print one JSON document")
+    for each in (run, seed):
+        each.add_argument("--store", type=Path, default=store_path(), help="result file")
+    added: set[str] = set()
+    for method in methods().values():
+        for field in fields_of(method):
+            if field.name not in added:
+                added.add(field.name)
+                run.add_argument(f"--{field.name.replace('_', '-')}", default=None, metavar="VALUE", help=f"{field.title}: {field.help}")
+    return top
+
+
+def parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, as the types that the method's fields ask for. Raises InputError."""
+    from explorer.methods import fields_of, methods
+
+    known = methods()
+    if args.method not in known:
+        raise InputError(f"There is no method {args.method[:40]!r}; choose one of {', '.join(known)}.")
+    own = {field.name: field for field in fields_of(known[args.method])}
+    every = {field.name for method in known.values() for field in fields_of(method)}
+    given = {name: value for name in every if (value := getattr(args, name)) is not None}
+    result: dict[str, Any] = {}
+    for name, text in given.items():
+        field = own.get(name)
+        if field is None:
+            raise InputError(f"{args.method} has no parameter {name!r}; it takes {', '.join(own) or 'none'}.")
+        if field.kind == "choice":
+            result[name] = next((c for c in field.choices if str(c) == text), text)
+        elif field.kind == "bool":
+            result[name] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower(), text)
+        else:
+            try:
+                result[name] = float(text)
+            except ValueError:
+                result[name] = text
+    return result
+
+
+def show(event: Event) -> None:
+    """Progress to stderr."""
+    if isinstance(event, Progress):
+        print(f"{event.stage}: {event.done}/{event.total} {event.detail}", file=sys.stderr)
+
+
+def table(report: Report) -> str:
+    """The whole-model numbers of a report as text, one a line."""
+    rows = [f"{label(report.experiment.spec)} on {report.experiment.model.name} ({report.provenance['device']})"]
+    for m in report.measurements:
+        if not m.layer and not isinstance(m.value, list | dict):
+            value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
+            interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
+            rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
+    return "\n".join([*rows, f"{'kernel':28s} {report.provenance['kernel_summary']}"])
+
+
+def command_methods(args: argparse.Namespace) -> None:
+    from explorer.methods import fields_of, methods
+
+    rows = [{"name": m.name, "title": m.title, "paper": m.paper, "fields": plain(fields_of(m))} for m in methods().values()]
+    if args.json:
+        print(json.dumps({"methods": rows}, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']:8s} {row['title']}")
+        for field in row["fields"]:
+            allowed = ", ".join(map(str, field["choices"])) or f"{field['low']:g} to {field['high']:g}"
+            print(f"    --{field['name'].replace('_', '-'):16s} {allowed}  (default {field['default']})")
+
+
+def command_run(args: argparse.Namespace) -> None:
+    given = parameters(args)
+    text = ""
+    if args.text:
+        try:
+            text = args.text.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The text file {args.text} cannot be read; give a UTF-8 text file.") from error
+    from explorer.experiment import LocalRunner, last_report
+    from explorer.store import Store
+
+    runner = LocalRunner(Store(args.store))
+    events = runner.run(args.model, args.method, given, "pasted" if args.text else args.evaluation, text, args.calibration)
+    report = last_report(events, show)
+    print(json.dumps(plain(report)) if args.json else table(report))
+
+
+def command_seed(args: argparse.Namespace) -> None:
+    from explorer.experiment import LocalRunner, last_report
+    from explorer.store import Store
+
+    runner = LocalRunner(Store(args.store))
+    reports = [last_report(runner.run("demo", method, params), show) for method, params in SEED_SPECS]
+    SEEDS.write_text("[\n" + ",\n".join(json.dumps(plain(report)) for report in reports) + "\n]\n")
+    print(f"wrote {SEEDS.name}: {len(reports)} reports", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0; 2 with a sentence on bad input; 130 on Ctrl-C with nothing half-stored."""
+    try:
+        args = parser().parse_args(argv)
+        {"run": command_run, "methods": command_methods, "seed": command_seed}[args.command](args)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cancelled; what was measured before is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Layer inputs, gathered block by block: peak memory is the model plus one block's activations. Knows nothing of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from explorer.models import LoadedModel, blocks, linears
+
+BATCH = 4  # windows a forward pass
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the inputs of the first block are known."""
+
+
+@torch.no_grad()
+def first_inputs(loaded: LoadedModel, windows: Tensor) -> tuple[list[Tensor], dict]:
+    """(hidden states entering block 0, one [B, T, H] a batch; the keyword arguments every block gets). windows [W, T] int64."""
+    batches: list[Tensor] = []
+    arguments: dict = {}
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        batches.append(args[0] if args else kwargs["hidden_states"])
+        arguments.update({k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")})
+        raise _Stop
+
+    handle = blocks(loaded.model)[0].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for batch in windows[: len(windows) // BATCH * BATCH or len(windows)].split(BATCH):
+            try:
+                loaded.model(batch, use_cache=False)
+            except _Stop:
+                pass
+    finally:
+        handle.remove()
+    return batches, arguments
+
+
+def _forward(block: nn.Module, hidden: Tensor, arguments: dict) -> Tensor:
+    output = block(hidden, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def record_inputs(block: nn.Module, batches: list[Tensor], arguments: dict, wanted: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Runs a block on all batches and returns the inputs of the wanted layers, [M, K] in the model's dtype; shared inputs share memory."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in wanted}
+
+    def keep(name: str) -> Callable:
+        return lambda module, args: seen[name].append(args[0].flatten(0, -2))
+
+    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in wanted.items()]
+    try:
+        for hidden in batches:
+            _forward(block, hidden, arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    joined: dict[tuple, Tensor] = {}
+    result = {}
+    for name, parts in seen.items():
+        address = tuple(part.data_ptr() for part in parts)
+        result[name] = joined.setdefault(address, torch.cat(parts) if parts else torch.empty(0))
+    return result
+
+
+@torch.no_grad()
+def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Yields {layer name: its inputs [M, K]} for each set of layers that share an input, in order of execution.
+
+    The caller replaces the yielded layers in the model before it asks for more, so that each set sees the effect of all sets
+    before it (true-sequential order: q/k/v, then o, then gate/up, then down).
+    """
+    batches, arguments = first_inputs(loaded, windows)
+    names = {id(layer): name for name, layer in linears(loaded.model).items()}
+    for block in blocks(loaded.model):
+        waiting = {names[id(m)]: m for m in block.modules() if id(m) in names}
+        order = [sorted(group) for group in _input_groups(block, batches[0], arguments, waiting)]
+        for group in order:
+            yield record_inputs(block, batches, arguments, {name: waiting[name] for name in group})
+        batches = [_forward(block, hidden, arguments) for hidden in batches]
+
+
+def _input_groups(block: nn.Module, sample: Tensor, arguments: dict, layers: dict[str, nn.Module]) -> list[list[str]]:
+    """Names of the layers, those that read the same tensor together, in order of execution."""
+    groups: dict[int, list[str]] = {}
+    kept = []
+
+    def note(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            kept.append(args[0])  # keeps the address from being used again
+            groups.setdefault(args[0].data_ptr(), []).append(name)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    try:
+        _forward(block, sample, arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(groups.values())

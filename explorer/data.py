@@ -1,0 +1,55 @@
+"""Where text comes from: the bundled held-out text, WikiText-2 and C4 by `datasets`, or pasted text. Knows nothing of models."""
+
+from __future__ import annotations
+
+import hashlib
+from pydoc_data.topics import topics
+
+from explorer.records import InputError, TextRef
+
+SOURCES = ("bundled", "wikitext2", "c4", "pasted")
+PASTE_LIMIT = 200_000  # characters
+
+
+def bundled_text(half: str) -> str:
+    """One of two disjoint halves of the reference topics that every CPython ships: "calibration" or "evaluation".
+
+    Topics alternate between the halves in alphabetical order.
+    """
+    names = sorted(topics)[0 if half == "calibration" else 1 :: 2]
+    return "\n\n".join(topics[name].strip() for name in names)
+
+
+def text_of(source: str, half: str, pasted: str = "") -> str:
+    """The text of a source for a half, "calibration" or "evaluation". Raises InputError when it cannot be had."""
+    if source == "bundled":
+        return bundled_text(half)
+    if source == "pasted":
+        if len(pasted) > PASTE_LIMIT:
+            raise InputError(f"The pasted text has {len(pasted):,} characters; paste at most {PASTE_LIMIT:,}.")
+        return pasted
+    if source not in SOURCES:
+        raise InputError(f"There is no text {str(source)[:40]!r}; choose one of {', '.join(SOURCES)}.")
+    return _from_hub(source, half)
+
+
+def _from_hub(source: str, half: str) -> str:
+    import datasets
+
+    try:
+        if source == "wikitext2":
+            split = "train" if half == "calibration" else "test"
+            rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+            return "\n\n".join(rows["text"])
+        split = "train" if half == "calibration" else "validation"
+        stream = datasets.load_dataset("allenai/c4", "en", split=split, streaming=True)
+        return "\n\n".join(row["text"] for row in stream.take(512))
+    except Exception as error:  # the client raises a dozen unrelated types when there is no network
+        raise InputError(f"{source} could not be loaded ({type(error).__name__}); it needs a network. Choose the bundled text or paste your own.") from error
+
+
+def reference(source: str, half: str, tokens: int, length: int, pasted: str = "") -> tuple[TextRef, str]:
+    """(TextRef, text): the record that goes into keys, with the text's hash, and the text itself."""
+    text = text_of(source, half, pasted)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return TextRef(source, digest, tokens, length, pasted if source == "pasted" else ""), text

@@ -1,0 +1,221 @@
+"""run(): the only place where model, method, metrics and store meet. A generator of events; closing it cancels the work."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from explorer import data, models
+from explorer.calibration import sequential_inputs
+from explorer.devices import default_device, device_name
+from explorer.methods import Method, build, methods, spec_of
+from explorer.metrics import Metric, Subject, metrics
+from explorer.models import LoadedModel
+from explorer.qlinear import QuantizedLinear, put
+from explorer.qtensor import QuantizedTensor
+from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
+from explorer.store import Store, code_version
+
+EVALUATION_TOKENS, CALIBRATION_TOKENS = 8192, 8192
+ROOT = Path(__file__).parent
+SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "qlinear", "calibration", "models", "data", "decode")]
+KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
+
+
+def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> str:
+    """The content address of one metric's result: everything that determines it."""
+    method = sys.modules[methods()[experiment.spec.method].__module__].__file__
+    module = sys.modules[metric.measure.__module__].__file__
+    spec = QuantSpec("none") if metric.of_model else experiment.spec
+    calibration = experiment.calibration if methods()[spec.method].needs_inputs else None
+    code = code_version(*SHARED_CODE, *KERNEL_CODE, module, str(ROOT / "metrics" / "__init__.py"), *([] if metric.of_model else [method]))
+    where = device_name(device) if metric.per_device else device.type
+    return key_of(experiment.model, spec, experiment.evaluation, calibration, metric.name, code, torch.__version__, where)
+
+
+@dataclass
+class Loader:
+    """Keeps the last model loaded, so that a second experiment on it starts at once."""
+
+    device: torch.device = field(default_factory=default_device)
+    _last: LoadedModel | None = None
+
+    def __call__(self, ref: ModelRef) -> LoadedModel:
+        if self._last is None or self._last.ref != ref:
+            self._last = None
+            gc.collect()
+            self._last = models.load(ref, self.device)
+        return self._last
+
+
+def run(experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader) -> Iterator[Event]:
+    """Yields Progress and Measurements, last a Report. What the store has is not computed again; each metric is stored when it is whole.
+
+    texts: the evaluation and calibration text that the experiment's hashes name.
+    """
+    device, found, missing = load.device, {}, {}
+    for name, metric in metrics().items():
+        key = metric_key(experiment, metric, device)
+        stored = store.get(key)
+        if stored is None:
+            missing[name] = (metric, key)
+        else:
+            found[name] = stored
+    if missing:
+        for event in _measure(experiment, method, texts, load, missing):
+            if isinstance(event, _Whole):
+                store.put(event.key, event.name, event.measurements, event.provenance)
+                found[event.name] = (event.measurements, event.provenance)
+            else:
+                yield event
+    measurements = tuple(m for name in metrics() for m in found[name][0])
+    provenance: dict[str, Any] = {}
+    for name in ("activations", "layers", "sample", "speed", "quality", "size"):
+        provenance |= found[name][1]
+    provenance |= {"from_store": not missing, "measured_now": sorted(missing)}
+    yield Report(experiment, measurements, provenance)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """One metric, completely measured."""
+
+    name: str
+    key: str
+    measurements: list[Measurement]
+    provenance: dict[str, Any]
+
+
+def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, missing: dict) -> Iterator[Any]:
+    yield Progress("load model", 0, 1, experiment.model.name)
+    loaded = load(experiment.model)
+    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
+    skipped: dict[str, str] = {}
+    try:
+        if any(not metric.of_model for metric, _ in missing.values()):
+            subject, skipped = yield from quantize(subject, method, experiment.calibration, texts["calibration"])
+        provenance = describe(subject, experiment, skipped)
+        for name, (metric, key) in missing.items():
+            taken = []
+            for event in metric.measure(subject):
+                if isinstance(event, Measurement):
+                    taken.append(event)
+                yield event
+            yield _Whole(name, key, taken, provenance)
+    finally:
+        for name, layer in subject.originals.items():
+            put(loaded.model, name, layer)
+        del subject
+        gc.collect()
+
+
+def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) -> Iterator[Any]:
+    """Quantizes every layer the method accepts; yields Progress, returns (subject with quantized layers, {layer: why it was skipped}).
+
+    Leaves the model with its original layers in place.
+    """
+    loaded, originals = subject.loaded, subject.originals
+    skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape)))}
+    wanted = {name: layer for name, layer in originals.items() if name not in skipped}
+    layers: dict[str, QuantizedLinear] = {}
+    qtensors: dict[str, QuantizedTensor] = {}
+    start = time.perf_counter()
+
+    def convert(name: str, inputs: torch.Tensor | None) -> Progress:
+        qtensors[name] = method.quantize(wanted[name].weight.float(), inputs)
+        layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
+        return Progress("quantize", len(qtensors), len(wanted), name)
+
+    try:
+        if method.needs_inputs:
+            rows = models.windows(loaded, text, calibration.tokens, calibration.length)
+            yield Progress("quantize", 0, len(wanted), "reading the calibration text")
+            for group in sequential_inputs(loaded, rows):
+                for name, inputs in group.items():
+                    if name in wanted:
+                        yield convert(name, inputs.float())
+                        put(loaded.model, name, layers[name])
+        else:
+            for name in wanted:
+                yield convert(name, None)
+    finally:
+        for name in layers:
+            put(loaded.model, name, originals[name])
+    return Subject(loaded, layers, qtensors, originals, subject.windows, time.perf_counter() - start), skipped
+
+
+def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
+    """Provenance: device, versions, which kernel runs in each layer, what was skipped and why, the evaluation protocol."""
+    from explorer.metrics.sample import PROMPT
+
+    kernels = {name: layer.kernel for name, layer in subject.layers.items()}
+    counts: dict[str, int] = {}
+    for kernel in kernels.values():
+        counts[kernel] = counts.get(kernel, 0) + 1
+    summary = "; ".join(f"{kernel} on {count} of {len(subject.originals)} layers" for kernel, count in counts.items())
+    text = experiment.evaluation
+    return {
+        "device": device_name(subject.loaded.device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "kernels": kernels,
+        "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
+        "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
+        "skipped": skipped if subject.layers else {},
+        "text": f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
+        "tokens": subject.windows.numel(),
+        "kv_context": subject.loaded.length,
+        "prompt": PROMPT,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+class LocalRunner:
+    """Runs experiments in this process, one at a time. What the UI and the CLI call."""
+
+    def __init__(self, store: Store, load: Loader | None = None) -> None:
+        self._store, self._load, self._busy = store, load or Loader(), threading.Lock()
+
+    def models(self) -> list[str]:
+        """Models that need no download."""
+        return ["demo"]
+
+    def run(
+        self, model: str, method: str, params: dict[str, Any], evaluation: str = "bundled", text: str = "", calibration: str = "bundled"
+    ) -> Iterator[Event]:
+        """run() on an experiment made from plain input. Raises InputError with one sentence on bad input."""
+        chosen = build(method, params)
+        ref = models.resolve(model.strip())
+        length = 512 if ref.name == "demo" else 1024
+        evaluated, evaluation_text = data.reference(evaluation, "evaluation", EVALUATION_TOKENS, length, text)
+        calibrated, calibration_text = data.reference(calibration, "calibration", CALIBRATION_TOKENS, length)
+        experiment = Experiment(ref, spec_of(chosen), evaluated, calibrated)
+        if not self._busy.acquire(blocking=False):
+            raise InputError("Another experiment is running; wait for it to end or cancel it.")
+        try:
+            yield from run(experiment, chosen, {"evaluation": evaluation_text, "calibration": calibration_text}, self._store, self._load)
+        finally:
+            self._busy.release()
+
+
+def last_report(events: Iterator[Event], watch: Callable[[Event], None] = lambda event: None) -> Report:
+    """Drains a run and returns its report; `watch` sees every event. Closes the run on any error."""
+    try:
+        for event in events:
+            watch(event)
+            if isinstance(event, Report):
+                return event
+        raise RuntimeError("the run ended without a report")
+    finally:
+        events.close()

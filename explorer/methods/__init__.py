@@ -1,0 +1,112 @@
+"""Method: how a weight becomes a QuantizedTensor. One file a method, found by folder; nothing here runs or measures a model.
+
+A method is a frozen dataclass. Its fields are its parameters: UI controls, CLI flags, README row, test cases and cache key all follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from explorer.qtensor import QuantizedTensor
+from explorer.records import InputError, QuantSpec
+
+
+@dataclass(frozen=True)
+class Field:
+    """One parameter of a method, as a person sees it. `when` = (other field, values): shown and used only while the other has one."""
+
+    name: str
+    title: str
+    kind: str  # "choice", "bool", "int" or "float"
+    default: Any
+    choices: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    help: str = ""
+    when: tuple[str, tuple] | None = None
+
+
+def choice(default: Any, *choices: Any, title: str, help: str = "", when: tuple[str, tuple] | None = None) -> Any:
+    """A dataclass field that takes one of a few values; bool when no choices are given."""
+    kind = "bool" if isinstance(default, bool) else "choice"
+    meta = {"title": title, "kind": kind, "choices": choices or (False, True), "help": help, "when": when}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def amount(default: float, low: float, high: float, *, title: str, help: str = "", when: tuple[str, tuple] | None = None) -> Any:
+    """A dataclass field that takes a number between low and high; an integer when the default is one."""
+    kind = "int" if isinstance(default, int) else "float"
+    return dataclasses.field(default=default, metadata={"title": title, "kind": kind, "low": low, "high": high, "help": help, "when": when})
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. needs_inputs: `quantize` gets calibration inputs of the layer, [M, K] float32, else None."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str] = ""
+    needs_inputs: ClassVar[bool] = False
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
+        """weight [N, K] float32 -> QuantizedTensor. `refuses` has been asked before."""
+        raise NotImplementedError
+
+    def refuses(self, shape: tuple[int, int]) -> str:
+        """Why a weight of this shape [N, K] cannot be quantized ("" when it can): the layer is then kept in 16 bits and reported."""
+        group = getattr(self, "group_size", 0) if getattr(self, "granularity", "group") == "group" else 0
+        return f"group size {group} does not divide its {shape[1]} inputs" if group and shape[1] % group else ""
+
+
+@cache
+def methods() -> dict[str, type[Method]]:
+    """Name -> class of every method in this folder, the baseline first, then by name."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        for item in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(item, type) and issubclass(item, Method) and item is not Method:
+                found[item.name] = item
+    return dict(sorted(found.items(), key=lambda pair: (pair[0] != "none", pair[0])))
+
+
+def fields_of(method: type[Method]) -> tuple[Field, ...]:
+    """The parameters of a method, in the order of its class."""
+    return tuple(Field(name=f.name, default=f.default, **f.metadata) for f in dataclasses.fields(method))
+
+
+def build(name: str, params: dict[str, Any]) -> Method:
+    """A method from its name and parameters. Raises InputError with a sentence on anything unknown, of the wrong type or out of range."""
+    known = methods()
+    if name not in known:
+        raise InputError(f"There is no method {str(name)[:40]!r}; choose one of {', '.join(known)}.")
+    fields = {field.name: field for field in fields_of(known[name])}
+    for unknown in params.keys() - fields.keys():
+        allowed = ", ".join(fields) or "no parameters"
+        raise InputError(f"{name} has no parameter {str(unknown)[:40]!r}; it takes {allowed}.")
+    return known[name](**{key: _checked(name, fields[key], value) for key, value in params.items()})
+
+
+def _checked(method: str, field: Field, value: Any) -> Any:
+    if field.kind in ("choice", "bool"):
+        for allowed in field.choices:
+            if type(allowed) is type(value) and allowed == value:
+                return value
+        raise InputError(f"{method}: {field.name} cannot be {str(value)[:40]!r}; choose one of {', '.join(map(str, field.choices))}.")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not field.low <= value <= field.high or (field.kind == "int" and value != int(value)):
+        raise InputError(f"{method}: {field.name} cannot be {str(value)[:40]!r}; give a number from {field.low:g} to {field.high:g}.")
+    return int(value) if field.kind == "int" else float(value)
+
+
+def spec_of(method: Method) -> QuantSpec:
+    """The spec with every parameter in force: fields whose `when` does not hold take their default, so equal work has an equal key."""
+    values = {f.name: getattr(method, f.name) for f in fields_of(type(method))}
+    params = {f.name: values[f.name] for f in fields_of(type(method)) if f.when is None or values[f.when[0]] in f.when[1]}
+    return QuantSpec.of(method.name, **params)

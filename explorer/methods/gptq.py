@@ -1,0 +1,96 @@
+"""GPTQ: rounds one input column at a time and lets the columns not yet rounded make up for the error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from explorer.methods import Method, amount, choice
+from explorer.qtensor import QuantizedTensor, affine_codes, affine_parameters, group_view
+
+BLOCK = 128  # columns between two updates of all that remain (section 3.3, step 2)
+
+
+@dataclass(frozen=True)
+class Gptq(Method):
+    """Rounding to nearest minimises the error of the weights; GPTQ minimises the error of the layer's *output* on calibration text. Columns
+    are rounded in order, and after each one the remaining columns move along the inverse Hessian H = 2/n X^T X to cancel the output error
+    it made. The weights end up farther from the original than with plain rounding, the outputs closer.
+    """
+
+    name: ClassVar[str] = "gptq"
+    title: ClassVar[str] = "GPTQ"
+    paper: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323, section 3.3"
+    needs_inputs: ClassVar[bool] = True
+
+    bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="Width of a code: 2 to the power of this many grid points.")
+    granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
+    group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
+    symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.")
+    act_order: bool = choice(True, title="Act-order", help="Round the columns with the largest inputs first, while most columns can still compensate.")
+    damping: float = amount(0.01, 0.0001, 1.0, title="Damping", help="Share of the mean diagonal added to the Hessian, for stability.")
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
+        if inputs is None or inputs.shape[0] == 0:
+            raise ValueError("GPTQ needs calibration inputs of the layer, [M, K]")
+        return quantize_with_hessian(self, weight, hessian(inputs))
+
+
+def hessian(inputs: Tensor) -> Tensor:
+    """H = 2/n X^T X, [K, K] float32, of inputs [n, K]."""
+    x = inputs.float()
+    return x.T @ x * (2.0 / x.shape[0])
+
+
+def inverse_factor(h: Tensor, damping: float) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped H [K, K]; damping grows tenfold until H is positive definite."""
+    mean = h.diagonal().mean()
+    for _ in range(8):
+        damped = h + torch.eye(h.shape[0], device=h.device) * (damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if not failed:
+                return upper
+        damping *= 10
+    raise ValueError("the calibration inputs hold NaN or infinities, so no Hessian can be inverted")
+
+
+def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedTensor:
+    """The algorithm on weight [N, K] float32 and H [K, K] float32. Groups are static (scales from the original weights) with act-order,
+    and taken from the current, already compensated weights otherwise.
+    """
+    w, h, bits = weight.clone(), h.clone(), method.bits
+    dead = h.diagonal() == 0
+    h[dead, dead] = 1
+    w[:, dead] = 0
+    n, k = w.shape
+    size = {"tensor": k, "channel": k, "group": method.group_size}[method.granularity]
+    scale, zero = affine_parameters(group_view(w, method.granularity, method.group_size), bits, method.symmetric)
+    order = torch.argsort(h.diagonal(), descending=True) if method.act_order else torch.arange(k, device=w.device)
+    w, h = w[:, order], h[order][:, order]
+    upper = inverse_factor(h, method.damping)
+    codes = torch.empty(n, k, dtype=torch.uint8, device=w.device)
+    live_groups = method.granularity == "group" and not method.act_order
+    for start in range(0, k, BLOCK):
+        stop = min(start + BLOCK, k)
+        errors = torch.empty(n, stop - start, device=w.device)
+        for i in range(start, stop):
+            group = int(order[i]) // size
+            if live_groups and i % size == 0:
+                fresh, fresh_zero = affine_parameters(w[:, i : i + size].unsqueeze(1), bits, method.symmetric)
+                scale[:, group] = fresh[:, 0]
+                if zero is not None:
+                    zero[:, group] = fresh_zero[:, 0]
+            s, z = scale[:, group].expand(n), None if zero is None else zero[:, group].expand(n)
+            code = affine_codes(w[:, i].reshape(n, 1, 1), s.reshape(n, 1), None if z is None else z.reshape(n, 1), bits).reshape(n)
+            codes[:, i] = code
+            value = (code.float() - (2 ** (bits - 1) if z is None else z)) * s.float()
+            error = (w[:, i] - value) / upper[i, i]
+            w[:, i:stop] -= error.unsqueeze(1) * upper[i, i:stop]
+            errors[:, i - start] = error
+        w[:, stop:] -= errors @ upper[start:stop, stop:]
+    return QuantizedTensor(codes[:, torch.argsort(order)], scale, bits, zero)

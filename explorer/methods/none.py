@@ -1,0 +1,19 @@
+"""The baseline: weights stay in bfloat16. Everything else is compared with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from explorer.methods import Method
+
+
+@dataclass(frozen=True)
+class Baseline(Method):
+    """The model as it was trained, in bfloat16: 16 bits a weight. No layer is replaced, so its numbers are the reference for all others."""
+
+    name: ClassVar[str] = "none"
+    title: ClassVar[str] = "16-bit baseline (bfloat16)"
+
+    def refuses(self, shape: tuple[int, int]) -> str:
+        return "the baseline keeps every layer in 16 bits"

@@ -1,0 +1,31 @@
+"""Round to nearest: the simplest quantizer, and the yardstick for the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from explorer.methods import Method, choice
+from explorer.qtensor import QuantizedTensor, quantize_affine
+
+
+@dataclass(frozen=True)
+class Rtn(Method):
+    """Each weight goes to the nearest point of a uniform grid; a scale (and, when asymmetric, a zero-point) places the grid over the
+    values that share it. The fewer weights share a scale, the less one large value stretches the grid of all others, and the more bits
+    the scales cost. No data is needed and nothing is corrected afterwards.
+    """
+
+    name: ClassVar[str] = "rtn"
+    title: ClassVar[str] = "Round to nearest (RTN)"
+    paper: ClassVar[str] = "Jacob et al. 2018, arXiv 1712.05877, section 2.1"
+
+    bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="Width of a code: 2 to the power of this many grid points.")
+    granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
+    group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
+    symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.")
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
+        return quantize_affine(weight, self.bits, self.granularity, self.group_size, self.symmetric)

@@ -1,0 +1,53 @@
+"""Per layer: how far the weights moved, how far the outputs moved on real inputs, and the weights' histogram with the code grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from explorer.calibration import first_inputs, record_inputs
+from explorer.metrics import Metric, Subject, histogram
+from explorer.models import blocks
+from explorer.records import Measurement, Progress
+
+GRID_VALUES = 256
+
+
+def relative(error: torch.Tensor, reference: torch.Tensor) -> float:
+    """||error|| / ||reference||, Frobenius."""
+    return (error.float().norm() / reference.float().norm().clamp(min=1e-30)).item()
+
+
+@torch.no_grad()
+def measure(subject: Subject) -> Iterator[Progress | Measurement]:
+    """Inputs come from the 16-bit model on the first evaluation window, so a layer's output error is its own, not its predecessors'."""
+    batches, arguments = first_inputs(subject.loaded, subject.windows[:1])
+    names = {id(layer): name for name, layer in subject.originals.items()}
+    all_blocks = blocks(subject.loaded.model)
+    for index, block in enumerate(all_blocks):
+        yield Progress("layer errors", index, len(all_blocks), f"block {index}")
+        inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
+        inputs = record_inputs(block, batches, arguments, inside)
+        for name, original in inside.items():
+            yield from _layer(subject, name, original, inputs[name])
+        output = [block(hidden, **arguments) for hidden in batches]
+        batches = [o[0] if isinstance(o, tuple) else o for o in output]
+
+
+def _layer(subject: Subject, name: str, original: torch.nn.Linear, inputs: torch.Tensor) -> Iterator[Measurement]:
+    weight = original.weight.float()
+    edges, before = histogram(weight)
+    after, grid = before, []
+    if name in subject.qtensors:
+        qtensor = subject.qtensors[name]
+        approximation = qtensor.dequantize()
+        _, after = histogram(approximation, low=edges[0], high=edges[-1])
+        grid = [round(v, 6) for v in qtensor.grid().tolist()[:GRID_VALUES]]
+        reference = original(inputs)
+        yield Measurement("weight_error", relative(approximation - weight, weight), "relative", name, n=weight.numel())
+        yield Measurement("output_error", relative(subject.layers[name](inputs) - reference, reference), "relative", name, n=inputs.shape[0])
+    yield Measurement("weight_histogram", {"edges": edges, "before": before, "after": after, "grid": grid}, "", name, n=weight.numel())
+
+
+METRIC = Metric("layers", measure)

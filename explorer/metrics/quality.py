@@ -1,0 +1,70 @@
+"""How much the model changed: perplexity, its paired difference to 16 bits, KL divergence and agreement, token by token.
+
+Both models run over the same windows. All differences are paired by token, which is what makes a few thousand tokens enough to tell
+4 bits from 16 (llama.cpp's perplexity tool is the model for this protocol).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from explorer.metrics import Metric, Subject, mean_interval
+from explorer.records import Measurement, Progress
+
+BATCH = 2  # windows a forward pass
+
+
+def token_statistics(reference: Tensor, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Per token [M]: nll of both models (nats), KL(reference || model) (nats), whether the top tokens agree. Logits are [M, V]."""
+    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    pick = targets.unsqueeze(-1)
+    return {
+        "base": -p.gather(-1, pick).squeeze(-1),
+        "nll": -q.gather(-1, pick).squeeze(-1),
+        "kld": (p.exp() * (p - q)).sum(-1).clamp(min=0),
+        "same": (p.argmax(-1) == q.argmax(-1)).float().where(q.isfinite().all(-1), torch.nan),
+    }
+
+
+@torch.no_grad()
+def measure(subject: Subject) -> Iterator[Progress | Measurement]:
+    model, rows = subject.loaded.model, []
+    batches = subject.windows.split(BATCH)
+    for done, batch in enumerate(batches):
+        yield Progress("perplexity", done, len(batches), f"{done * batch.numel():,} tokens scored")
+        reference = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        logits = reference
+        if subject.layers:
+            with subject.quantized():
+                logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        rows.append(token_statistics(reference, logits, batch[:, 1:].flatten()))
+    yield from summarise({key: torch.cat([row[key] for row in rows]).cpu() for key in rows[0]}, not subject.layers)
+
+
+def summarise(tokens: dict[str, Tensor], is_baseline: bool) -> Iterator[Measurement]:
+    """Measurements from per-token statistics; tokens with NaN or infinities are left out of every mean and counted in `bad`."""
+    good = tokens["nll"].isfinite() & tokens["base"].isfinite() & tokens["kld"].isfinite()
+    bad, n = int((~good).sum()), int(good.sum())
+    kept = {key: value[good] for key, value in tokens.items()}
+    nll, low, high = mean_interval(kept["nll"])
+    yield Measurement("perplexity", _exp(nll), "", low=_exp(low), high=_exp(high), n=n, bad=bad)
+    delta, low, high = (0.0, 0.0, 0.0) if is_baseline else mean_interval(kept["nll"] - kept["base"])
+    yield Measurement("perplexity_delta", 100 * (_exp(delta) - 1), "%", low=100 * (_exp(low) - 1), high=100 * (_exp(high) - 1), n=n, bad=bad)
+    kld, low, high = mean_interval(kept["kld"])
+    yield Measurement("kld_mean", kld, "nats", low=max(0.0, low), high=high, n=n, bad=bad)
+    for name, share in (("kld_median", 0.5), ("kld_p99", 0.99), ("kld_max", 1.0)):
+        value = torch.quantile(kept["kld"], share).item() if n else math.nan
+        yield Measurement(name, value, "nats", n=n, bad=bad)
+    same, low, high = mean_interval(kept["same"] * 100)
+    yield Measurement("top1_agreement", same, "%", low=low, high=min(100.0, high), n=n, bad=bad)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+METRIC = Metric("quality", measure)

@@ -1,0 +1,27 @@
+"""What the model writes: one greedy continuation of a fixed prompt, by the same loop that is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from explorer.decode import Decoder
+from explorer.metrics import Metric, Subject
+from explorer.records import Measurement, Progress
+
+PROMPT = "The database server stores each table in"
+NEW = 60
+
+
+def measure(subject: Subject) -> Iterator[Progress | Measurement]:
+    loaded = subject.loaded
+    prompt = loaded.tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
+    ids = []
+    with subject.quantized():
+        for token in Decoder(loaded, prompt.shape[1] + NEW).generate(prompt, NEW):
+            ids.append(token)
+            if len(ids) % 16 == 0:
+                yield Progress("sample text", len(ids), NEW)
+    yield Measurement("sample_text", loaded.tokenizer.decode(ids), "", n=NEW)
+
+
+METRIC = Metric("sample", measure)

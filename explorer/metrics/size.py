@@ -1,0 +1,38 @@
+"""What the weights cost: stored bits a weight, and the bytes of the tensors that are really in use, by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from explorer.metrics import Metric, Subject
+from explorer.records import Measurement
+
+
+def kv_cache_bytes(config: object, context: int) -> int:
+    """Bytes of a bfloat16 KV cache for one sequence of `context` tokens: 2 x layers x KV heads x head size x context x 2."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_size * context * 2
+
+
+def measure(subject: Subject) -> Iterator[Measurement]:
+    weights = sum(layer.weight.numel() for layer in subject.originals.values())
+    stored = sum(16 * layer.weight.numel() for name, layer in subject.originals.items() if name not in subject.qtensors)
+    stored += sum(q.stored_bits() for q in subject.qtensors.values())
+    yield Measurement("bits_per_weight", stored / weights, "bits", n=weights)
+    with subject.quantized():
+        resident = {id(t): t.numel() * t.element_size() for t in (*subject.loaded.model.parameters(), *subject.loaded.model.buffers())}
+    packed = [layer.packed_bytes() for layer in subject.layers.values()]
+    codes = sum(parts.get("codes", 0) for parts in packed)
+    scales = sum(size for parts in packed for name, size in parts.items() if name != "codes")
+    total = sum(resident.values())
+    yield Measurement("weight_bytes", total, "bytes")
+    yield Measurement("memory_codes", codes, "bytes")
+    yield Measurement("memory_scales", scales, "bytes")
+    yield Measurement("memory_kept", total - codes - scales, "bytes")
+    cache = kv_cache_bytes(subject.loaded.model.config, subject.loaded.length)
+    yield Measurement("memory_kv_cache", cache, "bytes", n=subject.loaded.length, how="estimated")
+    yield Measurement("quantize_seconds", subject.quantize_seconds, "s")
+
+
+METRIC = Metric("size", measure, per_device=True)

@@ -1,0 +1,55 @@
+"""How fast tokens come: time to first token, seconds per token, and what bounds them, measured on the loop in `decode`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from explorer.decode import Decoder
+from explorer.devices import decode_limit
+from explorer.metrics import Metric, Subject
+from explorer.metrics.size import kv_cache_bytes
+from explorer.records import Measurement, Progress
+
+PROMPT, NEW, RUNS = 32, 33, 4  # tokens of prompt, tokens decoded a run, runs (the first warms up and is not counted)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value below which this share of a sorted sample lies (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def measure(subject: Subject) -> Iterator[Progress | Measurement]:
+    loaded = subject.loaded
+    with subject.quantized():
+        decoder = Decoder(loaded, PROMPT + NEW + 8)
+        prompt = subject.windows[:1, :PROMPT]
+        firsts, latencies = [], []
+        for run in range(RUNS):
+            yield Progress("speed", run, RUNS, "warm-up" if run == 0 else f"run {run}")
+            first, steps = decoder.timed(prompt, NEW)
+            if run == 0:
+                decoder.capture()
+            else:
+                firsts.append(first)
+                latencies += steps
+        resident = sum(t.numel() * t.element_size() for t in {id(p): p for p in (*loaded.model.parameters(), *loaded.model.buffers())}.values())
+    yield from summarise(firsts, latencies, resident + kv_cache_bytes(loaded.model.config, PROMPT + NEW), subject)
+
+
+def summarise(firsts: list[float], latencies: list[float], bytes_per_token: float, subject: Subject) -> Iterator[Measurement]:
+    """Tokens/s is tokens over time; its bounds are the 20th and 80th percentile of single tokens."""
+    n, rate = len(latencies), len(latencies) / sum(latencies)
+    low, high = 1 / quantile(latencies, 0.8), 1 / quantile(latencies, 0.2)
+    limit = decode_limit(bytes_per_token, subject.loaded.device)
+    yield Measurement("decode_tokens_per_second", rate, "tokens/s", low=low, high=high, n=n)
+    yield Measurement("time_to_first_token", statistics.median(firsts), "s", low=min(firsts), high=max(firsts), n=len(firsts))
+    yield Measurement("decode_latency_p50", quantile(latencies, 0.5), "s", n=n)
+    yield Measurement("decode_latency_p95", quantile(latencies, 0.95), "s", n=n)
+    yield Measurement("decode_latencies", [round(v, 6) for v in latencies], "s", n=n)
+    yield Measurement("decode_limit", limit, "tokens/s", how="estimated")
+    yield Measurement("decode_bound", "bandwidth" if rate > limit / 2 else "overhead", how="estimated")
+
+
+METRIC = Metric("speed", measure, per_device=True)

@@ -1,0 +1,177 @@
+"""The nouns every layer shares: what is asked (Experiment), what is found (Measurement, Report), and their address (key_of).
+
+Standard library only. All records are frozen and serialise to JSON; a Report can be stored, sent to a browser and read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+Scalar = bool | int | float | str
+
+
+class InputError(ValueError):
+    """A request that cannot be carried out. Its text is one sentence for a person: what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model and exactly which one: `name` is "demo", a hub id or a folder; `revision` a commit hash or a hash of the content."""
+
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """A method's name and its parameters, sorted by name. Plain data that outlives the method's code."""
+
+    method: str
+    params: tuple[tuple[str, Scalar], ...] = ()
+
+    @classmethod
+    def of(cls, method: str, **params: Scalar) -> QuantSpec:
+        return cls(method, tuple(sorted(params.items())))
+
+    def get(self, name: str, default: Scalar | None = None) -> Scalar | None:
+        return dict(self.params).get(name, default)
+
+
+@dataclass(frozen=True)
+class TextRef:
+    """A text by source ("bundled", "wikitext2", "c4", "pasted"), its hash, and how much of it is used.
+
+    tokens: tokens used at most; length: tokens per window; text: the text itself when pasted, else empty.
+    """
+
+    source: str
+    digest: str
+    tokens: int
+    length: int
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """model x spec x evaluation text x calibration text: everything a person chooses."""
+
+    model: ModelRef
+    spec: QuantSpec
+    evaluation: TextRef
+    calibration: TextRef
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is. `done` of `total` units; `detail` is a short human text such as the layer's name."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One fact: a number, a text or a small array, for one layer or (layer = "") for the whole model.
+
+    how: "measured", "estimated" (arithmetic on a data sheet) or "recorded" (measured earlier, shipped). low and high bound the 95%
+    interval where one is known; n counts what was averaged; bad counts NaN and infinities that were left out.
+    """
+
+    metric: str
+    value: Any
+    unit: str = ""
+    layer: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    bad: int = 0
+    how: str = "measured"
+
+
+@dataclass(frozen=True)
+class Report:
+    """An experiment, what was measured, and under which circumstances (device, versions, kernels, skipped layers)."""
+
+    experiment: Experiment
+    measurements: tuple[Measurement, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def find(self, metric: str, layer: str = "") -> Measurement | None:
+        """The measurement of this metric and layer, or None."""
+        return next((m for m in self.measurements if m.metric == metric and m.layer == layer), None)
+
+    def value(self, metric: str, layer: str = "") -> Any:
+        """Its value, or None where it was not measured."""
+        found = self.find(metric, layer)
+        return None if found is None else found.value
+
+    def by_layer(self, metric: str) -> dict[str, Any]:
+        """Layer name -> value, in the model's order."""
+        return {m.layer: m.value for m in self.measurements if m.metric == metric and m.layer}
+
+
+Event = Progress | Measurement | Report
+
+
+def label(spec: QuantSpec) -> str:
+    """A short name for tables and legends, such as "gptq 4-bit g64"."""
+    params = dict(spec.params)
+    parts = [spec.method]
+    if "bits" in params:
+        parts.append(f"{params['bits']}-bit")
+    granularity = params.get("granularity")
+    if granularity == "group" or (granularity is None and "group_size" in params):
+        parts.append(f"g{params['group_size']}")
+    elif granularity:
+        parts.append(str(granularity))
+    parts += [name.replace("_", "-") for name, value in params.items() if value is True]
+    return " ".join(parts)
+
+
+def plain(value: Any) -> Any:
+    """Records to JSON-ready data; NaN and infinities become the strings "nan", "inf", "-inf" so that nothing is lost silently."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def number(value: Any) -> Any:
+    """The inverse of `plain` for one value or nested lists of them."""
+    if isinstance(value, list):
+        return [number(v) for v in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def key_of(*parts: Any) -> str:
+    """A content address: the first 32 hex digits of SHA-256 over canonical JSON."""
+    text = json.dumps(plain(list(parts)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def measurement_from(data: dict) -> Measurement:
+    """A Measurement from its JSON form."""
+    return Measurement(**{**data, "value": number(data["value"]), "low": number(data["low"]), "high": number(data["high"])})
+
+
+def experiment_from(data: dict) -> Experiment:
+    """An Experiment from its JSON form."""
+    spec = QuantSpec(data["spec"]["method"], tuple((n, v) for n, v in data["spec"]["params"]))
+    return Experiment(ModelRef(**data["model"]), spec, TextRef(**data["evaluation"]), TextRef(**data["calibration"]))
+
+
+def report_from(data: dict) -> Report:
+    """A Report from its JSON form."""
+    return Report(experiment_from(data["experiment"]), tuple(map(measurement_from, data["measurements"])), data["provenance"])

@@ -1,0 +1,83 @@
+"""Results in SQLite by content address. Knows records only; every write is whole or not at all."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from explorer.records import InputError, Measurement, measurement_from, plain
+
+MIGRATIONS = (
+    "CREATE TABLE results (key TEXT PRIMARY KEY, name TEXT NOT NULL, payload TEXT NOT NULL, created REAL NOT NULL)",
+    "CREATE INDEX results_by_time ON results (created)",
+)
+
+
+class Store:
+    """One SQLite file, in WAL mode. Safe to use from several threads and processes. Raises InputError when the file cannot be used."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._lock = threading.Lock()
+        try:
+            if str(path) != ":memory:":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._migrate()
+        except (sqlite3.Error, OSError) as error:
+            raise InputError(f"The result store {path} cannot be opened ({error}); choose another place or remove the file.") from error
+
+    def _migrate(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        for statement in MIGRATIONS[version:]:
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        self._db.execute("COMMIT")
+
+    def get(self, key: str) -> tuple[list[Measurement], dict[str, Any]] | None:
+        """(measurements, provenance) stored under a key, or None."""
+        with self._lock:
+            row = self._db.execute("SELECT payload FROM results WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        data = json.loads(row[0])
+        return [measurement_from(m) for m in data["measurements"]], data["provenance"]
+
+    def put(self, key: str, name: str, measurements: Iterable[Measurement], provenance: dict[str, Any]) -> None:
+        """Stores one metric's measurements with the circumstances they were taken in. A key that is there is replaced."""
+        payload = json.dumps({"measurements": plain(list(measurements)), "provenance": plain(provenance)})
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", (key, name, payload, time.time()))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        self._db.close()
+
+
+@cache
+def code_version(*files: str) -> str:
+    """A hash of what these Python files compute: their syntax trees without docstrings and comments."""
+    digest = hashlib.sha256()
+    for file in files:
+        tree = ast.parse(Path(file).read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], "value", None), ast.Constant):
+                body[0].value.value = ""
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]

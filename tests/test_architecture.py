@@ -1,0 +1,99 @@
+"""The house rules that a machine can check: who imports whom, sizes, nothing at import, every module says its job."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(p for folder in ("explorer", "kernels", "assets", "tests") for p in (ROOT / folder).rglob("*.py")) + [ROOT / "app.py"]
+# Lower layers first; a module may import from its own layer and from those below it, except where FORBIDDEN says otherwise.
+LAYERS = (
+    ("kernels",),
+    ("explorer.records",),
+    ("explorer.qtensor",),
+    ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.decode"),
+    ("explorer.store", "explorer.metrics", "explorer.methods"),
+    ("explorer.experiment", "explorer.figures"),
+    ("explorer.ui",),
+    ("app", "explorer.__main__", "explorer.docs", "assets"),
+)
+FORBIDDEN = {
+    "explorer.methods": ("explorer.metrics", "explorer.store", "explorer.models"),
+    "explorer.metrics": ("explorer.methods", "explorer.store"),
+    "explorer.store": ("explorer.methods", "explorer.metrics", "torch"),
+    "explorer.figures": ("torch", "gradio", "explorer.methods", "explorer.metrics", "explorer.store", "explorer.experiment", "explorer.qtensor"),
+    "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.models", "explorer.metrics"),
+    "explorer.records": ("torch", "numpy", "explorer"),
+    "kernels": ("explorer", "transformers", "gradio"),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_in(module: str, place: str) -> bool:
+    return module == place or module.startswith(place + ".")
+
+
+def layer_of(module: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) if any(is_in(module, place) for place in layer)), None)
+
+
+PRODUCT = [p for p in FILES if "tests" not in p.relative_to(ROOT).parts]
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    module = module_name(path)
+    own = layer_of(module)
+    for imported in imports_of(path):
+        theirs = layer_of(imported)
+        assert own is None or theirs is None or theirs <= own, f"{module} must not import {imported}: it lives in a higher layer"
+        for place, banned in FORBIDDEN.items():
+            if is_in(module, place):
+                wrong = [b for b in banned if is_in(imported, b) and not is_in(imported, place)]
+                assert not wrong, f"{module} must not import {imported}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_sizes_and_first_line(path: Path) -> None:
+    source = path.read_text()
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), "the first line of a module says its job"
+    assert len(source.splitlines()) <= (400 if "kernels" in path.parts else 300), "a file that long is two ideas"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
+
+
+def test_gradio_only_in_ui() -> None:
+    users = {module_name(p) for p in PRODUCT if any(is_in(i, "gradio") for i in imports_of(p))}
+    assert all(is_in(m, "explorer.ui") or m == "app" for m in users), users
+
+
+def test_importing_the_core_touches_no_gpu_and_needs_no_gradio() -> None:
+    """The core is imported with gradio and plotly made unimportable, and CUDA must stay uninitialised."""
+    code = (
+        "import sys; sys.modules['gradio'] = None; sys.modules['plotly'] = None\n"
+        "import explorer.experiment, explorer.methods, explorer.metrics, kernels.op, torch\n"
+        "explorer.methods.methods(); explorer.metrics.metrics(); kernels.op.ops()\n"
+        "assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

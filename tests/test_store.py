@@ -1,0 +1,58 @@
+"""Store: what goes in comes out, writes are whole, several processes can write, a broken file is one clear sentence."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from explorer.records import InputError, Measurement
+from explorer.store import Store, code_version
+
+
+def test_round_trip(store: Store) -> None:
+    rows = [Measurement("perplexity", math.nan, low=1.0, high=2.0), Measurement("sample_text", "text")]
+    store.put("k", "quality", rows, {"device": "cpu"})
+    back, provenance = store.get("k")
+    assert math.isnan(back[0].value) and back[1] == rows[1] and provenance == {"device": "cpu"}
+    assert store.get("other") is None
+
+
+def test_a_failed_write_leaves_the_old_row(store: Store) -> None:
+    store.put("k", "quality", [Measurement("a", 1)], {})
+    with pytest.raises(TypeError):
+        store.put("k", "quality", [Measurement("a", object())], {})
+    assert store.get("k")[0][0].value == 1
+
+
+def test_two_processes_write_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    Store(path).close()
+    code = (
+        "import sys; from explorer.store import Store; from explorer.records import Measurement\n"
+        "s = Store(sys.argv[1])\n"
+        "for i in range(100): s.put(f'{sys.argv[2]}-{i}', 'm', [Measurement('a', i)], {})"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "ab"]
+    assert [p.wait(60) for p in running] == [0, 0]
+    opened = Store(path)
+    assert all(opened.get(f"{name}-{i}") for name in "ab" for i in range(100))
+    opened.close()
+
+
+def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(InputError, match="cannot be opened"):
+        Store(path)
+
+
+def test_code_version_ignores_comments_and_docstrings_only(tmp_path: Path) -> None:
+    texts = {"a": 'def f():\n    """Doc."""\n    return 1\n', "b": '# note\ndef f():\n    """Other."""\n    return 1\n', "c": "def f():\n    return 2\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    a, b, c = (code_version(str(tmp_path / f"{name}.py")) for name in "abc")
+    assert a == b != c
