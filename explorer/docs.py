@@ -1,0 +1,91 @@
+"""Regenerates the generated parts of README.md: `python -m explorer.docs`; `--check` fails when they are stale."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from explorer.methods import fields_of, methods
+from explorer.records import Report, label, report_from
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+SEEDS = ROOT / "assets" / "seed_results.json"
+
+
+def methods_table() -> str:
+    """One row a method, from its class."""
+    rows = ["| method | what it is | parameters | source |", "|---|---|---|---|"]
+    for method in methods().values():
+        fields = "; ".join(f"`{f.name}` {', '.join(map(str, f.choices)) or f'{f.low:g} to {f.high:g}'}" for f in fields_of(method))
+        rows.append(f"| `{method.name}` | {method.title} | {fields or 'none'} | {method.paper or 'none'} |")
+    return "\n".join(rows)
+
+
+def _interval(report: Report, metric: str, digits: int) -> str:
+    found = report.find(metric)
+    if found is None:
+        return ""
+    half = "" if found.low is None or found.low == found.high else f" ± {(found.high - found.low) / 2:.{digits}f}"
+    return f"{found.value:.{digits}f}{half}"
+
+
+def results_table() -> str:
+    """The seed results: what the page shows first."""
+    reports = [report_from(data) for data in json.loads(SEEDS.read_text())]
+    head = "| configuration | bits/weight | perplexity | change, % (paired) | KL divergence, nats | top-1 agreement, % | weights, MB | decode, tokens/s |"
+    rows = [head, "|" + "---|" * 8]
+    for r in reports:
+        cells = [
+            label(r.experiment.spec),
+            f"{r.value('bits_per_weight'):.3f}",
+            _interval(r, "perplexity", 2),
+            _interval(r, "perplexity_delta", 2),
+            _interval(r, "kld_mean", 4),
+            _interval(r, "top1_agreement", 1),
+            f"{r.value('weight_bytes') / 1e6:.2f}",
+            f"{r.value('decode_tokens_per_second'):.0f} ({r.value('decode_bound')}-bound)",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    p = reports[0].provenance
+    rows += ["", f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make seeds`."]
+    return "\n".join(rows)
+
+
+def model_facts() -> str:
+    """The demo model in one line, from its training record."""
+    record = json.loads((ROOT / "assets" / "demo-model" / "training.json").read_text())
+    return (
+        f"{record['parameters'] / 1e6:.1f} M parameters, {record['tokens_seen'] / 1e6:.1f} M tokens seen, held-out perplexity "
+        f"{record['held_out_perplexity']}, {record['bits_per_byte']} bits per byte."
+    )
+
+
+PARTS = {"methods": methods_table, "results": results_table, "model": model_facts}
+
+
+def render(text: str) -> str:
+    """README text with every generated part renewed. A part stands between `<!-- name -->` and `<!-- /name -->`."""
+    for name, make in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no part {name!r}")
+        text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
+    return text
+
+
+def main() -> int:
+    text = README.read_text()
+    fresh = render(text)
+    if "--check" in sys.argv[1:]:
+        if fresh != text:
+            print("README.md is stale; run `make docs`", file=sys.stderr)
+        return int(fresh != text)
+    README.write_text(fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

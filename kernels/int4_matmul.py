@@ -1,0 +1,70 @@
+"""Weight-only matmul with 4-bit storage: int4, narrower codes widened to it, and 16-entry codebooks (NF4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import low_bit_matmul
+from kernels.op import Case, Form, LowBitWeight, Op, Packed
+
+CPU_GROUPS = (256, 128, 64, 32)  # what torch's CPU operator takes
+
+
+def _triton_refuses(w: LowBitWeight) -> str:
+    return "more than 4 bits" if w.bits > 4 else low_bit_matmul.refuses(w)
+
+
+def _cpu_group(w: LowBitWeight) -> int:
+    """The group size the CPU operator runs with: the weight's own, or for one scale a row (or in all) the largest that divides K; 0 if none."""
+    n, k = w.codes.shape
+    groups = w.scale.shape[1]
+    if groups > 1:
+        return k // groups if k // groups in CPU_GROUPS else 0
+    return next((g for g in CPU_GROUPS if k % g == 0), 0)
+
+
+def _cpu_refuses(w: LowBitWeight) -> str:
+    n, k = w.codes.shape
+    if w.bits > 4:
+        return "more than 4 bits"
+    if w.codebook is not None:
+        return "torch has no CPU operator for codebooks"
+    if n % 16:
+        return f"{n} outputs are not a multiple of 16"
+    return "" if _cpu_group(w) else f"no group of 32, 64, 128 or 256 fits {k} inputs"
+
+
+def _cpu_pack(w: LowBitWeight) -> Packed:
+    """Codes in the operator's own blocked layout [N, K/2] uint8, and scale and shift as one [K/G, N, 2] bfloat16: w = (q - 8) s + z.
+
+    A narrower code is moved up so that the code that means 0 becomes 8: its value is unchanged.
+    """
+    n, k = w.codes.shape
+    group, middle = _cpu_group(w), 2 ** (w.bits - 1)
+    codes = w.codes.to(torch.int32) + (8 - middle)
+    scale = w.scale.float().expand(n, -1)
+    zero = torch.full_like(scale, float(middle)) if w.zero is None else w.zero.expand(n, -1)
+    pairs = torch.stack([scale, (middle - zero) * scale], dim=-1)  # [N, groups, 2]
+    pairs = pairs.repeat_interleave(k // group // pairs.shape[1], dim=1).transpose(0, 1).contiguous().bfloat16()
+    return Packed({"codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), "scale": pairs}, (group,))
+
+
+def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
+    # Other dtypes than bf16 take a scalar path that is 50 times slower.
+    t = packed.tensors
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), t["codes"], packed.meta[0], t["scale"]).to(x.dtype)
+
+
+OP = Op(
+    name="int4_matmul",
+    title="y = x W^T, W in 4-bit codes",
+    bits=(2, 4),
+    triton=Form("triton", _triton_refuses, lambda w: low_bit_matmul.pack(w, 4), low_bit_matmul.run, "2- and 3-bit codes occupy 4 bits"),
+    cpu=Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 2- and 3-bit codes occupy 4 bits"),
+    cases=(
+        *(Case(m, 64, 256, 4, g, s) for m in (1, 5, 33) for g in (32, 64, 128, 0, -1) for s in (True, False)),
+        Case(3, 48, 384, 2, 64), Case(3, 48, 384, 3, 64, False), Case(7, 37, 128, 4, 32), Case(2, 16, 80, 4, 0), Case(2, 21, 80, 3, 0, False),
+        Case(1, 64, 256, 4, 64, codebook=True), Case(9, 33, 96, 4, 32, codebook=True),
+    ),
+)  # fmt: skip

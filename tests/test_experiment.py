@@ -1,0 +1,181 @@
+"""The whole path on real models: events, the ladder of bits, cancelling, caching, skipped layers, honest counting of NaN."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from explorer.experiment import Loader, LocalRunner, last_report, metric_key, run
+from explorer.metrics import mean_interval, metrics
+from explorer.metrics.quality import summarise, token_statistics
+from explorer.models import linears
+from explorer.qlinear import QuantizedLinear
+from explorer.records import InputError, Measurement, Progress, Report
+from explorer.store import Store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def loader() -> Loader:
+    return Loader(CPU)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, loader: Loader) -> dict[str, Report]:
+    """Reports on the demo model, one a configuration, from one store."""
+    kept = Store(tmp_path_factory.mktemp("store") / "r.db")
+    runner = LocalRunner(kept, loader)
+    group = {"granularity": "group", "group_size": 64}
+    wanted = {
+        "none": ("none", {}),
+        "rtn8": ("rtn", {"bits": 8, "granularity": "channel"}),
+        "rtn4": ("rtn", {"bits": 4, **group}),
+        "rtn2": ("rtn", {"bits": 2, **group}),
+        "rtn2tensor": ("rtn", {"bits": 2, "granularity": "tensor"}),
+        "rtn3": ("rtn", {"bits": 3, **group}),
+        "gptq3": ("gptq", {"bits": 3, **group}),
+    }
+    reports = {name: last_report(runner.run("demo", method, params)) for name, (method, params) in wanted.items()}
+    kept.close()
+    return reports
+
+
+def test_fewer_bits_cost_more_beyond_the_intervals(demo: dict[str, Report]) -> None:
+    for better, worse in (("rtn8", "rtn4"), ("rtn4", "rtn3"), ("rtn3", "rtn2"), ("rtn2", "rtn2tensor")):
+        assert demo[better].find("kld_mean").high < demo[worse].find("kld_mean").low
+    for better, worse in (("rtn4", "rtn3"), ("rtn3", "rtn2")):
+        assert demo[better].find("perplexity_delta").high < demo[worse].find("perplexity_delta").low
+    assert abs(demo["rtn8"].value("perplexity_delta")) < 0.5
+
+
+def test_gptq_beats_rounding_on_held_out_text(demo: dict[str, Report]) -> None:
+    assert demo["gptq3"].find("kld_mean").high < demo["rtn3"].find("kld_mean").low
+    weight = {name: sum(demo[name].by_layer("weight_error").values()) for name in ("gptq3", "rtn3")}
+    output = {name: sum(demo[name].by_layer("output_error").values()) for name in ("gptq3", "rtn3")}
+    assert weight["gptq3"] > weight["rtn3"] and output["gptq3"] < output["rtn3"]
+
+
+def test_baseline_is_the_reference(demo: dict[str, Report]) -> None:
+    base = demo["none"]
+    assert base.value("perplexity_delta") == 0 and base.value("kld_mean") == 0 and base.value("top1_agreement") == 100
+    assert base.value("bits_per_weight") == 16 and base.value("memory_codes") == 0
+
+
+def test_memory_measured_agrees_with_memory_computed(demo: dict[str, Report]) -> None:
+    report = demo["rtn4"]
+    assert report.value("bits_per_weight") == 4.25
+    weights = 6 * (384 * 384 * 2 + 2 * 128 * 384 + 3 * 384 * 1024)
+    assert report.value("memory_codes") == weights / 2
+    assert report.value("memory_codes") + report.value("memory_scales") + report.value("memory_kept") == report.value("weight_bytes")
+    assert demo["none"].value("weight_bytes") - report.value("memory_kept") == 2 * weights
+
+
+def test_every_layer_names_the_kernel_that_ran(demo: dict[str, Report]) -> None:
+    kernels = demo["rtn4"].provenance["kernels"]
+    assert len(kernels) == 42 and set(kernels.values()) == {"int4_matmul (cpu)"}
+    assert set(demo["rtn8"].provenance["kernels"].values()) == {"int8_matmul (cpu)"}
+
+
+def test_every_number_has_its_circumstances(demo: dict[str, Report]) -> None:
+    for name in ("device", "torch", "kernel_summary", "text", "date", "prompt"):
+        assert demo["rtn4"].provenance[name]
+    speed = demo["rtn4"].find("decode_tokens_per_second")
+    assert speed.low <= speed.high and speed.n > 50
+    assert demo["rtn4"].find("decode_limit").how == "estimated"
+
+
+def test_activation_statistics_do_not_depend_on_the_method(demo: dict[str, Report]) -> None:
+    pick = ("activation_absmax", "layers.3.mlp.down_proj")
+    assert demo["rtn4"].value(*pick) == demo["gptq3"].value(*pick) and len(demo["rtn4"].value(*pick)) == 1024
+
+
+def test_closing_leaves_the_model_whole_and_nothing_half_stored(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    runner = LocalRunner(store, loader)
+    seen = 0
+    while True:
+        events = runner.run(str(tiny_folder), "rtn", {"bits": 3, "granularity": "channel"})
+        for _ in range(seen + 1):
+            event = next(events)
+        events.close()
+        layers = linears(loader._last.model).values() if loader._last else ()
+        assert not any(isinstance(layer, QuantizedLinear) for layer in layers)
+        if isinstance(event, Report):
+            break
+        seen += 7
+    assert seen > 7
+    assert last_report(runner.run(str(tiny_folder), "rtn", {"bits": 3, "granularity": "channel"})).provenance["from_store"]
+
+
+def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    report = last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "granularity": "group", "group_size": 64}))
+    skipped = report.provenance["skipped"]
+    assert set(skipped) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj"}
+    assert "does not divide" in skipped["layers.0.mlp.down_proj"]
+    assert 4.25 < report.value("bits_per_weight") < 16
+
+
+def test_second_runner_is_told_to_wait(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    runner = LocalRunner(store, loader)
+    first = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"})
+    assert isinstance(next(first), Progress)
+    with pytest.raises(InputError, match="Another experiment"):
+        next(runner.run(str(tiny_folder), "nf4", {"group_size": 32}))
+    first.close()
+
+
+def test_short_text_is_a_sentence(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="too short"):
+        last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {}, "pasted", "A few words."))
+
+
+def test_keys_tell_text_method_and_device_apart(tiny_folder: Path) -> None:
+    from explorer.records import Experiment, ModelRef, QuantSpec, TextRef
+
+    text, other = TextRef("bundled", "a", 1, 1), TextRef("bundled", "b", 1, 1)
+    make = lambda spec, evaluation, calibration: Experiment(ModelRef("m", "r"), spec, evaluation, calibration)  # noqa: E731
+    quality, activations = metrics()["quality"], metrics()["activations"]
+    rtn, gptq = QuantSpec.of("rtn", bits=4), QuantSpec.of("gptq", bits=4)
+    key = lambda metric, *parts: metric_key(make(*parts), metric, CPU)  # noqa: E731
+    assert key(quality, rtn, text, text) != key(quality, rtn, other, text)
+    assert key(quality, rtn, text, text) == key(quality, rtn, text, other), "rtn reads no calibration text"
+    assert key(quality, gptq, text, text) != key(quality, gptq, text, other)
+    assert key(activations, gptq, text, text) == key(activations, rtn, text, other)
+
+
+def test_nan_is_counted_and_never_averaged() -> None:
+    torch.manual_seed(0)
+    reference, targets = torch.randn(640, 11), torch.randint(0, 11, (640,))
+    broken = reference + 0.1 * torch.randn(640, 11)
+    clean = {m.metric: m for m in summarise(token_statistics(reference, broken, targets), False)}
+    broken[5] = torch.nan
+    broken[9, 3] = torch.inf
+    found = {m.metric: m for m in summarise(token_statistics(reference, broken, targets), False)}
+    assert found["perplexity"].bad == 2 and found["perplexity"].n == 638
+    assert math.isclose(found["kld_mean"].value, clean["kld_mean"].value, rel_tol=0.02)
+    nothing = {m.metric: m for m in summarise(token_statistics(reference, broken * torch.nan, targets), False)}
+    assert math.isnan(nothing["perplexity"].value) and nothing["perplexity"].bad == 640
+
+
+def test_interval_covers_the_mean_of_correlated_values() -> None:
+    """Tokens come in correlated runs; the interval must cover the truth about as often as it says."""
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(300):
+        noise = torch.randn(8192 + 8, generator=generator)
+        values = noise.unfold(0, 9, 1)[:8192].mean(-1)
+        _, low, high = mean_interval(values)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.99
+
+
+def test_events_are_progress_then_measurements_then_one_report(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    events = list(LocalRunner(store, loader).run(str(tiny_folder), "nf4", {"group_size": 32}))
+    assert isinstance(events[0], Progress) and isinstance(events[-1], Report)
+    assert sum(isinstance(e, Report) for e in events) == 1
+    streamed = {(m.metric, m.layer) for m in events if isinstance(m, Measurement)}
+    assert streamed == {(m.metric, m.layer) for m in events[-1].measurements}
+    assert run.__doc__
