@@ -1,0 +1,69 @@
+"""Times a call honestly: warm-up, rotated arguments larger than the cache, CUDA graph on a GPU, median and 20/80 percentiles."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: median, 20th and 80th percentile, and the number of samples."""
+
+    median: float
+    p20: float
+    p80: float
+    n: int
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU architecture with the number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Bytes that rotated copies must exceed so that no call finds its weights in the cache."""
+    return 4 * torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 96 * 2**20
+
+
+def time_call(calls: Sequence[Callable[[], object]], device: torch.device, samples: int = 20) -> Timing:
+    """Seconds per call, over `samples` rounds through all calls. The calls do the same work on different copies of the weights."""
+    round_trip = _graph_round(calls) if device.type == "cuda" else _plain_round(calls)
+    round_trip()
+    seconds = sorted(round_trip() / len(calls) for _ in range(samples))
+    return Timing(seconds[samples // 2], seconds[samples // 5], seconds[samples * 4 // 5], samples)
+
+
+def _plain_round(calls: Sequence[Callable[[], object]]) -> Callable[[], float]:
+    def once() -> float:
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        return time.perf_counter() - start
+
+    return once
+
+
+def _graph_round(calls: Sequence[Callable[[], object]]) -> Callable[[], float]:
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+
+    def once() -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    return once
