@@ -122,7 +122,6 @@ def train(work: Path, minutes: float, batch: int, device: str) -> dict:
             state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "seen": seen, "history": history}
             torch.save(state, stable.with_suffix(".tmp"))
             stable.with_suffix(".tmp").replace(stable)
-            export(model, work, facts, history, seen)
         starts = np.random.default_rng(step).integers(0, data.size - LENGTH - 1, batch)
         ids = torch.from_numpy(np.stack([data[i : i + LENGTH] for i in starts]).astype(np.int64)).to(device)
         with torch.autocast(device, torch.bfloat16):

@@ -1,0 +1,91 @@
+"""Figure: a pure function of reports that gives a Plotly figure as plain data. One file a figure; the theme is here. No torch, no gradio."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from explorer.records import Report, label
+
+# Okabe-Ito colours that keep 3:1 on white and on a dark card; a dash, marker or pattern always goes with them as a second cue.
+COLOURS = ("#7f7f7f", "#0a7abf", "#d55e00", "#009e73", "#b4659a")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
+PATTERNS = ("", "/", "\\", "x", ".")
+GRID = "rgba(128,128,128,0.28)"
+TEXT = "#808080"
+
+Plot = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """draw(reports, layer) -> Plotly JSON; `see` is one sentence on what to look for, `why` a short lesson, `summary` says the same in words.
+
+    needs: metrics without which a report has nothing to show. by_layer: whether it shows one chosen layer.
+    """
+
+    name: str
+    title: str
+    see: str
+    why: str
+    needs: tuple[str, ...]
+    draw: Callable[[Sequence[Report], str], Plot]
+    summary: Callable[[Sequence[Report], str], str]
+    by_layer: bool = False
+    order: int = 0
+
+
+@cache
+def figures() -> dict[str, Figure]:
+    """Every FIGURE in this folder, in reading order."""
+    found = [importlib.import_module(f"{__name__}.{m.name}").FIGURE for m in pkgutil.iter_modules(__path__)]
+    return {figure.name: figure for figure in sorted(found, key=lambda f: f.order)}
+
+
+def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
+    """The house layout: transparent, readable on light and dark, legend above. x and y are axis titles with units."""
+    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
+    base = {
+        "height": height, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": TEXT, "size": 13},
+        "margin": {"l": 60, "r": 16, "t": 12, "b": 48}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "xaxis": axis | {"title": {"text": x}}, "yaxis": axis | {"title": {"text": y}}, "hovermode": "closest",
+    }  # fmt: skip
+    for key, value in more.items():
+        base[key] = base[key] | value if isinstance(base.get(key), dict) else value
+    return base
+
+
+def plot(data: list[dict], shape: Plot) -> Plot:
+    """A complete figure; with nothing to draw, a sentence in its place."""
+    if not data:
+        note = {"text": "Nothing measured yet: press Run.", "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        shape = shape | {"annotations": [note], "xaxis": {"visible": False}, "yaxis": {"visible": False}}
+    return {"data": data, "layout": shape}
+
+
+def with_metrics(reports: Sequence[Report], *names: str, layer: str = "") -> list[tuple[int, Report]]:
+    """(position, report) of the reports that carry all of these metrics (for this layer)."""
+    return [(i, r) for i, r in enumerate(reports) if all(r.find(name, layer) for name in names)]
+
+
+def name_of(report: Report) -> str:
+    """The legend name of a report."""
+    return "16-bit baseline" if report.experiment.spec.method == "none" else label(report.experiment.spec)
+
+
+def finite(value: Any) -> bool:
+    """Whether a value is a number that can be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def span(measurement: Any) -> tuple[float, float]:
+    """(up, down) error bar lengths of a measurement; 0 where it has no finite interval."""
+    if not (finite(measurement.low) and finite(measurement.high) and finite(measurement.value)):
+        return 0.0, 0.0
+    return max(0.0, measurement.high - measurement.value), max(0.0, measurement.value - measurement.low)

@@ -1,0 +1,43 @@
+"""Decoding speed: seconds of every single token, and the bandwidth limit beside the measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from explorer.figures import COLOURS, Figure, Plot, layout, name_of, plot, with_metrics
+from explorer.records import Report
+
+
+def draw(reports: Sequence[Report], layer: str) -> Plot:
+    data: list[dict] = []
+    for i, report in with_metrics(reports, "decode_latencies", "decode_limit"):
+        milliseconds = [1000 * s for s in report.value("decode_latencies")]
+        name = name_of(report)
+        data.append(
+            {"type": "box", "orientation": "h", "x": milliseconds, "y": [name] * len(milliseconds), "name": name, "boxpoints": "all", "jitter": 0.5,
+             "pointpos": 0, "marker": {"color": COLOURS[i % 5], "size": 3}, "showlegend": False}
+        )  # fmt: skip
+        data.append(
+            {"type": "scatter", "mode": "markers", "x": [1000 / report.value("decode_limit")], "y": [name], "name": "bandwidth limit (estimated)",
+             "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
+        )  # fmt: skip
+    return plot(data, layout("milliseconds per token (log)", "", xaxis={"type": "log"}, yaxis={"autorange": "reversed"}))
+
+
+def summary(reports: Sequence[Report], layer: str) -> str:
+    parts = []
+    for _, report in with_metrics(reports, "decode_tokens_per_second", "decode_bound"):
+        speed = report.find("decode_tokens_per_second")
+        bound = report.value("decode_bound")
+        parts.append(f"{name_of(report)}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}), bound by {bound}")
+    return "; ".join(parts) + "." if parts else "No speed measured."
+
+
+FIGURE = Figure(
+    "speed", "Decoding speed",
+    "See the gap between the dots (measured tokens) and the orange bar (reading all weights at memory bandwidth): a wide gap is overhead.",
+    "Decoding reads every weight once a token, so on a large model fewer bits mean proportionally more tokens per second. On a small model the "
+    "fixed cost of launching each operation dominates and fewer bits change nothing, or even slow it down. Do not read this model's speeds as "
+    "a 7B model's.",
+    ("decode_latencies",), draw, summary, order=5,
+)  # fmt: skip
