@@ -117,7 +117,7 @@ def train(work: Path, minutes: float, batch: int, device: str) -> dict:
     start, first = time.time(), seen
     saved_at, cooling = start, False
     while (done := (time.time() - start) / (60 * minutes)) < 1:
-        if done > 0.7 and not cooling or (not cooling and time.time() - saved_at > 240):
+        if (done > 0.7 and not cooling) or (not cooling and time.time() - saved_at > 240):
             cooling, saved_at = done > 0.7, time.time()
             state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "seen": seen, "history": history}
             torch.save(state, stable.with_suffix(".tmp"))

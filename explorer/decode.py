@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -75,7 +76,7 @@ class Decoder:
         for _ in range(new - 1):
             self.step()
             marks.append(self._now())
-        return marks[0] - start, [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return marks[0] - start, [b - a for a, b in itertools.pairwise(marks)]
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Regenerates the generated parts of README.md: `python -m explorer.docs`; `--check` fails when they are stale."""
+"""Regenerates the generated parts of README.md and the catalogue of methods: `python -m explorer.docs`; `--check` fails when they are stale."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from explorer.methods import fields_of, methods
-from explorer.records import Report, label, report_from
+from explorer.records import Report, label, plain, report_from
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SEEDS = ROOT / "assets" / "seed_results.json"
+CATALOGUE = ROOT / "assets" / "methods.json"
 
 
 def methods_table() -> str:
@@ -76,14 +77,21 @@ def render(text: str) -> str:
     return text
 
 
+def catalogue() -> str:
+    """The methods and their fields as the page reads them, so that it need not import torch to be served."""
+    rows = [{"name": m.name, "title": m.title, "paper": m.paper, "fields": plain(fields_of(m))} for m in methods().values()]
+    return json.dumps({"methods": rows}, indent=1) + "\n"
+
+
 def main() -> int:
-    text = README.read_text()
-    fresh = render(text)
+    fresh = {README: render(README.read_text()), CATALOGUE: catalogue()}
+    stale = [path for path, text in fresh.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
-        if fresh != text:
-            print("README.md is stale; run `make docs`", file=sys.stderr)
-        return int(fresh != text)
-    README.write_text(fresh)
+        for path in stale:
+            print(f"{path.name} is stale; run `make docs`", file=sys.stderr)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(fresh[path])
     return 0
 
 

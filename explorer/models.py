@@ -17,7 +17,16 @@ from explorer.records import InputError, ModelRef
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "opt", "gpt_neox", "olmo2", "smollm3")
-FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
@@ -61,7 +70,9 @@ def resolve(name: str) -> ModelRef:
         return ModelRef(name, HfApi().model_info(name, timeout=10).sha)
     except Exception as error:  # the client raises a dozen unrelated types: not found, gated, no network, rate limit
         kind = type(error).__name__
-        raise InputError(f"The model {name!r} could not be found on the hub ({kind}). Check the id and the network, or choose 'demo' or a local folder.") from error
+        raise InputError(
+            f"The model {name!r} could not be found on the hub ({kind}). Check the id and the network, or choose 'demo' or a local folder."
+        ) from error
 
 
 def check_config(folder: Path) -> dict:

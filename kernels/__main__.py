@@ -93,7 +93,9 @@ def show(device: torch.device, checks: list[dict], timings: list[dict]) -> None:
     """The same as text."""
     print(f"{device_name(device)}, torch {torch.__version__}")
     for r in checks:
-        print(f"{'ok  ' if r['ok'] else 'FAIL'} {r['op']:12s} {r['form']:10s} {r['dtype']:9s} {r['cases']:3d} cases, error {r['worst']:.1e} <= {r['limit']:.0e}")
+        print(
+            f"{'ok  ' if r['ok'] else 'FAIL'} {r['op']:12s} {r['form']:10s} {r['dtype']:9s} {r['cases']:3d} cases, error {r['worst']:.1e} <= {r['limit']:.0e}"
+        )
     for r in timings:
         shape = f"{r['n']}x{r['k']} M={r['m']}"
         spread = f"({r['p20']:.0f} to {r['p80']:.0f})"

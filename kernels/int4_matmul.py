@@ -17,7 +17,7 @@ def _triton_refuses(w: LowBitWeight) -> str:
 
 def _cpu_group(w: LowBitWeight) -> int:
     """The group size the CPU operator runs with: the weight's own, or for one scale a row (or in all) the largest that divides K; 0 if none."""
-    n, k = w.codes.shape
+    _n, k = w.codes.shape
     groups = w.scale.shape[1]
     if groups > 1:
         return k // groups if k // groups in CPU_GROUPS else 0

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import triton
+from triton import language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.low_bit_matmul import low_bit_matmul_kernel, tiles
-from triton import language as tl
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {"fp16": ("*fp16", tl.float16), "bf16": ("*bf16", tl.bfloat16)}
@@ -56,5 +56,11 @@ def facts(capability: int, bits: int, rows: int, dtype: str, codebook: bool, zer
 
 
 if __name__ == "__main__":
-    variants = [(4, 1, "fp16", False, False), (4, 64, "bf16", False, True), (4, 1, "bf16", True, False), (8, 1, "fp16", False, False), (8, 128, "bf16", False, False)]
+    variants = [
+        (4, 1, "fp16", False, False),
+        (4, 64, "bf16", False, True),
+        (4, 1, "bf16", True, False),
+        (8, 1, "fp16", False, False),
+        (8, 128, "bf16", False, False),
+    ]
     print(json.dumps([facts(capability, *variant) for capability in (80, 90, 120) for variant in variants]))

@@ -23,7 +23,20 @@ STABLE = {
 
 
 def test_run_prints_one_document_and_reads_it_back_from_the_store(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture) -> None:
-    args = ["run", "--model", str(tiny_folder), "--method", "rtn", "--bits", "4", "--granularity", "channel", "--json", "--store", str(tmp_path / "r.db")]
+    args = [
+        "run",
+        "--model",
+        str(tiny_folder),
+        "--method",
+        "rtn",
+        "--bits",
+        "4",
+        "--granularity",
+        "channel",
+        "--json",
+        "--store",
+        str(tmp_path / "r.db"),
+    ]
     documents = []
     for _ in range(2):
         assert main(args) == 0
@@ -50,7 +63,7 @@ def test_methods_lists_every_field(capsys: pytest.CaptureFixture) -> None:
         (["--bits", "11"], "bits cannot be"),
         (["--method", "nf4", "--bits", "4"], "no parameter"),
         (["--model", "no/such/model"], "neither a folder"),
-        (["--model", "../../etc"], "neither a folder"),
+        (["--model", "../../nowhere"], "neither a folder"),
         (["--evaluation", "poems"], "no text"),
         (["--text", "/no/such/file"], "cannot be read"),
     ],
@@ -70,14 +83,14 @@ def test_unknown_flag_is_exit_code_2() -> None:
 def test_interrupt_is_130_and_stores_nothing_half(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     command = [sys.executable, "-m", "explorer", "run", "--method", "gptq", "--bits", "3", "--store", str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    for line in process.stderr:
-        if line.startswith("quantize: 1"):
-            break
-    started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(30) == 130, rest
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+        for line in process.stderr:
+            if line.startswith("quantize: 1"):
+                break
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(30) == 130, rest
     assert time.monotonic() - started < 10
     assert "cancelled" in rest and "Traceback" not in rest
     from explorer.store import Store

@@ -72,7 +72,7 @@ def test_finer_groups_never_hurt(weight: torch.Tensor, bits: int, symmetric: boo
 
 def test_error_halves_with_each_bit(weight: torch.Tensor) -> None:
     errors = [error(quantize_affine(weight, bits, "channel", 0, False).dequantize(), weight) for bits in range(4, 9)]
-    for wide, narrow in zip(errors, errors[1:], strict=False):
+    for wide, narrow in itertools.pairwise(errors):
         assert 1.7 < wide / narrow < 2.4
 
 

@@ -51,7 +51,11 @@ def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_code_version_ignores_comments_and_docstrings_only(tmp_path: Path) -> None:
-    texts = {"a": 'def f():\n    """Doc."""\n    return 1\n', "b": '# note\ndef f():\n    """Other."""\n    return 1\n', "c": "def f():\n    return 2\n"}
+    texts = {
+        "a": 'def f():\n    """Doc."""\n    return 1\n',
+        "b": '# note\ndef f():\n    """Other."""\n    return 1\n',
+        "c": "def f():\n    return 2\n",
+    }
     for name, text in texts.items():
         (tmp_path / f"{name}.py").write_text(text)
     a, b, c = (code_version(str(tmp_path / f"{name}.py")) for name in "abc")

@@ -14,7 +14,13 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     for _, report in found:
         value = report.value("activation_histogram", layer)
         middles = [(a + b) / 2 for a, b in zip(value["edges"], value["edges"][1:], strict=False)]
-        bars = {"type": "bar", "x": middles, "y": [c or None for c in value["counts"]], "name": "inputs of the layer", "marker": {"color": COLOURS[1]}}
+        bars = {
+            "type": "bar",
+            "x": middles,
+            "y": [c or None for c in value["counts"]],
+            "name": "inputs of the layer",
+            "marker": {"color": COLOURS[1]},
+        }
         data.append(bars)
     return plot(data, layout("activation", "values per bin (log)", yaxis={"type": "log"}, bargap=0, showlegend=False))
 

@@ -64,7 +64,7 @@ def summarise(tokens: dict[str, Tensor], is_baseline: bool) -> Iterator[Measurem
 
 
 def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.inf if nats > 700 else math.exp(nats)
 
 
 METRIC = Metric("quality", measure)

@@ -1,0 +1,67 @@
+"""Composition root and Hugging Face Space entry: store + loader + runner -> UI -> launch. torch loads while the page is already served."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from explorer.records import Event, Progress, Report, report_from
+from explorer.ui.app import STYLE, build, theme
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class LazyRunner:
+    """Makes the real runner in a background thread, so that the page does not wait for torch. The first run waits, and says so."""
+
+    def __init__(self, store: Path) -> None:
+        self._store, self._made, self._runner, self._error = store, threading.Event(), None, None
+        threading.Thread(target=self._make, daemon=True).start()
+
+    def _make(self) -> None:
+        try:
+            from explorer.experiment import LocalRunner
+            from explorer.store import Store
+
+            self._runner = LocalRunner(Store(self._store))
+        except Exception as error:  # shown to whoever presses Run
+            self._error = error
+        self._made.set()
+
+    def run(self, model: str, method: str, params: dict[str, Any], evaluation: str, text: str) -> Iterator[Event]:
+        while not self._made.wait(0.5):
+            yield Progress("starting", 0, 1, "loading torch and transformers")
+        if self._error is not None:
+            raise self._error
+        yield from self._runner.run(model, method, params, evaluation, text)
+
+
+def seeds() -> list[Report]:
+    """The results the page shows first, marked as recorded."""
+    reports = [report_from(data) for data in json.loads((ASSETS / "seed_results.json").read_text())]
+    for report in reports:
+        report.provenance["recorded"] = True
+    return reports
+
+
+def main() -> None:
+    store = Path(os.environ.get("QUANTIZATION_EXPLORER_STORE", Path.home() / ".cache" / "quantization-explorer" / "results.db"))
+    catalogue = json.loads((ASSETS / "methods.json").read_text())["methods"]
+    blocks = build(LazyRunner(store), seeds(), catalogue, ["demo"])
+    blocks.queue(max_size=256).launch(
+        server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        server_port=int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None,
+        theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
+        show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser="GRADIO_SERVER_NAME" not in os.environ,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

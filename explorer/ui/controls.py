@@ -1,0 +1,57 @@
+"""Controls derived from the methods' fields: one column a method, built once, shown when the method is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+
+@dataclass(frozen=True)
+class Control:
+    """A component for one field of one method. `field` is the field's JSON form from the catalogue."""
+
+    method: str
+    field: dict[str, Any]
+    component: gr.components.Component
+
+
+def component_for(field: dict[str, Any]) -> gr.components.Component:
+    """The component that fits a field's kind."""
+    shared = {"label": field["title"], "info": field["help"] or None, "elem_classes": ["field"]}
+    if field["kind"] == "bool":
+        return gr.Checkbox(field["default"], **shared)
+    if field["kind"] == "choice":
+        return gr.Radio(list(field["choices"]), value=field["default"], **shared)
+    return gr.Number(field["default"], minimum=field["low"], maximum=field["high"], precision=0 if field["kind"] == "int" else None, **shared)
+
+
+def build_controls(catalogue: list[dict[str, Any]], chosen: gr.Dropdown, default: str) -> list[Control]:
+    """Builds all controls and wires which are shown. The handlers are client-side where they can be, so nothing waits for the server."""
+    controls: list[Control] = []
+    columns = []
+    for method in catalogue:
+        with gr.Column(visible=method["name"] == default, elem_classes=["method"]) as column:
+            for field in method["fields"]:
+                controls.append(Control(method["name"], field, component_for(field)))
+            if not method["fields"]:
+                gr.Markdown("No parameters: the model as it was trained.")
+        columns.append(column)
+    names = [method["name"] for method in catalogue]
+    chosen.change(lambda name: [gr.Column(visible=name == n) for n in names], chosen, columns, queue=False, api_visibility="private")
+    for control in controls:
+        if control.field["when"]:
+            _show_when(control, controls)
+    return controls
+
+
+def _show_when(control: Control, controls: list[Control]) -> None:
+    other, values = control.field["when"]
+    ruler = next(c for c in controls if c.method == control.method and c.field["name"] == other)
+    ruler.component.change(lambda value: gr.update(visible=value in values), ruler.component, control.component, queue=False, api_visibility="private")
+
+
+def parameters(method: str, controls: list[Control], values: tuple[Any, ...]) -> dict[str, Any]:
+    """The chosen method's parameters from the values of all controls."""
+    return {c.field["name"]: v for c, v in zip(controls, values, strict=True) if c.method == method}

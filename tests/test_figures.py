@@ -1,0 +1,77 @@
+"""Every figure on no report, on one, on all, on one that holds NaN; small payloads; a summary in words. The table escapes names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from explorer.docs import SEEDS
+from explorer.figures import figures
+from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
+from explorer.ui.session import COMPARED, Shelf, arrange
+from explorer.ui.table import comparison, samples
+
+ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
+LAYER = "layers.3.mlp.down_proj"
+
+
+def broken(report: Report) -> Report:
+    """The same report with every number NaN and every list of numbers holding one."""
+
+    def spoil(m: Measurement) -> Measurement:
+        if isinstance(m.value, float | int):
+            return dataclasses.replace(m, value=math.nan, low=math.nan, high=math.nan, bad=3)
+        return dataclasses.replace(m, value=[math.nan, *m.value[1:]]) if m.metric == "activation_absmax" else m
+
+    return dataclasses.replace(report, measurements=tuple(map(spoil, report.measurements)))
+
+
+@pytest.mark.parametrize("figure", figures().values(), ids=lambda f: f.name)
+@pytest.mark.parametrize("reports", [[], ALL[:1], ALL[1:2], ALL, [broken(ALL[0]), broken(ALL[1])]], ids=["none", "baseline", "one", "all", "nan"])
+def test_figure_draws(figure, reports: list[Report]) -> None:
+    go = pytest.importorskip("plotly.graph_objects", reason="needs plotly to validate the figure")
+    drawn = figure.draw(reports, LAYER)
+    go.Figure(drawn)
+    assert drawn["layout"]["height"] >= 300
+    assert len(json.dumps(drawn)) < 150_000
+    assert figure.summary(reports, LAYER).endswith(".")
+    assert figure.see.endswith(".") and len(figure.why) > 100
+
+
+@pytest.mark.parametrize("figure", figures().values(), ids=lambda f: f.name)
+def test_figure_needs_are_measured(figure) -> None:
+    measured = {m.metric for report in ALL for m in report.measurements}
+    assert set(figure.needs) <= measured
+
+
+def test_table_tells_a_difference_from_noise() -> None:
+    html = comparison(ALL)
+    assert html.count("<th scope='col'") == len(ALL) and "no measurable change" in html and "95% intervals" in html
+    assert "not finite" in comparison([broken(ALL[0])]) and "No results yet" in comparison([])
+
+
+def test_names_and_texts_are_escaped() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    experiment = dataclasses.replace(ALL[1].experiment, model=ModelRef(evil, evil), spec=QuantSpec.of(evil, bits=4))
+    report = Report(experiment, (Measurement("sample_text", evil),), {"device": evil, "kernel_summary": evil, "prompt": evil, "text": evil})
+    assert "<img" not in comparison([report]) + samples([report])
+
+
+def test_page_keeps_a_baseline_and_four() -> None:
+    keys, replaced = "base", False
+    for name in "abcd":
+        keys, replaced = arrange(keys, name, False)
+        assert not replaced
+    assert arrange(keys, "e", False) == ("base,b,c,d,e", True)
+    assert arrange(keys, "b", False) == ("base,a,c,d,b", False)
+    assert arrange("x,y", "base", True)[0] == "base,x,y" and COMPARED == 4
+
+
+def test_shelf_forgets_the_oldest_but_never_the_seeds() -> None:
+    shelf = Shelf(ALL[:1], size=2)
+    keys = [shelf.add(report) for report in ALL[1:]]
+    assert shelf.pick(",".join(keys)) == ALL[-2:] and shelf.pick(shelf.first_keys()) == ALL[:1]
+    assert shelf.pick("no,such,keys") == []
