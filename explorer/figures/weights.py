@@ -34,7 +34,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
     for _, report in with_metrics(reports, "weight_histogram", layer=layer):
         error = report.value("weight_error", layer)
         parts.append(f"{name_of(report)}: " + ("weights unchanged" if error is None else f"relative weight error {error:.4f}"))
-    return f"Weights of {layer}. " + "; ".join(parts) if parts else "No weight histogram measured."
+    return f"Weights of {layer}. " + "; ".join(parts) + "." if parts else "No weight histogram measured."
 
 
 FIGURE = Figure(
