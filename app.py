@@ -39,7 +39,7 @@ class LazyRunner:
         while not self._made.wait(0.5):
             yield Progress("starting", 0, 1, "loading torch and transformers")
         if self._error is not None:
-            raise self._error
+            raise RuntimeError(f"the engine could not start: {self._error}") from self._error
         yield from self._runner.run(model, method, params, evaluation, text)
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Event, InputError, Progress, Report, label, plain
+from explorer.records import Event, InputError, Progress, Report, plain
 
 SEEDS = Path(__file__).parent.parent / "assets" / "seed_results.json"
 SEED_SPECS = (
@@ -88,7 +88,7 @@ def show(event: Event) -> None:
 
 def table(report: Report) -> str:
     """The whole-model numbers of a report as text, one a line."""
-    rows = [f"{label(report.experiment.spec)} on {report.experiment.model.name} ({report.provenance['device']})"]
+    rows = [f"{report.name} on {report.experiment.model.name} ({report.provenance['device']})"]
     for m in report.measurements:
         if not m.layer and not isinstance(m.value, list | dict):
             value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)

@@ -14,10 +14,18 @@ PASTE_LIMIT = 200_000  # characters
 def bundled_text(half: str) -> str:
     """One of two disjoint halves of the reference topics that every CPython ships: "calibration" or "evaluation".
 
-    Topics alternate between the halves in alphabetical order.
+    Topics alternate between the halves in alphabetical order. Some topics repeat each other's sections, so a paragraph counts only where it
+    comes first: no paragraph is in both halves, or twice in one.
     """
-    names = sorted(topics)[0 if half == "calibration" else 1 :: 2]
-    return "\n\n".join(topics[name].strip() for name in names)
+    halves: tuple[list[str], list[str]] = ([], [])
+    seen: set[str] = set()
+    for index, name in enumerate(sorted(topics)):
+        for paragraph in topics[name].strip().split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words not in seen:
+                seen.add(words)
+                halves[index % 2].append(paragraph.strip("\n"))
+    return "\n\n".join(halves[half != "calibration"])
 
 
 def text_of(source: str, half: str, pasted: str = "") -> str:

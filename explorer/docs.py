@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from explorer.methods import fields_of, methods
-from explorer.records import Report, label, plain, report_from
+from explorer.records import Report, plain, report_from
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -40,7 +40,7 @@ def results_table() -> str:
     rows = [head, "|" + "---|" * 8]
     for r in reports:
         cells = [
-            label(r.experiment.spec),
+            r.name,
             f"{r.value('bits_per_weight'):.3f}",
             _interval(r, "perplexity", 2),
             _interval(r, "perplexity_delta", 2),

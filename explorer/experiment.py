@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import gc
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ import transformers
 from explorer import data, models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
-from explorer.methods import Method, build, methods, spec_of
+from explorer.methods import Method, build, label_of, methods, spec_of
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.qlinear import QuantizedLinear, put
 from explorer.qtensor import QuantizedTensor
-from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
+from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.store import Store, code_version
 
 EVALUATION_TOKENS, CALIBRATION_TOKENS = 8192, 8192
@@ -58,12 +58,53 @@ class Loader:
         return self._last
 
 
-def run(experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader) -> Iterator[Event]:
+class Line:
+    """First come, first served: one experiment at a time computes. What is stored needs no turn."""
+
+    def __init__(self) -> None:
+        self._waiting: list[object] = []
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[], int]]:
+        """Joins the line; gives a function that says how many are ahead. Leaves it at the end."""
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            yield lambda: self._waiting.index(ticket)
+        finally:
+            self._waiting.remove(ticket)
+
+
+def run(experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader, line: Line | None = None) -> Iterator[Event]:
     """Yields Progress and Measurements, last a Report. What the store has is not computed again; each metric is stored when it is whole.
 
-    texts: the evaluation and calibration text that the experiment's hashes name.
+    texts: the evaluation and calibration text that the experiment's hashes name. line: where to wait when there is something to compute.
     """
-    device, found, missing = load.device, {}, {}
+    found, missing = look_up(experiment, store, load.device)
+    if missing:
+        with (line or Line()).place() as ahead:
+            while n := ahead():
+                yield Progress("waiting", 0, 1, f"{n} experiment{'s' if n > 1 else ''} ahead in line")
+                time.sleep(0.2)
+            found, missing = look_up(experiment, store, load.device)  # whoever was ahead may have measured the same
+            if missing:
+                for event in _measure(experiment, method, texts, load, missing):
+                    if isinstance(event, _Whole):
+                        store.put(event.key, event.name, event.measurements, event.provenance)
+                        found[event.name] = (event.measurements, event.provenance)
+                    else:
+                        yield event
+    measurements = tuple(m for name in metrics() for m in found[name][0])
+    provenance: dict[str, Any] = {}
+    for name in ("activations", "layers", "sample", "speed", "quality", "size"):
+        provenance |= found[name][1]
+    provenance |= {"label": label_of(method), "from_store": not missing, "measured_now": sorted(missing)}
+    yield Report(experiment, measurements, provenance)
+
+
+def look_up(experiment: Experiment, store: Store, device: torch.device) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """({metric name: what is stored}, {metric name: (metric, key) of what is not})."""
+    found, missing = {}, {}
     for name, metric in metrics().items():
         key = metric_key(experiment, metric, device)
         stored = store.get(key)
@@ -71,19 +112,7 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
             missing[name] = (metric, key)
         else:
             found[name] = stored
-    if missing:
-        for event in _measure(experiment, method, texts, load, missing):
-            if isinstance(event, _Whole):
-                store.put(event.key, event.name, event.measurements, event.provenance)
-                found[event.name] = (event.measurements, event.provenance)
-            else:
-                yield event
-    measurements = tuple(m for name in metrics() for m in found[name][0])
-    provenance: dict[str, Any] = {}
-    for name in ("activations", "layers", "sample", "speed", "quality", "size"):
-        provenance |= found[name][1]
-    provenance |= {"from_store": not missing, "measured_now": sorted(missing)}
-    yield Report(experiment, measurements, provenance)
+    return found, missing
 
 
 @dataclass(frozen=True)
@@ -185,7 +214,7 @@ class LocalRunner:
     """Runs experiments in this process, one at a time. What the UI and the CLI call."""
 
     def __init__(self, store: Store, load: Loader | None = None) -> None:
-        self._store, self._load, self._busy = store, load or Loader(), threading.Lock()
+        self._store, self._load, self._line = store, load or Loader(), Line()
 
     def models(self) -> list[str]:
         """Models that need no download."""
@@ -201,12 +230,8 @@ class LocalRunner:
         evaluated, evaluation_text = data.reference(evaluation, "evaluation", EVALUATION_TOKENS, length, text)
         calibrated, calibration_text = data.reference(calibration, "calibration", CALIBRATION_TOKENS, length)
         experiment = Experiment(ref, spec_of(chosen), evaluated, calibrated)
-        if not self._busy.acquire(blocking=False):
-            raise InputError("Another experiment is running; wait for it to end or cancel it.")
-        try:
-            yield from run(experiment, chosen, {"evaluation": evaluation_text, "calibration": calibration_text}, self._store, self._load)
-        finally:
-            self._busy.release()
+        texts = {"evaluation": evaluation_text, "calibration": calibration_text}
+        yield from run(experiment, chosen, texts, self._store, self._load, self._line)
 
 
 def last_report(events: Iterator[Event], watch: Callable[[Event], None] = lambda event: None) -> Report:

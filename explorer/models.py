@@ -96,6 +96,7 @@ def check_config(folder: Path) -> dict:
 
 def load(ref: ModelRef, device: torch.device) -> LoadedModel:
     """Loads exactly this model from its folder or the hub's cache. Raises InputError with a sentence."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
@@ -110,7 +111,7 @@ def load(ref: ModelRef, device: torch.device) -> LoadedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The files of {ref.name!r} could not be read as a model ({type(error).__name__}); download them again.") from error
     tokenizer.model_max_length = int(1e9)  # texts are cut into windows by us; silences a warning about the whole text's length
     model.eval().to(device).requires_grad_(False)

@@ -103,6 +103,11 @@ class Report:
     measurements: tuple[Measurement, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """A short name for tables and legends, such as "GPTQ 4-bit g64"; made by the method when the report was."""
+        return str(self.provenance.get("label") or self.experiment.spec.method)
+
     def find(self, metric: str, layer: str = "") -> Measurement | None:
         """The measurement of this metric and layer, or None."""
         return next((m for m in self.measurements if m.metric == metric and m.layer == layer), None)
@@ -118,21 +123,6 @@ class Report:
 
 
 Event = Progress | Measurement | Report
-
-
-def label(spec: QuantSpec) -> str:
-    """A short name for tables and legends, such as "gptq 4-bit g64"."""
-    params = dict(spec.params)
-    parts = [spec.method]
-    if "bits" in params:
-        parts.append(f"{params['bits']}-bit")
-    granularity = params.get("granularity")
-    if granularity == "group" or (granularity is None and "group_size" in params):
-        parts.append(f"g{params['group_size']}")
-    elif granularity:
-        parts.append(str(granularity))
-    parts += [name.replace("_", "-") for name, value in params.items() if value is True]
-    return " ".join(parts)
 
 
 def plain(value: Any) -> Any:

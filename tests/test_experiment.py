@@ -117,13 +117,18 @@ def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, lo
     assert 4.25 < report.value("bits_per_weight") < 16
 
 
-def test_second_runner_is_told_to_wait(store: Store, loader: Loader, tiny_folder: Path) -> None:
+def test_second_run_waits_its_turn_but_not_for_what_is_stored(store: Store, loader: Loader, tiny_folder: Path) -> None:
     runner = LocalRunner(store, loader)
+    known = last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32}))
     first = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"})
-    assert isinstance(next(first), Progress)
-    with pytest.raises(InputError, match="Another experiment"):
-        next(runner.run(str(tiny_folder), "nf4", {"group_size": 32}))
-    first.close()
+    assert next(first).stage == "load model"
+    second = runner.run(str(tiny_folder), "rtn", {"bits": 6, "granularity": "channel"})
+    same = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"})
+    assert (next(second).detail, next(same).detail) == ("1 experiment ahead in line", "2 experiments ahead in line")
+    assert last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32})).measurements == known.measurements
+    report = last_report(first)
+    second.close()
+    assert last_report(same).measurements == report.measurements, "what was measured while it waited is not measured again"
 
 
 def test_short_text_is_a_sentence(store: Store, loader: Loader, tiny_folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from explorer.docs import SEEDS
 from explorer.figures import figures
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
-from explorer.ui.session import COMPARED, Shelf, arrange
+from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
 from explorer.ui.table import comparison, samples
 
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -49,7 +49,7 @@ def test_figure_needs_are_measured(figure) -> None:
 
 def test_table_tells_a_difference_from_noise() -> None:
     html = comparison(ALL)
-    assert html.count("<th scope='col'") == len(ALL) and "no measurable change" in html and "95% intervals" in html
+    assert html.count("<th scope='col'") == len(ALL) + 1 and "no measurable change" in html and "95% intervals" in html
     assert "not finite" in comparison([broken(ALL[0])]) and "No results yet" in comparison([])
 
 
@@ -60,18 +60,31 @@ def test_names_and_texts_are_escaped() -> None:
     assert "<img" not in comparison([report]) + samples([report])
 
 
+def variant(bits: int, model: str = "demo", method: str = "rtn") -> Report:
+    experiment = dataclasses.replace(ALL[1].experiment, model=ModelRef(model, "r"), spec=QuantSpec.of(method, bits=bits))
+    return Report(experiment, (), {"label": f"{method} {bits}"})
+
+
 def test_page_keeps_a_baseline_and_four() -> None:
-    keys, replaced = "base", False
-    for name in "abcd":
-        keys, replaced = arrange(keys, name, False)
-        assert not replaced
-    assert arrange(keys, "e", False) == ("base,b,c,d,e", True)
-    assert arrange(keys, "b", False) == ("base,a,c,d,b", False)
-    assert arrange("x,y", "base", True)[0] == "base,x,y" and COMPARED == 4
+    base = variant(16, method="none")
+    page: list[Report] = []
+    for bits in (2, 3, 4, 5):
+        page, left = arrange(page, variant(bits))
+        assert not left
+    page, left = arrange(page, base)
+    assert [r.name for r in page] == ["none 16", "rtn 2", "rtn 3", "rtn 4", "rtn 5"] and not left and COMPARED == 4
+    again, left = arrange(page, variant(3))
+    assert [r.name for r in again] == ["none 16", "rtn 2", "rtn 4", "rtn 5", "rtn 3"] and not left
+    more, left = arrange(page, variant(6))
+    assert [r.name for r in more] == ["none 16", "rtn 3", "rtn 4", "rtn 5", "rtn 6"] and "oldest" in left
+    other, left = arrange(page, variant(4, "another"))
+    assert [r.experiment.model.name for r in other] == ["another"] and "another model" in left
 
 
 def test_shelf_forgets_the_oldest_but_never_the_seeds() -> None:
     shelf = Shelf(ALL[:1], size=2)
     keys = [shelf.add(report) for report in ALL[1:]]
-    assert shelf.pick(",".join(keys)) == ALL[-2:] and shelf.pick(shelf.first_keys()) == ALL[:1]
-    assert shelf.pick("no,such,keys") == []
+    assert shelf.pick(keys) == ALL[-2:] and shelf.first() == ALL[:1] and shelf.pick(keys_of(ALL[:1])) == ALL[:1]
+    assert shelf.pick(["no", "such", "keys"]) == []
+    assert shelf.with_baseline(ALL[-1:]) == [ALL[0], ALL[-1]] and shelf.with_baseline(ALL) == ALL
+    assert shelf.with_baseline([variant(4)]) == [variant(4)], "no baseline of that model is known"

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from explorer.methods import build, fields_of, methods, spec_of
+from explorer.methods import build, fields_of, label_of, methods, spec_of
 from explorer.methods.gptq import hessian
 from explorer.methods.nf4 import NF4, dynamic_code
 from explorer.qtensor import quantize_affine
@@ -185,3 +185,17 @@ def test_unused_parameters_do_not_change_the_key() -> None:
 def test_group_that_does_not_divide_is_refused_with_a_reason() -> None:
     assert "does not divide" in build("rtn", {"group_size": 128}).refuses((64, 80))
     assert build("rtn", {"granularity": "channel"}).refuses((64, 80)) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "label"),
+    [
+        ("none", {}, "16-bit baseline"),
+        ("rtn", {}, "RTN 4-bit g64"),
+        ("rtn", {"bits": 8, "granularity": "channel"}, "RTN 8-bit per-channel"),
+        ("rtn", {"symmetric": False}, "RTN 4-bit g64 asymmetric"),
+        ("gptq", {"act_order": False, "damping": 0.05}, "GPTQ 4-bit g64 no act-order damping 0.05"),
+    ],
+)
+def test_label_is_short_and_tells_configurations_apart(name: str, params: dict, label: str) -> None:
+    assert label_of(build(name, params)) == label

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, key_of, label, plain, report_from
+from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, key_of, plain, report_from
 
 TEXT = TextRef("bundled", "abc", 8192, 512)
 EXPERIMENT = Experiment(ModelRef("demo", "r1"), QuantSpec.of("rtn", bits=4, granularity="group", group_size=64), TEXT, TEXT)
@@ -28,8 +28,3 @@ def test_key_depends_on_every_part() -> None:
     assert len(keys) == 3
     assert key_of(QuantSpec.of("rtn", a=1, b=2)) == key_of(QuantSpec.of("rtn", b=2, a=1))
     assert key_of(QuantSpec.of("rtn", bits=1)) != key_of(QuantSpec.of("rtn", bits=True))
-
-
-def test_label_is_short_and_complete() -> None:
-    assert label(EXPERIMENT.spec) == "rtn 4-bit g64"
-    assert label(QuantSpec.of("rtn", bits=8, granularity="channel")) == "rtn 8-bit channel"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from explorer.records import Report, label
+from explorer.records import Report
 
 # Okabe-Ito colours that keep 3:1 on white and on a dark card; a dash, marker or pattern always goes with them as a second cue.
 COLOURS = ("#7f7f7f", "#0a7abf", "#d55e00", "#009e73", "#b4659a")
@@ -27,7 +27,7 @@ Plot = dict[str, Any]
 class Figure:
     """draw(reports, layer) -> Plotly JSON; `see` is one sentence on what to look for, `why` a short lesson, `summary` says the same in words.
 
-    needs: metrics without which a report has nothing to show. by_layer: whether it shows one chosen layer.
+    needs: metrics without which a report has nothing to show. by_layer: whether it shows one chosen layer. wide: whether it takes a whole row.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Figure:
     draw: Callable[[Sequence[Report], str], Plot]
     summary: Callable[[Sequence[Report], str], str]
     by_layer: bool = False
+    wide: bool = False
     order: int = 0
 
 
@@ -74,9 +75,10 @@ def with_metrics(reports: Sequence[Report], *names: str, layer: str = "") -> lis
     return [(i, r) for i, r in enumerate(reports) if all(r.find(name, layer) for name in names)]
 
 
-def name_of(report: Report) -> str:
-    """The legend name of a report."""
-    return "16-bit baseline" if report.experiment.spec.method == "none" else label(report.experiment.spec)
+def short_layer(name: str) -> str:
+    """A layer's name without what all names share: "model.layers.3.self_attn.q_proj" becomes "3 q_proj"."""
+    parts = name.split(".")
+    return " ".join([*(part for part in parts[:-1] if part.isdigit()), parts[-1]])
 
 
 def finite(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from explorer.figures import COLOURS, PATTERNS, Figure, Plot, layout, name_of, plot, with_metrics
+from explorer.figures import COLOURS, PATTERNS, Figure, Plot, layout, plot, with_metrics
 from explorer.records import Report
 
 PARTS = (("memory_kept", "kept in 16 bits"), ("memory_codes", "codes"), ("memory_scales", "scales and zeros"), ("memory_kv_cache", "KV cache"))
@@ -15,21 +15,22 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     data = []
     for i, (metric, title) in enumerate(PARTS if found else ()):
         data.append(
-            {"type": "bar", "orientation": "h", "y": [name_of(r) for _, r in found], "x": [r.value(metric) / 2**20 for _, r in found], "name": title,
+            {"type": "bar", "orientation": "h", "y": [r.name for _, r in found], "x": [r.value(metric) / 2**20 for _, r in found], "name": title,
              "marker": {"color": COLOURS[i], "pattern": {"shape": PATTERNS[i]}}, "hovertemplate": "%{x:.2f} MiB"}
         )  # fmt: skip
     return plot(data, layout("MiB resident", "", barmode="stack", yaxis={"autorange": "reversed"}, legend={"traceorder": "normal"}))
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:
-    parts = [f"{name_of(r)}: {r.value('weight_bytes') / 2**20:.2f} MiB of weights" for _, r in with_metrics(reports, "weight_bytes")]
+    parts = [f"{r.name}: {r.value('weight_bytes') / 2**20:.2f} MiB of weights" for _, r in with_metrics(reports, "weight_bytes")]
     return "; ".join(parts) + "." if parts else "No memory measured."
 
 
 FIGURE = Figure(
     "memory", "Memory",
     "See what does not shrink: embeddings, norms and the KV cache stay in 16 bits, so a quarter of the bits is not a quarter of the memory.",
-    "Bytes are summed from the tensors in use after packing. On a small model the embedding is a large share; on a 70B it is below 1%. The KV "
+    "Bytes are summed from the tensors in use after packing: the kernels hold 2- and 3-bit codes in 4 bits, and 5 to 7 in 8. "
+    "On a small model the embedding is a large share; on a 70B it is below 1%. The KV "
     "cache is computed for one sequence at the model's full context and grows with both length and batch.",
-    ("memory_codes", "memory_kept"), draw, summary, order=4,
+    ("memory_codes", "memory_kept"), draw, summary, order=1,
 )  # fmt: skip

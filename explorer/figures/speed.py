@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from explorer.figures import COLOURS, Figure, Plot, layout, name_of, plot, with_metrics
+from explorer.figures import COLOURS, Figure, Plot, layout, plot, with_metrics
 from explorer.records import Report
 
 
@@ -12,7 +12,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     data: list[dict] = []
     for i, report in with_metrics(reports, "decode_latencies", "decode_limit"):
         milliseconds = [1000 * s for s in report.value("decode_latencies")]
-        name = name_of(report)
+        name = report.name
         data.append(
             {"type": "box", "orientation": "h", "x": milliseconds, "y": [name] * len(milliseconds), "name": name, "boxpoints": "all", "jitter": 0.5,
              "pointpos": 0, "marker": {"color": COLOURS[i % 5], "size": 3}, "showlegend": False}
@@ -21,7 +21,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
             {"type": "scatter", "mode": "markers", "x": [1000 / report.value("decode_limit")], "y": [name], "name": "bandwidth limit (estimated)",
              "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
         )  # fmt: skip
-    return plot(data, layout("milliseconds per token (log)", "", xaxis={"type": "log"}, yaxis={"autorange": "reversed"}))
+    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log"}, yaxis={"autorange": "reversed"}))
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:
@@ -29,7 +29,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
     for _, report in with_metrics(reports, "decode_tokens_per_second", "decode_bound"):
         speed = report.find("decode_tokens_per_second")
         bound = report.value("decode_bound")
-        parts.append(f"{name_of(report)}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}), bound by {bound}")
+        parts.append(f"{report.name}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}), bound by {bound}")
     return "; ".join(parts) + "." if parts else "No speed measured."
 
 
@@ -39,5 +39,5 @@ FIGURE = Figure(
     "Decoding reads every weight once a token, so on a large model fewer bits mean proportionally more tokens per second. On a small model the "
     "fixed cost of launching each operation dominates and fewer bits change nothing, or even slow it down. Do not read this model's speeds as "
     "a 7B model's.",
-    ("decode_latencies",), draw, summary, order=5,
+    ("decode_latencies",), draw, summary, order=2,
 )  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from explorer.figures import COLOURS, DASHES, Figure, Plot, layout, name_of, plot, with_metrics
+from explorer.figures import COLOURS, DASHES, Figure, Plot, layout, plot, with_metrics
 from explorer.records import Report
+
+EMPTY = 0.5  # where a bin without weights is drawn on the log axis, just below what is shown
 
 
 def draw(reports: Sequence[Report], layer: str) -> Plot:
@@ -16,15 +19,17 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
         middles = [(a + b) / 2 for a, b in zip(value["edges"], value["edges"][1:], strict=False)]
         line = {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.6, "shape": "hvh"}
         counts = value["after"]
-        data.append({"type": "scatter", "mode": "lines", "x": middles, "y": [c or None for c in counts], "name": name_of(report), "line": line})
+        data.append({"type": "scatter", "mode": "lines", "x": middles, "y": [max(c, EMPTY) for c in counts], "name": report.name, "line": line})
         grid = value["grid"][:: max(1, len(value["grid"]) // 64)]
         if grid:
             marker = {"symbol": "line-ns-open", "size": 9, "color": COLOURS[i % 5]}
             data.append(
                 {"type": "scatter", "mode": "markers", "x": grid, "y": [-0.03 * (i + 1)] * len(grid), "yaxis": "y2", "marker": marker,
-                 "showlegend": False, "name": f"grid of {name_of(report)}, first group", "hovertemplate": "%{x:.5f}"}
+                 "showlegend": False, "name": f"grid of {report.name}, first group", "hovertemplate": "%{x:.5f}"}
             )  # fmt: skip
-    shape = layout("weight", "weights per bin (log)", 380, yaxis={"type": "log", "domain": [0.2, 1]})
+    shape = layout("weight", "weights per bin (log)", 380, yaxis={"type": "log", "domain": [0.22, 1]}, xaxis={"anchor": "y2"})
+    top = max((max(trace["y"]) for trace in data if trace["mode"] == "lines"), default=1)
+    shape["yaxis"]["range"] = [math.log10(0.7), math.log10(2 * top)]
     shape["yaxis2"] = {"domain": [0, 0.15], "visible": False, "range": [-0.17, 0.01]}
     return plot(data, shape)
 
@@ -33,7 +38,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
     parts = []
     for _, report in with_metrics(reports, "weight_histogram", layer=layer):
         error = report.value("weight_error", layer)
-        parts.append(f"{name_of(report)}: " + ("weights unchanged" if error is None else f"relative weight error {error:.4f}"))
+        parts.append(f"{report.name}: " + ("weights unchanged" if error is None else f"relative weight error {error:.4f}"))
     return f"Weights of {layer}. " + "; ".join(parts) + "." if parts else "No weight histogram measured."
 
 
@@ -43,5 +48,5 @@ FIGURE = Figure(
     "A code of b bits can name 2^b values. The scale stretches that grid over the weights that share it; one large weight stretches it for "
     "all of them, which is why small groups help. Dequantized histograms look comb-like when few grids are in play and fill in when every "
     "group has its own scale.",
-    ("weight_histogram",), draw, summary, by_layer=True, order=1,
+    ("weight_histogram",), draw, summary, by_layer=True, wide=True, order=4,
 )  # fmt: skip

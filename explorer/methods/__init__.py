@@ -31,12 +31,13 @@ class Field:
     high: float | None = None
     help: str = ""
     when: tuple[str, tuple] | None = None
+    off: str = ""  # a word for "switched off" in names, such as "asymmetric"
 
 
-def choice(default: Any, *choices: Any, title: str, help: str = "", when: tuple[str, tuple] | None = None) -> Any:
+def choice(default: Any, *choices: Any, title: str, help: str = "", when: tuple[str, tuple] | None = None, off: str = "") -> Any:
     """A dataclass field that takes one of a few values; bool when no choices are given."""
     kind = "bool" if isinstance(default, bool) else "choice"
-    meta = {"title": title, "kind": kind, "choices": choices or (False, True), "help": help, "when": when}
+    meta = {"title": title, "kind": kind, "choices": choices or (False, True), "help": help, "when": when, "off": off}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -52,6 +53,7 @@ class Method:
 
     name: ClassVar[str]
     title: ClassVar[str]
+    short: ClassVar[str]  # how names of configurations begin, such as "GPTQ"
     paper: ClassVar[str] = ""
     needs_inputs: ClassVar[bool] = False
 
@@ -110,3 +112,19 @@ def spec_of(method: Method) -> QuantSpec:
     values = {f.name: getattr(method, f.name) for f in fields_of(type(method))}
     params = {f.name: values[f.name] for f in fields_of(type(method)) if f.when is None or values[f.when[0]] in f.when[1]}
     return QuantSpec.of(method.name, **params)
+
+
+def label_of(method: Method) -> str:
+    """A short name such as "GPTQ 4-bit g64": bits and granularity always, other parameters where they differ from the default."""
+    params = dict(spec_of(method).params)
+    parts = [method.short]
+    if "bits" in params:
+        parts.append(f"{params.pop('bits')}-bit")
+    granularity, group = params.pop("granularity", "group"), params.pop("group_size", None)
+    parts += [f"g{group}"] if group else [f"per-{granularity}"] if granularity != "group" else []
+    for field in fields_of(type(method)):
+        value = params.get(field.name, field.default)
+        if value != field.default:
+            word = field.title.lower()
+            parts.append((word if value else field.off or f"no {word}") if field.kind == "bool" else f"{word} {value}")
+    return " ".join(parts)

@@ -46,6 +46,7 @@ class Nf4(Method):
 
     name: ClassVar[str] = "nf4"
     title: ClassVar[str] = "NF4 (QLoRA's 4-bit NormalFloat)"
+    short: ClassVar[str] = "NF4"
     paper: ClassVar[str] = "Dettmers et al. 2023, arXiv 2305.14314, section 3"
 
     group_size: int = choice(64, 32, 64, 128, title="Block size", help="Weights that share one scale; the paper's value is 64.")

@@ -14,6 +14,7 @@ class Baseline(Method):
 
     name: ClassVar[str] = "none"
     title: ClassVar[str] = "16-bit baseline (bfloat16)"
+    short: ClassVar[str] = "16-bit baseline"
 
     def refuses(self, shape: tuple[int, int]) -> str:
         return "the baseline keeps every layer in 16 bits"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -37,17 +38,27 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
 
 def _layer(subject: Subject, name: str, original: torch.nn.Linear, inputs: torch.Tensor) -> Iterator[Measurement]:
     weight = original.weight.float()
-    edges, before = histogram(weight)
+    approximation = subject.qtensors[name].dequantize() if name in subject.qtensors else weight
+    low, high, bins = span_of(weight, approximation)
+    edges, before = histogram(weight, bins, low, high)
     after, grid = before, []
     if name in subject.qtensors:
         qtensor = subject.qtensors[name]
-        approximation = qtensor.dequantize()
-        _, after = histogram(approximation, low=edges[0], high=edges[-1])
+        _, after = histogram(approximation, bins, low, high)
         grid = [round(v, 6) for v in qtensor.grid().tolist()[:GRID_VALUES]]
         reference = original(inputs)
         yield Measurement("weight_error", relative(approximation - weight, weight), "relative", name, n=weight.numel())
         yield Measurement("output_error", relative(subject.layers[name](inputs) - reference, reference), "relative", name, n=inputs.shape[0])
     yield Measurement("weight_histogram", {"edges": edges, "before": before, "after": after, "grid": grid}, "", name, n=weight.numel())
+
+
+def span_of(weight: torch.Tensor, approximation: torch.Tensor, bins: int = 128) -> tuple[float, float, int]:
+    """(low, high, number of bins) of a histogram that holds both: `bins` over the range of the weights, and as many more of that width as it takes."""
+    low, high = weight.min().item(), weight.max().item()
+    width = (high - low) / bins or 1.0
+    below = max(0, math.ceil((low - approximation.min().item()) / width))
+    above = max(0, math.ceil((approximation.max().item() - high) / width))
+    return low - below * width, high + above * width, bins + below + above
 
 
 METRIC = Metric("layers", measure)

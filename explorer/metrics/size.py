@@ -26,6 +26,8 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     codes = sum(parts.get("codes", 0) for parts in packed)
     scales = sum(size for parts in packed for name, size in parts.items() if name != "codes")
     total = sum(resident.values())
+    kept = sum(16 * layer.weight.numel() for name, layer in subject.originals.items() if name not in subject.layers)
+    yield Measurement("bits_per_weight_resident", (8 * (codes + scales) + kept) / weights, "bits", n=weights)
     yield Measurement("weight_bytes", total, "bytes")
     yield Measurement("memory_codes", codes, "bytes")
     yield Measurement("memory_scales", scales, "bytes")

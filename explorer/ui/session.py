@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from explorer.records import Report, key_of
 
@@ -19,9 +19,9 @@ class Shelf:
         self._seeds = {key_of(r.experiment): r for r in seeds}
         self._reports: OrderedDict[str, Report] = OrderedDict()
 
-    def first_keys(self) -> str:
-        """The keys a new page starts with."""
-        return ",".join(list(self._seeds)[: COMPARED + 1])
+    def first(self) -> list[Report]:
+        """The reports a new page starts with."""
+        return list(self._seeds.values())[: COMPARED + 1]
 
     def add(self, report: Report) -> str:
         """Puts a report on the shelf and returns its key."""
@@ -33,19 +33,47 @@ class Shelf:
                 self._reports.popitem(last=False)
         return key
 
-    def pick(self, keys: str) -> list[Report]:
-        """The reports of a page's keys; unknown keys are passed over."""
+    def pick(self, keys: Iterable[str]) -> list[Report]:
+        """The reports of a page's keys, at most a page full; unknown keys are passed over."""
         with self._lock:
-            found = [self._reports.get(key) or self._seeds.get(key) for key in str(keys)[:400].split(",")]
+            found = [self._reports.get(key) or self._seeds.get(key) for key in list(keys)[: COMPARED + 1]]
         return [report for report in found if report is not None]
 
+    def with_baseline(self, reports: Sequence[Report]) -> list[Report]:
+        """The reports with the baseline of their model and text in front, where it is on the shelf."""
+        if not reports or any(map(is_baseline, reports)):
+            return list(reports)
+        with self._lock:
+            known = [*self._seeds.values(), *self._reports.values()]
+        base = [r for r in known if is_baseline(r) and ground(r) == ground(reports[0])]
+        return [*base[-1:], *reports]
 
-def arrange(keys: str, new: str, is_baseline: bool) -> tuple[str, bool]:
-    """(keys with the new one, whether the oldest configuration made room). The baseline stays first."""
-    present = [key for key in keys.split(",") if key and key != new]
-    if is_baseline:
-        return ",".join([new, *present]), False
-    full = len(present) > COMPARED
-    if full:
-        del present[1]
-    return ",".join([*present, new]), full
+
+def keys_of(reports: Iterable[Report]) -> list[str]:
+    """The keys of reports, in order."""
+    return [key_of(r.experiment) for r in reports]
+
+
+def is_baseline(report: Report) -> bool:
+    """Whether this is the unquantized model."""
+    return report.experiment.spec.method == "none"
+
+
+def ground(report: Report) -> tuple:
+    """What two reports must share to be compared: model and evaluation text."""
+    return report.experiment.model, report.experiment.evaluation
+
+
+def arrange(shown: Sequence[Report], new: Report) -> tuple[list[Report], str]:
+    """(the page with the new report on it, what left the page as a sentence or "").
+
+    One baseline, first; then at most COMPARED configurations, the newest last. Only reports on the same model and text can be compared, so a
+    new model or text starts a new page.
+    """
+    alike = [r for r in shown if ground(r) == ground(new)]
+    others = [r for r in [*alike, new] if r is new or r.experiment != new.experiment]
+    quantized = [r for r in others if not is_baseline(r)]
+    page = [*[r for r in others if is_baseline(r)][-1:], *quantized[-COMPARED:]]
+    if len(alike) < len(shown):
+        return page, "The other configurations were of another model or text and left the page."
+    return page, "The oldest configuration left the page." if len(quantized) > COMPARED else ""

@@ -3,95 +3,154 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-from explorer.figures import finite, name_of
+from explorer.figures import finite
 from explorer.records import Measurement, Report
-
-# metric, title, factor, unit, digits, whether more is better (None: neither)
-ROWS = (
-    ("perplexity_delta", "Perplexity change, paired", 1, "%", 2, False),
-    ("kld_mean", "KL divergence, mean", 1, "nats", 4, False),
-    ("kld_p99", "KL divergence, 99th percentile", 1, "nats", 3, False),
-    ("top1_agreement", "Same top token", 1, "%", 1, True),
-    ("perplexity", "Perplexity", 1, "", 2, False),
-    ("bits_per_weight", "Bits per weight, stored", 1, "", 3, False),
-    ("weight_bytes", "Weights in memory", 1 / 2**20, "MiB", 2, False),
-    ("decode_tokens_per_second", "Decoding", 1, "tokens/s", 0, True),
-    ("time_to_first_token", "Time to first token", 1000, "ms", 1, False),
-    ("decode_latency_p95", "Token latency, 95th percentile", 1000, "ms", 1, False),
-    ("quantize_seconds", "Time to quantize", 1, "s", 2, None),
-)
-ABSOLUTE = ("perplexity_delta", "kld_mean", "kld_p99", "top1_agreement", "perplexity", "quantize_seconds")
+from explorer.ui.session import is_baseline
 
 
-def cell(found: Measurement | None, base: Measurement | None, row: tuple) -> str:
+@dataclass(frozen=True)
+class Row:
+    """One metric in the table. factor: from the stored unit to the shown one. more: whether more is better (None: neither).
+
+    relative: shown with its ratio to the baseline. by_device: comparable on one device only.
+    """
+
+    metric: str
+    title: str
+    unit: str = ""
+    digits: int = 2
+    factor: float = 1.0
+    more: bool | None = False
+    relative: bool = False
+    by_device: bool = False
+
+
+SECTIONS = {
+    "Quality": (
+        Row("perplexity_delta", "Perplexity change, paired", "%"),
+        Row("kld_mean", "KL divergence, mean", "nats", 4),
+        Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
+        Row("top1_agreement", "Same top token", "%", 1, more=True),
+        Row("perplexity", "Perplexity"),
+    ),
+    "Size": (
+        Row("bits_per_weight", "Bits per weight, stored", "bits", 3, relative=True),
+        Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
+        Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
+    ),
+    "Speed": (
+        Row("decode_tokens_per_second", "Decoding", "tokens/s", 0, more=True, relative=True, by_device=True),
+        Row("decode_latency_p95", "Token latency, 95th percentile", "ms", 1, 1000, relative=True, by_device=True),
+        Row("time_to_first_token", "Time to first token", "ms", 1, 1000, relative=True, by_device=True),
+        Row("quantize_seconds", "Time to quantize", "s", 2, more=None, by_device=True),
+    ),
+}
+
+
+def cell(row: Row, report: Report, base: Report | None) -> str:
     """One table cell: the number, its interval, and the difference to the baseline."""
-    metric, _, factor, _, digits, better = row
+    found = report.find(row.metric)
     if found is None:
         return "<td class='empty'>not measured</td>"
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))}<small>{found.bad:,} values not finite</small></td>"
-    value = found.value * factor
-    text = f"{value:+,.{digits}f}" if metric == "perplexity_delta" and value else f"{value:,.{digits}f}"
+    value = found.value * row.factor
+    text = f"{value:+,.{row.digits}f}" if row.metric == "perplexity_delta" and value else f"{value:,.{row.digits}f}"
     notes = []
     if finite(found.low) and finite(found.high) and found.low != found.high:
-        notes.append(f"{found.low * factor:,.{digits}f} to {found.high * factor:,.{digits}f}")
+        notes.append(f"{found.low * row.factor:,.{row.digits}f} to {found.high * row.factor:,.{row.digits}f}")
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
-    kind = ""
-    if metric == "perplexity_delta" and found.low != found.high:
-        unclear = finite(found.low) and found.low <= 0 <= found.high
-        kind = "same" if unclear else "worse" if value > 0 else "better"
-        notes += ["no measurable change"] if unclear else []
-    elif metric not in ABSOLUTE and base is not None and base is not found and finite(base.value) and base.value:
-        ratio = found.value / base.value
-        overlap = finite(found.low) and finite(base.low) and found.low <= base.high and base.low <= found.high
-        kind = "same" if overlap or abs(ratio - 1) < 0.005 else "better" if (ratio > 1) == better else "worse"
-        notes.append(f"{100 * (ratio - 1):+.0f}%" + (", within the spread" if overlap else ""))
-    return f"<td class='{kind}'>{text}" + "".join(f"<small>{escape(note)}</small>" for note in notes) + "</td>"
+    kind, note = verdict(row, found, report, base)
+    notes += [note] if note else []
+    return f"<td class='{kind}'><span>{text}</span>" + "".join(f"<small>{escape(part)}</small>" for part in notes) + "</td>"
 
 
-def head(report: Report, index: int) -> str:
-    """A column's head: name, and how, where and by which kernel it was measured."""
+def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
+    """(better, worse, same or "", the difference to the baseline in words)."""
+    if row.metric == "perplexity_delta" and found.low != found.high:
+        if finite(found.low) and found.low <= 0 <= found.high:
+            return "same", "no measurable change"
+        return ("worse" if found.value > 0 else "better"), ""
+    start = base.find(row.metric) if base is not None and base is not report else None
+    if not row.relative or start is None or not finite(start.value) or not start.value:
+        return "", ""
+    if row.by_device and report.provenance.get("device") != base.provenance.get("device"):
+        return "", "another device than the baseline"
+    ratio = found.value / start.value
+    overlap = finite(found.low) and finite(start.low) and found.low <= start.high and start.low <= found.high
+    if overlap or abs(ratio - 1) < 0.005:
+        return "same", f"{100 * (ratio - 1):+.0f}%, within the spread" if overlap else ""
+    change = f"{ratio:.1f} times" if ratio >= 2 else f"{100 * (ratio - 1):+.0f}%"
+    return ("better" if (ratio > 1) == row.more else "worse"), change
+
+
+def origin(report: Report) -> str:
+    """Where a report's numbers come from."""
     p = report.provenance
-    how = "recorded" if p.get("recorded") else "from the store" if p.get("from_store") else "measured now"
-    skipped = f"; {len(p['skipped'])} layers kept in 16 bits" if p.get("skipped") else ""
-    kernel = escape(str(p.get("kernel_summary", "")) + skipped)
-    title = escape("; ".join(p.get("kernel_why", [])) or kernel, quote=True)
-    return (
-        f"<th scope='col'><span class='swatch s{index % 5}'></span>{escape(name_of(report))}<span class='chip'>{how}</span>"
-        f"<small>{escape(str(p.get('date', '')))}<br>{escape(str(p.get('device', '')))}</small><small title='{title}'>{kernel}</small></th>"
-    )
+    return "recorded" if p.get("recorded") else "from the store" if p.get("from_store") else "measured now"
+
+
+def circumstances(reports: Sequence[Report]) -> str:
+    """The rows that say how, where and by which kernel each column was measured."""
+    rows = []
+    for title, text in (("Kernel", kernel), ("Device", lambda r: escape(str(r.provenance.get("device", ""))))):
+        rows.append(f"<tr class='how'><th scope='row'>{title}</th>" + "".join(f"<td>{text(r)}</td>" for r in reports) + "</tr>")
+    when = "".join(f"<td>{origin(r)}, {escape(str(r.provenance.get('date', '')))}</td>" for r in reports)
+    return "".join(rows) + f"<tr class='how'><th scope='row'>Origin</th>{when}</tr>"
+
+
+def kernel(report: Report) -> str:
+    """Which kernel ran, why it is not a faster one, and what was skipped."""
+    p = report.provenance
+    parts = [str(p.get("kernel_summary", "")), *p.get("kernel_why", [])]
+    if p.get("skipped"):
+        parts.append(f"{len(p['skipped'])} layers kept in 16 bits: {next(iter(p['skipped'].values()))}")
+    return "<br>".join(escape(part) for part in parts if part)
 
 
 def comparison(reports: Sequence[Report]) -> str:
     """The whole table."""
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
-    base = next((r for r in reports if r.experiment.spec.method == "none"), None)
-    rows = []
-    for row in ROWS:
-        cells = "".join(cell(r.find(row[0]), base.find(row[0]) if base else None, row) for r in reports)
-        unit = f" <small>{row[3]}</small>" if row[3] else ""
-        rows.append(f"<tr><th scope='row'>{row[1]}{unit}</th>{cells}</tr>")
-    heads = "".join(head(r, i) for i, r in enumerate(reports))
+    base = next((r for r in reports if is_baseline(r)), None)
+    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{origin(r)}</span>" for i, r in enumerate(reports))
+    heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
+    bodies = []
+    for title, rows in SECTIONS.items():
+        lines = [f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>"]
+        for row in rows:
+            unit = f" <small>{row.unit}</small>" if row.unit else ""
+            lines.append(f"<tr><th scope='row'>{row.title}{unit}</th>" + "".join(cell(row, r, base) for r in reports) + "</tr>")
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    section = f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>How it was measured</th></tr>"
+    table = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>{''.join(bodies)}<tbody>{section}"
+    legend = "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it."
     protocol = escape(str(reports[0].provenance.get("text", "")))
-    legend = "Ranges are 95% intervals; for speeds the 20th to 80th percentile. Percentages compare with the baseline."
-    body = f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<div class='scroll' tabindex='0'><table class='compare'>{body}</table></div><p class='hint'>{legend} Scored on: {protocol}.</p>"
+    return f"<div class='scroll' tabindex='0'>{table}{circumstances(reports)}</tbody></table></div><p class='hint'>{legend} Scored on: {protocol}.</p>"
+
+
+def model_of(report: Report) -> str:
+    """The model's name and the start of its revision."""
+    ref = report.experiment.model
+    return f"{ref.name} @ {ref.revision[:8]}"
 
 
 def samples(reports: Sequence[Report]) -> str:
-    """The greedy continuation of each configuration, side by side, from the word where it leaves the baseline's marked."""
-    base = next((r.value("sample_text") for r in reports if r.experiment.spec.method == "none"), None)
+    """The greedy continuation of each configuration, side by side; what differs from the baseline's is marked. Line breaks are shown as ↵."""
+    base = next((r.value("sample_text") for r in reports if is_baseline(r)), None)
     cards = []
     for i, report in enumerate(reports):
         text = report.value("sample_text")
         if text is None:
             continue
         same = len(text) if base is None else next((k for k, (a, b) in enumerate(zip(text, base, strict=False)) if a != b), len(text))
-        prompt = escape(str(report.provenance.get("prompt", "")))
-        body = f"<b>{prompt}</b>{escape(text[:same])}<mark>{escape(text[same:])}</mark>"
-        cards.append(f"<div class='sample'><h4><span class='swatch s{i % 5}'></span>{escape(name_of(report))}</h4><p>{body}</p></div>")
-    return "<div class='samples'>" + "".join(cards) + "</div>" if cards else "<p class='hint'>No text generated yet.</p>"
+        kept, changed = (escape(part).replace("\n", "<i>↵</i> ") for part in (text[:same], text[same:]))
+        body = kept + (f"<mark>{changed}</mark>" if changed else "")
+        cards.append(f"<div class='sample'><h3><span class='swatch s{i % 5}'></span>{escape(report.name)}</h3><p>{body}</p></div>")
+    prompt = escape(str(reports[0].provenance.get("prompt", ""))) if reports else ""
+    intro = f"<p class='see'>After “<b>{prompt}</b>”, always the likeliest token; coloured from where it leaves the baseline.</p>"
+    return f"{intro}<div class='samples'>" + "".join(cards) + "</div>" if cards else "<p class='hint'>No text generated yet.</p>"

@@ -1,0 +1,120 @@
+"""The page's handlers as plain generators over a fake runner: what streams, what stays on an error, what a new page holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import app
+from explorer.docs import SEEDS
+from explorer.figures import figures
+from explorer.records import InputError, Progress, Report, report_from
+from explorer.ui.app import in_rows
+from explorer.ui.page import Page
+from explorer.ui.session import Shelf, keys_of
+
+SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
+WIDTH = 5 + 2 * len(figures())
+
+
+class FakeRunner:
+    """Gives the seed of the asked method, or raises. Notes what was asked and whether it was closed."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.asked, self.closed = error, [], 0
+
+    def run(self, model: str, method: str, params: dict, evaluation: str, text: str) -> Iterator:
+        self.asked.append(method)
+        try:
+            yield Progress("load model", 0, 1, model)
+            yield Progress("perplexity", 1, 4, "window 1")
+            if self.error and method != "none":
+                raise self.error
+            report = next(r for r in SEED if r.experiment.spec.method == method)
+            yield dataclasses.replace(report, provenance={**report.provenance, "device": "fresh"})
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def page() -> Page:
+    made = Page(FakeRunner(), Shelf(SEED))
+    made.controls = []
+    return made
+
+
+def ran(page: Page, method: str, keys: list[str]) -> list[list]:
+    return list(page.run(keys, None, "demo", method, "bundled", ""))
+
+
+def test_run_streams_and_measures_the_baseline_first(page: Page) -> None:
+    outputs = ran(page, "gptq", keys_of(SEED[:2]))
+    assert page.runner.asked == ["none", "gptq"] and page.runner.closed == 2
+    assert all(len(output) == WIDTH for output in outputs)
+    assert "baseline: load model" in outputs[0][0] and "done" in outputs[-1][0] and "GPTQ 4-bit g64" in outputs[-1][0]
+    assert outputs[-1][1].value == keys_of([SEED[0], SEED[1], next(r for r in SEED if r.experiment.spec.method == "gptq")])
+    assert page.shelf.pick(outputs[-1][1].value)[0].provenance["device"] == "fresh", "the baseline on the page is of this device"
+
+
+@pytest.mark.parametrize("error", [InputError("The text is too short."), RuntimeError("<b>out of memory</b>"), KeyError("odd")])
+def test_failure_is_a_sentence_and_the_page_stays(page: Page, error: Exception) -> None:
+    page.runner.error = error
+    last = ran(page, "rtn", keys_of(SEED))[-1]
+    assert "error" in last[0] and ("too short" in last[0] or "What was measured before is kept" in last[0]) and "<b>" not in last[0]
+    assert all(part["__type__"] == "update" and "value" not in part for part in last[1:])
+
+
+def test_cancelling_closes_the_run(page: Page) -> None:
+    events = page.run([], None, "demo", "rtn", "bundled", "")
+    next(events)
+    events.close()
+    assert page.runner.closed == 1
+
+
+def test_taking_off_keeps_the_baseline(page: Page) -> None:
+    keys = keys_of(SEED)
+    assert page.choose(keys[2:4], None)[1].value == [keys[0], *keys[2:4]]
+    assert page.choose([], None)[1].value == keys[:1]
+    assert page.reset(None)[1].value == keys
+
+
+def test_layer_pick_redraws_the_figures_of_one_layer(page: Page) -> None:
+    drawn = page.pick_layer(keys_of(SEED), "layers.2.mlp.up_proj")
+    assert len(drawn) == 2 * sum(figure.by_layer for figure in figures().values()) and "2.mlp.up_proj" in drawn[1]
+
+
+def test_every_figure_has_one_place() -> None:
+    rows = list(in_rows(list(figures().values())))
+    assert [figure for row in rows for figure in row] == list(figures().values())
+    assert all(len(row) == 1 for row in rows if row[0].wide) and all(len(row) <= 2 for row in rows)
+
+
+def test_page_builds_without_warnings() -> None:
+    """In a process of its own, because gradio leaves an event loop open."""
+    code = (
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        "import app, json\n"
+        "assert app.build(None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo']).fns"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=app.ASSETS.parent, timeout=120)
+
+
+def test_lazy_runner_runs_and_says_why_it_cannot(tmp_path: Path) -> None:
+    lazy = app.LazyRunner(tmp_path / "r.db")
+    with pytest.raises(InputError, match="no method"):
+        list(lazy.run("demo", "magic", {}, "bundled", ""))
+    (tmp_path / "file").write_text("")
+    broken = app.LazyRunner(tmp_path / "file" / "r.db")
+    with pytest.raises(RuntimeError, match="could not start"):
+        list(broken.run("demo", "rtn", {}, "bundled", ""))
+
+
+def test_seeds_are_marked_as_recorded() -> None:
+    found: list[Report] = app.seeds()
+    assert found[0].experiment.spec.method == "none" and len(found) == 5 and all(r.provenance["recorded"] for r in found)
