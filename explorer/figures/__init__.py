@@ -19,6 +19,7 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 PATTERNS = ("", "/", "\\", "x", ".")
 GRID = "rgba(128,128,128,0.28)"
 TEXT = "#808080"
+FLOOR = 1e-3  # where a measured decrease is drawn, which has no place on a log axis
 
 Plot = dict[str, Any]
 
@@ -91,3 +92,23 @@ def span(measurement: Any) -> tuple[float, float]:
     if not (finite(measurement.low) and finite(measurement.high) and finite(measurement.value)):
         return 0.0, 0.0
     return max(0.0, measurement.high - measurement.value), max(0.0, measurement.value - measurement.low)
+
+
+def against_bits(reports: Sequence[Report], metric: str, title: str) -> Plot:
+    """A metric that is 0 for the baseline, against stored bits, on a log axis; what cannot be told from zero is drawn as its upper limit, hollow."""
+    data = []
+    for i, report in with_metrics(reports, metric, "bits_per_weight"):
+        found = report.find(metric)
+        if not finite(found.value) or report.experiment.spec.method == "none":
+            continue
+        limit = found.value <= 0 or (finite(found.low) and found.low <= 0)
+        height = max(found.value, found.high if finite(found.high) else FLOOR, FLOOR) if limit else found.value
+        up, down = (0.0, 0.0) if limit else span(found)
+        interval = f", 95% interval {found.low:.4g} to {found.high:.4g}" if finite(found.low) else ""
+        data.append(
+            {"type": "scatter", "mode": "markers", "x": [report.value("bits_per_weight")], "y": [height], "name": report.name,
+             "marker": {"color": COLOURS[i % 5], "symbol": MARKERS[i % 5] + ("-open" if limit else ""), "size": 11, "line": {"width": 2 if limit else 0}},
+             "hovertemplate": f"{found.value:.4g} {found.unit}{interval}, %{{x:.3f}} bits",
+             "error_y": {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.5}}
+        )  # fmt: skip
+    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log"}, showlegend=True))

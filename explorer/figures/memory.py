@@ -32,5 +32,5 @@ FIGURE = Figure(
     "Bytes are summed from the tensors in use after packing: the kernels hold 2- and 3-bit codes in 4 bits, and 5 to 7 in 8. "
     "On a small model the embedding is a large share; on a 70B it is below 1%. The KV "
     "cache is computed for one sequence at the model's full context and grows with both length and batch.",
-    ("memory_codes", "memory_kept"), draw, summary, order=1,
+    ("memory_codes", "memory_kept"), draw, summary, order=2,
 )  # fmt: skip

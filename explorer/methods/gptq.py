@@ -27,7 +27,7 @@ class Gptq(Method):
     paper: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323, section 3.3"
     needs_inputs: ClassVar[bool] = True
 
-    bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="Width of a code: 2 to the power of this many grid points.")
+    bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="A code of b bits names 2^b grid points.")
     granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")

@@ -23,7 +23,7 @@ class Rtn(Method):
     short: ClassVar[str] = "RTN"
     paper: ClassVar[str] = "Jacob et al. 2018, arXiv 1712.05877, section 2.1"
 
-    bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="Width of a code: 2 to the power of this many grid points.")
+    bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="A code of b bits names 2^b grid points.")
     granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")

@@ -16,7 +16,7 @@ from explorer.ui.page import Page, Runner, status
 from explorer.ui.session import Shelf
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
-TEXTS = [("bundled", "bundled"), ("your text", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
+TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 
 
 def theme() -> gr.themes.Base:
@@ -56,10 +56,11 @@ def _controls(page: Page, catalogue: list[dict[str, Any]], models: list[str]) ->
     evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
     text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
     evaluation.change(lambda value: gr.Textbox(visible=value == "pasted"), evaluation, text, queue=False, api_visibility="private")
-    with gr.Row(elem_id="actions"):
-        run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
-        cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
-    line = gr.HTML(status("Recorded results of the bundled model. Change a control and press Run to measure here."), elem_id="status")
+    with gr.Column(elem_id="go"):
+        with gr.Row():
+            run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
+            cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
+        line = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
     inputs = [model, method, evaluation, text, *(control.component for control in page.controls)]
     return inputs, {"run": run, "cancel": cancel, "status": line}
 

@@ -1,0 +1,27 @@
+"""What the quantization costs in divergence: how far the predicted distributions moved from the baseline's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from explorer.figures import Figure, Plot, against_bits, with_metrics
+from explorer.records import Report
+
+
+def draw(reports: Sequence[Report], layer: str) -> Plot:
+    return against_bits(reports, "kld_mean", "mean KL divergence, nats (log)")
+
+
+def summary(reports: Sequence[Report], layer: str) -> str:
+    found = [r for _, r in with_metrics(reports, "kld_mean", "top1_agreement") if r.experiment.spec.method != "none"]
+    parts = [f"{r.name}: {r.value('kld_mean'):.4f} nats, same top token {r.value('top1_agreement'):.1f}%" for r in found]
+    return "Mean KL divergence to the baseline. " + "; ".join(parts) + "." if parts else "No quantized configuration measured yet."
+
+
+FIGURE = Figure(
+    "divergence", "Divergence against bits",
+    "See that every step is clear here, even where the perplexity on the left cannot tell two configurations apart.",
+    "KL divergence compares whole distributions, not only the probability of the one token that came next. Gains and losses cannot cancel in it, "
+    "so it shows damage long before the perplexity moves. 0 means the same distribution at every position.",
+    ("kld_mean", "top1_agreement"), draw, summary, order=1,
+)  # fmt: skip
