@@ -64,7 +64,14 @@ def model_facts() -> str:
     )
 
 
-PARTS = {"methods": methods_table, "results": results_table, "model": model_facts}
+def timings_table() -> str:
+    """How long a person waits, from assets/timings.json."""
+    record = json.loads((ROOT / "assets" / "timings.json").read_text())
+    rows = ["| what | seconds |", "|---|---|", *(f"| {name} | {seconds:.2f} |" for name, seconds in record["seconds"].items())]
+    return "\n".join([*rows, "", f"Measured on {record['device']}, {record['date']}. Command: `make timings`."])
+
+
+PARTS = {"timings": timings_table, "methods": methods_table, "results": results_table, "model": model_facts}
 
 
 def render(text: str) -> str:
