@@ -28,7 +28,7 @@ from explorer.store import Store, code_version
 
 EVALUATION_TOKENS, CALIBRATION_TOKENS = 8192, 8192
 ROOT = Path(__file__).parent
-SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "qlinear", "calibration", "models", "data", "decode")]
+SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "rotation", "qlinear", "calibration", "models", "data", "decode")]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
 
@@ -162,12 +162,12 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
     start = time.perf_counter()
 
     def convert(name: str, inputs: torch.Tensor | None) -> Progress:
-        qtensors[name] = method.quantize(wanted[name].weight.float(), inputs)
+        qtensors[name] = method.quantize(wanted[name].weight.float(), inputs, name)
         layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
         return Progress("quantize", len(qtensors), len(wanted), name)
 
     try:
-        if method.needs_inputs:
+        if method.reads_inputs():
             rows = models.windows(loaded, text, calibration.tokens, calibration.length)
             yield Progress("quantize", 0, len(wanted), "reading the calibration text")
             for group in sequential_inputs(loaded, rows):

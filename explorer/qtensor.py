@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.op import LowBitWeight
+from explorer.rotation import Rotation
+from kernels.op import Activation, LowBitWeight, per_group
 from kernels.op import dequantize as _dequantize
+
+
+def dynamic_code() -> Tensor:
+    """The signed 8-bit dynamic code, [256] float32 ascending in [-1, 1] (Dettmers 2015, arXiv 1511.04561, section 2).
+
+    The leading zeros of the seven bits under the sign give a power of ten, the rest divide that decade evenly; 0 and 1 are added.
+    """
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        centres = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent - 6)).tolist()
+        values += centres + [-c for c in centres]
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def nearest(values: Tensor, code: Tensor) -> Tensor:
+    """Index of the nearest entry of an ascending code, uint8, same shape as values; a value on a midpoint goes to the lower entry."""
+    return torch.bucketize(values, (code[1:] + code[:-1]) / 2).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -23,6 +43,17 @@ class NestedScale:
     codebook: Tensor
     offset: Tensor
 
+    @classmethod
+    def of(cls, absmax: Tensor) -> NestedScale:
+        """Block scales in 8 bits, centred, in runs of 256 blocks."""
+        flat = absmax.flatten()
+        offset = flat.mean()
+        runs = torch.nn.functional.pad(flat - offset, (0, -flat.numel() % 256)).reshape(-1, 256)
+        outer = runs.abs().amax(-1)
+        book = dynamic_code().to(flat.device)
+        codes = nearest(runs / torch.where(outer > 0, outer, 1.0).unsqueeze(-1), book).flatten()[: flat.numel()]
+        return cls(codes, outer, book, offset)
+
     def scales(self) -> Tensor:
         """The block scales, [B] float32."""
         run = torch.arange(self.codes.numel(), device=self.codes.device) // 256
@@ -34,11 +65,15 @@ class NestedScale:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A quantized weight of shape [N, K].
+    """A quantized weight of shape [N, K], and what is done to the inputs it meets.
 
-    codes: [N, K] uint8, values in [0, 2**bits). scale: [N, K/G], [N, 1] or [1, 1], bfloat16 or float32. zero: integers of the same shape
-    as scale, the code that means 0, or None when that is 2**(bits-1). codebook: [2**bits] float32, then w = codebook[code] * scale.
+    codes: [N, K] uint8, values in [0, 2**bits). scale: [R, K/G], bfloat16 or float32, R = N, 1, or N / 128. zero: of the same shape as
+    scale, the code that means 0, or None when that is 2**(bits-1). codebook: [2**bits] float32, then w = codebook[code] * scale.
     nested: how the scales themselves are stored when they are quantized too (`scale` then holds their dequantized values).
+    scale_bits, zero_bits: stored width of one scale and one zero; None for the scale's own dtype and for the width of a code.
+    extra_bits: further bits stored with the tensor, such as a scale of all scales.
+    channel_scale: [K] float32, inputs are divided by it and the weights were multiplied. rotation: of the inputs, and of the weights alike.
+    activation: how the inputs are rounded after that.
     """
 
     codes: Tensor
@@ -47,21 +82,36 @@ class QuantizedTensor:
     zero: Tensor | None = None
     codebook: Tensor | None = None
     nested: NestedScale | None = None
+    scale_bits: int | None = None
+    zero_bits: int | None = None
+    extra_bits: int = 0
+    channel_scale: Tensor | None = None
+    rotation: Rotation | None = None
+    activation: Activation | None = None
 
     def weight(self) -> LowBitWeight:
-        """The view of this tensor that kernels take."""
+        """The view of this tensor that kernels take: it multiplies inputs that were divided, rotated and rounded."""
         zero = None if self.zero is None else self.zero.float()
-        return LowBitWeight(self.codes, self.scale, zero, self.bits, self.codebook)
+        return LowBitWeight(self.codes, self.scale, zero, self.bits, self.codebook, self.activation)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Inputs [..., K] as the packed weight wants them, not yet rounded."""
+        x = x if self.channel_scale is None else x / self.channel_scale.to(x.dtype)
+        return x if self.rotation is None else self.rotation.apply(x)
 
     def dequantize(self) -> Tensor:
-        """[N, K] float32."""
-        return _dequantize(self.weight())
+        """[N, K] float32: the weight that acts on the layer's own inputs, with every transform undone."""
+        weight = _dequantize(self.weight())
+        weight = weight if self.rotation is None else self.rotation.invert(weight)
+        return weight if self.channel_scale is None else weight / self.channel_scale
 
     def stored_bits(self) -> int:
-        """Bits that a checkpoint needs for this tensor: codes at their width, every scale and every zero (bits wide)."""
-        total = self.bits * self.codes.numel()
-        total += self.nested.stored_bits() if self.nested else self.scale.numel() * self.scale.element_size() * 8
-        return total + (self.bits * self.zero.numel() if self.zero is not None else 0)
+        """Bits that a checkpoint needs for this tensor: codes at their width, every scale, zero, channel scale and sign."""
+        total = self.bits * self.codes.numel() + self.extra_bits
+        total += self.nested.stored_bits() if self.nested else self.scale.numel() * (self.scale_bits or self.scale.element_size() * 8)
+        total += 0 if self.zero is None else self.zero.numel() * (self.zero_bits or self.bits)
+        total += 0 if self.channel_scale is None else 16 * self.channel_scale.numel()
+        return total + (0 if self.rotation is None else self.rotation.signs.numel())
 
     def grid(self, row: int = 0, group: int = 0) -> Tensor:
         """The values that the codes of one group can represent, ascending, [2**bits] float32."""
@@ -82,6 +132,16 @@ def group_view(weight: Tensor, granularity: str, group_size: int) -> Tensor:
     return weight.reshape(n, k // group_size, group_size)
 
 
+def quantize_codebook(weight: Tensor, scale: Tensor, codebook: Tensor, bits: int, **stored: Any) -> QuantizedTensor:
+    """Rounds weight [N, K] float32 to the nearest entries of an ascending codebook [2**bits] times scale [R, K/G]; ties go to the lower entry.
+
+    stored: further fields of the QuantizedTensor.
+    """
+    n, k = weight.shape
+    each = per_group(torch.where(scale > 0, scale, 1.0), n, k)
+    return QuantizedTensor(nearest(weight / each, codebook), scale, bits, codebook=codebook, **stored)
+
+
 def affine_parameters(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
     """Scale (bfloat16) and zero (float32 integers, or None when symmetric) of min-max quantization; both [rows, groups].
 
@@ -96,15 +156,31 @@ def affine_parameters(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tenso
     return scale, (-low / scale.float()).round().clamp(0, 2**bits - 1)
 
 
+def clip_range(groups: Tensor, bits: int, symmetric: bool, steps: int = 80, grid: int = 100, power: float = 2.4) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero as `affine_parameters` gives them, for the range shrunk to p = 1 - i/grid (i < steps) that has the least
+    sum |w' - w|^power in each group (the quantizer of GPTQ's authors).
+    """
+    best_scale, best_zero = affine_parameters(groups, bits, symmetric)
+    least = torch.full(groups.shape[:-1], torch.inf, device=groups.device)
+    for i in range(steps):
+        scale, zero = affine_parameters(groups * (1 - i / grid), bits, symmetric)
+        codes = affine_codes(groups, scale, zero, bits).float() - (2 ** (bits - 1) if zero is None else zero.unsqueeze(-1))
+        loss = (codes * scale.float().unsqueeze(-1) - groups).abs().pow(power).sum(-1)
+        better = loss < least
+        least, best_scale = torch.where(better, loss, least), torch.where(better, scale, best_scale)
+        best_zero = None if best_zero is None else torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
 def affine_codes(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
     """The nearest codes, uint8, of [rows, groups, members] under [rows, groups] scale and zero."""
     offset = 2 ** (bits - 1) if zero is None else zero.unsqueeze(-1)
     return ((groups / scale.float().unsqueeze(-1)).round() + offset).clamp(0, 2**bits - 1).to(torch.uint8)
 
 
-def quantize_affine(weight: Tensor, bits: int, granularity: str, group_size: int, symmetric: bool) -> QuantizedTensor:
-    """Rounds to nearest on a uniform grid. weight [N, K] float32."""
+def quantize_affine(weight: Tensor, bits: int, granularity: str, group_size: int, symmetric: bool, clip: bool = False) -> QuantizedTensor:
+    """Rounds to nearest on a uniform grid from min to max, or over the range that `clip_range` finds. weight [N, K] float32."""
     groups = group_view(weight, granularity, group_size)
-    scale, zero = affine_parameters(groups, bits, symmetric)
+    scale, zero = (clip_range if clip else affine_parameters)(groups, bits, symmetric)
     codes = affine_codes(groups, scale, zero, bits).reshape(weight.shape)
     return QuantizedTensor(codes, scale, bits, zero)

@@ -16,21 +16,28 @@ def _cpu_refuses(w: LowBitWeight) -> str:
 
 
 def _cpu_pack(w: LowBitWeight) -> Packed:
-    """Codes minus the middle as int8 [N, K], scale [N] bfloat16; when asymmetric also shift [N] float32 = (middle - zero) * scale."""
+    """Codes minus the middle as int8 [N, K], scale [N] bfloat16. When asymmetric, four more columns for the zero: see `_cpu_run`."""
     n, middle = w.codes.shape[0], 2 ** (w.bits - 1)
-    tensors = {"codes": (w.codes.to(torch.int16) - middle).to(torch.int8), "scale": w.scale.expand(n, 1)[:, 0].bfloat16().contiguous()}
+    codes = (w.codes.to(torch.int16) - middle).to(torch.int8)
     if w.zero is not None:
-        tensors["shift"] = ((middle - w.zero) * w.scale.float()).expand(n, 1)[:, 0].contiguous()
-    return Packed(tensors, ())
+        shift = (middle - w.zero).expand(n, 1)
+        fits = shift.clamp(-127, 127)
+        codes = torch.cat([codes, *(part.to(torch.int8) for part in (fits, fits, shift - fits, shift - fits))], 1)
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 16))  # the operator reads 16 at a time, beyond the end or not
+    return Packed({"codes": codes.contiguous(), "scale": w.scale.expand(n, 1)[:, 0].bfloat16().contiguous()}, (w.zero is not None,))
 
 
 def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
-    # Other dtypes than bf16 take a scalar path that is 10 times slower.
-    t = packed.tensors
-    y = torch.ops.aten._weight_int8pack_mm(x.bfloat16(), t["codes"], t["scale"])
-    if "shift" in t:
-        y = y.float() + x.float().sum(-1, keepdim=True) * t["shift"]
-    return y.to(x.dtype)
+    # Other dtypes than bf16 take a scalar path that is 10 times slower. The zero's part, sum(x) (middle - zero), is summed inside the
+    # operator in float32, with sum(x) as two bf16 columns: added afterwards to results rounded to bf16, it would lose what cancels.
+    t, narrow = packed.tensors, x.bfloat16()
+    if packed.meta[0]:
+        total = narrow.float().sum(-1, keepdim=True)
+        high = total.bfloat16()
+        low = (total - high.float()).bfloat16()
+        narrow = torch.cat([narrow, high, low, high, low], 1)
+    narrow = torch.nn.functional.pad(narrow, (0, t["codes"].shape[1] - narrow.shape[1]))
+    return torch.ops.aten._weight_int8pack_mm(narrow, t["codes"], t["scale"]).to(x.dtype)
 
 
 OP = Op(
@@ -42,5 +49,6 @@ OP = Op(
     cases=(
         *(Case(m, 64, 256, 8, g, s) for m in (1, 5, 33) for g in (64, 0, -1) for s in (True, False)),
         Case(3, 48, 384, 5, 0), Case(3, 48, 384, 6, 128, False), Case(7, 37, 128, 8, 32), Case(2, 21, 80, 7, 0, False),
+        Case(3, 21, 90, 8, 0), Case(5, 40, 84, 6, -1, False),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ FILES = [*sorted(p for folder in ("explorer", "kernels", "assets", "tests") for 
 LAYERS = (
     ("kernels",),
     ("explorer.records",),
-    ("explorer.qtensor",),
+    ("explorer.qtensor", "explorer.rotation", "explorer.floats"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
     ("explorer.experiment", "explorer.figures"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.__main__ import TOLERANCE, main, relative_error
+from kernels.__main__ import main, relative_error, tolerance
 from kernels.op import REFERENCE, Case, choose, dequantize, ops, random_weight
 from kernels.packing import pack_planar, unpack_planar
 from kernels.timing import time_call
@@ -48,12 +48,12 @@ def test_every_case_agrees_with_float64(op, form, device: str, poisoned: None) -
     assert served, f"{op.name} has no case for its {form.name} form"
     for case in served:
         for dtype in (torch.bfloat16,) if form.name == "cpu" else (torch.float16, torch.bfloat16):
-            assert relative_error(op, form, case, dtype, torch.device(device)) <= TOLERANCE[dtype], (case, dtype)
+            assert relative_error(op, form, case, dtype, torch.device(device)) <= tolerance(form, dtype), (case, dtype)
 
 
 def test_all_codes_are_exact_one_by_one() -> None:
     """The identity as input reads every weight out: all codes of all widths, in the Triton form, to the last bit of fp16 products."""
-    for op in ops().values():
+    for op in (op for op in ops().values() if not op.activation):
         for bits in range(op.bits[0], op.bits[1] + 1):
             w = weight_of(Case(1, 16, 256, bits, 0))
             read = op.triton.run(torch.eye(256), op.triton.pack(w)).T

@@ -57,9 +57,13 @@ class Method:
     paper: ClassVar[str] = ""
     needs_inputs: ClassVar[bool] = False
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
-        """weight [N, K] float32 -> QuantizedTensor. `refuses` has been asked before."""
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+        """weight [N, K] float32 of the named layer -> QuantizedTensor. `refuses` has been asked before."""
         raise NotImplementedError
+
+    def reads_inputs(self) -> bool:
+        """Whether this configuration needs the layer's inputs; only methods with `needs_inputs` may."""
+        return self.needs_inputs
 
     def refuses(self, shape: tuple[int, int]) -> str:
         """Why a weight of this shape [N, K] cannot be quantized ("" when it can): the layer is then kept in 16 bits and reported."""
@@ -122,6 +126,7 @@ def label_of(method: Method) -> str:
         parts.append(f"{params.pop('bits')}-bit")
     granularity, group = params.pop("granularity", "group"), params.pop("group_size", None)
     parts += [f"g{group}"] if group else [f"per-{granularity}"] if granularity != "group" else []
+    parts += [params.pop("element")] if "element" in params else []
     for field in fields_of(type(method)):
         value = params.get(field.name, field.default)
         if value != field.default:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, affine_codes, affine_parameters, group_view
+from explorer.rotation import Rotation
 
 BLOCK = 128  # columns between two updates of all that remain (section 3.3, step 2)
 
@@ -34,10 +36,16 @@ class Gptq(Method):
     act_order: bool = choice(True, title="Act-order", help="Round the columns with the largest inputs first, while most columns can still compensate.")
     damping: float = amount(0.01, 0.0001, 1.0, title="Damping", help="Share of the mean diagonal added to the Hessian, for stability.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
+    rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         if inputs is None or inputs.shape[0] == 0:
             raise ValueError("GPTQ needs calibration inputs of the layer, [M, K]")
-        return quantize_with_hessian(self, weight, hessian(inputs))
+        rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
+        if rotation is None:
+            return quantize_with_hessian(self, weight, hessian(inputs))
+        q = quantize_with_hessian(self, rotation.apply(weight), hessian(rotation.apply(inputs)))
+        return dataclasses.replace(q, rotation=rotation)
 
 
 def hessian(inputs: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from explorer.methods import Method, choice
-from explorer.qtensor import NestedScale, QuantizedTensor
+from explorer.qtensor import NestedScale, QuantizedTensor, group_view, quantize_codebook
 
 # QLoRA, appendix E: the data type's exact values.
 NF4 = (
@@ -17,24 +17,6 @@ NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-
-
-def dynamic_code() -> Tensor:
-    """The signed 8-bit dynamic code, [256] float32 ascending in [-1, 1] (Dettmers 2015, arXiv 1511.04561, section 2).
-
-    The leading zeros of the seven bits under the sign give a power of ten, the rest divide that decade evenly; 0 and 1 are added.
-    """
-    values = [0.0, 1.0]
-    for exponent in range(7):
-        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
-        centres = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent - 6)).tolist()
-        values += centres + [-c for c in centres]
-    return torch.tensor(sorted(values), dtype=torch.float32)
-
-
-def nearest(values: Tensor, code: Tensor) -> Tensor:
-    """Index of the nearest entry of an ascending code, uint8, same shape as values; a value on a midpoint goes to the lower entry."""
-    return torch.bucketize(values, (code[1:] + code[:-1]) / 2).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -52,24 +34,10 @@ class Nf4(Method):
     group_size: int = choice(64, 32, 64, 128, title="Block size", help="Weights that share one scale; the paper's value is 64.")
     double_quant: bool = choice(False, title="Double quantization", help="Store the block scales in 8 bits too.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
-        n, k = weight.shape
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         code = torch.tensor(NF4, device=weight.device)
-        blocks = weight.reshape(n, k // self.group_size, self.group_size)
-        absmax = blocks.abs().amax(-1)
+        absmax = group_view(weight, "group", self.group_size).abs().amax(-1)
         safe = torch.where(absmax > 0, absmax, 1.0)
-        codes = nearest(blocks / safe.unsqueeze(-1), code).reshape(n, k)
-        nested = self._nested(absmax) if self.double_quant else None
+        nested = NestedScale.of(absmax) if self.double_quant else None
         scale = nested.scales().reshape(absmax.shape) if nested else safe
-        return QuantizedTensor(codes, scale, 4, codebook=code, nested=nested)
-
-    @staticmethod
-    def _nested(absmax: Tensor) -> NestedScale:
-        flat = absmax.flatten()
-        offset = flat.mean()
-        centred = flat - offset
-        runs = torch.nn.functional.pad(centred, (0, -flat.numel() % 256)).reshape(-1, 256)
-        outer = runs.abs().amax(-1)
-        book = dynamic_code().to(flat.device)
-        codes = nearest(runs / torch.where(outer > 0, outer, 1.0).unsqueeze(-1), book).flatten()[: flat.numel()]
-        return NestedScale(codes, outer, book, offset)
+        return QuantizedTensor(quantize_codebook(weight, safe, code, 4).codes, scale, 4, codebook=code, nested=nested)

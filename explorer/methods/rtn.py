@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
+from explorer.rotation import Rotation
 
 
 @dataclass(frozen=True)
@@ -28,5 +30,11 @@ class Rtn(Method):
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None) -> QuantizedTensor:
-        return quantize_affine(weight, self.bits, self.granularity, self.group_size, self.symmetric)
+    clip: bool = choice(False, title="MSE clip", help="Search the range with the least |error|^2.4 instead of min to max.")
+    rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+        rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
+        weight = rotation.apply(weight) if rotation else weight
+        q = quantize_affine(weight, self.bits, self.granularity, self.group_size, self.symmetric, self.clip)
+        return dataclasses.replace(q, rotation=rotation)

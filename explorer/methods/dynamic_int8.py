@@ -1,0 +1,31 @@
+"""Dynamic int8: int8 weights, and inputs rounded to int8 on the fly; what CPUs with integer dot products run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from explorer.methods import Method, choice
+from explorer.qtensor import QuantizedTensor, quantize_affine
+from kernels.op import Activation
+
+
+@dataclass(frozen=True)
+class DynamicInt8(Method):
+    """Inputs get their scale from the values at hand, token by token, so nothing is calibrated and nothing is clipped. The naive W8A8: it is
+    what LLM.int8() and SmoothQuant repair when some channels hold outliers.
+    """
+
+    name: ClassVar[str] = "dynamic_int8"
+    title: ClassVar[str] = "Dynamic int8 (naive W8A8)"
+    short: ClassVar[str] = "dynamic int8"
+    paper: ClassVar[str] = "Yao et al. 2022, ZeroQuant, arXiv 2206.01861, section 4.1"
+
+    granularity: str = choice("channel", "tensor", "channel", title="Weight scales", help="How many weights share one scale.")
+    activation: str = choice("token", "token", "tensor", title="Inputs", help="Scale per token or per tensor.")
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+        return dataclasses.replace(quantize_affine(weight, 8, self.granularity, 0, symmetric=True), activation=Activation("int8", self.activation))

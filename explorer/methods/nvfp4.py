@@ -1,0 +1,36 @@
+"""NVFP4: blocks of 16 four-bit floats with an 8-bit float scale, and one scale for the tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from explorer.floats import quantize_float
+from explorer.methods import Method
+from explorer.qtensor import QuantizedTensor, group_view
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Nvfp4(Method):
+    """Like MXFP4, but blocks are half as long and their scale is an E4M3 float, which follows the largest weight to within 6% instead of a
+    factor of two. E4M3 has little range, so a float32 scale for the whole tensor brings the block scales into it.
+    """
+
+    name: ClassVar[str] = "nvfp4"
+    title: ClassVar[str] = "NVFP4"
+    short: ClassVar[str] = "NVFP4"
+    paper: ClassVar[str] = "Alvarez et al. 2025, Introducing NVFP4 for Efficient and Accurate Low-Precision Inference"
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+        absmax = group_view(weight, "group", BLOCK).abs().amax(-1)
+        whole = (absmax.max() / (448 * 6)).clamp(min=torch.finfo(torch.float32).tiny)
+        block = (absmax / 6 / whole).clamp(max=448).to(torch.float8_e4m3fn).float()
+        return quantize_float(weight, block * whole, "e2m1", scale_bits=8, extra_bits=32)
+
+    def refuses(self, shape: tuple[int, int]) -> str:
+        return f"blocks of {BLOCK} do not divide its {shape[1]} inputs" if shape[1] % BLOCK else ""
