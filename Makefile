@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test lint seeds timings docs demo-model clean
+.PHONY: app test lint seeds survey timings docs demo-model clean
 
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py
@@ -20,6 +20,10 @@ lint: $(VENV)/test.stamp
 
 seeds: $(VENV)/app.stamp
 	$(BIN)/python -m explorer seed
+	$(BIN)/python -m explorer.docs
+
+survey: $(VENV)/app.stamp
+	$(BIN)/python -m explorer survey
 	$(BIN)/python -m explorer.docs
 
 timings: $(VENV)/test.stamp

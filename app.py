@@ -35,12 +35,12 @@ class LazyRunner:
             self._error = error
         self._made.set()
 
-    def run(self, model: str, method: str, params: dict[str, Any], evaluation: str, text: str) -> Iterator[Event]:
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         while not self._made.wait(0.5):
             yield Progress("starting", 0, 1, "loading torch and transformers")
         if self._error is not None:
             raise RuntimeError(f"the engine could not start: {self._error}") from self._error
-        yield from self._runner.run(model, method, params, evaluation, text)
+        yield from self._runner.run(model, method, params, **options)
 
 
 def seeds() -> list[Report]:

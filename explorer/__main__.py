@@ -1,4 +1,4 @@
-"""The command line: `python -m explorer run|methods|seed`. Flags derive from the methods' fields; JSON on stdout, progress on stderr."""
+"""The command line: `python -m explorer run|methods|seed|survey`. Flags derive from the methods' fields; JSON on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ SEED_SPECS = (
     ("gptq", {"bits": 4, "granularity": "group", "group_size": 64}),
     ("rtn", {"bits": 2, "granularity": "group", "group_size": 64}),
 )
+SURVEY = SEEDS.with_name("survey.json")
+# Beside every method with its defaults: three bits, where methods part, and the variants people ask about.
+SURVEY_SPECS = (
+    *((method, {"bits": 3}) for method in ("rtn", "hqq", "awq", "gptq")), ("rtn", {"bits": 3, "rotate": True}), ("gptq", {"bits": 3, "rotate": True}),
+    *((method, {"bits": 2}) for method in ("rtn", "hqq", "awq", "gptq")), ("nf4", {"double_quant": True}), ("rtn", {"symmetric": False}),
+    ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
+    ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}),
+)  # fmt: skip
+SURVEYED = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement", "quantize_seconds", "decode_tokens_per_second")
 
 
 def store_path() -> Path:
@@ -35,14 +44,17 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("methods", help="list the methods and their parameters")
     listing.add_argument("--json", action="store_true")
     seed = commands.add_parser("seed", help="measure the results that the page shows first and write them to assets/")
+    survey = commands.add_parser("survey", help="measure every method on the bundled model and write the README's table to assets/")
     run = commands.add_parser("run", help="run one experiment")
     run.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
     run.add_argument("--method", default="rtn", help=", ".join(methods()))
     run.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
-    run.add_argument("--calibration", default="bundled", help="bundled, wikitext2 or c4; for methods that need inputs")
-    run.add_argument("--text", type=Path, help="a text file to evaluate on; implies --evaluation pasted")
+    run.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
+    run.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    run.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
+    run.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     run.add_argument("--json", action="store_true", help="print one JSON document")
-    for each in (run, seed):
+    for each in (run, seed, survey):
         each.add_argument("--store", type=Path, default=store_path(), help="result file")
     added: set[str] = set()
     for method in methods().values():
@@ -98,9 +110,9 @@ def table(report: Report) -> str:
 
 
 def command_methods(args: argparse.Namespace) -> None:
-    from explorer.methods import fields_of, methods
+    from explorer.methods import catalogue
 
-    rows = [{"name": m.name, "title": m.title, "paper": m.paper, "fields": plain(fields_of(m))} for m in methods().values()]
+    rows = catalogue()
     if args.json:
         print(json.dumps({"methods": rows}, indent=1))
         return
@@ -123,7 +135,8 @@ def command_run(args: argparse.Namespace) -> None:
     from explorer.store import Store
 
     runner = LocalRunner(Store(args.store))
-    events = runner.run(args.model, args.method, given, "pasted" if args.text else args.evaluation, text, args.calibration)
+    evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
+    events = runner.run(args.model, args.method, given, evaluation, text, args.calibration, args.sequences, args.seed)
     report = last_report(events, show)
     print(json.dumps(plain(report)) if args.json else table(report))
 
@@ -141,11 +154,26 @@ def command_seed(args: argparse.Namespace) -> None:
     print(f"wrote {SEEDS.name}: {len(reports)} reports", file=sys.stderr)
 
 
+def command_survey(args: argparse.Namespace) -> None:
+    from explorer.experiment import LocalRunner, last_report
+    from explorer.methods import methods
+    from explorer.store import Store
+
+    runner = LocalRunner(Store(args.store))
+    reports = [last_report(runner.run("demo", method, params), show) for method, params in (*((name, {}) for name in methods()), *SURVEY_SPECS)]
+    reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in SURVEYED)) for r in reports]
+    rows = [plain(report) for report in reports]
+    for row in rows:
+        row["provenance"] = {name: row["provenance"].get(name) for name in ("label", "device", "torch", "date", "kernel_summary", "text")}
+    SURVEY.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    print(f"wrote {SURVEY.name}: {len(reports)} reports", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 with a sentence on bad input; 130 on Ctrl-C with nothing half-stored."""
     try:
         args = parser().parse_args(argv)
-        {"run": command_run, "methods": command_methods, "seed": command_seed}[args.command](args)
+        {"run": command_run, "methods": command_methods, "seed": command_seed, "survey": command_survey}[args.command](args)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -56,8 +56,8 @@ def _from_hub(source: str, half: str) -> str:
         raise InputError(f"{source} could not be loaded ({type(error).__name__}); it needs a network. Choose the bundled text or paste your own.") from error
 
 
-def reference(source: str, half: str, tokens: int, length: int, pasted: str = "") -> tuple[TextRef, str]:
+def reference(source: str, half: str, tokens: int, length: int, pasted: str = "", seed: int = 0) -> tuple[TextRef, str]:
     """(TextRef, text): the record that goes into keys, with the text's hash, and the text itself."""
     text = text_of(source, half, pasted)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return TextRef(source, digest, tokens, length, pasted if source == "pasted" else ""), text
+    return TextRef(source, digest, tokens, length, pasted if source == "pasted" else "", seed), text

@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
-from explorer.records import Report, plain, report_from
+from explorer.records import Report, report_from
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -55,6 +56,21 @@ def results_table() -> str:
     return "\n".join(rows)
 
 
+def survey_table() -> str:
+    """Every method with its default parameters, and more, by stored bits and divergence."""
+    reports = [report_from(data) for data in json.loads((ROOT / "assets" / "survey.json").read_text())]
+    head = "| configuration | bits/weight | change in perplexity, % | KL divergence, nats | same top token, % | quantizing, s | kernel |"
+    rows = [head, "|" + "---|" * 7]
+    for r in sorted(reports, key=lambda r: (-round(r.value("bits_per_weight"), 1), r.value("kld_mean"))):
+        cells = [r.name, f"{r.value('bits_per_weight'):.3f}", _interval(r, "perplexity_delta", 2), _interval(r, "kld_mean", 4)]
+        cells += [f"{r.value('top1_agreement'):.1f}", f"{r.value('quantize_seconds'):.1f}", r.provenance["kernel_summary"].split(" on ")[0]]
+        rows.append("| " + " | ".join(cells) + " |")
+    p = reports[0].provenance
+    return "\n".join(
+        [*rows, "", f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make survey`."]
+    )
+
+
 def model_facts() -> str:
     """The demo model in one line, from its training record."""
     record = json.loads((ROOT / "assets" / "demo-model" / "training.json").read_text())
@@ -71,7 +87,7 @@ def timings_table() -> str:
     return "\n".join([*rows, "", f"Measured on {record['device']}, {record['date']}. Command: `make timings`."])
 
 
-PARTS = {"timings": timings_table, "methods": methods_table, "results": results_table, "model": model_facts}
+PARTS = {"survey": survey_table, "timings": timings_table, "methods": methods_table, "results": results_table, "model": model_facts}
 
 
 def render(text: str) -> str:
@@ -86,8 +102,7 @@ def render(text: str) -> str:
 
 def catalogue() -> str:
     """The methods and their fields as the page reads them, so that it need not import torch to be served."""
-    rows = [{"name": m.name, "title": m.title, "paper": m.paper, "fields": plain(fields_of(m))} for m in methods().values()]
-    return json.dumps({"methods": rows}, indent=1) + "\n"
+    return json.dumps({"methods": methods_catalogue()}, indent=1) + "\n"
 
 
 def main() -> int:

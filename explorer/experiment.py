@@ -23,10 +23,10 @@ from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.qlinear import QuantizedLinear, put
 from explorer.qtensor import QuantizedTensor
-from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
+from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.store import Store, code_version
 
-EVALUATION_TOKENS, CALIBRATION_TOKENS = 8192, 8192
+EVALUATION_TOKENS = 8192
 ROOT = Path(__file__).parent
 SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "rotation", "qlinear", "calibration", "models", "data", "decode")]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
@@ -168,7 +168,7 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
 
     try:
         if method.reads_inputs():
-            rows = models.windows(loaded, text, calibration.tokens, calibration.length)
+            rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed)
             yield Progress("quantize", 0, len(wanted), "reading the calibration text")
             for group in sequential_inputs(loaded, rows):
                 for name, inputs in group.items():
@@ -193,7 +193,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
     for kernel in kernels.values():
         counts[kernel] = counts.get(kernel, 0) + 1
     summary = "; ".join(f"{kernel} on {count} of {len(subject.originals)} layers" for kernel, count in counts.items())
-    text = experiment.evaluation
+    text, read = experiment.evaluation, experiment.calibration
     return {
         "device": device_name(subject.loaded.device),
         "torch": torch.__version__,
@@ -203,6 +203,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
         "skipped": skipped if subject.layers else {},
         "text": f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
+        "calibration": f"{read.source} calibration text {read.digest}, {read.tokens:,} tokens in windows of {read.length}, seed {read.seed}",
         "tokens": subject.windows.numel(),
         "kv_context": subject.loaded.length,
         "prompt": PROMPT,
@@ -221,14 +222,22 @@ class LocalRunner:
         return ["demo"]
 
     def run(
-        self, model: str, method: str, params: dict[str, Any], evaluation: str = "bundled", text: str = "", calibration: str = "bundled"
-    ) -> Iterator[Event]:
-        """run() on an experiment made from plain input. Raises InputError with one sentence on bad input."""
+        self, model: str, method: str, params: dict[str, Any], evaluation: str = "bundled", text: str = "",
+        calibration: str = "bundled", sequences: int = 16, seed: int = 0,
+    ) -> Iterator[Event]:  # fmt: skip
+        """run() on an experiment made from plain input. Raises InputError with one sentence on bad input.
+
+        text: what is meant by "pasted". sequences: windows of calibration text, seed: which ones.
+        """
         chosen = build(method, params)
+        if chosen.reads_inputs() and calibration == evaluation == "pasted":
+            raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
+        if not (isinstance(sequences, int) and 1 <= sequences <= 1024 and isinstance(seed, int) and 0 <= seed < 2**31):
+            raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(sequences)[:20]} and {str(seed)[:20]}.")
         ref = models.resolve(model.strip())
         length = 512 if ref.name == "demo" else 1024
         evaluated, evaluation_text = data.reference(evaluation, "evaluation", EVALUATION_TOKENS, length, text)
-        calibrated, calibration_text = data.reference(calibration, "calibration", CALIBRATION_TOKENS, length)
+        calibrated, calibration_text = data.reference(calibration, "calibration", sequences * length, length, text, seed)
         experiment = Experiment(ref, spec_of(chosen), evaluated, calibrated)
         texts = {"evaluation": evaluation_text, "calibration": calibration_text}
         yield from run(experiment, chosen, texts, self._store, self._load, self._line)

@@ -130,10 +130,14 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name.removeprefix("model."): m for name, m in model.named_modules() if id(m) in inside}
 
 
-def windows(loaded: LoadedModel, text: str, tokens: int, length: int) -> torch.Tensor:
-    """Cuts a text into windows, [W, length] int64, at most `tokens` in all (concatenate and cut). Raises InputError if too short."""
+def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Cuts a text into windows, [W, length] int64, at most `tokens` in all (concatenate and cut); the first ones, or with a seed others drawn
+    without replacement. Raises InputError if too short.
+    """
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     count = min(tokens, ids.numel()) // length
     if count < 1:
         raise InputError(f"The text is too short: it has {ids.numel()} tokens and at least {length} are needed; paste a longer text.")
-    return ids[: count * length].view(count, length).to(loaded.device)
+    cut = ids[: ids.numel() // length * length].view(-1, length)
+    chosen = torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))[:count] if seed else slice(count)
+    return cut[chosen].to(loaded.device)

@@ -46,7 +46,8 @@ class QuantSpec:
 class TextRef:
     """A text by source ("bundled", "wikitext2", "c4", "pasted"), its hash, and how much of it is used.
 
-    tokens: tokens used at most; length: tokens per window; text: the text itself when pasted, else empty.
+    tokens: tokens used at most; length: tokens per window; text: the text itself when pasted, else empty. seed: which windows are drawn when
+    there are more than needed; 0 for the first ones.
     """
 
     source: str
@@ -54,6 +55,7 @@ class TextRef:
     tokens: int
     length: int
     text: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,23 @@ def test_short_text_is_a_sentence(store: Store, loader: Loader, tiny_folder: Pat
         last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {}, "pasted", "A few words."))
 
 
+def test_calibration_is_part_of_the_experiment(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    """Other windows of the calibration text are another experiment with another result; a method that reads none is not measured again."""
+    ask = lambda method, **options: last_report(  # noqa: E731
+        LocalRunner(store, loader).run(str(tiny_folder), method, {"bits": 3, "group_size": 32}, sequences=2, **options)
+    )
+    first, other = ask("gptq"), ask("gptq", seed=7)
+    assert first.value("kld_mean") != other.value("kld_mean") and not other.provenance["from_store"]
+    assert "2,048 tokens in windows of 1024, seed 7" in other.provenance["calibration"]
+    assert not ask("rtn").provenance["from_store"] and ask("rtn", seed=7).provenance["from_store"]
+
+
+@pytest.mark.parametrize("options", [{"calibration": "pasted", "evaluation": "pasted", "text": "x"}, {"sequences": 0}, {"sequences": 1.5}, {"seed": -1}])
+def test_impossible_calibration_is_a_sentence(store: Store, loader: Loader, tiny_folder: Path, options: dict) -> None:
+    with pytest.raises(InputError, match=r"at once|takes 1 to"):
+        last_report(LocalRunner(store, loader).run(str(tiny_folder), "gptq", {}, **options))
+
+
 def test_keys_tell_text_method_and_device_apart(tiny_folder: Path) -> None:
     from explorer.records import Experiment, ModelRef, QuantSpec, TextRef
 

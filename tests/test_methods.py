@@ -77,6 +77,10 @@ def test_codes_fit_and_bits_are_counted(method: type, weight: torch.Tensor, inpu
         ("llm_int8", {}, 8 + 16 / 256),
         ("ternary", {"granularity": "channel"}, 2 + 16 / 256),
         ("binary", {}, 1 + 16 / 256),
+        ("kquant", {}, 4.5),
+        ("kquant", {"format": "q6_k"}, 6.5625),
+        ("kquant", {"format": "q5_0"}, 5.5),
+        ("kquant", {"format": "q8_0"}, 8.5),
     ],
 )
 def test_stored_bits_are_exact(name: str, params: dict, bits_per_weight: float) -> None:

@@ -20,6 +20,7 @@ from explorer.ui.page import Page
 from explorer.ui.session import Shelf, keys_of
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
+OPTION_VALUES = ("bundled", "", "bundled", 16, 0)
 WIDTH = 5 + 2 * len(figures())
 
 
@@ -29,7 +30,7 @@ class FakeRunner:
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.asked, self.closed = error, [], 0
 
-    def run(self, model: str, method: str, params: dict, evaluation: str, text: str) -> Iterator:
+    def run(self, model: str, method: str, params: dict, **options: object) -> Iterator:
         self.asked.append(method)
         try:
             yield Progress("load model", 0, 1, model)
@@ -50,7 +51,7 @@ def page() -> Page:
 
 
 def ran(page: Page, method: str, keys: list[str]) -> list[list]:
-    return list(page.run(keys, None, "demo", method, "bundled", ""))
+    return list(page.run(keys, None, "demo", method, *OPTION_VALUES))
 
 
 def test_run_streams_and_measures_the_baseline_first(page: Page) -> None:
@@ -71,7 +72,7 @@ def test_failure_is_a_sentence_and_the_page_stays(page: Page, error: Exception) 
 
 
 def test_cancelling_closes_the_run(page: Page) -> None:
-    events = page.run([], None, "demo", "rtn", "bundled", "")
+    events = page.run([], None, "demo", "rtn", *OPTION_VALUES)
     next(events)
     events.close()
     assert page.runner.closed == 1
@@ -108,11 +109,11 @@ def test_page_builds_without_warnings() -> None:
 def test_lazy_runner_runs_and_says_why_it_cannot(tmp_path: Path) -> None:
     lazy = app.LazyRunner(tmp_path / "r.db")
     with pytest.raises(InputError, match="no method"):
-        list(lazy.run("demo", "magic", {}, "bundled", ""))
+        list(lazy.run("demo", "magic", {}))
     (tmp_path / "file").write_text("")
     broken = app.LazyRunner(tmp_path / "file" / "r.db")
     with pytest.raises(RuntimeError, match="could not start"):
-        list(broken.run("demo", "rtn", {}, "bundled", ""))
+        list(broken.run("demo", "rtn", {}))
 
 
 def test_seeds_are_marked_as_recorded() -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from explorer.qtensor import QuantizedTensor
-from explorer.records import InputError, QuantSpec
+from explorer.records import InputError, QuantSpec, plain
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def spec_of(method: Method) -> QuantSpec:
     return QuantSpec.of(method.name, **params)
 
 
+def catalogue() -> list[dict[str, Any]]:
+    """Every method with its fields as plain data, for scripts and for the page, which must not wait for torch."""
+    return [{"name": m.name, "title": m.title, "paper": m.paper, "needs_inputs": m.needs_inputs, "fields": plain(fields_of(m))} for m in methods().values()]
+
+
 def label_of(method: Method) -> str:
     """A short name such as "GPTQ 4-bit g64": bits and granularity always, other parameters where they differ from the default."""
     params = dict(spec_of(method).params)
@@ -126,7 +131,7 @@ def label_of(method: Method) -> str:
         parts.append(f"{params.pop('bits')}-bit")
     granularity, group = params.pop("granularity", "group"), params.pop("group_size", None)
     parts += [f"g{group}"] if group else [f"per-{granularity}"] if granularity != "group" else []
-    parts += [params.pop("element")] if "element" in params else []
+    parts += [params.pop(name) for name in ("element", "format") if name in params]
     for field in fields_of(type(method)):
         value = params.get(field.name, field.default)
         if value != field.default:

@@ -54,14 +54,22 @@ def _controls(page: Page, catalogue: list[dict[str, Any]], models: list[str]) ->
     method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=default, label="Method", elem_id="method", filterable=False)
     page.controls = build_controls(catalogue, method, default)
     evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
+    reading = {m["name"] for m in catalogue if m["needs_inputs"]}
+    with gr.Column(visible=default in reading, elem_id="calibration") as calibrated:
+        calibration = gr.Radio(TEXTS, value="bundled", label="Calibration text")
+        with gr.Row():
+            sequences = gr.Number(16, minimum=1, maximum=1024, precision=0, label="Sequences", min_width=100)
+            seed = gr.Number(0, minimum=0, precision=0, label="Seed", min_width=100)
     text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
-    evaluation.change(lambda value: gr.Textbox(visible=value == "pasted"), evaluation, text, queue=False, api_visibility="private")
+    for source in (evaluation, calibration):
+        source.change(lambda *chosen: gr.Textbox(visible="pasted" in chosen), [evaluation, calibration], text, queue=False, api_visibility="private")
+    method.change(lambda name: gr.Column(visible=name in reading), method, calibrated, queue=False, api_visibility="private")
     with gr.Column(elem_id="go"):
         with gr.Row():
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
         line = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
-    inputs = [model, method, evaluation, text, *(control.component for control in page.controls)]
+    inputs = [model, method, evaluation, text, calibration, sequences, seed, *(control.component for control in page.controls)]
     return inputs, {"run": run, "cancel": cancel, "status": line}
 
 

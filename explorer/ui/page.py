@@ -18,11 +18,13 @@ from explorer.ui.controls import Control, parameters
 from explorer.ui.session import Shelf, arrange, keys_of
 from explorer.ui.table import comparison, origin, samples
 
+OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed")  # of a run, beside model, method and its parameters
+
 
 class Runner(Protocol):
     """What the page needs of a runner; closing the generator cancels."""
 
-    def run(self, model: str, method: str, params: dict[str, Any], evaluation: str, text: str) -> Iterator[Event]: ...
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]: ...
 
 
 def draw(figure: Figure, reports: Sequence[Report], layer: str) -> PlotData:
@@ -83,18 +85,19 @@ class Page:
         picker = gr.Dropdown(choices=[(short_layer(name), name) for name in names], value=layer or None)
         return [compared, comparison(reports), samples(reports), picker, *drawn]
 
-    def run(self, keys: list[str], layer: str | None, model: str, method: str, evaluation: str, text: str, *values: Any) -> Iterator[list[Any]]:
+    def run(self, keys: list[str], layer: str | None, model: str, method: str, *values: Any) -> Iterator[list[Any]]:
         """Streams the status; shows the result at the end. Bad input and failures are a sentence, and what is on screen stays.
 
-        The baseline runs first, so that the differences are to the same model, text and device.
+        The baseline runs first, so that the differences are to the same model, text and device. values: the OPTIONS, then the controls.
         """
+        options = dict(zip(OPTIONS, values, strict=False))
         same = [gr.skip()] * (4 + 2 * len(figures()))
         clock, shown, sentence, left = Clock(), self.shelf.pick(keys), "", ""
         asked = [] if method == "none" else [("baseline: ", "none", {})]
-        asked.append(("", str(method), parameters(method, self.controls, values)))
+        asked.append(("", str(method), parameters(method, self.controls, values[len(OPTIONS) :])))
         try:
             for what, name, params in asked:
-                events = self.runner.run(str(model or ""), name, params, str(evaluation), str(text or ""))
+                events = self.runner.run(str(model or ""), name, params, **options)
                 try:
                     for event in events:
                         if isinstance(event, Report):
