@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
     run.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     run.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
+    run.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
     run.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     run.add_argument("--json", action="store_true", help="print one JSON document")
     for each in (run, seed, survey):
@@ -136,7 +137,7 @@ def command_run(args: argparse.Namespace) -> None:
 
     runner = LocalRunner(Store(args.store))
     evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
-    events = runner.run(args.model, args.method, given, evaluation, text, args.calibration, args.sequences, args.seed)
+    events = runner.run(args.model, args.method, given, evaluation, text, args.calibration, args.sequences, args.seed, args.kv_bits)
     report = last_report(events, show)
     print(json.dumps(plain(report)) if args.json else table(report))
 

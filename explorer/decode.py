@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
+from explorer.kvcache import kivi_cache
 from explorer.models import LoadedModel
 
 
 class Decoder:
-    """Greedy decoding of one sequence. `prefill` reads the prompt, `step` gives one more token; the cache is allocated once."""
+    """Greedy decoding of one sequence. `prefill` reads the prompt, `step` gives one more token. A 16-bit cache is allocated once; one in low bits
+    grows, and dequantizes its old part at every step.
+    """
 
-    def __init__(self, loaded: LoadedModel, context: int) -> None:
-        self.model, self.device = loaded.model, loaded.device
-        self.cache = StaticCache(config=self.model.config, max_cache_len=context)
+    def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16) -> None:
+        self.model, self.device, self.static = loaded.model, loaded.device, kv_bits == 16
+        self.cache = StaticCache(config=self.model.config, max_cache_len=context) if self.static else kivi_cache(self.model.config, kv_bits)
         self.token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -39,8 +42,8 @@ class Decoder:
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU."""
-        if self.device.type != "cuda" or self.graph is not None:
+        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or with a cache that grows."""
+        if self.device.type != "cuda" or self.graph is not None or not self.static:
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 import gc
 import sys
 import time
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from explorer import data, models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
+from explorer.kvcache import WIDTHS
 from explorer.methods import Method, build, label_of, methods, spec_of
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
@@ -28,7 +32,7 @@ from explorer.store import Store, code_version
 
 EVALUATION_TOKENS = 8192
 ROOT = Path(__file__).parent
-SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "rotation", "qlinear", "calibration", "models", "data", "decode")]
+SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "rotation", "qlinear", "calibration", "models", "data", "decode", "kvcache")]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
 
@@ -96,9 +100,12 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
                         yield event
     measurements = tuple(m for name in metrics() for m in found[name][0])
     provenance: dict[str, Any] = {}
-    for name in ("activations", "layers", "sample", "speed", "quality", "size"):
+    for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
         provenance |= found[name][1]
-    provenance |= {"label": label_of(method), "from_store": not missing, "measured_now": sorted(missing)}
+    label = label_of(method)
+    if experiment.spec.kv_bits != 16:
+        label = f"{'16-bit weights' if experiment.spec.method == 'none' else label}, KV {experiment.spec.kv_bits}-bit"
+    provenance |= {"label": label, "from_store": not missing, "measured_now": sorted(missing)}
     yield Report(experiment, measurements, provenance)
 
 
@@ -129,7 +136,7 @@ def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = load(experiment.model)
     rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
-    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits)
     skipped: dict[str, str] = {}
     try:
         if any(not metric.of_model for metric, _ in missing.values()):
@@ -157,31 +164,45 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
     loaded, originals = subject.loaded, subject.originals
     skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape)))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
+    start = time.perf_counter()
+    try:
+        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed) if method.reads_inputs() else None
+        if method.of_model:
+            qtensors, losses = yield from method.train(loaded.model, wanted, functools.partial(put, loaded.model), rows)
+            layers = {name: QuantizedLinear(q, wanted[name].bias, loaded.device) for name, q in qtensors.items()}
+        else:
+            qtensors, layers = yield from _layer_by_layer(loaded, method, wanted, rows)
+            losses = []
+    finally:
+        for name, layer in wanted.items():
+            put(loaded.model, name, layer)
+    seconds = time.perf_counter() - start
+    return dataclasses.replace(subject, layers=layers, qtensors=qtensors, losses=tuple(losses), quantize_seconds=seconds), skipped
+
+
+def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:
+    """Yields Progress, returns ({name: QuantizedTensor}, {name: QuantizedLinear}). With calibration windows [W, T] each layer's inputs come
+    from the layers already quantized, which are then in the model's place of the original ones.
+    """
     layers: dict[str, QuantizedLinear] = {}
     qtensors: dict[str, QuantizedTensor] = {}
-    start = time.perf_counter()
 
     def convert(name: str, inputs: torch.Tensor | None) -> Progress:
         qtensors[name] = method.quantize(wanted[name].weight.float(), inputs, name)
         layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
         return Progress("quantize", len(qtensors), len(wanted), name)
 
-    try:
-        if method.reads_inputs():
-            rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed)
-            yield Progress("quantize", 0, len(wanted), "reading the calibration text")
-            for group in sequential_inputs(loaded, rows):
-                for name, inputs in group.items():
-                    if name in wanted:
-                        yield convert(name, inputs.float())
-                        put(loaded.model, name, layers[name])
-        else:
-            for name in wanted:
-                yield convert(name, None)
-    finally:
-        for name in layers:
-            put(loaded.model, name, originals[name])
-    return Subject(loaded, layers, qtensors, originals, subject.windows, time.perf_counter() - start), skipped
+    if rows is None:
+        for name in wanted:
+            yield convert(name, None)
+        return qtensors, layers
+    yield Progress("quantize", 0, len(wanted), "reading the calibration text")
+    for group in sequential_inputs(loaded, rows):
+        for name, inputs in group.items():
+            if name in wanted:
+                yield convert(name, inputs.float())
+                put(loaded.model, name, layers[name])
+    return qtensors, layers
 
 
 def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
@@ -223,7 +244,7 @@ class LocalRunner:
 
     def run(
         self, model: str, method: str, params: dict[str, Any], evaluation: str = "bundled", text: str = "",
-        calibration: str = "bundled", sequences: int = 16, seed: int = 0,
+        calibration: str = "bundled", sequences: int = 16, seed: int = 0, kv_bits: int = 16,
     ) -> Iterator[Event]:  # fmt: skip
         """run() on an experiment made from plain input. Raises InputError with one sentence on bad input.
 
@@ -234,11 +255,13 @@ class LocalRunner:
             raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
         if not (isinstance(sequences, int) and 1 <= sequences <= 1024 and isinstance(seed, int) and 0 <= seed < 2**31):
             raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(sequences)[:20]} and {str(seed)[:20]}.")
+        if kv_bits not in WIDTHS:
+            raise InputError(f"The KV cache takes {', '.join(map(str, WIDTHS))} bits, not {str(kv_bits)[:20]}.")
         ref = models.resolve(model.strip())
         length = 512 if ref.name == "demo" else 1024
         evaluated, evaluation_text = data.reference(evaluation, "evaluation", EVALUATION_TOKENS, length, text)
         calibrated, calibration_text = data.reference(calibration, "calibration", sequences * length, length, text, seed)
-        experiment = Experiment(ref, spec_of(chosen), evaluated, calibrated)
+        experiment = Experiment(ref, dataclasses.replace(spec_of(chosen), kv_bits=kv_bits), evaluated, calibrated)
         texts = {"evaluation": evaluation_text, "calibration": calibration_text}
         yield from run(experiment, chosen, texts, self._store, self._load, self._line)
 

@@ -29,10 +29,16 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """A method's name and its parameters, sorted by name. Plain data that outlives the method's code."""
+    """A method's name, its parameters, sorted by name, and the bits of the KV cache. Plain data that outlives the method's code."""
 
     method: str
     params: tuple[tuple[str, Scalar], ...] = ()
+    kv_bits: int = 16
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.method == "none" and self.kv_bits == 16
 
     @classmethod
     def of(cls, method: str, **params: Scalar) -> QuantSpec:
@@ -160,7 +166,7 @@ def measurement_from(data: dict) -> Measurement:
 
 def experiment_from(data: dict) -> Experiment:
     """An Experiment from its JSON form."""
-    spec = QuantSpec(data["spec"]["method"], tuple((n, v) for n, v in data["spec"]["params"]))
+    spec = QuantSpec(data["spec"]["method"], tuple((n, v) for n, v in data["spec"]["params"]), data["spec"].get("kv_bits", 16))
     return Experiment(ModelRef(**data["model"]), spec, TextRef(**data["evaluation"]), TextRef(**data["calibration"]))
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("kernels",),
     ("explorer.records",),
     ("explorer.qtensor", "explorer.rotation", "explorer.floats"),
-    ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.decode"),
+    ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
     ("explorer.experiment", "explorer.figures"),
     ("explorer.ui",),

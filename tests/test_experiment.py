@@ -200,3 +200,19 @@ def test_events_are_progress_then_measurements_then_one_report(store: Store, loa
     streamed = {(m.metric, m.layer) for m in events if isinstance(m, Measurement)}
     assert streamed == {(m.metric, m.layer) for m in events[-1].measurements}
     assert run.__doc__
+
+
+def test_training_lowers_the_loss_and_leaves_the_model_whole(store: Store, loader: Loader, tiny_folder: Path) -> None:
+    """QAT on a few windows: the curve falls, the result beats its own starting point, and a closed run puts every layer back."""
+    runner = LocalRunner(store, loader)
+    options = {"bits": 2, "group_size": 32, "rate": 1e-3}
+    long, short = (last_report(runner.run(str(tiny_folder), "qat", {**options, "steps": steps}, sequences=2)) for steps in (30, 1))
+    losses = long.value("training_loss")
+    assert len(losses) == 30 and losses[-1] < 0.7 * losses[0] and short.value("training_loss") == losses[:1]
+    assert long.value("weight_error", "layers.0.self_attn.q_proj") is not None
+    events = runner.run(str(tiny_folder), "qat", {**options, "steps": 29}, sequences=2)
+    while next(events).stage != "train":
+        pass
+    next(events)
+    events.close()
+    assert all(type(layer) is torch.nn.Linear for layer in linears(loader._last.model).values())

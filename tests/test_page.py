@@ -20,7 +20,7 @@ from explorer.ui.page import Page
 from explorer.ui.session import Shelf, keys_of
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
-OPTION_VALUES = ("bundled", "", "bundled", 16, 0)
+OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16)
 WIDTH = 5 + 2 * len(figures())
 
 

@@ -99,7 +99,7 @@ def against_bits(reports: Sequence[Report], metric: str, title: str) -> Plot:
     data = []
     for i, report in with_metrics(reports, metric, "bits_per_weight"):
         found = report.find(metric)
-        if not finite(found.value) or report.experiment.spec.method == "none":
+        if not finite(found.value) or report.experiment.spec.is_baseline:
             continue
         limit = found.value <= 0 or (finite(found.low) and found.low <= 0)
         height = max(found.value, found.high if finite(found.high) else FLOOR, FLOOR) if limit else found.value

@@ -16,7 +16,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
     parts = []
     for _, report in with_metrics(reports, "perplexity_delta", "bits_per_weight"):
         delta = report.find("perplexity_delta")
-        if report.experiment.spec.method == "none":
+        if report.experiment.spec.is_baseline:
             continue
         interval = f" ({delta.low:+.2f} to {delta.high:+.2f})" if finite(delta.low) else ""
         parts.append(f"{report.name} at {report.value('bits_per_weight'):.2f} bits: {delta.value:+.2f}%{interval}")

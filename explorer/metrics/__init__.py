@@ -22,7 +22,7 @@ from explorer.records import Measurement, Progress
 class Subject:
     """What metrics measure: the 16-bit model, its quantized layers, and evaluation windows [W, T] int64.
 
-    Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
+    losses: one a step, of a method that trains. Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
     """
 
     loaded: LoadedModel
@@ -31,6 +31,8 @@ class Subject:
     originals: dict[str, nn.Linear]
     windows: Tensor
     quantize_seconds: float
+    kv_bits: int = 16
+    losses: tuple[float, ...] = ()
 
     def quantized(self) -> AbstractContextManager[None]:
         """A `with` in which the model runs with its quantized layers in place."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from explorer.kvcache import chunked_logits
 from explorer.metrics import Metric, Subject, mean_interval
 from explorer.records import Measurement, Progress
 
@@ -32,17 +33,17 @@ def token_statistics(reference: Tensor, logits: Tensor, targets: Tensor) -> dict
 
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    model, rows = subject.loaded.model, []
+    model, rows, baseline = subject.loaded.model, [], not subject.layers and subject.kv_bits == 16
     batches = subject.windows.split(BATCH)
     for done, batch in enumerate(batches):
         yield Progress("perplexity", done, len(batches), f"{done * batch.numel():,} tokens scored")
         reference = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
         logits = reference
-        if subject.layers:
+        if not baseline:
             with subject.quantized():
-                logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+                logits = chunked_logits(model, batch, subject.kv_bits)[:, :-1].flatten(0, 1)
         rows.append(token_statistics(reference, logits, batch[:, 1:].flatten()))
-    yield from summarise({key: torch.cat([row[key] for row in rows]).cpu() for key in rows[0]}, not subject.layers)
+    yield from summarise({key: torch.cat([row[key] for row in rows]).cpu() for key in rows[0]}, baseline)
 
 
 def summarise(tokens: dict[str, Tensor], is_baseline: bool) -> Iterator[Measurement]:

@@ -17,7 +17,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     prompt = loaded.tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
     ids = []
     with subject.quantized():
-        for token in Decoder(loaded, prompt.shape[1] + NEW).generate(prompt, NEW):
+        for token in Decoder(loaded, prompt.shape[1] + NEW, subject.kv_bits).generate(prompt, NEW):
             ids.append(token)
             if len(ids) % 16 == 0:
                 yield Progress("sample text", len(ids), NEW)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement
-
-
-def kv_cache_bytes(config: object, context: int) -> int:
-    """Bytes of a bfloat16 KV cache for one sequence of `context` tokens: 2 x layers x KV heads x head size x context x 2."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_size * context * 2
 
 
 def measure(subject: Subject) -> Iterator[Measurement]:
@@ -32,7 +26,7 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     yield Measurement("memory_codes", codes, "bytes")
     yield Measurement("memory_scales", scales, "bytes")
     yield Measurement("memory_kept", total - codes - scales, "bytes")
-    cache = kv_cache_bytes(subject.loaded.model.config, subject.loaded.length)
+    cache = bytes_at(subject.loaded.model.config, subject.loaded.length, subject.kv_bits)
     yield Measurement("memory_kv_cache", cache, "bytes", n=subject.loaded.length, how="estimated")
     yield Measurement("quantize_seconds", subject.quantize_seconds, "s")
 

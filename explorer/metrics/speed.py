@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from explorer.decode import Decoder
 from explorer.devices import decode_limit
+from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
-from explorer.metrics.size import kv_cache_bytes
 from explorer.records import Measurement, Progress
 
 PROMPT, NEW, RUNS = 32, 33, 4  # tokens of prompt, tokens decoded a run, runs (the first warms up and is not counted)
@@ -23,7 +23,7 @@ def quantile(values: list[float], share: float) -> float:
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     loaded = subject.loaded
     with subject.quantized():
-        decoder = Decoder(loaded, PROMPT + NEW + 8)
+        decoder = Decoder(loaded, PROMPT + NEW + 8, subject.kv_bits)
         prompt = subject.windows[:1, :PROMPT]
         firsts, latencies = [], []
         for run in range(RUNS):
@@ -35,7 +35,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
                 firsts.append(first)
                 latencies += steps
         resident = sum(t.numel() * t.element_size() for t in {id(p): p for p in (*loaded.model.parameters(), *loaded.model.buffers())}.values())
-    yield from summarise(firsts, latencies, resident + kv_cache_bytes(loaded.model.config, PROMPT + NEW), subject)
+    yield from summarise(firsts, latencies, resident + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
 
 
 def summarise(firsts: list[float], latencies: list[float], bytes_per_token: float, subject: Subject) -> Iterator[Measurement]:

@@ -64,12 +64,13 @@ def _controls(page: Page, catalogue: list[dict[str, Any]], models: list[str]) ->
     for source in (evaluation, calibration):
         source.change(lambda *chosen: gr.Textbox(visible="pasted" in chosen), [evaluation, calibration], text, queue=False, api_visibility="private")
     method.change(lambda name: gr.Column(visible=name in reading), method, calibrated, queue=False, api_visibility="private")
+    kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info="Below 16: KIVI, the newest 32 tokens stay in 16 bits.", elem_id="kv")
     with gr.Column(elem_id="go"):
         with gr.Row():
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
         line = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
-    inputs = [model, method, evaluation, text, calibration, sequences, seed, *(control.component for control in page.controls)]
+    inputs = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, *(control.component for control in page.controls)]
     return inputs, {"run": run, "cancel": cancel, "status": line}
 
 

@@ -18,7 +18,7 @@ from explorer.ui.controls import Control, parameters
 from explorer.ui.session import Shelf, arrange, keys_of
 from explorer.ui.table import comparison, origin, samples
 
-OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed")  # of a run, beside model, method and its parameters
+OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits")  # of a run, beside model, method and its parameters
 
 
 class Runner(Protocol):
@@ -93,11 +93,12 @@ class Page:
         options = dict(zip(OPTIONS, values, strict=False))
         same = [gr.skip()] * (4 + 2 * len(figures()))
         clock, shown, sentence, left = Clock(), self.shelf.pick(keys), "", ""
-        asked = [] if method == "none" else [("baseline: ", "none", {})]
-        asked.append(("", str(method), parameters(method, self.controls, values[len(OPTIONS) :])))
+        asked = [("", str(method), parameters(method, self.controls, values[len(OPTIONS) :]), options)]
+        if method != "none" or options.get("kv_bits") != 16:
+            asked.insert(0, ("baseline: ", "none", {}, options | {"kv_bits": 16}))
         try:
-            for what, name, params in asked:
-                events = self.runner.run(str(model or ""), name, params, **options)
+            for what, name, params, given in asked:
+                events = self.runner.run(str(model or ""), name, params, **given)
                 try:
                     for event in events:
                         if isinstance(event, Report):

@@ -56,7 +56,7 @@ def keys_of(reports: Iterable[Report]) -> list[str]:
 
 def is_baseline(report: Report) -> bool:
     """Whether this is the unquantized model."""
-    return report.experiment.spec.method == "none"
+    return report.experiment.spec.is_baseline
 
 
 def ground(report: Report) -> tuple:

@@ -1,0 +1,106 @@
+"""KV cache in low bits: older keys and values as packed codes, the newest ones in 16 bits. Knows nothing of methods or metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+GROUP, WINDOW = 32, 32  # tokens (of a key's channel) or channels (of a value) that share a scale; tokens that stay in 16 bits
+WIDTHS = (16, 8, 4, 2)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes uint8 [..., D] below 2**bits, bits 2, 4 or 8 -> bytes [..., D * bits / 8], the first code in the lowest bits."""
+    parts = codes.unflatten(-1, (-1, 8 // bits))
+    shifts = torch.arange(0, 8, bits, device=codes.device)
+    return (parts.int() << shifts).sum(-1).to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The inverse of `pack`."""
+    shifts = torch.arange(0, 8, bits, device=packed.device)
+    return ((packed.int().unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2).to(torch.uint8)
+
+
+class Chunk:
+    """Keys or values of some tokens, [B, H, T, D] bfloat16, in low bits: codes, scale and minimum over groups along one dimension (2 or 3)."""
+
+    def __init__(self, states: Tensor, bits: int, dim: int) -> None:
+        self.bits, self.dim, self.dtype = bits, dim, states.dtype
+        groups = states.float().unflatten(dim, (-1, GROUP))
+        low, high = groups.amin(dim + 1, keepdim=True), groups.amax(dim + 1, keepdim=True)
+        self.low = low.to(states.dtype)
+        scale = (high - self.low.float()) / (2**bits - 1)
+        self.scale = torch.where(scale > 0, scale, 1.0).to(states.dtype)
+        codes = ((groups - self.low.float()) / self.scale.float()).round().clamp(0, 2**bits - 1)
+        self.codes = pack(codes.to(torch.uint8).flatten(dim, dim + 1), bits)
+
+    def states(self) -> Tensor:
+        """[B, H, T, D] in the dtype that came in."""
+        codes = unpack(self.codes, self.bits).float().unflatten(self.dim, (-1, GROUP))
+        return (codes * self.scale.float() + self.low.float()).flatten(self.dim, self.dim + 1).to(self.dtype)
+
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.codes, self.scale, self.low))
+
+
+class KiviLayer(DynamicLayer):
+    """One layer's cache after KIVI (arXiv 2402.02750, section 3.3): keys are rounded per channel, because a few channels of keys are large for
+    all tokens; values per token, because each token's value is used on its own. The newest WINDOW tokens stay in 16 bits.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits, self.old_keys, self.old_values = bits, [], []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds [B, H, T, D] and returns all keys and values as attention sees them: old ones dequantized, new ones exact."""
+        super().update(key_states, value_states)
+        while self.keys.shape[-2] >= WINDOW + GROUP:
+            self.old_keys.append(Chunk(self.keys[..., :GROUP, :], self.bits, 2))
+            self.old_values.append(Chunk(self.values[..., :GROUP, :], self.bits, 3))
+            self.keys, self.values = self.keys[..., GROUP:, :], self.values[..., GROUP:, :]
+        old = zip(*((k.states(), v.states()) for k, v in zip(self.old_keys, self.old_values, strict=True)), strict=True)
+        keys, values = tuple(old) or ((), ())
+        return torch.cat([*keys, self.keys], dim=-2), torch.cat([*values, self.values], dim=-2)
+
+    def get_seq_length(self) -> int:
+        """Tokens in the cache, packed or not."""
+        return GROUP * len(self.old_keys) + super().get_seq_length()
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        super().reset()
+        self.old_keys, self.old_values = [], []
+
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        newest = 0 if self.keys is None else self.keys.numel() * self.keys.element_size() + self.values.numel() * self.values.element_size()
+        return newest + sum(chunk.nbytes() for chunk in (*self.old_keys, *self.old_values))
+
+
+def kivi_cache(config: Any, bits: int) -> Cache:
+    """An empty cache of `bits` (8, 4 or 2) for a model of this configuration."""
+    return Cache(layers=[KiviLayer(bits) for _ in range(config.num_hidden_layers)])
+
+
+def bytes_at(config: Any, context: int, bits: int) -> int:
+    """Bytes of the cache of one sequence of `context` tokens: what `KiviLayer.nbytes` comes to in all layers, or of a bfloat16 cache."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    values = 2 * config.num_hidden_layers * heads * size  # keys and values of one token
+    packed = 0 if bits == 16 else max(0, (context - WINDOW) // GROUP) * GROUP
+    return values * (context - packed) * 2 + values * packed * bits // 8 + values * packed * 4 // GROUP
+
+
+@torch.no_grad()
+def chunked_logits(model: Any, windows: Tensor, bits: int) -> Tensor:
+    """Logits [B, T, V] of windows [B, T] int64, read GROUP tokens at a time through a cache of `bits`, as generation would."""
+    if bits == 16:
+        return model(windows, use_cache=False).logits
+    cache = kivi_cache(model.config, bits)
+    return torch.cat([model(part, past_key_values=cache, use_cache=True).logits for part in windows.split(GROUP, dim=1)], dim=1)

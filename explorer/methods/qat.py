@@ -1,0 +1,112 @@
+"""QAT: a short fine-tuning with the rounding inside the forward pass, taught by the 16-bit model on the calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from explorer.methods import Method, amount, choice
+from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
+from explorer.records import Progress
+
+BATCH = 4  # windows a step
+
+
+class _Round(torch.autograd.Function):
+    """Learned-step rounding: codes in [low, high], gradients straight through for weights inside the range, LSQ's for the step."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        """weight [N, groups, G], step [N, groups, 1] -> the rounded weight."""
+        ratio = weight / step
+        context.save_for_backward(ratio)
+        context.range = (low, high)
+        return ratio.round().clamp(low, high) * step
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple:
+        (ratio,), (low, high) = context.saved_tensors, context.range
+        inside = (ratio >= low) & (ratio <= high)
+        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(low, high))  # d w' / d step (LSQ, equation 3)
+        scale = (ratio.shape[-1] * high) ** -0.5
+        return gradient * inside, (gradient * slope).sum(-1, keepdim=True) * scale, None, None
+
+
+class LearnedStepLinear(nn.Module):
+    """A linear layer whose weight [N, K] is rounded in every forward pass; weight and steps are trained in float32."""
+
+    def __init__(self, layer: nn.Linear, bits: int, group_size: int) -> None:
+        super().__init__()
+        self.low, self.high, self.shape = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, layer.weight.shape
+        groups = group_view(layer.weight.detach().float(), "group", group_size)
+        self.weight = nn.Parameter(groups.clone())
+        start = 2 * groups.abs().mean(-1, keepdim=True) / max(1, self.high) ** 0.5  # LSQ, section 2.1
+        self.step = nn.Parameter(torch.where(start > 0, start, 1.0))
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., N] in x's dtype."""
+        weight = _Round.apply(self.weight, self.step, self.low, self.high).view(self.shape)
+        return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+
+    def tensor(self, bits: int) -> QuantizedTensor:
+        """The codes and steps that training ended with."""
+        step = self.step.detach().bfloat16()
+        codes = (self.weight.detach() / step.float()).round().clamp(self.low, self.high) - self.low
+        return QuantizedTensor(codes.to(torch.uint8).view(self.shape), step.squeeze(-1), bits)
+
+
+@dataclass(frozen=True)
+class Qat(Method):
+    """Post-training methods choose codes for fixed weights; training lets the weights move to where rounding hurts least. Rounding has no
+    gradient, so it is passed straight through; the steps are learned too. The teacher is the 16-bit model itself: the student learns to give
+    its whole distribution, which needs little text. Worth it where the others break, at 2 and 3 bits.
+    """
+
+    name: ClassVar[str] = "qat"
+    title: ClassVar[str] = "QAT (learned step, distilled)"
+    short: ClassVar[str] = "QAT"
+    paper: ClassVar[str] = "Esser et al. 2019, LSQ, arXiv 1902.08153; distillation: Liu et al. 2023, LLM-QAT, arXiv 2305.17888"
+    needs_inputs: ClassVar[bool] = True
+    of_model: ClassVar[bool] = True
+
+    bits: int = choice(2, 2, 3, 4, title="Bits", help="A code of b bits names 2^b grid points.")
+    group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a step.")
+    steps: int = amount(60, 1, 2000, title="Steps", help="Optimiser steps of 4 windows each; more sequences of calibration text help.")
+    rate: float = amount(3e-4, 1e-6, 1e-2, title="Learning rate", help="Of Adam, falling to zero along a cosine.")
+
+    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+        """Where training starts from: plain rounding."""
+        return quantize_affine(weight, self.bits, "group", self.group_size, symmetric=True)
+
+    def train(self, model: nn.Module, layers: dict[str, nn.Linear], put: Callable[[str, nn.Module], None], rows: Tensor) -> Iterator[Any]:
+        """Trains the layers, each put into `model` under its name, on windows [W, T]; yields Progress, returns ({name: QuantizedTensor}, losses).
+
+        The caller puts the original layers back.
+        """
+        batches = rows.split(BATCH)
+        yield Progress("train", 0, self.steps, "the teacher reads the calibration text")
+        with torch.no_grad():
+            targets = [model(batch, use_cache=False).logits.float().log_softmax(-1).bfloat16() for batch in batches]
+        students = {name: LearnedStepLinear(layer, self.bits, self.group_size) for name, layer in layers.items()}
+        for name, student in students.items():
+            put(name, student)
+        optimiser = torch.optim.Adam([p for s in students.values() for p in (s.weight, s.step)], lr=self.rate, betas=(0.9, 0.95))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        losses: list[float] = []
+        for step in range(self.steps):
+            which = step % len(batches)
+            with torch.enable_grad():
+                found = model(batches[which], use_cache=False).logits.float().log_softmax(-1)
+                loss = nn.functional.kl_div(found, targets[which].float(), log_target=True, reduction="none").sum(-1).mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            yield Progress("train", step + 1, self.steps, f"divergence {losses[-1]:.3f} nats")
+        return {name: student.tensor(self.bits) for name, student in students.items()}, losses

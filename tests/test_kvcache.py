@@ -1,0 +1,99 @@
+"""The low-bit KV cache: packing, what attention sees, what it costs, and what the model loses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from explorer import models
+from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, unpack
+from explorer.models import LoadedModel
+from explorer.records import InputError
+from explorer.store import Store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return models.load(models.resolve("demo"), CPU)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_packing_round_trips_without_waste(bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (2, 3, 5, 64), dtype=torch.uint8)
+    assert pack(codes, bits).shape == (2, 3, 5, 8 * bits) and torch.equal(unpack(pack(codes, bits), bits), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_chunk_is_asymmetric_rounding_in_groups_along_one_dimension(bits: int, dim: int) -> None:
+    """Against a plain loop in float64: every group spans its own minimum to maximum."""
+    x = torch.randn(1, 2, GROUP, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    found = Chunk(x, bits, dim).states().double()
+    groups = x.double().movedim(dim, -1).reshape(-1, GROUP)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    expected = ((groups - low) / step).round() * step + low
+    assert ((found.movedim(dim, -1).reshape(-1, GROUP) - expected).abs() <= 1.01 * step * 1e-3 + 1e-6).float().mean() > 0.999
+
+
+def test_newest_tokens_are_exact_and_older_ones_rounded() -> None:
+    layer, generator = KiviLayer(2), torch.Generator().manual_seed(1)
+    seen = torch.empty(1, 2, 0, 32)
+    for length in (50, 1, 1, 40, 7, 32, 1):
+        new = torch.randn(1, 2, length, 32, generator=generator)
+        seen = torch.cat([seen, new], -2)
+        keys, values = layer.update(new, new)
+        total = seen.shape[-2]
+        assert keys.shape == values.shape == seen.shape and layer.get_seq_length() == total
+        exact = layer.keys.shape[-2]
+        assert WINDOW <= exact < WINDOW + GROUP or total == exact < WINDOW + GROUP
+        assert torch.equal(keys[..., total - exact :, :], seen[..., total - exact :, :])
+        if exact < total:
+            assert not torch.equal(keys[..., : total - exact, :], seen[..., : total - exact, :])
+
+
+def test_keys_with_a_large_channel_want_scales_per_channel() -> None:
+    """KIVI's reason: one channel is large for all tokens, so rounding along the channels of a token drowns the others."""
+    x = torch.randn(1, 1, GROUP, 64, generator=torch.Generator().manual_seed(2))
+    x[..., 5] += 40
+    rest = [c for c in range(64) if c != 5]
+    per_channel, per_token = ((Chunk(x, 4, dim).states() - x)[..., rest].norm() for dim in (2, 3))
+    assert per_channel < 0.5 * per_token
+
+
+def test_computed_bytes_are_the_measured_ones(demo: LoadedModel) -> None:
+    for bits in (2, 4, 8):
+        for tokens in (40, 64, 200):
+            cache = kivi_cache(demo.model.config, bits)
+            demo.model(torch.zeros(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True)
+            assert sum(layer.nbytes() for layer in cache.layers) == bytes_at(demo.model.config, tokens, bits)
+
+
+@torch.no_grad()
+def test_loss_grows_as_bits_fall_and_short_contexts_are_exact(demo: LoadedModel) -> None:
+    text = "The database server stores each table in a file, and every index in another one. " * 12
+    rows = models.windows(demo, text, 192, 192)
+    reference = demo.model(rows).logits.float().log_softmax(-1)
+    divergence = []
+    for bits in (8, 4, 2):
+        found = chunked_logits(demo.model, rows, bits).float().log_softmax(-1)
+        assert (found[:, :GROUP] - reference[:, :GROUP]).abs().max() < 0.25, "the first chunk meets no rounded key; only bf16 sums may differ"
+        divergence.append((reference.exp() * (reference - found)).sum(-1).mean().item())
+    assert divergence[0] < divergence[1] < divergence[2] and divergence[0] < 0.01
+
+
+def test_cache_bits_are_part_of_the_experiment(tmp_path: Path, tiny_folder: Path) -> None:
+    store = Store(tmp_path / "r.db")
+    runner = LocalRunner(store, Loader(CPU))
+    base, small = (last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=bits)) for bits in (16, 4))
+    store.close()
+    assert base.experiment.spec.is_baseline and not small.experiment.spec.is_baseline
+    assert small.name == "16-bit weights, KV 4-bit" and small.value("kld_mean") > 0 == base.value("kld_mean")
+    assert small.value("memory_kv_cache") < 0.4 * base.value("memory_kv_cache")
+    with pytest.raises(InputError, match="KV cache takes"):
+        last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=3))
