@@ -19,13 +19,16 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 class LazyRunner:
-    """Makes the real runner in a background thread, so that the page does not wait for torch. The first run waits, and says so."""
+    """Makes the real runner in a background thread, `delay` seconds after the start or at the first run, so that the first page does not wait
+    for torch. A run that comes sooner than torch waits, and says so.
+    """
 
-    def __init__(self, store: Path) -> None:
-        self._store, self._made, self._runner, self._error = store, threading.Event(), None, None
-        threading.Thread(target=self._make, daemon=True).start()
+    def __init__(self, store: Path, delay: float = 0.0) -> None:
+        self._store, self._made, self._wanted, self._runner, self._error = store, threading.Event(), threading.Event(), None, None
+        threading.Thread(target=self._make, args=(delay,), daemon=True).start()
 
-    def _make(self) -> None:
+    def _make(self, delay: float) -> None:
+        self._wanted.wait(delay)
         try:
             from explorer.experiment import LocalRunner
             from explorer.store import Store
@@ -36,6 +39,7 @@ class LazyRunner:
         self._made.set()
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        self._wanted.set()
         while not self._made.wait(0.5):
             yield Progress("starting", 0, 1, "loading torch and transformers")
         if self._error is not None:
@@ -54,7 +58,7 @@ def seeds() -> list[Report]:
 def main() -> None:
     store = Path(os.environ.get("QUANTIZATION_EXPLORER_STORE", Path.home() / ".cache" / "quantization-explorer" / "results.db"))
     catalogue = json.loads((ASSETS / "methods.json").read_text())["methods"]
-    blocks = build(LazyRunner(store), seeds(), catalogue, ["demo"])
+    blocks = build(LazyRunner(store, delay=4.0), seeds(), catalogue, ["demo"])
     blocks.queue(max_size=256).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None,

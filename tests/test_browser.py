@@ -78,7 +78,7 @@ def test_first_view_is_filled_and_fits(browser, address: str, width: int, height
     assert page.locator("#comparison thead th").count() == 6
     assert page.locator(".sample").count() == 5
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 9")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 8")
     for name in ("quality", "divergence", "memory", "speed", "layers", "weights", "activations", "outliers"):
         plot, drawing = page.locator(f"#plot-{name}").bounding_box(), page.locator(f"#plot-{name} .main-svg").first.bounding_box()
         assert abs(plot["width"] - drawing["width"]) < 4 and drawing["height"] >= 300, name

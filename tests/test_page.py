@@ -21,7 +21,7 @@ from explorer.ui.session import Shelf, keys_of
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16)
-WIDTH = 5 + 2 * len(figures())
+WIDTH = 5 + 3 * len(figures())
 
 
 class FakeRunner:

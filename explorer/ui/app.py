@@ -53,18 +53,19 @@ def _controls(page: Page, catalogue: list[dict[str, Any]], models: list[str]) ->
     default = "rtn"
     method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=default, label="Method", elem_id="method", filterable=False)
     page.controls = build_controls(catalogue, method, default)
-    evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
-    reading = {m["name"] for m in catalogue if m["needs_inputs"]}
-    with gr.Column(visible=default in reading, elem_id="calibration") as calibrated:
-        calibration = gr.Radio(TEXTS, value="bundled", label="Calibration text")
-        with gr.Row():
-            sequences = gr.Number(16, minimum=1, maximum=1024, precision=0, label="Sequences", min_width=100)
-            seed = gr.Number(0, minimum=0, precision=0, label="Seed", min_width=100)
-    text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
+    with gr.Accordion("Text, calibration, KV cache", open=False, elem_id="more"):
+        evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
+        reading = {m["name"] for m in catalogue if m["needs_inputs"]}
+        with gr.Column(visible=default in reading, elem_id="calibration") as calibrated:
+            calibration = gr.Radio(TEXTS, value="bundled", label="Calibration text")
+            with gr.Row():
+                sequences = gr.Number(16, minimum=1, maximum=1024, precision=0, label="Sequences", min_width=100)
+                seed = gr.Number(0, minimum=0, precision=0, label="Seed", min_width=100)
+        text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
+        kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info="Below 16: KIVI, the newest 32 tokens stay in 16 bits.", elem_id="kv")
     for source in (evaluation, calibration):
         source.change(lambda *chosen: gr.Textbox(visible="pasted" in chosen), [evaluation, calibration], text, queue=False, api_visibility="private")
     method.change(lambda name: gr.Column(visible=name in reading), method, calibrated, queue=False, api_visibility="private")
-    kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info="Below 16: KIVI, the newest 32 tokens stay in 16 bits.", elem_id="kv")
     with gr.Column(elem_id="go"):
         with gr.Row():
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
@@ -92,9 +93,9 @@ def _results(first: Sequence[Any]) -> dict[str, Any]:
             shown["layer"] = gr.Dropdown(layer.choices, value=layer.value, label="Layer shown below", elem_id="layer", filterable=False)
         with gr.Row():
             for figure in row:
-                with gr.Column(min_width=320):
-                    i = place[figure.name]
-                    shown["figures"] += _figure(figure, drawn[2 * i], drawn[2 * i + 1])
+                i = place[figure.name]
+                with gr.Column(min_width=320, visible=drawn[3 * i].visible) as column:
+                    shown["figures"] += [column, *_figure(figure, drawn[3 * i + 1], drawn[3 * i + 2])]
     return shown
 
 
@@ -130,5 +131,5 @@ def _wire(page: Page, inputs: list[Any], parts: dict[str, Any]) -> None:
     parts["cancel"].click(lambda: cancelled, None, parts["status"], cancels=[run], queue=False, **quiet)
     compared.input(page.choose, [compared, layer], everything, **quiet)
     parts["reset"].click(page.reset, [layer], everything, **quiet)
-    by_layer = [parts["figures"][2 * i + k] for i, figure in enumerate(figures().values()) if figure.by_layer for k in (0, 1)]
+    by_layer = [parts["figures"][3 * i + k] for i, figure in enumerate(figures().values()) if figure.by_layer for k in (1, 2)]
     layer.input(page.pick_layer, [compared, layer], by_layer, **quiet)

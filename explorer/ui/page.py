@@ -76,10 +76,14 @@ class Page:
         self.controls: list[Control] = []
 
     def view(self, reports: Sequence[Report], layer: str | None) -> list[Any]:
-        """Everything that shows results: what is compared, table, samples, layer choice, then plot and summary of each figure."""
+        """Everything that shows results: what is compared, table, samples, layer choice, then of each figure whether it is shown, plot, summary."""
         names = layer_names(reports)
         layer = layer if layer in names else (names[len(names) // 2] if names else "")
-        drawn = [part for figure in figures().values() for part in (draw(figure, reports, layer), figure.summary(reports, layer))]
+        measured = {m.metric for report in reports for m in report.measurements}
+        drawn: list[Any] = []
+        for figure in figures().values():
+            shown = gr.Column(visible=not reports or measured.issuperset(figure.needs))
+            drawn += [shown, draw(figure, reports, layer), figure.summary(reports, layer)]
         keys = keys_of(reports)
         compared = gr.Dropdown(choices=[(r.name, key) for key, r in zip(keys, reports, strict=True)], value=keys, multiselect=True, allow_custom_value=True)
         picker = gr.Dropdown(choices=[(short_layer(name), name) for name in names], value=layer or None)
@@ -91,7 +95,7 @@ class Page:
         The baseline runs first, so that the differences are to the same model, text and device. values: the OPTIONS, then the controls.
         """
         options = dict(zip(OPTIONS, values, strict=False))
-        same = [gr.skip()] * (4 + 2 * len(figures()))
+        same = [gr.skip()] * (4 + 3 * len(figures()))
         clock, shown, sentence, left = Clock(), self.shelf.pick(keys), "", ""
         asked = [("", str(method), parameters(method, self.controls, values[len(OPTIONS) :]), options)]
         if method != "none" or options.get("kv_bits") != 16:

@@ -58,10 +58,11 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
-    text = f"{value:+,.{row.digits}f}" if row.metric == "perplexity_delta" and value else f"{value:,.{row.digits}f}"
+    digits = 0 if abs(value) >= 1000 else row.digits
+    text = f"{value:+,.{digits}f}" if row.metric == "perplexity_delta" and value else f"{value:,.{digits}f}"
     notes = []
     if finite(found.low) and finite(found.high) and found.low != found.high:
-        notes.append(f"{found.low * row.factor:,.{row.digits}f} to {found.high * row.factor:,.{row.digits}f}")
+        notes.append(f"{found.low * row.factor:,.{digits}f} to {found.high * row.factor:,.{digits}f}")
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
