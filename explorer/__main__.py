@@ -1,4 +1,4 @@
-"""The command line: `python -m explorer run|methods|seed|survey`. Flags derive from the methods' fields; JSON on stdout, progress on stderr."""
+"""The command line: `python -m explorer run|methods|seed|survey|reproduce`. Flags derive from the methods' fields; JSON on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ SEED_SPECS = (
 SURVEY = SEEDS.with_name("survey.json")
 # Beside every method with its defaults: three bits, where methods part, and the variants people ask about.
 SURVEY_SPECS = (
-    *((method, {"bits": 3}) for method in ("rtn", "hqq", "awq", "gptq")), ("rtn", {"bits": 3, "rotate": True}), ("gptq", {"bits": 3, "rotate": True}),
-    *((method, {"bits": 2}) for method in ("rtn", "hqq", "awq", "gptq")), ("nf4", {"double_quant": True}), ("rtn", {"symmetric": False}),
+    *((method, {"bits": 3}) for method in ("rtn", "hqq", "awq", "gptq", "qat")), ("rtn", {"bits": 3, "rotate": True}), ("gptq", {"bits": 3, "rotate": True}),
+    *((method, {"bits": 2}) for method in ("rtn", "hqq", "awq", "gptq")), ("quip", {"rotate": False}), ("quip", {"feedback": False}),
+    *((method, {"bits": bits, "symmetric": False}) for method in ("rtn", "gptq") for bits in (2, 3, 4)),
+    ("gptq", {"bits": 2, "symmetric": False, "rotate": True}), ("nf4", {"double_quant": True}),
     ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
     ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}),
 )  # fmt: skip
@@ -45,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true")
     seed = commands.add_parser("seed", help="measure the results that the page shows first and write them to assets/")
     survey = commands.add_parser("survey", help="measure every method on the bundled model and write the README's table to assets/")
+    again = commands.add_parser("reproduce", help="repeat published WikiText-2 results on the models that can be reached")
+    again.add_argument("--model", default="", help="only rows of models whose name contains this")
+    again.add_argument("--folder", type=Path, help="a folder that holds this model, for models that the hub has in no safe format")
+    again.add_argument("--json", action="store_true", help="print one JSON document")
     run = commands.add_parser("run", help="run one experiment")
     run.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
     run.add_argument("--method", default="rtn", help=", ".join(methods()))
@@ -52,10 +58,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
     run.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     run.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
+    run.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
+    run.add_argument("--length", type=int, default=0, help="tokens a window; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
     run.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
     run.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     run.add_argument("--json", action="store_true", help="print one JSON document")
-    for each in (run, seed, survey):
+    for each in (run, seed, survey, again):
         each.add_argument("--store", type=Path, default=store_path(), help="result file")
     added: set[str] = set()
     for method in methods().values():
@@ -68,29 +76,18 @@ def parser() -> argparse.ArgumentParser:
 
 def parameters(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, as the types that the method's fields ask for. Raises InputError."""
-    from explorer.methods import fields_of, methods
+    from explorer.methods import fields_of, from_text, methods
 
     known = methods()
     if args.method not in known:
         raise InputError(f"There is no method {args.method[:40]!r}; choose one of {', '.join(known)}.")
-    own = {field.name: field for field in fields_of(known[args.method])}
+    own = {field.name for field in fields_of(known[args.method])}
     every = {field.name for method in known.values() for field in fields_of(method)}
     given = {name: value for name in every if (value := getattr(args, name)) is not None}
-    result: dict[str, Any] = {}
-    for name, text in given.items():
-        field = own.get(name)
-        if field is None:
+    for name in given:
+        if name not in own:
             raise InputError(f"{args.method} has no parameter {name!r}; it takes {', '.join(own) or 'none'}.")
-        if field.kind == "choice":
-            result[name] = next((c for c in field.choices if str(c) == text), text)
-        elif field.kind == "bool":
-            result[name] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower(), text)
-        else:
-            try:
-                result[name] = float(text)
-            except ValueError:
-                result[name] = text
-    return result
+    return from_text(args.method, given)
 
 
 def show(event: Event) -> None:
@@ -120,7 +117,7 @@ def command_methods(args: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['name']:8s} {row['title']}")
         for field in row["fields"]:
-            allowed = ", ".join(map(str, field["choices"])) or f"{field['low']:g} to {field['high']:g}"
+            allowed = ", ".join(map(str, field["choices"])) or (f"{field['low']:g} to {field['high']:g}" if field["low"] is not None else "text")
             print(f"    --{field['name'].replace('_', '-'):16s} {allowed}  (default {field['default']})")
 
 
@@ -137,8 +134,8 @@ def command_run(args: argparse.Namespace) -> None:
 
     runner = LocalRunner(Store(args.store))
     evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
-    events = runner.run(args.model, args.method, given, evaluation, text, args.calibration, args.sequences, args.seed, args.kv_bits)
-    report = last_report(events, show)
+    options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed", "kv_bits", "tokens", "length")}
+    report = last_report(runner.run(args.model, args.method, given, evaluation=evaluation, text=text, **options), show)
     print(json.dumps(plain(report)) if args.json else table(report))
 
 
@@ -170,18 +167,46 @@ def command_survey(args: argparse.Namespace) -> None:
     print(f"wrote {SURVEY.name}: {len(reports)} reports", file=sys.stderr)
 
 
+def command_reproduce(args: argparse.Namespace) -> int:
+    """Exit code 1 when a row that ran is not within its tolerance."""
+    from explorer.experiment import LocalRunner
+    from explorer.reproduce import PUBLISHED, reproduce
+    from explorer.store import Store
+
+    rows = tuple(row for row in PUBLISHED if args.model.lower() in row.model.lower())
+    if not rows:
+        raise InputError(f"No published row is of a model named {args.model[:40]!r}; models are {', '.join(dict.fromkeys(r.model for r in PUBLISHED))}.")
+    if args.folder:
+        if len({row.model for row in rows}) > 1:
+            raise InputError("One folder holds one model; say which with --model.")
+        rows = tuple(dataclasses.replace(row, model=str(args.folder)) for row in rows)
+    outcomes = []
+    for outcome in reproduce(LocalRunner(Store(args.store)), rows, show):
+        outcomes.append(outcome)
+        if not args.json:
+            verdict = {True: "agrees", False: "DIFFERS", None: "not run"}[outcome.agrees]
+            ours = f"{outcome.found:.2f} [{outcome.low:.2f}, {outcome.high:.2f}]" if outcome.found is not None else outcome.why_not
+            print(f"{verdict:8s} {outcome.row.title()}: published {outcome.row.perplexity} (within {outcome.row.tolerance:.1%}), here {ours}", flush=True)
+    if args.json:
+        print(json.dumps({"rows": [plain(outcome) | {"agrees": outcome.agrees} for outcome in outcomes]}, indent=1))
+    else:
+        count = sum(outcome.found is not None for outcome in outcomes)
+        print(f"{count} of {len(outcomes)} rows could be run, {sum(outcome.agrees is True for outcome in outcomes)} agree")
+    return int(any(outcome.agrees is False for outcome in outcomes))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 with a sentence on bad input; 130 on Ctrl-C with nothing half-stored."""
     try:
         args = parser().parse_args(argv)
-        {"run": command_run, "methods": command_methods, "seed": command_seed, "survey": command_survey}[args.command](args)
+        commands = {"run": command_run, "methods": command_methods, "seed": command_seed, "survey": command_survey, "reproduce": command_reproduce}
+        return commands[args.command](args) or 0
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cancelled; what was measured before is kept", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

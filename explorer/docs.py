@@ -21,7 +21,8 @@ def methods_table() -> str:
     """One row a method, from its class."""
     rows = ["| method | what it is | parameters | source |", "|---|---|---|---|"]
     for method in methods().values():
-        fields = "; ".join(f"`{f.name}` {', '.join(map(str, f.choices)) or f'{f.low:g} to {f.high:g}'}" for f in fields_of(method))
+        allowed = {f.name: ", ".join(map(str, f.choices)) or ("text" if f.low is None else f"{f.low:g} to {f.high:g}") for f in fields_of(method)}
+        fields = "; ".join(f"`{name}` {values}" for name, values in allowed.items())
         rows.append(f"| `{method.name}` | {method.title} | {fields or 'none'} | {method.paper or 'none'} |")
     return "\n".join(rows)
 

@@ -18,31 +18,32 @@ import torch
 import transformers
 from torch import nn
 
-from explorer import data, models
+from explorer import models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
-from explorer.kvcache import WIDTHS
-from explorer.methods import Method, build, label_of, methods, spec_of
+from explorer.methods import Method, build, label_of, methods
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.qlinear import QuantizedLinear, put
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
+from explorer.request import Request
 from explorer.store import Store, code_version
 
-EVALUATION_TOKENS = 8192
 ROOT = Path(__file__).parent
-SHARED_CODE = [str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "rotation", "qlinear", "calibration", "models", "data", "decode", "kvcache")]
+SHARED_CODE = [
+    str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "models", "data", "decode", "kvcache")
+]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
 
 def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> str:
     """The content address of one metric's result: everything that determines it."""
-    method = sys.modules[methods()[experiment.spec.method].__module__].__file__
     module = sys.modules[metric.measure.__module__].__file__
     spec = QuantSpec("none") if metric.of_model else experiment.spec
     calibration = experiment.calibration if methods()[spec.method].needs_inputs else None
-    code = code_version(*SHARED_CODE, *KERNEL_CODE, module, str(ROOT / "metrics" / "__init__.py"), *([] if metric.of_model else [method]))
+    method = [] if metric.of_model else sorted(build(spec.method, dict(spec.params)).sources())
+    code = code_version(*SHARED_CODE, *KERNEL_CODE, module, str(ROOT / "metrics" / "__init__.py"), *method)
     where = device_name(device) if metric.per_device else device.type
     return key_of(experiment.model, spec, experiment.evaluation, calibration, metric.name, code, torch.__version__, where)
 
@@ -162,12 +163,14 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
     Leaves the model with its original layers in place.
     """
     loaded, originals = subject.loaded, subject.originals
-    skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape)))}
+    skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
     start = time.perf_counter()
     try:
         rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed) if method.reads_inputs() else None
         if method.of_model:
+            for name, layer in wanted.items():
+                finite(layer.weight, "weights", name)
             qtensors, losses = yield from method.train(loaded.model, wanted, functools.partial(put, loaded.model), rows)
             layers = {name: QuantizedLinear(q, wanted[name].bias, loaded.device) for name, q in qtensors.items()}
         else:
@@ -188,7 +191,7 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     qtensors: dict[str, QuantizedTensor] = {}
 
     def convert(name: str, inputs: torch.Tensor | None) -> Progress:
-        qtensors[name] = method.quantize(wanted[name].weight.float(), inputs, name)
+        qtensors[name] = method.quantize(finite(wanted[name].weight, "weights", name).float(), inputs, name)
         layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
         return Progress("quantize", len(qtensors), len(wanted), name)
 
@@ -200,9 +203,16 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     for group in sequential_inputs(loaded, rows):
         for name, inputs in group.items():
             if name in wanted:
-                yield convert(name, inputs.float())
+                yield convert(name, finite(inputs, "inputs", name).float())
                 put(loaded.model, name, layers[name])
     return qtensors, layers
+
+
+def finite(tensor: torch.Tensor, what: str, layer: str) -> torch.Tensor:
+    """The tensor itself. Raises InputError naming the layer when it holds NaN or infinities, which no method can round."""
+    if not tensor.isfinite().all():
+        raise InputError(f"The {what} of layer {layer} hold NaN or infinities; the checkpoint is damaged or overflows in bfloat16. Choose another model.")
+    return tensor
 
 
 def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
@@ -222,7 +232,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernels": kernels,
         "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
         "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
-        "skipped": skipped if subject.layers else {},
+        "skipped": skipped | unquantized(subject) if subject.layers else {},
         "text": f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
         "calibration": f"{read.source} calibration text {read.digest}, {read.tokens:,} tokens in windows of {read.length}, seed {read.seed}",
         "tokens": subject.windows.numel(),
@@ -230,6 +240,13 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "prompt": PROMPT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def unquantized(subject: Subject) -> dict[str, str]:
+    """{name: why} of the matrices outside the decoder blocks, which every method leaves in 16 bits."""
+    inside = {id(layer) for layer in (*subject.originals.values(), *subject.layers.values())}
+    kinds = {nn.Linear: "the output layer is outside the decoder blocks", nn.Embedding: "embeddings are looked up, not multiplied"}
+    return {name: kinds[type(m)] for name, m in subject.loaded.model.named_modules() if type(m) in kinds and id(m) not in inside}
 
 
 class LocalRunner:
@@ -242,27 +259,9 @@ class LocalRunner:
         """Models that need no download."""
         return ["demo"]
 
-    def run(
-        self, model: str, method: str, params: dict[str, Any], evaluation: str = "bundled", text: str = "",
-        calibration: str = "bundled", sequences: int = 16, seed: int = 0, kv_bits: int = 16,
-    ) -> Iterator[Event]:  # fmt: skip
-        """run() on an experiment made from plain input. Raises InputError with one sentence on bad input.
-
-        text: what is meant by "pasted". sequences: windows of calibration text, seed: which ones.
-        """
-        chosen = build(method, params)
-        if chosen.reads_inputs() and calibration == evaluation == "pasted":
-            raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
-        if not (isinstance(sequences, int) and 1 <= sequences <= 1024 and isinstance(seed, int) and 0 <= seed < 2**31):
-            raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(sequences)[:20]} and {str(seed)[:20]}.")
-        if kv_bits not in WIDTHS:
-            raise InputError(f"The KV cache takes {', '.join(map(str, WIDTHS))} bits, not {str(kv_bits)[:20]}.")
-        ref = models.resolve(model.strip())
-        length = 512 if ref.name == "demo" else 1024
-        evaluated, evaluation_text = data.reference(evaluation, "evaluation", EVALUATION_TOKENS, length, text)
-        calibrated, calibration_text = data.reference(calibration, "calibration", sequences * length, length, text, seed)
-        experiment = Experiment(ref, dataclasses.replace(spec_of(chosen), kv_bits=kv_bits), evaluated, calibrated)
-        texts = {"evaluation": evaluation_text, "calibration": calibration_text}
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        """run() on an experiment made from plain input; options: the further fields of Request. Raises InputError with one sentence on bad input."""
+        experiment, chosen, texts = Request(model, method, params, **options).prepare()
         yield from run(experiment, chosen, texts, self._store, self._load, self._line)
 
 

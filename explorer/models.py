@@ -94,6 +94,20 @@ def check_config(folder: Path) -> dict:
     return config
 
 
+def context(ref: ModelRef) -> int:
+    """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
+    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            folder = Path(hf_hub_download(ref.name, "config.json", revision=ref.revision)).parent
+        except Exception as error:  # as in resolve
+            raise InputError(f"The configuration of {ref.name!r} could not be downloaded ({type(error).__name__}). Check the network and try again.") from error
+    limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    return min(2048, limit) if isinstance(limit, int) and limit > 0 else 2048
+
+
 def load(ref: ModelRef, device: torch.device) -> LoadedModel:
     """Loads exactly this model from its folder or the hub's cache. Raises InputError with a sentence."""
     from safetensors import SafetensorError

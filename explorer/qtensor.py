@@ -70,7 +70,8 @@ class QuantizedTensor:
     codes: [N, K] uint8, values in [0, 2**bits). scale: [R, K/G], bfloat16 or float32, R = N, 1, or N / 128. zero: of the same shape as
     scale, the code that means 0, or None when that is 2**(bits-1). codebook: [2**bits] float32, then w = codebook[code] * scale.
     nested: how the scales themselves are stored when they are quantized too (`scale` then holds their dequantized values).
-    scale_bits, zero_bits: stored width of one scale and one zero; None for the scale's own dtype and for the width of a code.
+    code_bits, scale_bits, zero_bits: stored width of one code, scale and zero; None for `bits`, the scale's own dtype, and `bits`. Fewer
+    code_bits than bits: eight codes of a lattice point are stored together. zero_bits 0: the zero is a constant of the format.
     extra_bits: further bits stored with the tensor, such as a scale of all scales.
     channel_scale: [K] float32, inputs are divided by it and the weights were multiplied. rotation: of the inputs, and of the weights alike.
     activation: how the inputs are rounded after that.
@@ -82,6 +83,7 @@ class QuantizedTensor:
     zero: Tensor | None = None
     codebook: Tensor | None = None
     nested: NestedScale | None = None
+    code_bits: int | None = None
     scale_bits: int | None = None
     zero_bits: int | None = None
     extra_bits: int = 0
@@ -107,9 +109,9 @@ class QuantizedTensor:
 
     def stored_bits(self) -> int:
         """Bits that a checkpoint needs for this tensor: codes at their width, every scale, zero, channel scale and sign."""
-        total = self.bits * self.codes.numel() + self.extra_bits
+        total = (self.code_bits or self.bits) * self.codes.numel() + self.extra_bits
         total += self.nested.stored_bits() if self.nested else self.scale.numel() * (self.scale_bits or self.scale.element_size() * 8)
-        total += 0 if self.zero is None else self.zero.numel() * (self.zero_bits or self.bits)
+        total += 0 if self.zero is None else self.zero.numel() * (self.bits if self.zero_bits is None else self.zero_bits)
         total += 0 if self.channel_scale is None else 16 * self.channel_scale.numel()
         return total + (0 if self.rotation is None else self.rotation.signs.numel())
 

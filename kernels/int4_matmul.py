@@ -65,6 +65,7 @@ OP = Op(
     cases=(
         *(Case(m, 64, 256, 4, g, s) for m in (1, 5, 33) for g in (32, 64, 128, 0, -1) for s in (True, False)),
         Case(3, 48, 384, 2, 64), Case(3, 48, 384, 3, 64, False), Case(7, 37, 128, 4, 32), Case(2, 16, 80, 4, 0), Case(2, 21, 80, 3, 0, False),
+        *(Case(m, 64, 256, 4, g, False, fractional=True) for m in (1, 33) for g in (64, 0)),
         Case(1, 64, 256, 4, 64, codebook=True), Case(9, 33, 96, 4, 32, codebook=True),
     ),
 )  # fmt: skip

@@ -12,6 +12,8 @@ from kernels.op import Case, Form, LowBitWeight, Op, Packed
 def _cpu_refuses(w: LowBitWeight) -> str:
     if w.codebook is not None:
         return "torch has no CPU operator for codebooks"
+    if w.zero is not None and not torch.equal(w.zero, w.zero.round()):
+        return "this form keeps zeros as integers"
     return "" if w.scale.shape[1] == 1 else "torch's int8 CPU operator takes one scale a row, not groups"
 
 
@@ -49,6 +51,6 @@ OP = Op(
     cases=(
         *(Case(m, 64, 256, 8, g, s) for m in (1, 5, 33) for g in (64, 0, -1) for s in (True, False)),
         Case(3, 48, 384, 5, 0), Case(3, 48, 384, 6, 128, False), Case(7, 37, 128, 8, 32), Case(2, 21, 80, 7, 0, False),
-        Case(3, 21, 90, 8, 0), Case(5, 40, 84, 6, -1, False),
+        Case(5, 64, 256, 8, 64, False, fractional=True), Case(5, 64, 256, 8, 0, False, fractional=True), Case(3, 21, 90, 8, 0), Case(5, 40, 84, 6, -1, False),
     ),
 )  # fmt: skip

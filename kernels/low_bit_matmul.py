@@ -17,9 +17,14 @@ from kernels.packing import pack_planar, pad_columns
 
 
 @triton.jit
-def _codes_to_float(code, offset):
-    """uint8 codes -> fp16 (code - offset), offset [rows, 1] fp16 integers below 1024; exact, without an int-to-float conversion."""
-    return (code.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - (offset + 1024.0).to(tl.float16)
+def _codes_to_float(code, zero, MIDDLE: tl.constexpr, ZERO: tl.constexpr):
+    """uint8 codes -> fp16 (code - zero), zero [rows, 1] fp16, or MIDDLE without ZERO; no int-to-float conversion. 1024 goes first, because
+    1024 + zero would round a zero that is no integer.
+    """
+    number = (code.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
+    if ZERO:
+        return (number - 1024.0).to(tl.float16) - zero
+    return (number - (1024.0 + MIDDLE)).to(tl.float16)
 
 
 @triton.jit
@@ -49,13 +54,13 @@ def low_bit_matmul_kernel(
         word = tl.load(codes_ptr + n[:, None] * stride_codes + columns[None, :], mask=mask_n[:, None], other=0)
         where = n * scale_stride + step // BLOCKS_PER_GROUP
         scale = tl.load(scale_ptr + where, mask=mask_n, other=0.0).to(tl.float32)
-        offset = tl.load(zero_ptr + where, mask=mask_n, other=0.0)[:, None] if ZERO else tl.full((1, 1), MIDDLE, tl.float32)
+        zero = tl.load(zero_ptr + where, mask=mask_n, other=0.0)[:, None] if ZERO else 0.0
         low = word & 15 if BITS == 4 else word
-        low_value = tl.load(book_ptr + low.to(tl.int32)) if CODEBOOK else _codes_to_float(low, offset)
+        low_value = tl.load(book_ptr + low.to(tl.int32)) if CODEBOOK else _codes_to_float(low, zero, MIDDLE, ZERO)
         part = _dot(low_value, x_ptr, step * BLOCK_K, m, mask_m, k_size, stride_x, ACTIVATION, WIDTH)
         if BITS == 4:
             high = word >> 4
-            high_value = tl.load(book_ptr + high.to(tl.int32)) if CODEBOOK else _codes_to_float(high, offset)
+            high_value = tl.load(book_ptr + high.to(tl.int32)) if CODEBOOK else _codes_to_float(high, zero, MIDDLE, ZERO)
             part += _dot(high_value, x_ptr, step * BLOCK_K + HALF, m, mask_m, k_size, stride_x, ACTIVATION, WIDTH)
         acc += part * scale[:, None]
     out = y_ptr + m[None, :] * n_size + n[:, None]

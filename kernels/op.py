@@ -70,7 +70,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Case:
-    """One shape and format an op is checked on. group 0 is one scale a row, -1 one scale in all."""
+    """One shape and format an op is checked on. group 0 is one scale a row, -1 one scale in all. fractional: zeros that are no integers, as
+    HQQ finds them.
+    """
 
     m: int
     n: int
@@ -80,6 +82,7 @@ class Case:
     symmetric: bool = True
     codebook: bool = False
     activation: Activation | None = None
+    fractional: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,8 @@ def random_weight(case: Case, generator: torch.Generator) -> LowBitWeight:
     codes.flatten()[: 2**case.bits] = torch.arange(2**case.bits, dtype=torch.uint8)[: codes.numel()]
     scale = (torch.rand(rows, groups, generator=generator) * 0.02 + 0.005).bfloat16()
     zero = None if case.symmetric else torch.randint(0, 2**case.bits, (rows, groups), generator=generator).float()
+    if case.fractional:
+        zero = (zero + torch.rand(zero.shape, generator=generator)).half().float()
     book = torch.linspace(-1, 1, 2**case.bits) ** 3 if case.codebook else None
     if case.activation is not None and case.activation.kind in FLOAT8:
         book = float8_values(case.activation.kind)

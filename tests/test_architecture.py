@@ -15,10 +15,10 @@ FILES = [*sorted(p for folder in ("explorer", "kernels", "assets", "tests") for 
 LAYERS = (
     ("kernels",),
     ("explorer.records",),
-    ("explorer.qtensor", "explorer.rotation", "explorer.floats"),
+    ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
-    ("explorer.experiment", "explorer.figures"),
+    ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.figures"),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.docs", "assets"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -83,7 +84,9 @@ def test_unknown_flag_is_exit_code_2() -> None:
 def test_interrupt_is_130_and_stores_nothing_half(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     command = [sys.executable, "-m", "explorer", "run", "--method", "gptq", "--bits", "3", "--store", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for what it runs in the background
+    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}, "preexec_fn": hear}
+    with subprocess.Popen(command, **options) as process:
         for line in process.stderr:
             if line.startswith("quantize: 1"):
                 break
@@ -99,3 +102,19 @@ def test_interrupt_is_130_and_stores_nothing_half(tmp_path: Path) -> None:
     rows = stored._db.execute("SELECT name FROM results").fetchall()
     stored.close()
     assert {name for (name,) in rows} <= {"activations"}, "only whole metrics may be there"
+
+
+def test_reproduce_says_what_agrees_what_differs_and_what_cannot_be_run(tmp_path: Path, tiny_folder: Path, monkeypatch, capsys) -> None:
+    from explorer import reproduce
+
+    options = {"sequences": 1}
+    row = lambda value, model=str(tiny_folder): reproduce.Published(model, "rtn", {"granularity": "channel"}, value, 0.01, "a paper", options)  # noqa: E731
+    argv = ["reproduce", "--store", str(tmp_path / "r.db")]
+    monkeypatch.setattr(reproduce, "PUBLISHED", (row(1.0), row(1.0, "no/such/model"), row(2.0, "no/such/model")))
+    assert main([*argv, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [r["agrees"] for r in rows] == [False, None, None] and "neither a folder" in rows[1]["why_not"]
+    monkeypatch.setattr(reproduce, "PUBLISHED", (row(rows[0]["found"], "some/model"),))
+    assert main([*argv, "--folder", str(tiny_folder)]) == 0
+    assert "agrees" in (out := capsys.readouterr().out) and "1 of 1 rows could be run, 1 agree" in out
+    assert main([*argv, "--model", "unheard"]) == 2

@@ -112,7 +112,7 @@ def test_closing_leaves_the_model_whole_and_nothing_half_stored(store: Store, lo
 def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, loader: Loader, tiny_folder: Path) -> None:
     report = last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "granularity": "group", "group_size": 64}))
     skipped = report.provenance["skipped"]
-    assert set(skipped) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj"}
+    assert set(skipped) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj", "lm_head", "model.embed_tokens"}
     assert "does not divide" in skipped["layers.0.mlp.down_proj"]
     assert 4.25 < report.value("bits_per_weight") < 16
 
@@ -133,7 +133,7 @@ def test_second_run_waits_its_turn_but_not_for_what_is_stored(store: Store, load
 
 def test_short_text_is_a_sentence(store: Store, loader: Loader, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match="too short"):
-        last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {}, "pasted", "A few words."))
+        last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {}, evaluation="pasted", text="A few words."))
 
 
 def test_calibration_is_part_of_the_experiment(store: Store, loader: Loader, tiny_folder: Path) -> None:

@@ -55,7 +55,7 @@ def test_codes_fit_and_bits_are_counted(method: type, weight: torch.Tensor, inpu
         q = chosen.quantize(weight, inputs)
         assert q.codes.dtype == torch.uint8 and int(q.codes.max()) < 2**q.bits
         assert q.dequantize().isfinite().all()
-        assert q.stored_bits() > q.bits * weight.numel()
+        assert q.stored_bits() > (q.code_bits or q.bits) * weight.numel()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,8 @@ def test_codes_fit_and_bits_are_counted(method: type, weight: torch.Tensor, inpu
         ("kquant", {"format": "q6_k"}, 6.5625),
         ("kquant", {"format": "q5_0"}, 5.5),
         ("kquant", {"format": "q8_0"}, 8.5),
+        ("quip", {}, 2 + 16 / 256 + 1 / 256),
+        ("qat", {"bits": 2}, 2 + 16 / 64),
     ],
 )
 def test_stored_bits_are_exact(name: str, params: dict, bits_per_weight: float) -> None:

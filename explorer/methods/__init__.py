@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from torch import Tensor
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, QuantSpec, plain
 
+TEXT_LIMIT = 10_000  # characters of a field of kind "text"
+
 
 @dataclass(frozen=True)
 class Field:
@@ -24,7 +27,7 @@ class Field:
 
     name: str
     title: str
-    kind: str  # "choice", "bool", "int" or "float"
+    kind: str  # "choice", "bool", "int", "float" or "text"
     default: Any
     choices: tuple = ()
     low: float | None = None
@@ -47,6 +50,11 @@ def amount(default: float, low: float, high: float, *, title: str, help: str = "
     return dataclasses.field(default=default, metadata={"title": title, "kind": kind, "low": low, "high": high, "help": help, "when": when})
 
 
+def text(default: str, *, title: str, help: str = "") -> Any:
+    """A dataclass field that takes some lines of text, at most TEXT_LIMIT characters; the method's `check` reads them."""
+    return dataclasses.field(default=default, metadata={"title": title, "kind": "text", "help": help})
+
+
 @dataclass(frozen=True)
 class Method:
     """Base of all methods. needs_inputs: `quantize` gets calibration inputs of the layer, [M, K] float32, else None."""
@@ -66,8 +74,16 @@ class Method:
         """Whether this configuration needs the layer's inputs; only methods with `needs_inputs` may."""
         return self.needs_inputs
 
-    def refuses(self, shape: tuple[int, int]) -> str:
-        """Why a weight of this shape [N, K] cannot be quantized ("" when it can): the layer is then kept in 16 bits and reported."""
+    def check(self) -> str:
+        """A sentence that says why these parameters mean nothing together, "" when they do."""
+        return ""
+
+    def sources(self) -> set[str]:
+        """The Python files that determine the result."""
+        return {str(sys.modules[type(self).__module__].__file__)}
+
+    def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
+        """Why the weight of this shape [N, K] of a layer cannot be quantized ("" when it can): the layer is then kept in 16 bits and reported."""
         group = getattr(self, "group_size", 0) if getattr(self, "granularity", "group") == "group" else 0
         return f"group size {group} does not divide its {shape[1]} inputs" if group and shape[1] % group else ""
 
@@ -97,7 +113,29 @@ def build(name: str, params: dict[str, Any]) -> Method:
     for unknown in params.keys() - fields.keys():
         allowed = ", ".join(fields) or "no parameters"
         raise InputError(f"{name} has no parameter {str(unknown)[:40]!r}; it takes {allowed}.")
-    return known[name](**{key: _checked(name, fields[key], value) for key, value in params.items()})
+    method = known[name](**{key: _checked(name, fields[key], value) for key, value in params.items()})
+    if wrong := method.check():
+        raise InputError(wrong)
+    return method
+
+
+def from_text(name: str, params: dict[str, str]) -> dict[str, Any]:
+    """Parameters written as text, as the types that the method's fields ask for; what cannot be converted stays, for `build` to refuse."""
+    fields = {field.name: field for field in fields_of(methods()[name])} if name in methods() else {}
+    return {key: _typed(fields[key], value) if key in fields else value for key, value in params.items()}
+
+
+def _typed(field: Field, text: str) -> Any:
+    if field.kind == "choice":
+        return next((c for c in field.choices if str(c) == text), text)
+    if field.kind == "bool":
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower(), text)
+    if field.kind == "text":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _checked(method: str, field: Field, value: Any) -> Any:
@@ -106,6 +144,10 @@ def _checked(method: str, field: Field, value: Any) -> Any:
             if type(allowed) is type(value) and allowed == value:
                 return value
         raise InputError(f"{method}: {field.name} cannot be {str(value)[:40]!r}; choose one of {', '.join(map(str, field.choices))}.")
+    if field.kind == "text":
+        if isinstance(value, str) and len(value) <= TEXT_LIMIT:
+            return "\n".join(line.strip() for line in value.replace(";", "\n").splitlines() if line.strip())
+        raise InputError(f"{method}: {field.name} must be a text of at most {TEXT_LIMIT:,} characters.")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not field.low <= value <= field.high or (field.kind == "int" and value != int(value)):
         raise InputError(f"{method}: {field.name} cannot be {str(value)[:40]!r}; give a number from {field.low:g} to {field.high:g}.")
@@ -137,5 +179,8 @@ def label_of(method: Method) -> str:
         value = params.get(field.name, field.default)
         if value != field.default:
             word = field.title.lower()
+            if field.kind == "text":
+                parts.append(f"({value.replace(chr(10), '; ')[:60]})")
+                continue
             parts.append((word if value else field.off or f"no {word}") if field.kind == "bool" else f"{word} {value}")
     return " ".join(parts)

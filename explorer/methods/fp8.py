@@ -52,5 +52,5 @@ class Fp8(Method):
     def reads_inputs(self) -> bool:
         return self.activation == "static"
 
-    def refuses(self, shape: tuple[int, int]) -> str:
+    def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of {BLOCK} do not divide {shape[0]} x {shape[1]}" if self.granularity == "block" and (shape[0] % BLOCK or shape[1] % BLOCK) else ""

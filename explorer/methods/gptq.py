@@ -34,8 +34,11 @@ class Gptq(Method):
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")
     act_order: bool = choice(True, title="Act-order", help="Round the columns with the largest inputs first, while most columns can still compensate.")
+    static_groups: bool = choice(
+        False, title="Static groups", when=("act_order", (False,)),
+        help="Scales of groups from the original weights instead of the already compensated ones; act-order always does so.",
+    )  # fmt: skip
     damping: float = amount(0.01, 0.0001, 1.0, title="Damping", help="Share of the mean diagonal added to the Hessian, for stability.")
-
     rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
@@ -69,8 +72,8 @@ def inverse_factor(h: Tensor, damping: float) -> Tensor:
 
 
 def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedTensor:
-    """The algorithm on weight [N, K] float32 and H [K, K] float32. Groups are static (scales from the original weights) with act-order,
-    and taken from the current, already compensated weights otherwise.
+    """The algorithm on weight [N, K] float32 and H [K, K] float32. Groups are static (scales from the original weights) with act-order
+    or on request, and taken from the current, already compensated weights otherwise.
     """
     w, h, bits = weight.clone(), h.clone(), method.bits
     dead = h.diagonal() == 0
@@ -83,7 +86,7 @@ def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedT
     w, h = w[:, order], h[order][:, order]
     upper = inverse_factor(h, method.damping)
     codes = torch.empty(n, k, dtype=torch.uint8, device=w.device)
-    live_groups = method.granularity == "group" and not method.act_order
+    live_groups = method.granularity == "group" and not method.act_order and not method.static_groups
     for start in range(0, k, BLOCK):
         stop = min(start + BLOCK, k)
         errors = torch.empty(n, stop - start, device=w.device)

@@ -39,7 +39,7 @@ class KQuant(Method):
     def reads_inputs(self) -> bool:
         return self.importance
 
-    def refuses(self, shape: tuple[int, int]) -> str:
+    def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of 32 do not divide its {shape[1]} inputs" if shape[1] % 32 else ""
 
 

@@ -35,5 +35,5 @@ class Mxfp(Method):
         exponent = torch.where(absmax > 0, absmax.log2().floor() - largest, 0.0).clamp(-127, 127)
         return quantize_float(weight, torch.exp2(exponent), self.element, scale_bits=8)
 
-    def refuses(self, shape: tuple[int, int]) -> str:
+    def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of {BLOCK} do not divide its {shape[1]} inputs" if shape[1] % BLOCK else ""

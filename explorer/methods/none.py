@@ -16,5 +16,5 @@ class Baseline(Method):
     title: ClassVar[str] = "16-bit baseline (bfloat16)"
     short: ClassVar[str] = "16-bit baseline"
 
-    def refuses(self, shape: tuple[int, int]) -> str:
+    def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return "the baseline keeps every layer in 16 bits"

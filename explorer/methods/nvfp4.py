@@ -32,5 +32,5 @@ class Nvfp4(Method):
         block = (absmax / 6 / whole).clamp(max=448).to(torch.float8_e4m3fn).float()
         return quantize_float(weight, block * whole, "e2m1", scale_bits=8, extra_bits=32)
 
-    def refuses(self, shape: tuple[int, int]) -> str:
+    def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of {BLOCK} do not divide its {shape[1]} inputs" if shape[1] % BLOCK else ""

@@ -17,23 +17,30 @@ BATCH = 4  # windows a step
 
 
 class _Round(torch.autograd.Function):
-    """Learned-step rounding: codes in [low, high], gradients straight through for weights inside the range, LSQ's for the step."""
+    """Learned-step rounding: w' = (clamp(round(w/s + zero), 0, top) - zero) s; straight through for weights inside the range, LSQ's slope for s."""
 
     @staticmethod
-    def forward(context: Any, weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    def forward(context: Any, weight: Tensor, step: Tensor, zero: float, top: int) -> Tensor:
         """weight [N, groups, G], step [N, groups, 1] -> the rounded weight."""
-        ratio = weight / step
-        context.save_for_backward(ratio)
-        context.range = (low, high)
-        return ratio.round().clamp(low, high) * step
+        place = weight / step + zero
+        context.save_for_backward(place)
+        context.grid = (zero, top)
+        return (place.round().clamp(0, top) - zero) * step
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple:
-        (ratio,), (low, high) = context.saved_tensors, context.range
-        inside = (ratio >= low) & (ratio <= high)
-        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(low, high))  # d w' / d step (LSQ, equation 3)
-        scale = (ratio.shape[-1] * high) ** -0.5
+        (place,), (zero, top) = context.saved_tensors, context.grid
+        inside = (place >= 0) & (place <= top)
+        slope = torch.where(inside, place.round() - place, place.clamp(0, top) - zero)  # d w' / d step (LSQ, equation 3)
+        scale = (place.shape[-1] * (top - zero)) ** -0.5
         return gradient * inside, (gradient * slope).sum(-1, keepdim=True) * scale, None, None
+
+
+def grid_of(bits: int) -> tuple[float, int]:
+    """(the code that means 0, the highest code). With two bits no point lies on 0, which leaves two on either side: -1.5, -0.5, 0.5, 1.5 (Liu et
+    al. 2025, ParetoQ, arXiv 2502.02631, section 3); with more bits 0 is the middle code.
+    """
+    return (1.5, 3) if bits == 2 else (2.0 ** (bits - 1), 2**bits - 1)
 
 
 class LearnedStepLinear(nn.Module):
@@ -41,23 +48,37 @@ class LearnedStepLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear, bits: int, group_size: int) -> None:
         super().__init__()
-        self.low, self.high, self.shape = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, layer.weight.shape
+        self.bits, self.shape = bits, layer.weight.shape
         groups = group_view(layer.weight.detach().float(), "group", group_size)
         self.weight = nn.Parameter(groups.clone())
-        start = 2 * groups.abs().mean(-1, keepdim=True) / max(1, self.high) ** 0.5  # LSQ, section 2.1
-        self.step = nn.Parameter(torch.where(start > 0, start, 1.0))
+        self.step = nn.Parameter(best_step(groups, bits))
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] in x's dtype."""
-        weight = _Round.apply(self.weight, self.step, self.low, self.high).view(self.shape)
+        weight = _Round.apply(self.weight, self.step, *grid_of(self.bits)).view(self.shape)
         return nn.functional.linear(x, weight.to(x.dtype), self.bias)
 
-    def tensor(self, bits: int) -> QuantizedTensor:
+    def tensor(self) -> QuantizedTensor:
         """The codes and steps that training ended with."""
-        step = self.step.detach().bfloat16()
-        codes = (self.weight.detach() / step.float()).round().clamp(self.low, self.high) - self.low
-        return QuantizedTensor(codes.to(torch.uint8).view(self.shape), step.squeeze(-1), bits)
+        (zero, top), step = grid_of(self.bits), self.step.detach().bfloat16()
+        codes = (self.weight.detach() / step.float() + zero).round().clamp(0, top).to(torch.uint8).view(self.shape)
+        step = step.squeeze(-1)
+        middle = torch.full_like(step, zero, dtype=torch.float32) if zero != 2 ** (self.bits - 1) else None
+        return QuantizedTensor(codes, step, self.bits, middle, zero_bits=0)
+
+
+def best_step(groups: Tensor, bits: int) -> Tensor:
+    """[N, groups, 1]: where the steps start, the one of twenty shares of the largest weight that rounds with the least squared error."""
+    zero, top = grid_of(bits)
+    limit = groups.abs().amax(-1, keepdim=True) / (top - zero)
+    limit = torch.where(limit > 0, limit, 1.0)
+    best, least = limit, torch.full_like(limit, torch.inf)
+    for share in range(20, 0, -1):
+        step = limit * (share / 20)
+        loss = (((groups / step + zero).round().clamp(0, top) - zero) * step - groups).square().sum(-1, keepdim=True)
+        best, least = torch.where(loss < least, step, best), torch.minimum(loss, least)
+    return best
 
 
 @dataclass(frozen=True)
@@ -76,8 +97,8 @@ class Qat(Method):
 
     bits: int = choice(2, 2, 3, 4, title="Bits", help="A code of b bits names 2^b grid points.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a step.")
-    steps: int = amount(60, 1, 2000, title="Steps", help="Optimiser steps of 4 windows each; more sequences of calibration text help.")
-    rate: float = amount(3e-4, 1e-6, 1e-2, title="Learning rate", help="Of Adam, falling to zero along a cosine.")
+    steps: int = amount(100, 1, 2000, title="Steps", help="Optimiser steps of 4 windows each; more sequences of calibration text help.")
+    rate: float = amount(1e-3, 1e-6, 1e-2, title="Learning rate", help="Of Adam, falling to zero along a cosine.")
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         """Where training starts from: plain rounding."""
@@ -109,4 +130,4 @@ class Qat(Method):
             schedule.step()
             losses.append(loss.item())
             yield Progress("train", step + 1, self.steps, f"divergence {losses[-1]:.3f} nats")
-        return {name: student.tensor(self.bits) for name, student in students.items()}, losses
+        return {name: student.tensor() for name, student in students.items()}, losses

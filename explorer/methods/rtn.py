@@ -29,7 +29,6 @@ class Rtn(Method):
     granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")
-
     clip: bool = choice(False, title="MSE clip", help="Search the range with the least |error|^2.4 instead of min to max.")
     rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 

@@ -24,6 +24,8 @@ def component_for(field: dict[str, Any]) -> gr.components.Component:
         return gr.Checkbox(field["default"], **shared)
     if field["kind"] == "choice":
         return gr.Radio(list(field["choices"]), value=field["default"], **shared)
+    if field["kind"] == "text":
+        return gr.Textbox(field["default"], lines=4, max_lines=12, max_length=10_000, **shared)
     return gr.Number(field["default"], minimum=field["low"], maximum=field["high"], precision=0 if field["kind"] == "int" else None, **shared)
 
 

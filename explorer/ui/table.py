@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -108,8 +109,8 @@ def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
     parts = [str(p.get("kernel_summary", "")), *p.get("kernel_why", [])]
-    if p.get("skipped"):
-        parts.append(f"{len(p['skipped'])} layers kept in 16 bits: {next(iter(p['skipped'].values()))}")
+    for why, count in Counter(p.get("skipped", {}).values()).items():
+        parts.append(f"{count} kept in 16 bits: {why}")
     return "<br>".join(escape(part) for part in parts if part)
 
 
