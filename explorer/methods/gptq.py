@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer.methods import Method, amount, choice
-from explorer.qtensor import QuantizedTensor, affine_codes, affine_parameters, group_view
+from explorer.qtensor import QuantizedTensor, affine_parameters, group_view
 from explorer.rotation import Rotation
 
 BLOCK = 128  # columns between two updates of all that remain (section 3.3, step 2)
@@ -85,24 +85,26 @@ def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedT
     order = torch.argsort(h.diagonal(), descending=True) if method.act_order else torch.arange(k, device=w.device)
     w, h = w[:, order], h[order][:, order]
     upper = inverse_factor(h, method.damping)
-    codes = torch.empty(n, k, dtype=torch.uint8, device=w.device)
+    diagonal = upper.diagonal().tolist()
+    groups, middle, top = (order // size).tolist(), 2 ** (bits - 1), 2**bits - 1
     live_groups = method.granularity == "group" and not method.act_order and not method.static_groups
+    codes = torch.empty(k, n, dtype=torch.uint8, device=w.device)
     for start in range(0, k, BLOCK):
         stop = min(start + BLOCK, k)
-        errors = torch.empty(n, stop - start, device=w.device)
-        for i in range(start, stop):
-            group = int(order[i]) // size
-            if live_groups and i % size == 0:
-                fresh, fresh_zero = affine_parameters(w[:, i : i + size].unsqueeze(1), bits, method.symmetric)
+        block = w[:, start:stop].T.contiguous()  # [columns, N]: a column is one run of memory
+        errors = torch.empty_like(block)
+        for i in range(stop - start):
+            group = groups[start + i]
+            if live_groups and (start + i) % size == 0:
+                live = torch.cat([block[i:].T, w[:, stop:]], 1)[:, :size]  # what the columns of this group have become
+                fresh, fresh_zero = affine_parameters(live.unsqueeze(1), bits, method.symmetric)
                 scale[:, group] = fresh[:, 0]
                 if zero is not None:
                     zero[:, group] = fresh_zero[:, 0]
-            s, z = scale[:, group].expand(n), None if zero is None else zero[:, group].expand(n)
-            code = affine_codes(w[:, i].reshape(n, 1, 1), s.reshape(n, 1), None if z is None else z.reshape(n, 1), bits).reshape(n)
-            codes[:, i] = code
-            value = (code.float() - (2 ** (bits - 1) if z is None else z)) * s.float()
-            error = (w[:, i] - value) / upper[i, i]
-            w[:, i:stop] -= error.unsqueeze(1) * upper[i, i:stop]
-            errors[:, i - start] = error
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    return QuantizedTensor(codes[:, torch.argsort(order)], scale, bits, zero)
+            step, offset = scale[:, group].float(), middle if zero is None else zero[:, group]
+            code = (block[i] / step).round_().add_(offset).clamp_(0, top)
+            codes[start + i] = code
+            errors[i] = (block[i] - (code - offset) * step) / diagonal[start + i]
+            block[i + 1 :].addr_(upper[start + i, start + i + 1 : stop], errors[i], alpha=-1)
+        w[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
+    return QuantizedTensor(codes[torch.argsort(order)].T.contiguous(), scale, bits, zero)

@@ -13,13 +13,14 @@ from explorer.methods import Method, build, from_text, methods, text
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError
 
-DEFAULT = "*v_proj: rtn bits=8 granularity=channel\n*down_proj: rtn bits=8 granularity=channel\n*: gptq bits=3"
+# Values and the layers that write to the residual stream at four bits, the others at three: below the line between all at three and all at four.
+DEFAULT = "\n".join([*(f"*{name}: gptq bits=4 symmetric=false" for name in ("v_proj", "o_proj", "down_proj")), "*: gptq bits=3 symmetric=false"])
 
 
 @dataclass(frozen=True)
 class Mixed(Method):
-    """Layers differ in how much rounding them costs: values and down projections are often the worst. Spending more bits there and fewer
-    elsewhere can beat one width for all at the same size. One rule a line, `pattern: method parameter=value ...`; the first whose pattern
+    """Layers differ in how much rounding them costs: values, and the layers that write to the residual stream, are often the worst. Spending more
+    bits there and fewer elsewhere can beat one width for all at the same size. One rule a line, `pattern: method parameter=value ...`; the first whose pattern
     matches a layer's name decides, `none` keeps 16 bits, and so does a layer that no rule names.
     """
 
