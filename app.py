@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,27 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from explorer.records import Event, Progress, Report, report_from
-from explorer.ui.app import STYLE, build, theme
+
+
+@contextmanager
+def no_type_stubs() -> Iterator[None]:
+    """While gradio is imported: it would rewrite the type stubs of all its components for editors, which takes a third of the time to the first
+    page. It skips components whose source file cannot be told.
+    """
+    real = inspect.getfile
+
+    def unknown(item: object) -> str:
+        raise OSError("not told while gradio is imported")
+
+    inspect.getfile = unknown
+    try:
+        yield
+    finally:
+        inspect.getfile = real
+
+
+with no_type_stubs():
+    from explorer.ui.app import STYLE, build, theme
 
 ASSETS = Path(__file__).parent / "assets"
 

@@ -245,8 +245,8 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
 def unquantized(subject: Subject) -> dict[str, str]:
     """{name: why} of the matrices outside the decoder blocks, which every method leaves in 16 bits."""
     inside = {id(layer) for layer in (*subject.originals.values(), *subject.layers.values())}
-    kinds = {nn.Linear: "the output layer is outside the decoder blocks", nn.Embedding: "embeddings are looked up, not multiplied"}
-    return {name: kinds[type(m)] for name, m in subject.loaded.model.named_modules() if type(m) in kinds and id(m) not in inside}
+    modules = subject.loaded.model.named_modules()
+    return {name: "outside the decoder blocks" for name, m in modules if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside}
 
 
 class LocalRunner:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from explorer.figures import finite
+from explorer.figures import finite, short_layer
 from explorer.records import Measurement, Report
 from explorer.ui.session import is_baseline
 
@@ -109,8 +108,10 @@ def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
     parts = [str(p.get("kernel_summary", "")), *p.get("kernel_why", [])]
-    for why, count in Counter(p.get("skipped", {}).values()).items():
-        parts.append(f"{count} kept in 16 bits: {why}")
+    skipped = p.get("skipped", {})
+    for why in dict.fromkeys(skipped.values()):
+        names = [short_layer(name) for name, reason in skipped.items() if reason == why]
+        parts.append(f"{', '.join(names) if len(names) < 4 else f'{len(names)} layers'} in 16 bits: {why}")
     return "<br>".join(escape(part) for part in parts if part)
 
 
