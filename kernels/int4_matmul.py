@@ -1,4 +1,4 @@
-"""Weight-only matmul with 4-bit storage: int4, narrower codes widened to it, and 16-entry codebooks (NF4)."""
+"""Weight-only matmul of codes of 2 to 4 bits: integers with optional zeros, and codebooks (NF4, MXFP4, NVFP4)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from kernels.op import Case, Form, LowBitWeight, Op, Packed
 CPU_GROUPS = (256, 128, 64, 32)  # what torch's CPU operator takes
 
 
+def _storage(w: LowBitWeight) -> int:
+    """The narrowest storage whose planes the groups fit: the codes' own width where they do."""
+    return next((bits for bits in (2, 3, 4) if bits >= w.bits and not low_bit_matmul.refuses(w, bits)), 4)
+
+
 def _triton_refuses(w: LowBitWeight) -> str:
-    return "more than 4 bits" if w.bits > 4 else low_bit_matmul.refuses(w)
+    return "more than 4 bits" if w.bits > 4 else low_bit_matmul.refuses(w, _storage(w))
 
 
 def _cpu_group(w: LowBitWeight) -> int:
@@ -58,13 +63,15 @@ def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
 
 OP = Op(
     name="int4_matmul",
-    title="y = x W^T, W in 4-bit codes",
+    title="y = x W^T, W in codes of 2 to 4 bits",
     bits=(2, 4),
-    triton=Form("triton", _triton_refuses, lambda w: low_bit_matmul.pack(w, 4), low_bit_matmul.run, "2- and 3-bit codes occupy 4 bits"),
+    triton=Form("triton", _triton_refuses, lambda w: low_bit_matmul.pack(w, _storage(w)), low_bit_matmul.run, "codes occupy their own 2, 3 or 4 bits"),
     cpu=Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 2- and 3-bit codes occupy 4 bits"),
     cases=(
         *(Case(m, 64, 256, 4, g, s) for m in (1, 5, 33) for g in (32, 64, 128, 0, -1) for s in (True, False)),
-        Case(3, 48, 384, 2, 64), Case(3, 48, 384, 3, 64, False), Case(7, 37, 128, 4, 32), Case(2, 16, 80, 4, 0), Case(2, 21, 80, 3, 0, False),
+        *(Case(m, 48, 384, bits, g, s) for m in (1, 33) for bits in (2, 3) for g in (32, 64, 128, 0) for s in (True, False)),
+        Case(7, 37, 128, 4, 32), Case(2, 16, 80, 4, 0), Case(2, 21, 80, 3, 0, False), Case(2, 21, 300, 2, 0), Case(130, 21, 300, 3, -1, False),
+        Case(5, 64, 4096, 4, 128), Case(130, 64, 256, 4, 64, False), Case(100, 33, 96, 4, 32, codebook=True), Case(3, 48, 64, 4, 16, codebook=True),
         *(Case(m, 64, 256, 4, g, False, fractional=True) for m in (1, 33) for g in (64, 0)),
         Case(1, 64, 256, 4, 64, codebook=True), Case(9, 33, 96, 4, 32, codebook=True),
     ),

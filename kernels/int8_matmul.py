@@ -46,10 +46,11 @@ OP = Op(
     name="int8_matmul",
     title="y = x W^T, W in 8-bit codes",
     bits=(5, 8),
-    triton=Form("triton", low_bit_matmul.refuses, lambda w: low_bit_matmul.pack(w, 8), low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),
+    triton=Form("triton", lambda w: low_bit_matmul.refuses(w, 8), lambda w: low_bit_matmul.pack(w, 8), low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),
     cpu=Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"),
     cases=(
         *(Case(m, 64, 256, 8, g, s) for m in (1, 5, 33) for g in (64, 0, -1) for s in (True, False)),
+        Case(3, 32, 2048, 8, 0), Case(130, 48, 384, 6, 128, False),
         Case(3, 48, 384, 5, 0), Case(3, 48, 384, 6, 128, False), Case(7, 37, 128, 8, 32), Case(2, 21, 80, 7, 0, False),
         Case(5, 64, 256, 8, 64, False, fractional=True), Case(5, 64, 256, 8, 0, False, fractional=True), Case(3, 21, 90, 8, 0), Case(5, 40, 84, 6, -1, False),
     ),

@@ -1,12 +1,15 @@
-"""Codes to bytes and back: the planar 4-bit layout that the matmul kernel reads.
+"""Codes to bytes and back: the planar layout that the matmul kernel reads, for codes of 2, 3, 4 and 8 bits.
 
-Planar, blocks of B codes along K, one row of the weight:
+One row of the weight, a block of B codes along K, P planes of W = B / P codes:
 
-    codes   k0 k1 ... k(B/2-1) | k(B/2) ... k(B-1)          low half | high half of the block
-    bytes   [k(B/2)   << 4 | k0] [k(B/2+1) << 4 | k1] ...   B/2 bytes
+    4 bits, P = 2     byte i holds code i in bits 0-3 and code W + i in bits 4-7                               B/2 bytes
+    2 bits, P = 4     byte i holds codes i, W + i, 2W + i, 3W + i in bits 0-1, 2-3, 4-5, 6-7                     B/4 bytes
+    8 bits, P = 1     byte i holds code i                                                                      B bytes
+    3 bits, P = 8     the lower two bits of planes 0-3 and of planes 4-7 as two runs of W bytes, as for 2 bits;
+                      in a tensor of its own the upper bits, byte i holds those of code pW + i in bit p        B/4 + B/8 bytes
 
-so the low nibbles of a loaded tile are one plane of B/2 consecutive inputs and the high nibbles another: each plane feeds its own dot
-product and nothing has to be interleaved in registers.
+A plane of a loaded tile is W consecutive inputs and feeds its own dot product: nothing has to be interleaved in registers. Inside every four
+bytes the order is 0, 2, 1, 3 ("swizzled"), so that one mask on a 32-bit word gives two neighbouring codes as two halves; not with a codebook.
 """
 
 from __future__ import annotations
@@ -14,19 +17,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PLANES = {2: 4, 3: 8, 4: 2, 8: 1}
+
 
 def pad_columns(codes: Tensor, block: int, fill: int) -> Tensor:
     """codes [N, K] uint8 padded with `fill` to a multiple of `block` columns."""
     return torch.nn.functional.pad(codes, (0, -codes.shape[1] % block), value=fill)
 
 
-def pack_planar(codes: Tensor, block: int) -> Tensor:
-    """codes [N, K] uint8 below 16, K a multiple of block -> bytes [N, K/2] uint8 in the layout above."""
-    low, high = codes.unflatten(1, (-1, 2, block // 2)).unbind(2)
-    return (low | (high << 4)).flatten(1).contiguous()
+def swizzle(values: Tensor) -> Tensor:
+    """[N, K] with the middle two of every four columns exchanged, K a multiple of 4; its own inverse."""
+    return values.unflatten(1, (-1, 4))[..., [0, 2, 1, 3]].flatten(1)
 
 
-def unpack_planar(packed: Tensor, block: int) -> Tensor:
-    """The inverse of pack_planar: [N, K/2] uint8 -> [N, K] uint8."""
-    halves = packed.unflatten(1, (-1, block // 2))
-    return torch.stack([halves & 15, halves >> 4], dim=2).flatten(1)
+def pack_planar(codes: Tensor, block: int, bits: int) -> dict[str, Tensor]:
+    """codes [N, K] uint8 below 2**bits, K a multiple of block -> {"codes": [N, K * bits / 8] uint8}; for 3 bits "codes" [N, K/4] and "high" [N, K/8]."""
+    if bits == 8:
+        return {"codes": codes.contiguous()}
+    planes = codes.unflatten(1, (-1, PLANES[bits], block // PLANES[bits]))  # [N, blocks, P, W]
+    if bits == 3:
+        low = _merge((planes & 3).unflatten(2, (2, 4)), 2).flatten(1)
+        return {"codes": low.contiguous(), "high": _merge(planes >> 2, 1).flatten(1).contiguous()}
+    return {"codes": _merge(planes, bits).flatten(1).contiguous()}
+
+
+def _merge(planes: Tensor, bits: int) -> Tensor:
+    """[..., P, W] uint8 to [..., W]: plane p moves up by p * bits."""
+    shifts = torch.arange(planes.shape[-2], device=planes.device) * bits
+    return (planes.int() << shifts.unsqueeze(-1)).sum(-2).to(torch.uint8)
+
+
+def _split(words: Tensor, count: int, bits: int) -> Tensor:
+    """The inverse of `_merge`: [..., W] to [..., P, W]."""
+    shifts = torch.arange(count, device=words.device) * bits
+    return ((words.unsqueeze(-2).int() >> shifts.unsqueeze(-1)) & (2**bits - 1)).to(torch.uint8)
+
+
+def unpack_planar(packed: dict[str, Tensor], block: int, bits: int) -> Tensor:
+    """The inverse of `pack_planar`: [N, K] uint8."""
+    words = packed["codes"]
+    if bits == 8:
+        return words
+    width = block // PLANES[bits]
+    if bits == 3:
+        low = _split(words.unflatten(1, (-1, 2, width)), 4, 2).flatten(2, 3)
+        return (low | _split(packed["high"].unflatten(1, (-1, width)), 8, 1) << 2).flatten(1)
+    return _split(words.unflatten(1, (-1, width)), PLANES[bits], bits).flatten(1)
