@@ -18,7 +18,7 @@ LAYERS = (
     ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
-    ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
+    ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures", "explorer.export", "explorer.link"),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
@@ -37,6 +37,8 @@ FORBIDDEN = {
         "explorer.qtensor",
     ),
     "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
+    "explorer.export": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
+    "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }
