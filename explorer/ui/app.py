@@ -39,17 +39,17 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     page = Page(shell)
     with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
-            "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, and see what it costs and what it saves. "
+            "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
             "Every number is measured, with its interval, device and kernel.</p></header>"
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 run, cancel = _controls(page)
             with gr.Column(scale=4, min_width=320, elem_id="results"):
-                reset = _compared(shell)
+                _compared(shell)
                 shared = share.build(page)
                 selects = _tabs(shell)
-        _wire(page, run, cancel, reset, selects)
+        _wire(page, run, cancel, shared["reset"], selects)
         share.wire(blocks, page, shared, run)
         blocks.load(None, None, None, js=SCRIPT.read_text())
     return blocks
@@ -85,8 +85,8 @@ def _controls(page: Page) -> tuple[Any, Any]:
     return run, cancel
 
 
-def _compared(shell: Shell) -> Any:
-    """Lays out what all tabs share; fills shell.compared, shell.layer, shell.active. Gives the Reset button."""
+def _compared(shell: Shell) -> None:
+    """Lays out what all tabs share; fills shell.compared, shell.layer, shell.active."""
     compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
         shell.compared = gr.Dropdown(
@@ -94,9 +94,7 @@ def _compared(shell: Shell) -> Any:
             info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=7,
         )  # fmt: skip
         shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
-        reset = gr.Button("Reset", size="sm", elem_id="reset", scale=1, min_width=80)
     shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
-    return reset
 
 
 def _tabs(shell: Shell) -> dict[str, Any]:

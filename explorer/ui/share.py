@@ -102,9 +102,10 @@ def _defaults(page: Page) -> Sequence[Any]:
 
 
 def build(page: Page) -> dict[str, Any]:
-    """Lays out the buttons; `wire` connects them once all tabs stand."""
+    """Lays out the buttons, Reset among them; `wire` connects them once all tabs stand."""
     parts: dict[str, Any] = {}
     with gr.Row(elem_id="share"):
+        parts["reset"] = gr.Button("Reset", size="sm", elem_id="reset", min_width=70)
         parts["link"] = gr.Button("Copy link", size="sm", elem_id="copy-link", min_width=90)
         for kind in ("csv", "json", "html"):
             parts[kind] = gr.Button({"html": "Report"}.get(kind, kind.upper()), size="sm", elem_id=f"save-{kind}", min_width=70)
