@@ -188,7 +188,8 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         for name, layer in wanted.items():
             put(loaded.model, name, layer)
     seconds = time.perf_counter() - start
-    return dataclasses.replace(subject, layers=layers, qtensors=qtensors, losses=tuple(losses), quantize_seconds=seconds), skipped
+    made = {"layers": layers, "qtensors": qtensors, "losses": tuple(losses), "quantize_seconds": seconds, "read": rows}
+    return dataclasses.replace(subject, **made), skipped
 
 
 def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:

@@ -6,11 +6,11 @@ import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from explorer.bugs import BUGS, Bug
 from explorer.calibration import block_inputs
 from explorer.methods import Method
 from explorer.metrics import Subject
@@ -22,16 +22,11 @@ HALF_MAX = 65504.0  # the largest float16
 
 @dataclass(frozen=True)
 class Fault:
-    """A bug by name. title: in words; story: how it comes about and what it looks like from outside; seen: what gives it away.
-
-    change: of one tensor; plant: of the whole subject; text: of the calibration text. One of the three is given. needs: what a method or a tensor must
-    have for it, said as a clause by `refuses`.
+    """How a bug is planted. change: of one tensor; plant: of the whole subject; text: of the calibration text; one of the three is given. needs: why
+    it cannot happen to a tensor, "" when it can.
     """
 
-    name: str
-    title: str
-    story: str
-    seen: str
+    bug: Bug
     change: Callable[[QuantizedTensor], QuantizedTensor] | None = None
     plant: Callable[[Subject], Subject] | None = None
     text: Callable[[str], str] | None = None
@@ -113,13 +108,13 @@ class Kept(nn.Module):
 
 @torch.no_grad()
 def overflow(subject: Subject) -> Subject:
-    """In the last layer of the middle block: the power of two is the smallest with which its largest output on the first window overflows."""
+    """In the last layer of the middle block: the power of two takes its largest output on the first window to four times float16's range or more."""
     names = list(subject.layers)
     block = sorted({name.split(".")[1] for name in names}, key=int)
     name = [n for n in names if n.split(".")[1] == block[len(block) // 2]][-1]
     inputs = next(x[name] for _, _, x in block_inputs(subject.loaded, subject.windows[:1], {name: subject.originals[name]}) if name in x)
     largest = subject.layers[name](inputs).float().abs().max().clamp(min=1e-20)
-    shift = int(torch.log2(HALF_MAX / largest).ceil().item())
+    shift = int(torch.log2(HALF_MAX / largest).ceil().item()) + 2
     return dataclasses.replace(subject, layers=subject.layers | {name: HalfOutput(subject.layers[name], shift)})
 
 
@@ -149,49 +144,15 @@ def _narrow(q: QuantizedTensor) -> str:
     return "" if q.bits <= 4 and q.codes.shape[1] % 2 == 0 else "its codes fill whole bytes"
 
 
-@cache
-def faults() -> dict[str, Fault]:
-    """Every bug by its name."""
-    return {fault.name: fault for fault in FAULTS}
-
-
-FAULTS = (
-    Fault(
-        "zero", "Zero-point off by one",
-        "A checkpoint that stores zero - 1 is read by a kernel that expects zero (two generations of the GPTQ format differ so). Every weight moves by "
-        "one step of its grid.",
-        "All layers lose about the same, and the mean error of their weights is a whole step.", change=zero_off_by_one, needs=_affine,
-    ),
-    Fault(
-        "stale", "Stale scale in the second group",
-        "A kernel loads the first group's scale and forgets to load the next one when the group ends inside its tile. Nothing crashes, the text stays "
-        "fluent, the quality is a little off.",
-        "One group of columns has a large error in every layer, all others the usual one.", change=stale_scale, needs=_grouped,
-    ),
-    Fault(
-        "overflow", "float16 overflow",
-        "Partial sums are kept in float16 before the scale is applied, and some inputs are large. The bundled model's inputs are too small for that, so "
-        "the sums of one layer are multiplied by a power of two, which changes nothing in bfloat16 and takes them to the range an 8B model reaches.",
-        "Infinities in one layer, NaN in all that follow.", plant=overflow,
-    ),
-    Fault(
-        "calibration", "Wrong calibration text",
-        "The calibration text was tokenized for another model, or is not text: here its characters are shuffled. The method protects inputs that never come.",
-        "The layers' outputs on real text are no better than plain rounding's at the same bits, the first layers' above all.", text=shuffled,
-    ),
-    Fault(
-        "fallback", "Silent fallback to 16 bits",
-        "A kernel refuses a shape, or a list of layers to skip matches too much, and the loader keeps the 16-bit weights without a word.",
-        "Some layers have no error at all, and the memory in use is larger than what is stored.", plant=fallback,
-    ),
-    Fault(
-        "nibbles", "Swapped nibble order",
-        "Two 4-bit codes share a byte, and writer and reader disagree on which comes first: every pair of neighbouring weights is exchanged.",
-        "No layer resembles its weights, until neighbouring columns are exchanged.", change=swapped_nibbles, needs=_narrow,
-    ),
-    Fault(
-        "transposed", "Transposed scales",
-        "Scales are stored [groups, rows] and read as [rows, groups], or the other way round: every code is right and meets another group's scale.",
-        "Codes fit, scales do not: with the scale that fits each group best, the error is the usual one again.", change=transposed_scales, needs=_grouped,
-    ),
-)  # fmt: skip
+FAULTS = {
+    fault.bug.name: fault
+    for fault in (
+        Fault(BUGS["zero"], change=zero_off_by_one, needs=_affine),
+        Fault(BUGS["stale"], change=stale_scale, needs=_grouped),
+        Fault(BUGS["overflow"], plant=overflow),
+        Fault(BUGS["calibration"], text=shuffled),
+        Fault(BUGS["fallback"], plant=fallback),
+        Fault(BUGS["nibbles"], change=swapped_nibbles, needs=_narrow),
+        Fault(BUGS["transposed"], change=transposed_scales, needs=_grouped),
+    )
+}

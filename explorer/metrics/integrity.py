@@ -20,6 +20,7 @@ from explorer.records import Measurement, Progress
 from kernels.op import LowBitWeight, dequantize, multiply, per_group
 
 ROWS = 128  # inputs of a layer that its output is compared on
+READ = 4  # windows of the calibration text that the model's own perplexity is taken on
 SHOWN = 256  # column groups of a layer that are told apart
 
 
@@ -28,6 +29,12 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     """Inputs are the 16-bit model's on the first evaluation window."""
     if not subject.qtensors:
         return
+    if subject.read is not None:
+        yield Progress("integrity", 0, 1, "reading the calibration text")
+        part = subject.read[:READ]
+        logits = subject.loaded.model(part, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        loss = nn.functional.cross_entropy(logits, part[:, 1:].flatten()).item()
+        yield Measurement("calibration_perplexity", math.exp(min(loss, 700.0)), n=len(logits))
     wanted = {name: layer for name, layer in subject.originals.items() if name in subject.qtensors}
     for index, count, inputs in block_inputs(subject.loaded, subject.windows[:1], wanted):
         yield Progress("integrity", index, count, f"block {index}")
@@ -47,9 +54,9 @@ def rounded(value: Any) -> Any:
 
 
 def packed_weight(q: QuantizedTensor, weight: Tensor) -> dict[str, Any]:
-    """Of a weight [N, K] float32 and what became of it: group_error (relative, by column group, the first SHOWN), offset_steps (mean error in steps of the grid, None with
-    a codebook), exchanged_error (relative, with each even column exchanged for the next), transposed_error (relative, with the scales read in the
-    other order, rows before groups or groups before rows; None with one scale a row). The last two are small only when that undoes a mistake.
+    """Of a weight [N, K] float32 and what became of it: group_error (relative, by column group, the first SHOWN), offset_steps (mean error in steps
+    of the grid, None with a codebook), exchanged_error (relative, with each even column exchanged for the next), transposed_error (relative, with
+    the scales read in the other order; None with one scale a row). The last two are small only where that undoes a mistake.
     """
     wanted = weight if q.channel_scale is None else weight * q.channel_scale
     wanted = wanted if q.rotation is None else q.rotation.apply(wanted)
@@ -84,8 +91,7 @@ def outputs(subject: Subject, name: str, original: nn.Linear, x: Tensor) -> tupl
     q, weight = subject.qtensors[name], original.weight.float()
     got = subject.layers[name](x).float()
     got = got if original.bias is None else got - original.bias.float()
-    n, k = weight.shape
-    size = k // q.scale.shape[1]
+    size = weight.shape[1] // q.scale.shape[1]
     bits = max(2, min(8, round(q.code_bits or q.bits)))
     plain = quantize_affine(weight, bits, "group", size, q.zero is None)
     exact = x.float() @ weight.T

@@ -46,9 +46,7 @@ class Writer:
         return out.logits[0, -1].float()
 
 
-def work(
-    engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, new: int = 64, temperature: float = 0.0, seed: int = 0
-) -> Iterator[Event]:
+def work(engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, new: int = 64, temperature: float = 0.0, seed: int = 0) -> Iterator[Event]:
     """specs: {"method", "params", "options"} as `Request` takes them, besides the baseline. temperature 0 always takes the likeliest token; above
     it the tokens are drawn with the same noise for all, so that two configurations part only where their distributions do.
 
