@@ -20,13 +20,14 @@ TOKENS = 2048
 MEASURED = ("quality", "layers", "integrity", "size", "sample")
 
 
-def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault: str = "", tokens: int = TOKENS) -> Iterator[Event]:
-    """Answer data: report (a Report as JSON, on `tokens` tokens) and fault, a name in `bugs`, "" for the healthy run.
+def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault: str = "", options: dict[str, Any] | None = None) -> Iterator[Event]:
+    """Answer data: report (a Report as JSON, on TOKENS tokens unless `options`, further fields of Request, say otherwise); fault, a name in `bugs`,
+    "" for the healthy run.
 
     The report's experiment names the bug among the parameters, so that it can never pass for the real one.
     """
     planting = _known(fault)
-    experiment, chosen, texts = Request(model, method, params, tokens=tokens).prepare()
+    experiment, chosen, texts = Request(model, method, params, **{"tokens": TOKENS} | (options or {})).prepare()
     if experiment.spec.is_baseline:
         raise InputError("Nothing is quantized in the baseline, so nothing can go wrong there; choose a quantized configuration.")
     if planting and (why := planting.refuses(chosen)):
