@@ -10,7 +10,7 @@ from explorer.figures import COLOURS, DASHES, MARKERS, Chart, Plot, layout, plot
 
 def draw(data: dict[str, Any]) -> Plot:
     traces = []
-    for i, run in zip((1, 2), data.get("runs", []), strict=False):
+    for i, run in enumerate(data.get("runs", [])):
         if run["errors"]:
             traces.append(
                 {"type": "scatter", "mode": "lines+markers", "x": list(range(1, len(run["errors"]) + 1)), "y": run["errors"], "name": run["label"],

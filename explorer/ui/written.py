@@ -65,7 +65,8 @@ def notes(run: dict[str, Any], base: dict[str, Any]) -> list[str]:
     if run["cycle"]:
         loop = run["cycle"]
         alone = run is not base and not base["cycle"]
-        words = f"loop of {loop['period']} token{'s' if loop['period'] > 1 else ''}, {loop['copies']} times{'' if alone or run is base else ', the baseline loops too'}"
+        words = f"loop of {loop['period']} token{'s' if loop['period'] > 1 else ''}, {loop['copies']} times"
+        words += "" if alone or run is base else ", the baseline loops too"
         told.append(f"<span class='chip{' alarm' if alone else ''}'>{words}</span>")
     return told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
-from explorer.ui.frame import chart, chart_values, frame, plotted
+from explorer.ui.frame import chart, chart_values, frame, heading, plotted
 from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
@@ -28,7 +29,8 @@ from explorer.ui.written import samples
 
 GUESS = "?"
 CHOICES = [(bug.title, bug.name) for bug in BUGS.values()]
-PLOTS = ("layers", "weights")  # report figures that show the healthy run and the one with the bug
+PLOTS = [dataclasses.replace(figures()[name], name=f"lab-{name}") for name in ("layers", "weights")]  # of the healthy run and the one with the bug
+RESULTS = 3 + 2 * len(PLOTS) + 2 + 1  # status, guess and report; plots with their words, the chart of groups alike; state
 ROWS = (
     Row("kld_mean", "KL divergence, mean", "nats", 4), Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
     Row("perplexity_delta", "Perplexity change, paired", "%"), Row("top1_agreement", "Same top token", "%", 1, more=True),
@@ -40,9 +42,10 @@ START = "Choose a configuration and a bug, then press Plant: a copy of the run g
 
 
 def build(shell: Shell) -> View:
-    gr.HTML(
-        "<h2 class='figure'>Failure lab</h2><p class='see'>See how a real bug looks from outside: nothing crashes, and most numbers stay plausible. The copy with the "
-        "bug is measured like any run, on 2,048 tokens, beside the healthy one.</p>"
+    heading(
+        "Failure lab",
+        "See how a real bug looks from outside: nothing crashes, and most numbers stay plausible. The copy with the bug is measured like any run, on 2,048 "
+        "tokens, beside the healthy one.",
     )
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
@@ -56,7 +59,7 @@ def build(shell: Shell) -> View:
         guess = gr.Radio(CHOICES, label="Which bug is it?", scale=4)
         reveal = gr.Button("Reveal", elem_id="reveal", min_width=100, scale=1)
     shown = gr.HTML(catalogue(), elem_id="lab")
-    plots = [item for name in PLOTS for item in frame(figures()[name], figures()[name].draw([], ""), figures()[name].summary([], ""))]
+    plots = [item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], ""))]
     plots += chart(charts()["groups"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
@@ -87,7 +90,7 @@ def catalogue() -> str:
 
 def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]:
     """Streams the status of the healthy run and of the one with the bug, then shows both. With GUESS a bug is drawn that the method can have."""
-    kept = [gr.skip()] * (3 + 3 * 2 + 1)
+    kept = [gr.skip()] * RESULTS
     found = shell.shelf.pick([key] if key else [])
     if not found:
         yield [status("No quantized configuration is on the page; run one first.", "error"), *kept[1:]]
@@ -108,13 +111,9 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
                 if name == names[-1]:
                     raise
                 continue  # this bug cannot happen to this method: the next one drawn
-            words = (
-                f"{found[0].name}: a bug is in the second column. Which one?"
-                if hidden
-                else f"{found[0].name} with {BUGS[name].title.lower()}, {clock.seconds():.1f} s."
-            )
+            told = "a bug is in the second column. Which one?" if hidden else f"{BUGS[name].title.lower()} planted, {clock.seconds():.1f} s."
             state = packed({"key": key, "bug": name})
-            yield [status(words, "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
+            yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
             return
     except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
         yield [failure(error), *kept[1:]]
@@ -156,7 +155,7 @@ def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any
     state = unpacked(told)
     reports = stored(shell, state) if state else []
     if not reports:
-        return [status("Plant a bug first.", "error"), *[gr.skip()] * (2 + 3 * 2 + 1)]
+        return [status("Plant a bug first.", "error"), *[gr.skip()] * (RESULTS - 1)]
     right = "Right" if guess == state["bug"] else "No guess" if not guess else f"Not {BUGS[guess].title.lower()}"
     words = f"{right}: it is {BUGS[state['bug']].title.lower()}."
     return [status(words, "done" if guess == state["bug"] else "error"), gr.Row(visible=False), report(reports, state["bug"]), *drawn(reports, layer), told]
@@ -171,12 +170,7 @@ def redrawn(shell: Shell, told: str, layer: str) -> list[Any]:
 
 def drawn(reports: Sequence[Report], layer: str) -> list[Any]:
     """New values of all plots and their words."""
-    values: list[Any] = []
-    pair = [reports[0], reports[0], reports[1]]  # positions give colours: grey is the baseline's and stays free
-    for name in PLOTS:
-        figure = figures()[name]
-        shown = pair[1:] if name == "weights" else list(reports)
-        values += [plotted(name, figure.draw(shown, layer)), figure.summary(shown, layer)]
+    values = [value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))]
     runs = [{"label": r.name, "errors": (r.value("integrity", layer) or {}).get("group_error", [])} for r in reports]
     return values + chart_values(charts()["groups"], {"layer": layer, "runs": runs})
 
@@ -188,17 +182,12 @@ def report(reports: Sequence[Report], bug: str) -> str:
     heads = "".join(f"<th scope='col'><span class='swatch s{i}'></span>{escape(r.name)}</th>" for i, r in enumerate(reports))
     present = [row for row in ROWS if any(r.find(row.metric) for r in reports)]
     lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None) for r in reports)}</tr>" for row in present)
-    table = f"<div class='scroll' tabindex='0'><table class='compare'><thead><tr><th scope='col'></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    table = f"<div class='scroll' tabindex='0'><table class='compare'>{body}</table></div>"
     told = ""
     if bug:
         says = named(found[1])
-        hit = (
-            f"The guard names it: {escape(BUGS[says].title.lower())}."
-            if says == bug
-            else "The guard does not name it here."
-            if not says
-            else f"The guard calls it {escape(says)}."
-        )
+        hit = "The guard names it." if says == bug else f"The guard takes it for {escape(says)}." if says else "The guard does not name it here."
         told = f"<div class='told'><h3>{escape(BUGS[bug].title)}</h3><p>{escape(BUGS[bug].story)}</p><p><b>{hit}</b> {escape(BUGS[bug].seen)}</p></div>"
     own = {detector.__name__ for detector in BUG_DETECTORS}
     seen = found[1] if bug else [f for f in found[1] if f.name not in own]

@@ -10,7 +10,7 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import Answer, Report
-from explorer.ui.frame import chart, chart_values
+from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.guard import guard
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline
@@ -27,9 +27,10 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(shell: Shell) -> View:
-    gr.HTML(
-        "<h2 class='figure'>The same prompt through all of them, in step</h2><p class='see'>See the framed token, where a configuration leaves the "
-        "baseline, and whether what follows is another good text or a broken one. Hover over a token for its numbers.</p>"
+    heading(
+        "The same prompt through all of them, in step",
+        "See the framed token, where a configuration leaves the baseline, and whether what follows is another good text or a broken one. Hover over a token "
+        "for its numbers.",
     )
     with gr.Row(elem_id="prompt-row"):
         prompt = gr.Textbox(PROMPTS["Databases"], label="Prompt", lines=3, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
@@ -48,9 +49,7 @@ def build(shell: Shell) -> View:
     line = gr.HTML(status("Recorded texts of one prompt. Press Write for your own: up to four configurations and the baseline, side by side."), padding=False)
     written = gr.HTML(samples([]), elem_id="samples")
     strip = chart(charts()["tokens"])
-    gr.HTML(
-        "<h2 class='figure'>Silent-failure guard</h2><p class='see'>See the verdict on each configuration; open it for every check, its numbers and its limit.</p>"
-    )
+    heading("Silent-failure guard", "See the verdict on each configuration; open it for every check, its numbers and its limit.")
     guarded = gr.HTML(guard([]), elem_id="guard")
     _robustness(shell)
     event = write.click(partial(wrote, shell), [shell.compared, prompt, new, heat, seed], [line, written, *strip, guarded], concurrency_limit=16, **QUIET)
