@@ -21,6 +21,7 @@ from torch import nn
 from explorer import models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
+from explorer.held import Held
 from explorer.methods import Method, build, label_of, methods
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
@@ -50,14 +51,16 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 
 @dataclass
 class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once."""
+    """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last."""
 
     device: torch.device = field(default_factory=default_device)
+    held: Held = field(default_factory=Held)
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:
         if self._last is None or self._last.ref != ref:
             self._last = None
+            self.held.clear()
             gc.collect()
             self._last = models.load(ref, self.device)
         return self._last
@@ -103,11 +106,16 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
     provenance: dict[str, Any] = {}
     for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
         provenance |= found[name][1]
-    label = label_of(method)
-    if experiment.spec.kv_bits != 16:
-        label = f"{'16-bit weights' if experiment.spec.method == 'none' else label}, KV {experiment.spec.kv_bits}-bit"
-    provenance |= {"label": label, "from_store": not missing, "measured_now": sorted(missing)}
+    provenance |= {"label": label(method, experiment.spec), "from_store": not missing, "measured_now": sorted(missing)}
     yield Report(experiment, measurements, provenance)
+
+
+def label(method: Method, spec: QuantSpec) -> str:
+    """A short name of a configuration, weights and KV cache."""
+    weights = label_of(method)
+    if spec.kv_bits == 16:
+        return weights
+    return f"{'16-bit weights' if spec.method == 'none' else weights}, KV {spec.kv_bits}-bit"
 
 
 def look_up(experiment: Experiment, store: Store, device: torch.device) -> tuple[dict[str, tuple], dict[str, tuple]]:
@@ -180,7 +188,8 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         for name, layer in wanted.items():
             put(loaded.model, name, layer)
     seconds = time.perf_counter() - start
-    return dataclasses.replace(subject, layers=layers, qtensors=qtensors, losses=tuple(losses), quantize_seconds=seconds), skipped
+    made = {"layers": layers, "qtensors": qtensors, "losses": tuple(losses), "quantize_seconds": seconds, "read": rows}
+    return dataclasses.replace(subject, **made), skipped
 
 
 def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:

@@ -22,7 +22,8 @@ from explorer.records import Measurement, Progress
 class Subject:
     """What metrics measure: the 16-bit model, its quantized layers, and evaluation windows [W, T] int64.
 
-    losses: one a step, of a method that trains. Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
+    losses: one a step, of a method that trains. read: the calibration windows it was quantized on, [W, T] int64, None when it read none.
+    Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
     """
 
     loaded: LoadedModel
@@ -33,6 +34,7 @@ class Subject:
     quantize_seconds: float
     kv_bits: int = 16
     losses: tuple[float, ...] = ()
+    read: Tensor | None = None
 
     def quantized(self) -> AbstractContextManager[None]:
         """A `with` in which the model runs with its quantized layers in place."""

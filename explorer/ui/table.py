@@ -152,20 +152,3 @@ def model_of(report: Report) -> str:
     """The model's name and the start of its revision."""
     ref = report.experiment.model
     return f"{ref.name} @ {ref.revision[:8]}"
-
-
-def samples(reports: Sequence[Report]) -> str:
-    """The greedy continuation of each configuration, side by side; what differs from the baseline's is marked. Line breaks are shown as ↵."""
-    base = next((r.value("sample_text") for r in reports if is_baseline(r)), None)
-    cards = []
-    for i, report in enumerate(reports):
-        text = report.value("sample_text")
-        if text is None:
-            continue
-        same = len(text) if base is None else next((k for k, (a, b) in enumerate(zip(text, base, strict=False)) if a != b), len(text))
-        kept, changed = (escape(part).replace("\n", "<i>↵</i> ") for part in (text[:same], text[same:]))
-        body = kept + (f"<mark>{changed}</mark>" if changed else "")
-        cards.append(f"<div class='sample'><h3><span class='swatch s{i % 5}'></span>{escape(report.name)}</h3><p>{body}</p></div>")
-    prompt = escape(str(reports[0].provenance.get("prompt", ""))) if reports else ""
-    intro = f"<p class='see'>After “<b>{prompt}</b>”, always the likeliest token; coloured from where it leaves the baseline.</p>"
-    return f"{intro}<div class='samples'>" + "".join(cards) + "</div>" if cards else "<p class='hint'>No text generated yet.</p>"
