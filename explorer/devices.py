@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -68,3 +70,38 @@ def bandwidth(device: torch.device) -> tuple[float, str]:
 def decode_limit(bytes_per_token: float, device: torch.device) -> float:
     """Tokens/s if reading the weights and the cache from memory were all that takes time (roofline, bandwidth side)."""
     return bandwidth(device)[0] / bytes_per_token
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated: on a CPU what the system and its control group (a container's limit) leave."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_available(), _group_left())
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def spare_memory(device: torch.device) -> int:
+    """Bytes that a copy for speed may take: a quarter of the memory stays free for what the run itself needs."""
+    return free_memory(device) - total_memory(device) // 4
+
+
+def _available() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return total_memory(torch.device("cpu")) // 2  # not Linux: half is a guess that keeps the machine usable
+
+
+def _group_left() -> int:
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no such group, or "max"
+        return 1 << 60

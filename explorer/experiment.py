@@ -32,7 +32,8 @@ from explorer.store import Store, code_version
 
 ROOT = Path(__file__).parent
 SHARED_CODE = [
-    str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "models", "data", "decode", "kvcache")
+    str(ROOT / f"{name}.py")
+    for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "models", "data", "decode", "llama", "products", "kvcache")
 ]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
