@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
+from transformers import Cache, StaticCache
 
 from explorer import llama
 from explorer.kvcache import kivi_cache
@@ -23,12 +23,18 @@ class TransformersLoop:
     copies = 0
 
     def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1) -> None:
-        self.model, self.context, self.static, self.length = model, context, kv_bits == 16, 0
-        self.cache = StaticCache(config=model.config, max_cache_len=context) if self.static else kivi_cache(model.config, kv_bits)
+        self.model, self.context, self.kv_bits, self.batch = model, context, kv_bits, batch
+        self.static, self.length = kv_bits == 16, 0
+        self.cache = self._empty()
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
+
+    def _empty(self) -> Cache:
+        return StaticCache(config=self.model.config, max_cache_len=self.context) if self.static else kivi_cache(self.model.config, self.kv_bits)
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Reads prompt [B, T] int64 into an emptied cache -> logits of its last tokens [B, V]."""
+        if prompt.shape[0] != self.batch:  # a static cache keeps the batch of its first use
+            self.cache, self.batch = self._empty(), prompt.shape[0]
         self.cache.reset()
         self.length = prompt.shape[1]
         self.position.fill_(self.length)
@@ -47,28 +53,32 @@ class TransformersLoop:
 
 
 class Decoder:
-    """Greedy decoding of sequences that advance together. `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the
-    logits it was taken from in `logits` [B, V]. Made while the layers that shall run are in place. A 16-bit cache is allocated once; one in low
-    bits grows. `loop` names the forward pass that runs and `why` says why it is not our own.
+    """Greedy decoding of at most `batch` sequences that advance together, made while the layers that shall run are in place.
+
+    `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the logits it was taken from in `logits` [B, V]. A 16-bit
+    cache is allocated once; one in low bits grows. `loop` names the forward pass that runs and `why` says why it is not our own.
     """
 
     def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16, batch: int = 1) -> None:
         self.device = loaded.device
         self.why = llama.refuses(loaded.model, context)
-        self._pass = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
-        self.loop, self.copies = self._pass.name, self._pass.copies
-        self.token = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        self.forward = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
+        self.loop, self.copies = self.forward.name, self.forward.copies
+        self.tokens = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        self.token = self.tokens
         self.logits: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
     def prefill(self, prompt: Tensor) -> None:
         """Reads prompt [B, T] int64 into an emptied cache and sets the first new token."""
-        self.logits = self._pass.prefill(prompt)
+        if len(prompt) != len(self.token):  # a graph belongs to its batch
+            self.token, self.graph = self.tokens[: len(prompt)], None
+        self.logits = self.forward.prefill(prompt)
         self._choose()
 
     def _forward(self) -> None:
-        self.logits = self._pass.step(self.token)
+        self.logits = self.forward.step(self.token)
         self._choose()
 
     def _choose(self) -> None:
@@ -78,7 +88,7 @@ class Decoder:
     @torch.no_grad()
     def capture(self) -> None:
         """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or with a cache that grows. The next call is a prefill."""
-        if self.device.type != "cuda" or self.graph is not None or not self._pass.static:
+        if self.device.type != "cuda" or self.graph is not None or not self.forward.static:
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -93,13 +103,13 @@ class Decoder:
     @torch.no_grad()
     def step(self) -> None:
         """One more token, in place in `self.token`. ValueError when the cache is full: a graph would write beyond it unseen."""
-        if self._pass.length >= self._pass.context:
-            raise ValueError(f"the cache holds {self._pass.context} tokens and is full")
+        if self.forward.length >= self.forward.context:
+            raise ValueError(f"the cache holds {self.forward.context} tokens and is full")
         if self.graph is None:
             self._forward()
         else:
             self.graph.replay()
-            self._pass.length += 1
+            self.forward.length += 1
 
     def generate(self, prompt: Tensor, new: int) -> Iterator[int]:
         """Yields `new` greedy token ids after prompt [1, T]."""

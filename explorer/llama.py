@@ -64,7 +64,7 @@ def refuses(model: Any, context: int) -> str:
 
 
 class LlamaLoop:
-    """Forward passes over sequences that advance together. static: every shape is fixed and the position lives on the device, as a CUDA graph
+    """Forward passes over at most `batch` sequences that advance together. static: every shape is fixed and the position lives on the device, as a CUDA graph
     needs it; otherwise attention reads only the tokens that are there. A cache in low bits grows and is never static.
     """
 
@@ -99,6 +99,7 @@ class LlamaLoop:
     def prefill(self, prompt: Tensor) -> Tensor:
         """Reads prompt [B, T] int64 into an empty cache -> logits of its last tokens [B, V]."""
         self.reset()
+        self.batch = prompt.shape[0]
         logits = self._forward(prompt)
         self.length = prompt.shape[1]
         self.position.fill_(self.length)
@@ -131,9 +132,9 @@ class LlamaLoop:
         """
         if self.cache is None:
             return self.layers
-        at_once, end = self.static and new == 1, self.length + new
-        seen = self.cache if at_once else self.cache[..., :end, :]
-        places = self.cache if at_once else self.cache[..., end - new : end, :]  # [L, B, 2, KV, T, D]
+        at_once, end, cache = self.static and new == 1, self.length + new, self.cache[:, : self.batch]
+        seen = cache if at_once else cache[..., :end, :]
+        places = cache if at_once else cache[..., end - new : end, :]  # [L, B, 2, KV, T, D]
         return list(zip(places.unbind(0), seen[:, :, 0].unbind(0), seen[:, :, 1].unbind(0), strict=True))
 
     def _turns(self, new: int) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,10 @@ LAYERS = (
         "explorer.products",
         "explorer.llama",
         "explorer.decode",
+        "explorer.architectures",
     ),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
-    ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
+    ("explorer.experiment", "explorer.provenance", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
