@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from explorer.devices import free_memory
-from explorer.records import InputError, ModelRef
+from explorer.records import InputError, ModelRef, Progress
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 PREFIX = "arch:"
@@ -71,6 +72,18 @@ def fill(model: Any, layers: dict[str, nn.Linear], device: torch.device) -> None
     """Gives these layers their 16-bit weights."""
     for path, layer in layers.items():
         layer.weight = nn.Parameter(weight(model, path, device), requires_grad=False)
+
+
+def making(name: str, model: Any, coded: dict[str, nn.Linear], kept: dict[str, nn.Linear], bits: int, device: torch.device) -> Iterator[Progress]:
+    """Makes the weights of the layers that stay in 16 bits. Raises InputError when they, or codes of `bits` for the others, do not fit."""
+    sizes = [sum(layer.weight.numel() for layer in layers.values()) for layers in (coded, kept)]
+    if coded:
+        require(name, sizes[0] * bits // 8, device, f"its codes of {bits} bits")
+    if kept:
+        require(name, 2 * sizes[1], device, "its weights in 16 bits")
+    for done, (path, layer) in enumerate(kept.items()):
+        yield Progress("make weights", done, len(kept), path)
+        fill(model, {path: layer}, device)
 
 
 def empty(layers: dict[str, nn.Linear]) -> None:

@@ -205,7 +205,8 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
     skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
     if loaded.ref.random:
-        yield from _fill(loaded, method, wanted, {name: originals[name] for name in skipped})
+        kept = {name: originals[name] for name in skipped}
+        yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
     start = time.perf_counter()
     try:
         rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed) if method.reads_inputs() else None
@@ -250,18 +251,6 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
                 yield convert(name, finite(inputs, "inputs", name).float())
                 put(loaded.model, name, layers[name])
     return qtensors, layers
-
-
-def _fill(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], kept: dict[str, nn.Linear]) -> Iterator[Progress]:
-    """Makes the random 16-bit weights of the layers that stay in 16 bits. Raises InputError when they, or the codes of the others, do not fit."""
-    weights, bits = sum(layer.weight.numel() for layer in wanted.values()), getattr(method, "bits", 8)
-    if wanted:
-        architectures.require(loaded.ref.name, weights * bits // 8, loaded.device, f"its codes of {bits} bits")
-    for done, (name, layer) in enumerate(kept.items()):
-        yield Progress("make weights", done, len(kept), name)
-        if not done:
-            architectures.require(loaded.ref.name, sum(2 * each.weight.numel() for each in kept.values()), loaded.device, "its weights in 16 bits")
-        architectures.fill(loaded.model, {name: layer}, loaded.device)
 
 
 def finite(tensor: torch.Tensor, what: str, layer: str) -> torch.Tensor:

@@ -104,15 +104,12 @@ def sentence(arms: list[dict], found: dict[str, float | None]) -> str:
         other = next(arm for arm in arms if arm["role"] == role)
         reach = min(arms[0]["points"][-1]["batch"], other["points"][-1]["batch"])
         first = arms[0]["points"][0]["tokens_per_second"] / other["points"][0]["tokens_per_second"]
-        end = (
-            f"stays ahead up to batch {reach}"
-            if batch is None
-            else "is not ahead at any batch"
-            if batch <= 1
-            else f"is overtaken at a batch of about {batch:.0f}"
-        )
+        passed = "is not ahead at any batch" if batch is not None and batch <= 1 else f"is overtaken at a batch of about {batch or 0:.0f}"
+        end = f"stays ahead up to batch {reach}" if batch is None else passed
         parts.append(f"beside {role} it is {first:.2f} times as fast for one sequence and {end}")
-    return f"{arms[0]['label']}: {'; '.join(parts)}."
+    spread = [point["high"] / point["low"] for arm in arms for point in arm["points"]]
+    noise = " Other work disturbed this run: the times of one batch differ by more than a factor of two, so measure again." if max(spread) > 2 else ""
+    return f"{arms[0]['label']}: {'; '.join(parts)}.{noise}"
 
 
 TASK = Task("batch", work, per_device=True)

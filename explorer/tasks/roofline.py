@@ -22,13 +22,14 @@ from kernels.timing import time_call
 
 PROMPT, NEW, RUNS = 32, 25, 4
 PARTS = (("q, k and v", "qkv"), ("attention output", "out"), ("gate and up", "gate_up"), ("down", "down"))
+NOISE = 2.0  # 95th percentile over median beyond which times are not a property of the model
 OVERHEAD = 0.5  # of a token's time outside the matrix products: from here on they are not what limits it
 
 
 def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bits: int = 16, head_bits: int = 16) -> Iterator[Event]:
     """Answer data: label, model, loop, why; roof (read, copy: bytes/s; matmul_16, matmul_8: FLOP/s or None; sheet: [bytes/s, source] or None);
     step (latencies, p50, p95: s; bytes: weights and cache a token reads); ops (op, kernel, shape, calls, seconds of all calls, bytes, flops);
-    limit ("overhead", "bandwidth", "compute" or "kernels") and sentence.
+    limit ("overhead", "bandwidth", "compute", "kernels" or "other work") and sentence.
     """
     experiment, chosen, texts = Request(model, method, params, kv_bits=kv_bits, head_bits=head_bits).prepare()
     with released() as hold:
@@ -103,6 +104,9 @@ def _timed(title: str, products: list[Any], loop: LlamaLoop) -> dict[str, Any]:
 def verdict(data: dict[str, Any]) -> dict[str, str]:
     """{"limit", "sentence"} from the measured times alone."""
     step, roof, ops = data["step"]["p50"], data["roof"], data["ops"]
+    if (spread := data["step"]["p95"] / step) > NOISE:
+        disturbed = f"Other work on this machine disturbed the run: one token in twenty took {spread:.1f} times the median, so measure again."
+        return {"limit": "other work", "sentence": disturbed}
     if not ops:
         share = data["step"]["bytes"] / roof["read"] / step
         limit = "bandwidth" if share > OVERHEAD else "overhead"
