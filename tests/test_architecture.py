@@ -29,7 +29,7 @@ LAYERS = (
         "explorer.architectures",
     ),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
-    ("explorer.experiment", "explorer.provenance", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
+    ("explorer.experiment", "explorer.provenance", "explorer.request", "explorer.profiling", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
