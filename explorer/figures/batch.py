@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from explorer.figures import COLOURS, MARKERS, Chart, Plot, layout, plot
+from explorer.figures.roofline import unmeasured
 
 FEW = 3  # roles at most: each has its colour and marker
 
@@ -18,7 +19,9 @@ def bound(point: dict[str, Any], roof: dict[str, Any], role: str) -> float:
 
 def draw(data: dict[str, Any]) -> Plot:
     traces: list[dict] = []
-    shape = layout("sequences at once (log)", "tokens/s, all sequences (log)", height=400, xaxis={"type": "log"}, yaxis={"type": "log"})
+    sizes = sorted({point["batch"] for arm in data.get("arms", []) for point in arm["points"]})
+    axes = {"xaxis": {"type": "log", "tickvals": sizes, "ticktext": [str(size) for size in sizes]}, "yaxis": {"type": "log", "dtick": "D2", "tickformat": "~s"}}
+    shape = layout("sequences at once (log)", "tokens/s, all sequences (log)", height=400, **axes)
     for i, arm in enumerate(data.get("arms", [])):
         points, colour = arm["points"], COLOURS[(1, 0, 3)[i % FEW]]
         xs, ys = [p["batch"] for p in points], [p["tokens_per_second"] for p in points]
@@ -44,7 +47,7 @@ def draw(data: dict[str, Any]) -> Plot:
             {"x": math.log10(batch), "y": 0.02 + 0.09 * i, "yref": "paper", "text": f"{role} overtakes at {batch:.0f}", "showarrow": False, "xanchor": "left"}
             for i, (role, batch) in enumerate(marks)
         ]
-    return plotted
+    return unmeasured(plotted, "Sweep the batch")
 
 
 def summary(data: dict[str, Any]) -> str:

@@ -29,7 +29,16 @@ def draw(data: dict[str, Any]) -> Plot:
                  "hovertemplate": f"{op['op']}, {op['kernel']}<br>{op['calls']} calls of {op['shape'][0]} x {op['shape'][1]}: {op['seconds'] * 1e3:.3f} ms"
                  f"<br>{op['bytes'] / op['seconds'] / 1e9:.1f} GB/s, {share:.0%} of the measured read rate<extra></extra>"}
             )  # fmt: skip
-    return plot(traces, layout("FLOP per byte read (log)", "FLOP/s (log)", height=380, xaxis={"type": "log"}, yaxis={"type": "log"}))
+    axis = {"type": "log", "tickformat": "~s", "dtick": 1}
+    return unmeasured(plot(traces, layout("FLOP per byte read (log)", "FLOP/s (log)", height=380, xaxis=axis, yaxis=axis)), "What limits it")
+
+
+def unmeasured(drawn: Plot, button: str) -> Plot:
+    """A plot without data names the button that fills it."""
+    if not drawn["data"]:
+        drawn["layout"]["annotations"][0]["text"] = f"Not measured yet: press “{button}”."
+        drawn["layout"]["height"] = 300
+    return drawn
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -37,15 +46,20 @@ def summary(data: dict[str, Any]) -> str:
         return "Not measured yet."
     roof = data["roof"]
     parts = [f"{op['op']} {op['bytes'] / op['seconds'] / roof['read']:.0%}" for op in data["ops"]]
-    reach = f" Of the measured read rate of {roof['read'] / 1e9:.1f} GB/s: {', '.join(parts)}." if parts else ""
+    cached = any(op["bytes"] / op["seconds"] > 1.1 * roof["read"] for op in data["ops"])
+    reach = f" Of the measured read rate of memory, {roof['read'] / 1e9:.1f} GB/s: {', '.join(parts)}." if parts else ""
+    reach += " More than 100% means that these weights stay in the processor's cache from token to token." if cached else ""
     return f"**{data['label']} on {data['model']}, {data['loop']}.** {data['sentence']}{reach}"
 
 
 def draw_times(data: dict[str, Any]) -> Plot:
     traces, shape = [], layout("ms per token", "tokens", showlegend=False)
     if data:
-        step = data["step"]
-        traces.append({"type": "histogram", "x": [1e3 * s for s in step["latencies"]], "nbinsx": 40, "marker": {"color": COLOURS[1]}, "name": "tokens"})
+        step, low = data["step"], 1e3 * min(data["step"]["latencies"])
+        end = max(1.5e3 * step["p95"], 1.1 * low)
+        bins = {"start": 0.95 * low, "end": 1e3 * max(step["latencies"]) + end, "size": (end - 0.95 * low) / 30}
+        traces.append({"type": "histogram", "x": [1e3 * s for s in step["latencies"]], "xbins": bins, "marker": {"color": COLOURS[1]}, "name": "tokens"})
+        shape["xaxis"] |= {"range": [0.95 * low, end]}
         marks = [(1e3 * step["p50"], "p50"), (1e3 * step["p95"], "p95")]
         shape["shapes"] = [
             {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": COLOURS[2], "dash": "dash", "width": 2}} for x, _ in marks
@@ -54,14 +68,16 @@ def draw_times(data: dict[str, Any]) -> Plot:
             {"x": x, "y": y, "yref": "paper", "text": f"{name} {x:.2f} ms", "showarrow": False, "xanchor": "left", "xshift": 4}
             for (x, name), y in zip(marks, (1.0, 0.88), strict=True)
         ]
-    return plot(traces, shape)
+    return unmeasured(plot(traces, shape), "What limits it")
 
 
 def summary_times(data: dict[str, Any]) -> str:
     if not data:
         return "Not measured yet."
     step = data["step"]
-    return f"Half of {len(step['latencies'])} single tokens took at most {1e3 * step['p50']:.2f} ms, 95% at most {1e3 * step['p95']:.2f} ms."
+    beyond = sum(seconds > 1.5 * step["p95"] for seconds in step["latencies"])
+    rest = f" {beyond} took longer than is drawn, the longest {1e3 * max(step['latencies']):.2f} ms." if beyond else ""
+    return f"Half of {len(step['latencies'])} single tokens took at most {1e3 * step['p50']:.2f} ms, 95% at most {1e3 * step['p95']:.2f} ms.{rest}"
 
 
 EXAMPLE = {
