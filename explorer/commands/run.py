@@ -10,25 +10,30 @@ from typing import Any
 from explorer.commands import Command, show
 from explorer.records import InputError, Report, plain
 
-OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "tokens", "length")
+OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """A method's parameters are added as flags; a flag that two methods share is one flag."""
-    from explorer.methods import fields_of, methods
-
-    parser.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
-    parser.add_argument("--method", default="rtn", help=", ".join(methods()))
+    add_method(parser)
     parser.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
     parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
     parser.add_argument("--length", type=int, default=0, help="tokens a window; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
-    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
     parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--html", type=Path, help="also write one self-contained page with the figures, the 16-bit baseline beside it")
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The model, the method, and its parameters as flags; a flag that two methods share is one flag."""
+    from explorer.methods import fields_of, methods
+
+    parser.add_argument("--model", default="demo", help="demo, a hub id, a folder, or arch:<name> for random weights of a known architecture")
+    parser.add_argument("--method", default="rtn", help=", ".join(methods()))
+    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
+    parser.add_argument("--head-bits", type=int, default=16, help="bits of the output head: 16, 8 or 4; the embedding stays in 16")
     added: set[str] = set()
     for method in methods().values():
         for field in fields_of(method):

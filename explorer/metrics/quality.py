@@ -38,7 +38,7 @@ def token_statistics(reference: Tensor, logits: Tensor, targets: Tensor) -> dict
 
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    model, rows, baseline = subject.loaded.model, [], not subject.layers and subject.kv_bits == 16
+    model, rows, baseline = subject.loaded.model, [], not subject.layers and subject.kv_bits == 16 and subject.head is None
     batches = subject.windows.split(BATCH)
     for done, batch in enumerate(batches):
         yield Progress("perplexity", done, len(batches), f"{done * batch.numel():,} tokens scored")

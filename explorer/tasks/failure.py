@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from explorer import models
-from explorer.experiment import describe, label
 from explorer.faults import FAULTS, Fault, planted
 from explorer.methods import Method
 from explorer.metrics import Subject, metrics
+from explorer.provenance import describe, name_of
 from explorer.records import Answer, Event, Experiment, InputError, Measurement, Report, key_of, plain
 from explorer.request import Request
 from explorer.subjects import refusals, subject_of
@@ -31,7 +31,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault:
     if experiment.spec.is_baseline:
         raise InputError("Nothing is quantized in the baseline, so nothing can go wrong there; choose a quantized configuration.")
     if planting and (why := planting.refuses(chosen)):
-        raise InputError(f"{planting.bug.title} cannot happen to {label(chosen, experiment.spec)}: {why}. Choose another bug or configuration.")
+        raise InputError(f"{planting.bug.title} cannot happen to {name_of(experiment.spec, chosen)}: {why}. Choose another bug or configuration.")
     if planting and planting.text:
         read = dataclasses.replace(experiment.calibration, digest=key_of(experiment.calibration.digest, fault)[:16])
         experiment, texts = dataclasses.replace(experiment, calibration=read), texts | {"calibration": planting.text(texts["calibration"])}
@@ -40,7 +40,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault:
     subject = dataclasses.replace(subject, windows=rows)
     if planting:
         if why := planting.refuses(chosen, subject):
-            raise InputError(f"{planting.bug.title} cannot happen to {label(chosen, experiment.spec)}: {why}. Choose another bug or configuration.")
+            raise InputError(f"{planting.bug.title} cannot happen to {name_of(experiment.spec, chosen)}: {why}. Choose another bug or configuration.")
         subject = planted(planting, subject)
     report = yield from measured(subject, experiment, chosen, fault)
     yield Answer("failure", {"report": plain(report), "fault": fault}, {"device": report.provenance["device"], "date": report.provenance["date"]})
@@ -62,7 +62,7 @@ def measured(subject: Subject, experiment: Experiment, method: Method, fault: st
                 taken.append(event)
             else:
                 yield event
-    provenance = describe(subject, experiment, refusals(subject, method)) | {"label": label(method, spec) + (", with a bug" if fault else "")}
+    provenance = describe(subject, experiment, refusals(subject, method)) | {"label": name_of(spec, method) + (", with a bug" if fault else "")}
     return Report(dataclasses.replace(experiment, spec=spec), tuple(taken), provenance)
 
 

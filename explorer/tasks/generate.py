@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from explorer.devices import device_name
-from explorer.experiment import LoadedModel, label
 from explorer.kvcache import chunked_logits, kivi_cache
 from explorer.metrics import Subject
+from explorer.models import LoadedModel
+from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.repetition import cycle, repetition
 from explorer.request import Request, whole
@@ -59,7 +60,7 @@ def work(engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, n
     subjects = []
     for spec in [{"method": "none", "params": {}}, *specs]:
         experiment, chosen, texts = Request(model, spec["method"], spec["params"], **spec.get("options", {})).prepare()
-        name = label(chosen, experiment.spec)
+        name = name_of(experiment.spec, chosen)
         subjects.append((name, (yield from _named(name, subject_of(engine.load, experiment, chosen, texts)))))
     loaded = subjects[0][1].loaded
     ids = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
