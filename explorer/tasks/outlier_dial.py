@@ -49,7 +49,9 @@ def readers(block: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> list
         if args[0].data_ptr() in outputs:
             pairs.setdefault(outputs[args[0].data_ptr()], []).append(module)
 
-    norms = [m for m in block.modules() if "norm" in type(m).__name__.lower() and getattr(m, "weight", None) is not None and m.weight.shape == hidden.shape[-1:]]
+    norms = [
+        m for m in block.modules() if "norm" in type(m).__name__.lower() and getattr(m, "weight", None) is not None and m.weight.shape == hidden.shape[-1:]
+    ]
     handles = [m.register_forward_hook(after) for m in norms]
     handles += [m.register_forward_pre_hook(before) for m in block.modules() if isinstance(m, nn.Linear)]
     try:
