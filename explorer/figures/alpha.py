@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Chart, Plot, layout, plot
+from explorer.figures import COLOURS, DASHES, MARKERS, WAITING, Chart, Plot, layout, plot
 
 KINDS = (("token", "inputs per token"), ("tensor", "inputs per tensor"))
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout(
-        "alpha: share of the difficulty that moves into the weights", "relative output error, %", 340, yaxis={"rangemode": "tozero"}, showlegend=True
-    )
+    shape = layout("alpha", "relative output error, %", 340, yaxis={"rangemode": "tozero"}, showlegend=True)
     traces = []
     for i, (kind, name) in enumerate(KINDS if data else ()):
         line = {"color": COLOURS[1 + i], "dash": DASHES[i], "width": 1.8}
@@ -26,7 +24,7 @@ def draw(data: dict[str, Any]) -> Plot:
             traces.append(
                 {"type": "scatter", "mode": "lines", "x": [0, 1], "y": level, "name": f"without, {name}", "line": plain, "hovertemplate": "%{y:.3g}%"}
             )
-    return plot(traces, shape)
+    return plot(traces, shape, WAITING)
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -35,7 +33,10 @@ def summary(data: dict[str, Any]) -> str:
     parts = []
     for kind, name in KINDS:
         best = min(range(len(data[kind])), key=lambda i: data[kind][i])
-        parts.append(f"{name}: best {100 * data[kind][best]:.3g}% at alpha {data['alphas'][best]:.1f}, {100 * data['plain'][kind]:.3g}% without SmoothQuant")
+        parts.append(
+            f"{name[0].upper()}{name[1:]}: best {100 * data[kind][best]:.3g}% at alpha {data['alphas'][best]:.1f}, {100 * data['plain'][kind]:.3g}% "
+            f"without SmoothQuant"
+        )
     gain = min(data["token"]) / max(data["plain"]["token"], 1e-30)
     little = " There is little to smooth in this layer: plant outliers to see what alpha is for." if gain > 0.7 else ""
     return f"{'; '.join(parts)}. {data['tokens']} tokens, {data['rows']} of {data['of']:,} rows.{little}"
@@ -44,8 +45,8 @@ def summary(data: dict[str, Any]) -> str:
 CHART = Chart(
     "alpha", "How much to move: alpha",
     "See the valley between alpha 0 (all difficulty stays in the inputs) and 1 (all of it in the weights).",
-    "At alpha 0 the channels are divided by what makes the weights' columns equal; at 1 the inputs' channels become equal and the weights carry all of the spread. "
-    "In between neither side stands out. Planted outliers leave the curve where it is, because SmoothQuant undoes a scaling of channels exactly, whatever alpha is.",
+    "At alpha 0 the scales make the weights' columns equal; at 1 the inputs' channels become equal and the weights carry all of the spread. "
+    "In between neither side stands out. Planted outliers leave the curve where it is: SmoothQuant undoes a scaling of channels exactly, whatever alpha is.",
     draw, summary,
     {"alphas": [0.0, 0.5, 1.0], "token": [0.02, 0.01, 0.015], "tensor": [0.03, 0.012, 0.02], "plain": {"token": 0.02, "tensor": 0.5}, "rows": 128, "of": 384,
      "tokens": 128},

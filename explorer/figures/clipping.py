@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Chart, Plot, finite, layout, plot
+from explorer.figures import COLOURS, DASHES, MARKERS, WAITING, Chart, Plot, finite, layout, plot
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout("share of the range from min to max that the grid spans", "signal to noise, dB", 340, showlegend=True)
+    shape = layout("share of min to max that the grid spans", "signal to noise, dB", 340, showlegend=True)
     traces = []
     for i, (bits, curve) in enumerate(data.get("sqnr", {}).items()):
         best = max((p for p in range(len(curve)) if finite(curve[p])), key=lambda p: curve[p], default=0)
@@ -19,7 +19,7 @@ def draw(data: dict[str, Any]) -> Plot:
              "marker": {"symbol": MARKERS[i % 5], "size": size, "color": COLOURS[1 + i % 4]},
              "hovertemplate": f"{bits} bits, %{{x:.2f}} of the range: %{{y:.2f}} dB<extra></extra>"}
         )  # fmt: skip
-    return plot(traces, shape)
+    return plot(traces, shape, WAITING)
 
 
 def summary(data: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, finite, layout, plot, short_layer, with_metrics
+from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, finite, layout, plot, short_layer
 from explorer.records import Report
 
 CHANNELS = 24
@@ -83,8 +83,9 @@ def draw_stripes(reports: Sequence[Report], layer: str) -> Plot:
     if not found:
         return plot([], shape)
     heat = {
-        "type": "heatmap", "z": found["cells"], "x": [short_layer(name) for name in found["layers"]], "y": [f"{c}" for c in found["channels"]], "colorscale": "Viridis",
-        "colorbar": {"title": {"text": "times the median channel", "side": "right"}, "thickness": 10}, "hovertemplate": "%{x}, channel %{y}: %{z:.1f} times the median<extra></extra>",
+        "type": "heatmap", "z": found["cells"], "x": [short_layer(name) for name in found["layers"]], "y": [f"{c}" for c in found["channels"]],
+        "colorscale": "Viridis", "colorbar": {"title": {"text": "times the median channel", "side": "right"}, "thickness": 10},
+        "hovertemplate": "%{x}, channel %{y}: %{z:.1f} times the median<extra></extra>",
     }  # fmt: skip
     shape["yaxis"]["type"] = "category"
     return plot([heat], shape)
@@ -110,14 +111,16 @@ def tell_stripes(reports: Sequence[Report], layer: str) -> str:
 KURTOSIS = Figure(
     "kurtosis", "Kurtosis by layer",
     "See which inputs have heavy tails (far above the dashed line at 3), and whether depth makes it worse.",
-    "Attention and MLP inputs come from a normalisation and are fairly calm; the inputs of down_proj are a product of two activations and usually the heaviest. That is why "
+    "Attention and MLP inputs come from a normalisation and are fairly calm; the inputs of down_proj are a product of two activations and usually the "
+    "heaviest. That is why "
     "mixed schemes keep down_proj wide, and why rotation is applied there online. Layers that read the same inputs share a line.",
     ("activation_kurtosis",), draw_kurtosis, tell_kurtosis, by_layer=True, order=8, tab="activations",
 )  # fmt: skip
 STRIPES = Figure(
     "depth", "Outlier channels through depth",
     "See whether a bright row runs through all layers: the same channel standing out from the first block to the last.",
-    "The residual stream carries channels from block to block, so an outlier that one block writes is read by all later ones. In models of some billion parameters a handful "
+    "The residual stream carries channels from block to block, so an outlier that one block writes is read by all later ones. In models of some billion "
+    "parameters a handful "
     "of channels persist like that (LLM.int8(), section 4), and per-channel remedies can be fixed once. Scattered bright cells are not outliers in that sense.",
     ("activation_absmax",), draw_stripes, tell_stripes, order=9, tab="activations",
 )  # fmt: skip

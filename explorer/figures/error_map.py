@@ -10,7 +10,7 @@ from explorer.figures import Chart, Plot, layout, plot
 def draw(data: dict[str, Any]) -> Plot:
     shape = layout("input channel", "output row", 420, yaxis={"autorange": "reversed"}, margin={"t": 8})
     if not data:
-        return plot([], shape)
+        return plot([], shape, "Choose a quantized configuration.")
     rows, columns = data["block"]
     heat = {
         "type": "heatmap", "z": data["cells"], "x0": (columns - 1) / 2, "dx": columns, "y0": (rows - 1) / 2, "dy": rows, "colorscale": "Viridis",

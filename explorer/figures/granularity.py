@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Chart, Plot, finite, layout, plot
+from explorer.figures import COLOURS, DASHES, MARKERS, WAITING, Chart, Plot, finite, layout, plot
 
 
 def name_of(point: dict[str, Any]) -> str:
@@ -23,7 +23,7 @@ def lines_of(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout("stored bits per weight, scales included", "signal to noise, dB", 340, showlegend=True)
+    shape = layout("stored bits per weight", "signal to noise, dB", 340, showlegend=True)
     traces = []
     for i, (name, points) in enumerate(lines_of(data).items()):
         traces.append(
@@ -31,7 +31,7 @@ def draw(data: dict[str, Any]) -> Plot:
              "line": {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.4}, "marker": {"symbol": MARKERS[i % 5], "size": 7},
              "text": [f"{p['bits']}-bit codes" for p in points], "hovertemplate": "%{text}, %{x:.3f} stored bits: %{y:.1f} dB"}
         )  # fmt: skip
-    return plot(traces, shape)
+    return plot(traces, shape, WAITING)
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -45,8 +45,8 @@ def summary(data: dict[str, Any]) -> str:
 CHART = Chart(
     "granularity", "Why scales come in groups",
     "See how the same codes climb as fewer weights share a scale, and how little further right (in stored bits) they move for it.",
-    "Each bit halves the step and adds 6 dB. Smaller groups shorten the step as well, because a group's largest weight is smaller than the matrix's; a group of 64 "
-    "costs a quarter of a bit and often gives as much as half a bit. Four bits are never four: the axis counts scales as they are stored.",
+    "Each bit halves the step and adds 6 dB. Smaller groups shorten the step as well, because a group's largest weight is smaller than the matrix's; a "
+    "group of 64 costs a quarter of a bit and often gives as much as half a bit. Four bits are never four: the axis counts scales as they are stored.",
     draw, summary,
     {"points": [{"granularity": "tensor", "group_size": 0, "bits": 4, "stored": 4.0, "sqnr": 14.0},
                 {"granularity": "group", "group_size": 64, "bits": 4, "stored": 4.25, "sqnr": 19.0},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from explorer.figures import COLOURS, GRID, Chart, Plot, layout, plot
+from explorer.figures import COLOURS, GRID, WAITING, Chart, Plot, layout, plot
 
 TOP, BOTTOM = 1.0, 0.0
 
@@ -13,7 +13,7 @@ TOP, BOTTOM = 1.0, 0.0
 def draw(data: dict[str, Any]) -> Plot:
     shape = layout("weight", "", 300, showlegend=True, yaxis={"visible": False, "range": [-0.25, 1.2], "fixedrange": True}, margin={"l": 16, "r": 16})
     if not data:
-        return plot([], shape)
+        return plot([], shape, WAITING)
     values, back, start = data["values"], data["dequantized"], data["start"]
     lines_x: list[float | None] = []
     for value, target in zip(values, back, strict=True):

@@ -33,7 +33,7 @@ def draw(data: dict[str, Any]) -> Plot:
                              "arrayminus": [max(0.0, h - max(f[2], FLOOR / 10)) for f, h in zip(found, height, strict=True)], "thickness": 1.2},
                  "text": [f"same top token {f[4]:.1f}%" for f in found], "hovertemplate": "%{x:g} times: %{y:.4g} nats, %{text}"}
             )  # fmt: skip
-    return plot(traces, shape)
+    return plot(traces, shape, "Nothing is planted yet: measure a strength below.")
 
 
 def summary(data: dict[str, Any]) -> str:
@@ -47,7 +47,8 @@ def summary(data: dict[str, Any]) -> str:
     text = f"At strength {last['strength']:g} in channels {', '.join(map(str, last['channels']))}: KL divergence in nats: {told}. {same}."
     if kl.get("8-bit weights only", 0.0) > 0.02 and kl.get("LLM.int8()", 0.0) > 0.5 * kl["8-bit weights only"]:
         text += (
-            " LLM.int8() keeps the inputs but its weights are int8 with a scale a row: the columns that were made smaller are rounded away, as with 8-bit weights only. "
+            " LLM.int8() keeps the inputs but its weights are int8 with a scale a row: the columns that were made smaller are rounded away, as with "
+            "8-bit weights only. "
             "SmoothQuant scales them back first."
         )
     return text
@@ -57,8 +58,10 @@ _METHODS = {name: {"label": name, "kld_mean": [0.01, 0.005, 0.02], "top1_agreeme
 CHART = Chart(
     "outlier_dial", "Outlier dial: the whole model",
     "See per-tensor int8 break first, per-token next, and SmoothQuant stay where it was at every strength.",
-    "Large models grow outlier channels in training; this small one has few. Here they are planted: some channels of every normalisation grow and the columns that read them shrink by "
-    "the same power of two, so the 16-bit model computes what it did, to the last bit. What a method loses it loses to the outliers. Unlike in a grown model, the weights' columns "
+    "Large models grow outlier channels in training; this small one has few. Here they are planted: some channels of every normalisation grow and the "
+    "columns that read them shrink by "
+    "the same power of two, so the 16-bit model computes what it did, to the last bit. What a method loses it loses to the outliers. Unlike in a grown "
+    "model, the weights' columns "
     "become small here, which hurts every method with one weight scale a row; the line for 8-bit weights alone shows that part.",
     draw, summary,
     {"points": [{"strength": 1.0, "channels": [3, 5], "methods": _METHODS, "gap": 0.0, "gap_relative": 0.0, "gap_float32": 0.0, "tokens": 1024}]},

@@ -25,13 +25,11 @@ def table_of(report: Report) -> dict[str, Any]:
 def draw(data: dict[str, Any]) -> Plot:
     shape = layout("block", "", 320, xaxis={"dtick": 1 if len(data.get("blocks", [])) <= 16 else None}, yaxis={"autorange": "reversed"}, margin={"l": 90})
     if not data:
-        return plot([], shape)
+        return plot([], shape, "Choose a quantized configuration.")
     heat = {
         "type": "heatmap", "z": data["cells"], "x": data["blocks"], "y": data["projections"], "colorscale": "Viridis", "xgap": 1, "ygap": 1,
         "colorbar": {"title": {"text": "dB", "side": "right"}, "thickness": 10}, "hovertemplate": "%{y}, block %{x}: %{z:.1f} dB<extra></extra>",
     }  # fmt: skip
-    if len(data["blocks"]) <= 12:
-        heat |= {"texttemplate": "%{z:.1f}", "textfont": {"size": 10}}
     return plot([heat], shape)
 
 
@@ -48,7 +46,7 @@ def summary(data: dict[str, Any]) -> str:
 CHART = Chart(
     "projections", "All matrices at a glance",
     "See which kind of matrix loses most to rounding (a dark row), and whether it gets worse with depth (a gradient from left to right).",
-    "Matrices differ in how heavy the tails of their weights are, and the tails set the scale. A difference of 6 dB is worth one bit. It is the weight error only: "
-    "a matrix that meets small inputs can lose much here and little in the model, which is what the Layers tab measures.",
+    "Matrices differ in how heavy the tails of their weights are, and the tails set the scale. A difference of 6 dB is worth one bit. It is the weight "
+    "error only: a matrix that meets small inputs can lose much here and little in the model, which is what the Layers tab measures.",
     draw, summary, {"label": "RTN 4-bit g64", "blocks": [0, 1], "projections": ["q_proj"], "cells": [[18.0, None]]},
 )  # fmt: skip

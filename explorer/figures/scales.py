@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, layout, plot
@@ -10,11 +11,11 @@ from explorer.figures import COLOURS, Chart, Plot, layout, plot
 def draw(data: dict[str, Any]) -> Plot:
     shape = layout("scale (log)", "groups", 420, xaxis={"type": "log", "tickformat": ".1~e"}, yaxis={"domain": [0.6, 1]}, showlegend=False, bargap=0)
     if not data:
-        return plot([], shape)
+        return plot([], shape, "Choose a quantized configuration.")
     edges, counts, runs = data["scale_edges"], data["scale_counts"], len(data["scales"]["median"])
-    middles = [(a * b) ** 0.5 for a, b in zip(edges, edges[1:], strict=False)]
+    middles = [(a * b) ** 0.5 for a, b in pairwise(edges)]
     rows = [round((i + 0.5) * data["scale_rows"] / runs) for i in range(runs)]
-    bars = {"type": "bar", "x": middles, "y": counts, "width": [b - a for a, b in zip(edges, edges[1:], strict=False)], "marker": {"color": COLOURS[1]},
+    bars = {"type": "bar", "x": middles, "y": counts, "width": [b - a for a, b in pairwise(edges)], "marker": {"color": COLOURS[1]},
             "hovertemplate": "%{y} scales near %{x:.3g}<extra></extra>"}  # fmt: skip
     axes = {"type": "scatter", "xaxis": "x2", "yaxis": "y2", "x": rows}
     band = [
@@ -39,7 +40,8 @@ def summary(data: dict[str, Any]) -> str:
     if count == 1:
         return f"{data['label']}: a single scale of {highest:.4g} for the whole matrix."
     each = f"{data['groups']} a row" if data["groups"] > 1 else "one a row"
-    return f"{data['label']}: {count:,} scales, {each}, from {lowest:.3g} to {highest:.3g}, a factor of {highest / max(lowest, 1e-30):.1f}; one scale for all would have to be the largest."
+    spread = f"from {lowest:.3g} to {highest:.3g}, a factor of {highest / max(lowest, 1e-30):.1f}"
+    return f"{data['label']}: {count:,} scales, {each}, {spread}; one scale for all would have to be the largest."
 
 
 CHART = Chart(

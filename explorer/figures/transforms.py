@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from explorer.figures import COLOURS, GRID, Chart, Plot, layout, plot
+from explorer.figures import COLOURS, GRID, WAITING, Chart, Plot, layout, plot
 
 NAMES = {"none": "unchanged", "smooth": "after SmoothQuant", "rotate": "after rotation"}
 
@@ -23,7 +23,7 @@ def _planted(data: dict[str, Any]) -> str:
 def draw_channels(data: dict[str, Any]) -> Plot:
     shape = layout("", "largest |input| (log)", 440, yaxis={"type": "log", "domain": [0.56, 1]}, showlegend=True)
     if not data:
-        return plot([], shape)
+        return plot([], shape, WAITING)
     traces = []
     for what, axis in (("inputs", ""), ("weights", "2")):
         for name, told, colour, symbol in _sides(data):
@@ -35,7 +35,7 @@ def draw_channels(data: dict[str, Any]) -> Plot:
             )  # fmt: skip
     shape["yaxis2"] = shape["yaxis"] | {"title": {"text": "largest |weight| (log)"}, "domain": [0, 0.44]}
     shape["xaxis"] |= {"title": {"text": "channel, sorted by its largest input as it is"}, "anchor": "y2"}
-    return plot(traces, shape)
+    return plot(traces, shape, WAITING)
 
 
 def tell_channels(data: dict[str, Any]) -> str:
@@ -50,7 +50,7 @@ def tell_channels(data: dict[str, Any]) -> str:
 
 def draw_tokens(data: dict[str, Any]) -> Plot:
     if not data:
-        return plot([], layout("channel", "token", 420))
+        return plot([], layout("channel", "token", 420), WAITING)
     sides = _sides(data)
     rows, columns = sides[0][1]["block"]
     logs = [[[math.log10(max(v, 1e-6)) for v in row] for row in told["heat"]] for _, told, _, _ in sides]
@@ -74,7 +74,7 @@ def draw_tokens(data: dict[str, Any]) -> Plot:
              "hovertemplate": "token %{y:.0f}, channel %{x:.0f}: 10^%{z:.2f}<extra></extra>"}
         )  # fmt: skip
     shape["xaxis"]["anchor"] = f"y{len(sides)}" if len(sides) > 1 else "y"
-    return plot(traces, shape)
+    return plot(traces, shape, WAITING)
 
 
 def tell_tokens(data: dict[str, Any]) -> str:
@@ -86,7 +86,8 @@ def tell_tokens(data: dict[str, Any]) -> str:
     by_channel, by_token = (max(v) / max(sorted(v)[len(v) // 2], 1e-12) for v in (stripes, lines))
     kind = "channels" if by_channel > by_token else "tokens"
     return (
-        f"One cell is the largest of {rows} tokens x {columns} channels. The strongest channel block is {by_channel:.1f} times the median one, the strongest token "
+        f"One cell is the largest of {rows} tokens x {columns} channels. The strongest channel block is {by_channel:.1f} times the median one, the "
+        f"strongest token "
         f"{by_token:.1f} times: large values follow {kind} here."
     )
 
@@ -100,7 +101,7 @@ def draw_histogram(data: dict[str, Any]) -> Plot:
         counts = [c or None for c in told["counts"]]
         traces.append({"type": "scatter", "mode": "lines+markers", "marker": {"size": 3}, "x": middles, "y": counts, "name": name, "line": line})
     shape["yaxis"]["gridcolor"] = GRID
-    return plot(traces, shape)
+    return plot(traces, shape, WAITING)
 
 
 def tell_histogram(data: dict[str, Any]) -> str:
@@ -136,7 +137,8 @@ CHANNELS = Chart(
 TOKENS = Chart(
     "tokens", "Tokens and channels",
     "See whether large values form vertical stripes (the same channels for all tokens) or horizontal ones (single tokens).",
-    "Stripes along the tokens are what makes a scale per token fail: every token carries the same few large channels. A single bright row is a token that attention "
+    "Stripes along the tokens are what makes a scale per token fail: every token carries the same few large channels. A single bright row is a token "
+    "that attention "
     "uses as a sink; a scale per token absorbs it, a scale per tensor does not.",
     draw_tokens, tell_tokens, EXAMPLE,
 )  # fmt: skip

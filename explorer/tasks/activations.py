@@ -24,7 +24,8 @@ from kernels.op import Activation, LowBitWeight, multiply
 TRANSFORMS = ("none", "smooth", "rotate")
 SORTED, TALL, WIDE = 256, 64, 96  # channels in the sorted plot; tokens and channels of the heat map
 INT8 = {
-    "16-bit inputs": None, "W8A8 per tensor": Activation("int8", "tensor"), "W8A8 per token": Activation("int8"), "LLM.int8()": Activation("int8", threshold=6.0),
+    "16-bit inputs": None, "W8A8 per tensor": Activation("int8", "tensor"), "W8A8 per token": Activation("int8"),
+    "LLM.int8()": Activation("int8", threshold=6.0),
 }  # fmt: skip
 
 

@@ -38,7 +38,8 @@ class Lens:
     def __init__(self, shell: Shell, subject: Any, line: Any) -> None:
         self.shell, self.subject, self.line = shell, subject, line
         gr.HTML(
-            "<h2 class='figure'>Microscope</h2><p class='see'>One group of the layer's weights under any method that looks at weights alone: drag a control and watch.</p>"
+            "<h2 class='figure'>Microscope</h2><p class='see'>One group of the layer's weights under any method that looks at weights alone: drag a "
+            "control and watch.</p>"
         )
         with gr.Row(elem_id="microscope"):
             with gr.Column(scale=2, min_width=290, elem_classes=["ms-controls"]):

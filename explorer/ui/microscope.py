@@ -39,7 +39,7 @@ def steps(data: dict[str, Any]) -> str:
     """Scale, zero and one code written out with this group's numbers."""
     lines = [*_scale(data), *_code(data)]
     turned = "<p class='hint'>The weights were turned by a Hadamard matrix first; these are the turned ones.</p>" if data["rotated"] else ""
-    return f"<h3>{escape(data['label'])}, row {data['row']}, group {data['group']} of {data['groups']}</h3>{turned}<ol class='ms-steps'>{''.join(lines)}</ol>"
+    return f"<h3>{escape(data['label'])}, row {data['row']}, group {data['group']} (of 0 to {data['groups'] - 1})</h3>{turned}<ol class='ms-steps'>{''.join(lines)}</ol>"
 
 
 def _scale(data: dict[str, Any]) -> list[str]:
@@ -81,7 +81,8 @@ def _code(data: dict[str, Any]) -> list[str]:
     unclipped = round(value / scale) + zero if scale else 0
     cut = f", cut to the {2 ** data['bits']} codes there are" if not -0.5 <= unclipped <= 2 ** data["bits"] - 0.5 else ""
     return [
-        f"<li>code = round(w / scale) + zero = round({short(value)} / {short(scale)}) + {short(zero)}{cut}: <b>{code}</b> (column {column}, the largest error).</li>",
+        f"<li>code = round(w / scale) + zero = round({short(value)} / {short(scale)}) + {short(zero)}{cut}: <b>{code}</b> (column {column}, the largest "
+        f"error).</li>",
         f"<li>back = (code - zero) x scale = ({code} - {short(zero)}) x {short(scale)} = <b>{short(back)}</b>, an error of {error:+.3g}.</li>",
     ]
 
@@ -110,8 +111,12 @@ def table(data: dict[str, Any]) -> str:
         mark = " class='ms-own'" if i < data["changed"] else ""
         bar = f"<span class='ms-bar' style='width:{100 * abs(error) / largest:.0f}%'></span>"
         rows.append(
-            f"<tr{mark}><th scope='row'>{data['start'] + i}</th><td>{value:.5g}</td><td class='ms-t{i % TONES}'>{code}</td><td><code>{code:0{data['bits']}b}</code></td>"
+            f"<tr{mark}><th scope='row'>{data['start'] + i}</th><td>{value:.5g}</td><td "
+            f"class='ms-t{i % TONES}'>{code}</td><td><code>{code:0{data['bits']}b}</code></td>"
             f"<td>{back:.5g}</td><td>{error:+.3g}{bar}</td></tr>"
         )
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("column", "weight", "code", "binary", "comes back as", "error"))
-    return f"<div class='ms-table' tabindex='0' role='region' aria-label='weights of the group'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return (
+        f"<div class='ms-table' tabindex='0' role='region' aria-label='weights of the "
+        f"group'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -42,7 +42,11 @@ def grid(rows: Sequence[Sequence[Any]], head: Sequence[Any], side: str, caption:
     top = "".join(f"<th scope='col'>{h}</th>" for h in head)
     body = "".join(f"<tr><th scope='row'>{side} {i}</th>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for i, row in enumerate(rows))
     kind = f" class='ms-t{tone % TONES}'" if tone >= 0 else ""
-    return f"<figure class='ks-grid' tabindex='0' role='region' aria-label='{escape(caption)}'><figcaption>{caption}</figcaption><table{kind}><thead><tr><th></th>{top}</tr></thead><tbody>{body}</tbody></table></figure>"
+    return (
+        f"<figure class='ks-grid' tabindex='0' role='region' "
+        f"aria-label='{escape(caption)}'><figcaption>{caption}</figcaption><table{kind}><thead><tr><th></th>{top}</tr></thead><tbody>{body}</tbody></table></figure"
+        f">"
+    )
 
 
 def _bits(value: int, width: int, lit: Sequence[int] = (), tone: int = 0) -> str:
@@ -53,7 +57,10 @@ def _bits(value: int, width: int, lit: Sequence[int] = (), tone: int = 0) -> str
 
 def _load(data: dict[str, Any], step: dict[str, Any]) -> str:
     count = len(step["bytes"][0])
-    words = f"Every row loads {count} neighbouring bytes: {data['block']} codes of {data['bits']} bits in {data['planes']} plane{'s' if data['planes'] > 1 else ''} of {data['width']}."
+    words = (
+        f"Every row loads {count} neighbouring bytes: {data['block']} codes of {data['bits']} bits in {data['planes']} "
+        f"plane{'s' if data['planes'] > 1 else ''} of {data['width']}."
+    )
     tables = grid([[f"<code>{v:02x}</code>" for v in row] for row in step["bytes"]], range(count), "row", "packed bytes, hexadecimal")
     if step["high"]:
         words += " The upper bit of each code lies in a tensor of its own, eight to a byte."
@@ -74,7 +81,8 @@ def _unpack(data: dict[str, Any], step: dict[str, Any]) -> str:
         else " Then each row's zero for this group, less the middle, is taken off: " + ", ".join(f"{z:g}" for z in step["zero"]) + "."
     )
     words = (
-        f"Plane {plane + 1} lies in bits {place} to {place + low - 1}: shift right by {place}, mask with {2**low - 1}. OR-ed into the mantissa of the fp16 number 1024 (bits 0x6400) a code is "
+        f"Plane {plane + 1} lies in bits {place} to {place + low - 1}: shift right by {place}, mask with {2**low - 1}. OR-ed into the mantissa of the "
+        f"fp16 number 1024 (bits 0x6400) a code is "
         f"1024 + code, so subtracting 1024 + {middle} gives the code less the middle one, exactly, with no conversion instruction.{zero}"
     )
     head = [f"k {k}" for k in step["inputs"]]
@@ -85,13 +93,19 @@ def _unpack(data: dict[str, Any], step: dict[str, Any]) -> str:
 def _multiply(data: dict[str, Any], step: dict[str, Any]) -> str:
     head = [f"k {k}" for k in step["inputs"]]
     inputs = [[f"{v:+.2f}" for v in row] for row in step["x"]]
-    words = "The plane's weights meet the inputs of the same columns; products are summed in float32 on top of what this group has so far. The columns come in the order of the bytes: 0, 2, 1, 3."
+    words = (
+        "The plane's weights meet the inputs of the same columns; products are summed in float32 on top of what this group has so far. The columns come "
+        "in the order of the bytes: 0, 2, 1, 3."
+    )
     tables = grid(step["weights"], head, "row", "weights", step["plane"]) + grid(inputs, head, "token", "inputs x, fp16", step["plane"])
     return f"<p>{words}</p>{tables}{_sums(step['part'], 'partial sum of the group, float32')}"
 
 
 def _scale(data: dict[str, Any], step: dict[str, Any]) -> str:
-    words = f"The group's {data['group']} weights are through, so its sum is multiplied by its scale once and added to the total: one multiplication a group, not one a weight."
+    words = (
+        f"The group's {data['group']} weights are through, so its sum is multiplied by its scale once and added to the total: one multiplication a group, "
+        f"not one a weight."
+    )
     scales = grid([[f"{s:.5g}"] for s in step["scale"]], [f"group {step['group']}"], "row", "scales, bfloat16")
     return f"<p>{words}</p><div class='ks-side'>{_sums(step['part'], 'sum of the group')}{scales}{_sums(step['sum'], 'total so far')}</div>"
 

@@ -27,14 +27,17 @@ class Bench:
         self.shell = shell
         self.subject = gr.Textbox("", visible="hidden", elem_id="activations-subject")
         gr.HTML(
-            "<h2 class='figure'>Before and after, live</h2><p class='see'>The chosen layer's inputs on 256 tokens of calibration text; every control recomputes "
+            "<h2 class='figure'>Before and after, live</h2><p class='see'>The chosen layer's inputs on 256 tokens of calibration text; every control "
+            "recomputes "
             "the layer's product at once, the model does not run again.</p>"
         )
         with gr.Row(elem_classes=["ms-controls"]):
-            self.transform = gr.Radio(TRANSFORMS, value="smooth", label="Transform", elem_id="transform")
-            self.alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Alpha", info="SmoothQuant: how much moves into the weights.", elem_id="alpha")
-            self.power = gr.Slider(0, 8, 0, step=1, label="Outlier strength, power of two", info="0 plants none, 8 makes 256 times larger.", elem_id="strength")
-            self.count = gr.Slider(1, 16, 4, step=1, label="Channels", info="The largest ones grow.", elem_id="channels")
+            self.transform = gr.Radio(TRANSFORMS, value="smooth", label="Transform", min_width=260, elem_id="transform")
+            self.alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Alpha", info="SmoothQuant: how much moves into the weights.", min_width=240, elem_id="alpha")
+            self.power = gr.Slider(
+                0, 8, 0, step=1, label="Plant outliers", info="Power of two: 0 is none, 8 makes 256 times larger.", min_width=240, elem_id="strength"
+            )
+            self.count = gr.Slider(1, 16, 4, step=1, label="Channels", info="How many; the largest ones grow.", min_width=240, elem_id="channels")
         self.line = gr.HTML("", elem_id="activations-status", padding=False)
         self.charts: list[Any] = []
         for pair in (("channels", "int8_error"), ("tokens", "input_histogram")):
@@ -50,7 +53,8 @@ class Bench:
     def _dial(self) -> None:
         self.dial = chart(charts()["outlier_dial"])
         gr.HTML(
-            "<p class='hint'>Plants outliers of the strength and count chosen above in a copy of the model, quantizes it by five methods and scores 1,024 tokens with each: "
+            "<p class='hint'>Plants outliers of the strength and count chosen above in a copy of the model, quantizes it by five methods and scores "
+            "1,024 tokens with each: "
             "some seconds a strength. What was measured is kept.</p>"
         )
         with gr.Row():

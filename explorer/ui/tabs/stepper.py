@@ -15,8 +15,10 @@ from explorer.ui.steps import step_html, verdict
 from explorer.ui.tab import Shell, Tab, View, settings
 
 HEAD = (
-    "<h2 class='figure'>The kernel, step by step</h2><p class='see'>Four rows and two tokens of the chosen layer on the way through the low-bit matmul: packed bytes in, "
-    "codes by plane, scaled weights, partial sums out.</p><p class='hint'>Mirrored in PyTorch, in the kernel's order and precision, on the layer's own weights and two rows of "
+    "<h2 class='figure'>The kernel, step by step</h2><p class='see'>Four rows and two tokens of the chosen layer on the way through the low-bit matmul: "
+    "packed bytes in, "
+    "codes by plane, scaled weights, partial sums out.</p><p class='hint'>Mirrored in PyTorch, in the kernel's order and precision, on the layer's own "
+    "weights and two rows of "
     "random inputs (seed 0). A test holds the mirror to the Triton kernel; the button below runs the Triton kernel on this very tile, in its interpreter.</p>"
 )
 

@@ -24,8 +24,14 @@ NAMES = ("error_map", "scales")
 def build(shell: Shell) -> View:
     figures = report_figures("weights")
     subject = gr.Textbox("", visible="hidden", elem_id="weights-subject")
+    line = gr.HTML("", elem_id="weights-status", padding=False)
+    Lens(shell, subject, line)
+    gr.HTML("<h2 class='figure'>One configuration on this layer</h2>")
     with gr.Row(elem_classes=["ms-choice"]):
-        configuration = gr.Dropdown([], label="Configuration", info="Of the compared ones; what its error map, scales and matrices show.", filterable=False, scale=3, elem_id="weights-configuration")  # fmt: skip
+        configuration = gr.Dropdown(
+            [], label="Configuration", info="Of the compared ones: whose error, scales and matrices are shown.", filterable=False, scale=3,
+            elem_id="weights-configuration",
+        )  # fmt: skip
         whole = gr.Button("Quantize the model for its map", size="sm", visible=False, scale=1, min_width=160, elem_id="weights-whole")
         cancel = gr.Button("Cancel", size="sm", visible=False, scale=0, min_width=90)
     maps_line = gr.HTML("", elem_id="weights-maps-status", padding=False)
@@ -35,8 +41,6 @@ def build(shell: Shell) -> View:
         with gr.Column(min_width=320):
             scales = chart(charts()["scales"])
     overview = chart(charts()["projections"])
-    line = gr.HTML("", elem_id="weights-status", padding=False)
-    Lens(shell, subject, line)
     outputs = [maps_line, *error_map, *scales, *overview, whole, cancel]
     maps = Maps(shell)
     subject.change(maps.quick, subject, outputs, **LIVE)
