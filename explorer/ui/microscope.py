@@ -39,7 +39,8 @@ def steps(data: dict[str, Any]) -> str:
     """Scale, zero and one code written out with this group's numbers."""
     lines = [*_scale(data), *_code(data)]
     turned = "<p class='hint'>The weights were turned by a Hadamard matrix first; these are the turned ones.</p>" if data["rotated"] else ""
-    return f"<h3>{escape(data['label'])}, row {data['row']}, group {data['group']} (of 0 to {data['groups'] - 1})</h3>{turned}<ol class='ms-steps'>{''.join(lines)}</ol>"
+    head = f"{escape(data['label'])}, row {data['row']}, group {data['group']} (of 0 to {data['groups'] - 1})"
+    return f"<h3>{head}</h3>{turned}<ol class='ms-steps'>{''.join(lines)}</ol>"
 
 
 def _scale(data: dict[str, Any]) -> list[str]:
