@@ -50,7 +50,7 @@ def test_outliers_break_int8_live_and_the_dial_streams(browser, address: str) ->
     summary = page.locator(".summary", has_text="Int8 weights alone cost")
     summary.first.wait_for(timeout=WAIT)
     drag(page, "#strength", "8")
-    page.locator(".summary", has_text="The weights suffer as well").wait_for(timeout=WAIT)
+    page.locator(".summary", has_text="The weights suffer as well").first.wait_for(timeout=WAIT)
     page.click("#dial-one")
     page.locator("#dial-status progress").wait_for(timeout=WAIT)
     page.click("#dial-cancel")

@@ -50,7 +50,7 @@ def test_an_outlier_ruins_one_scale_and_only_what_shares_it(runner: LocalRunner,
     assert after["zeros_all"] > 0.999 and after["sqnr"] < 0.1 < 5 < before["sqnr"], "per tensor all others round to zero"
     grouped, spoiled = done(runner, "group", **RTN), done(runner, "group", **RTN, planted=150.0)
     assert spoiled["zeros"] == 1 and spoiled["sqnr_group"] == pytest.approx(0, abs=0.01)
-    assert spoiled["sqnr"] == pytest.approx(grouped["sqnr"], abs=0.05), "one group of thousands is lost"
+    assert spoiled["sqnr"] == pytest.approx(grouped["sqnr"], abs=0.1), "one group of thousands is lost"
 
 
 def test_typed_values_are_quantized_like_weights(runner: LocalRunner) -> None:

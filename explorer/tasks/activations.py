@@ -83,7 +83,7 @@ def work(
     engine: Engine, model: str, layer: str, transform: str = "none", alpha: float = 0.5, strength: float = 1.0, channels: int = 4
 ) -> Iterator[Event]:  # fmt: skip
     """Answer data: layer, transform, alpha, strength, shape [tokens, channels], before and after (see `_told`), errors ({what: [before, after]}),
-    smooth_error (SmoothQuant at this alpha, inputs per token), hist_edges, words (tokens of the heat map's rows).
+    smooth_error (SmoothQuant at this alpha, inputs per token), hist_edges, strongest ([index, token] of the largest input).
     """
     checked(strength, channels)
     if transform not in TRANSFORMS or not 0 <= alpha <= 1:
@@ -100,8 +100,14 @@ def work(
         "layer": layer, "transform": transform, "alpha": alpha, "strength": strength, "channels": channels, "shape": list(before.inputs.shape),
         "order": order.tolist(), "before": _told(before, order, edges), "after": _told(after, order, edges), "hist_edges": edges,
         "errors": {name: [before.error(a, exact), after.error(a, exact) if after is not before else None] for name, a in INT8.items()},
-        "smooth_error": smooth.error(Activation("int8"), exact), "words": words[len(words) // 2 :][:: -(-len(before.inputs) // TALL)],
+        "smooth_error": smooth.error(Activation("int8"), exact), "strongest": _strongest(before, words[len(words) // 2 :]),
     })  # fmt: skip
+
+
+def _strongest(pair: Pair, words: list[str]) -> list[Any]:
+    """[index, token] of the row with the largest input."""
+    at = int(pair.inputs.abs().amax(1).argmax())
+    return [at, words[at]]
 
 
 def _edges(before: Pair, after: Pair, bins: int = 96) -> list[float]:

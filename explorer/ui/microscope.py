@@ -32,7 +32,8 @@ def facts(data: dict[str, Any]) -> str:
         ("become exactly 0, matrix", f"{100 * data['zeros_all']:.0f}%", f"share{rest} of {seen}"),
     ]
     tiles = "".join(f"<div title='{escape(why)}'><b>{value}</b><small>{name}</small></div>" for name, value, why in shown)
-    return f"<div class='ms-facts'>{tiles}</div>"
+    chip = "<span class='chip' title='Computed on the layer as the model file holds it, for this view; no estimate.'>measured on the stored weights</span>"
+    return f"<div class='ms-facts'>{tiles}</div>{chip}"
 
 
 def steps(data: dict[str, Any]) -> str:

@@ -116,7 +116,9 @@ class Bench:
                     elif isinstance(event, Answer):
                         known = [point for point in known if point["strength"] != strength] + [event.data]
                         now = {"points": known}
-                        told = status(f"Strength {strength:g} measured, {done + 1} of {len(strengths)}, {clock.seconds():.0f} s.", "done")
+                        how = "from the store" if event.provenance.get("from_store") else f"measured now, {clock.seconds():.0f} s"
+                        where = event.provenance.get("device", "")
+                        told = status(f"Strength {strength:g}, {done + 1} of {len(strengths)}: {how}, {where}, {event.data['tokens']:,} tokens.", "done")
                         yield [told, json.dumps(now | {"ground": [model, count]}), *chart_values(charts()["outlier_dial"], now)]
         except Exception as error:  # the outermost boundary: whoever pressed the button gets a sentence
             yield [failure(error), *same]
