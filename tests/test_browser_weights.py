@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from tests.driving import browser_test, open_tab, visit
 
-import pytest
-from test_browser import CHROMIUM, address, browser, visit  # noqa: F401 - fixtures
-
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path (Debian: the package chromium)")]
-WAIT = 1000 * int(os.environ.get("BROWSER_SECONDS", "60"))
-
-
-def open_tab(page, name: str) -> None:
-    """Opens a tab, from the menu of those that do not fit where there is one."""
-    button = page.locator(f"#tab-{name}-button")
-    if not button.is_visible():
-        page.locator(".overflow-menu > button").first.click()
-        button = page.locator(".overflow-dropdown button", has_text={"weights": "Weights", "stepper": "Kernel"}[name])
-    button.click()
+pytestmark = browser_test
+WAIT = 60_000  # milliseconds
 
 
 def drag(page, slider: str, value: str) -> None:
@@ -25,7 +13,7 @@ def drag(page, slider: str, value: str) -> None:
     page.locator(f"{slider} input[type=number]").fill(value)
 
 
-def test_a_planted_outlier_empties_its_group(browser, address: str) -> None:  # noqa: F811
+def test_a_planted_outlier_empties_its_group(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900)
     open_tab(page, "weights")
     group = page.locator("#microscope-group")
@@ -44,7 +32,7 @@ def test_a_planted_outlier_empties_its_group(browser, address: str) -> None:  # 
     page.close()
 
 
-def test_outliers_break_int8_live_and_the_dial_streams(browser, address: str) -> None:  # noqa: F811
+def test_outliers_break_int8_live_and_the_dial_streams(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, "dark")
     open_tab(page, "activations")
     summary = page.locator(".summary", has_text="Int8 weights alone cost")
@@ -59,7 +47,7 @@ def test_outliers_break_int8_live_and_the_dial_streams(browser, address: str) ->
     page.close()
 
 
-def test_the_kernel_is_stepped_on_a_phone(browser, address: str) -> None:  # noqa: F811
+def test_the_kernel_is_stepped_on_a_phone(browser, address: str) -> None:
     page, wrong = visit(browser, address, 390, 844)
     open_tab(page, "stepper")
     page.locator("#stepper h3", has_text="Step 1 of 13: Load").wait_for(timeout=WAIT)
