@@ -78,6 +78,13 @@ def resolve(name: str) -> ModelRef:
         ) from error
 
 
+def trained(name: str) -> ModelRef:
+    """`resolve` for a model whose weights are to be looked at. Raises InputError for an architecture, which has none."""
+    if name.strip().startswith(architectures.PREFIX):
+        raise InputError("An architecture has no trained weights to look at; choose a model.")
+    return resolve(name.strip())
+
+
 def check_config(folder: Path) -> dict:
     """Reads config.json as data. Raises InputError unless it is a supported type that asks for no code of its own."""
     path = folder / "config.json"

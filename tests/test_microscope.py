@@ -103,6 +103,7 @@ def test_a_sample_of_rows_shows_the_codes_of_the_whole(runner: LocalRunner, weig
     [
         ({"typed": "one"}, "must be numbers"), ({"typed": "inf"}, "finite"), ({"typed": "1 " * 65}, "65 values"), ({"clip": 0.0}, "0.05 to 1"),
         ({"method": "nf4", "params": {}, "clip": 0.5}, "Only plain RTN"), ({"pick": "best"}, "Pick one"), ({"row": -1}, "rows 0 to"),
+        ({"model": "arch:llama-3.1-8b"}, "no trained weights"),
         ({"group": 99}, "groups 0 to"),
         ({"params": {"rotate": True}, "planted": 9.0}, "rotation spreads"),
     ],
