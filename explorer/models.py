@@ -78,6 +78,13 @@ def resolve(name: str) -> ModelRef:
         ) from error
 
 
+def trained(name: str) -> ModelRef:
+    """`resolve` for a model whose weights are to be looked at. Raises InputError for an architecture, which has none."""
+    if name.strip().startswith(architectures.PREFIX):
+        raise InputError("An architecture has no trained weights to look at; choose a model.")
+    return resolve(name.strip())
+
+
 def check_config(folder: Path) -> dict:
     """Reads config.json as data. Raises InputError unless it is a supported type that asks for no code of its own."""
     path = folder / "config.json"
@@ -145,13 +152,26 @@ def weight_of(ref: ModelRef, layer: str) -> torch.Tensor:
     """
     from safetensors import safe_open
 
-    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+    for path in sorted(_here(ref).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in (f"model.{layer}.weight", f"{layer}.weight"):
                 if key in file.keys():  # noqa: SIM118 - the file is no dict
                     return file.get_tensor(key)
     raise InputError(f"The model {ref.name!r} has no layer {str(layer)[:60]!r} on this disk; run it once and choose a layer from the list.")
+
+
+def _here(ref: ModelRef) -> Path:
+    """The folder of a model that is on this disk, the hub's cache included; a path that does not exist when it is not."""
+    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=list(FILES), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return folder
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
