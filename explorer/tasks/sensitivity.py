@@ -90,7 +90,9 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, name: str, weight: Tensor) -> dict[str, Any]:
-        """What the model loses with weight [N, K] float32 in the named layer: kld (nats), delta (paired change of perplexity, %), both with low and high of a 95% interval; output_error, relative; tokens; bad."""
+        """What the model loses with weight [N, K] float32 in the named layer: kld (nats) and delta (paired change of perplexity, %), both with the
+        ends of a 95% interval; output_error (relative); tokens scored and bad ones left out.
+        """
         self._enter(self.block_of[name])
         original, inputs = self.originals[name], self._inputs[name]
         exact, own = original(inputs), original.weight.data
