@@ -22,11 +22,10 @@ def draw_map(data: dict[str, Any]) -> Plot:
     step = 1 / len(widths)
     scale = [[edge, WIDTH_COLOURS.get(width, COLOURS[3])] for i, width in enumerate(widths) for edge in (i * step, (i + 1) * step)]
     at = [[None if b is None else widths.index(b) for b in row] for row in bits]
-    cells = [["" if b is None else str(b) for b in row] for row in bits]
+    bar = {"tickvals": list(range(len(widths))), "ticktext": [f"{w} bits" for w in widths], "thickness": 14, "outlinewidth": 0}
     trace = {
         "type": "heatmap", "x": blocks, "y": kinds, "z": at, "customdata": names, "hovertemplate": "%{customdata}<extra></extra>", "colorscale": scale,
-        "zmin": -0.5, "zmax": len(widths) - 0.5, "showscale": False, "xgap": 2, "ygap": 2, "text": cells, "texttemplate": "%{text}" if len(blocks) < 17 else "",
-        "textfont": {"color": "white", "size": 13},
+        "zmin": -0.5, "zmax": len(widths) - 0.5, "colorbar": bar, "xgap": 2, "ygap": 2, "hoverongaps": False,
     }  # fmt: skip
     shape = layout("block", "", max(300, 90 + 34 * len(kinds)), xaxis={"type": "category"}, yaxis={"autorange": "reversed"}, margin={"l": 84})
     return plot([trace], shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ VIEWS = {
 INVERTED = ("latency", "roofline")  # stored as a rate, shown as a time
 BY_DEVICE = ("latency", "calibration", "roofline", "memory")
 QUALITY = {"kld_mean": "KL divergence, nats (log)", "perplexity_delta": "perplexity increase, % (log)"}
-NAMED = 12  # points of the frontier that are named in the figure at most
+APART = 0.07  # share of an axis that two names in the figure must be apart
+OTHERS = "other methods"
 
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
@@ -83,15 +85,17 @@ def draw(data: dict[str, Any]) -> Plot:
     best = sorted(((p, x, y) for (p, x, y), kind in zip(placed, kinds, strict=True) if kind == "best"), key=lambda item: item[1])
     traces = [{"type": "scatter", "mode": "lines", "x": [x for _, x, _ in best], "y": [y[0] for _, _, y in best], "name": "best at each size",
                "line": {"color": COLOURS[0], "dash": "dot", "shape": "hv"}, "hoverinfo": "skip", "showlegend": False}] if best else []  # fmt: skip
+    named = {p["key"] for p in spaced(best)}
     colour = colours([p["method"] for p, _, _ in best])
     for method in [*colour, ""]:
-        for faded in (True, False):
+        for faded in (False, True):
             chosen = [
                 (p, x, y, kind) for (p, x, y), kind in zip(placed, kinds, strict=True)
                 if (p["method"] if p["method"] in colour else "") == method and (kind == "beaten") == faded
             ]  # fmt: skip
             if chosen:
-                traces.append(_cloud(chosen, method or "other methods", colour.get(method, (COLOURS[0], "circle")), faded, view, len(best) <= NAMED))
+                known = any(trace["name"] == (method or OTHERS) for trace in traces)
+                traces.append(_cloud(chosen, method or OTHERS, colour.get(method, (COLOURS[0], "circle")), faded, view, named) | {"showlegend": not known})
     shape = layout(VIEWS[view][1], QUALITY[metric], 460, yaxis={"type": "log"}, xaxis={"type": "log"} if view == "calibration" else {}, showlegend=True)
     base = next((x for p in points if p["method"] == "none" and (x := across(p, view)) is not None and view != "calibration"), None)
     if base is not None and placed:
@@ -101,17 +105,31 @@ def draw(data: dict[str, Any]) -> Plot:
     return plot(traces, shape)
 
 
+def spaced(best: Sequence[tuple[dict[str, Any], float, tuple]]) -> list[dict[str, Any]]:
+    """The points of the frontier whose names have room: each far enough in x or in log y from those named before it."""
+    if not best:
+        return []
+    wide = max(x for _, x, _ in best) - min(x for _, x, _ in best) or 1.0
+    heights = [math.log10(y[0]) for _, _, y in best]
+    high = max(heights) - min(heights) or 1.0
+    taken: list[tuple[dict[str, Any], float, float]] = []
+    for (point, x, _), height in zip(best, heights, strict=True):
+        if all(abs(x - other) / wide > 4 * APART or abs(height - above) / high > APART for _, other, above in taken):
+            taken.append((point, x, height))
+    return [point for point, _, _ in taken]
+
+
 def colours(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Method -> (colour, marker), for the methods on the frontier in order."""
     return {m: (COLOURS[1 + i % 4], MARKERS[1 + (i + i // 4) % 4]) for i, m in enumerate(dict.fromkeys(methods))}
 
 
-def _cloud(chosen: list[tuple], name: str, look: tuple[str, str], faded: bool, view: str, named: bool) -> dict[str, Any]:
+def _cloud(chosen: list[tuple], name: str, look: tuple[str, str], faded: bool, view: str, named: set[str]) -> dict[str, Any]:
     colour, marker = look
     trace: dict[str, Any] = {
         "type": "scatter", "mode": "markers+text", "x": [x for _, x, _, _ in chosen], "y": [y[0] for _, _, y, _ in chosen], "name": name, "legendgroup": name,
-        "showlegend": not faded, "opacity": 0.3 if faded else 1.0, "textposition": "top right", "textfont": {"size": 10},
-        "text": [p["name"] if kind == "best" and named else "" for p, _, _, kind in chosen],
+        "showlegend": True, "opacity": 0.3 if faded else 1.0, "textposition": "top right", "textfont": {"size": 10},
+        "text": [p["name"] if p["key"] in named else "" for p, _, _, kind in chosen],
         "marker": {"color": colour, "size": 9, "symbol": [marker + ("-open" if y[3] else "") for _, _, y, _ in chosen], "line": {"width": 1.5}},
         "customdata": [hover(p) for p, *_ in chosen], "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False,
     }  # fmt: skip

@@ -64,7 +64,7 @@ class Sensitivities:
         return {
             "assignment": {layer: option.bits for layer, option in assignment.items()}, "bits": bits, "predicted": chosen.loss, "points": marks,
             "rules": rules(assignment, data["method"], data["params"]),
-            "frontier": [[(p.cost + fixed) / weights, p.loss] for p in points[::step] if p.loss > 0],
+            "frontier": [[(p.cost + fixed) / weights, p.loss] for p in [*points[:-1:step], points[-1]] if p.loss > 0],
         }  # fmt: skip
 
     def drawn(self, key: str, width: int, what: str) -> list[Any]:

@@ -31,7 +31,7 @@ def build(shell: Shell) -> View:
     handlers = Points(shell)
     held = gr.Textbox("[]", visible="hidden", elem_id="points")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
-        view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, elem_id="axes")
+        view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, scale=2, elem_id="axes")
         quality = gr.Radio(QUALITY, value="kld_mean", label="Quality", min_width=260)
     plotted = chart(tradeoffs.CHART, handlers.data("[]", "bits", "kld_mean"))
     heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
@@ -47,7 +47,7 @@ def build(shell: Shell) -> View:
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
     heading("All points", "Select a row to put its report beside the others in Compare.")
     table = gr.Dataframe(
-        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=["220px", *["110px"] * 6],
+        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=["230px", "100px", "160px", "150px", "110px", "110px", "120px"],
         elem_id="points-table", buttons=["copy", "fullscreen"],
     )  # fmt: skip
     model = shell.controls[0]
