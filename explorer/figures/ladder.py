@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -48,18 +49,24 @@ def loss(metric: str, value: float) -> float:
 
 
 def place(metric: str, value: float, rungs: Sequence[Report]) -> float | None:
-    """The stored bits that rounding to nearest needs for the same value, by interpolation of log loss between two rungs.
+    """The stored bits that rounding to nearest needs for the same value, by interpolation of log loss between two rungs, widest first.
 
-    The end of the ladder when the value lies beyond it: at most the widest rung's bits, at least the narrowest's. None without two rungs.
+    A rung whose loss cannot be told from zero, or is no larger than a wider one's, is left out. The end of what is left when the value lies beyond
+    it. None without two rungs.
     """
-    points = [
-        (r.value("bits_per_weight"), math.log(max(loss(metric, r.value(metric)), 1e-12)))
-        for r in rungs if finite(r.value(metric)) and finite(r.value("bits_per_weight"))
-    ]  # fmt: skip
+    points: list[tuple[float, float]] = []
+    for rung in rungs:
+        found, bits = rung.find(metric), rung.value("bits_per_weight")
+        if found is None or not (finite(found.value) and finite(bits)) or (metric == "perplexity_delta" and not (finite(found.low) and found.low > 0)):
+            continue
+        lost = loss(metric, found.value)
+        if lost > 0 and (not points or math.log(lost) > points[-1][1]):
+            points.append((bits, math.log(lost)))
     if len(points) < 2 or not finite(value):
         return None
-    target = math.log(max(loss(metric, value), 1e-12))
-    for (wide, small), (narrow, large) in zip(points, points[1:], strict=False):
+    lost = loss(metric, value)
+    target = math.log(lost) if lost > 0 else -math.inf
+    for (wide, small), (narrow, large) in itertools.pairwise(points):
         if target <= small:
             return wide
         if target <= large:
@@ -111,7 +118,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
 
 def summary(reports: Sequence[Report], layer: str) -> str:
     parts = []
-    for _, report, metric, (middle, low, high) in placed(reports):
+    for _, report, metric, (middle, _, _) in placed(reports):
         if metric != "kld_mean":
             continue
         stored = report.value("bits_per_weight")
@@ -129,8 +136,8 @@ def summary(reports: Sequence[Report], layer: str) -> str:
 FIGURE = Figure(
     "ladder", "Is this number good?",
     "See how far right each marker stands: the ladder's rungs are plain rounding of the same model at 8 down to 2 bits, measured on the same text.",
-    "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it says: as "
-    "good as plain rounding at this many bits. A method earns its effort when it stands further right than the bits it stores. Where the three metrics "
+    "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
+    "says: as good as plain rounding at this many bits. A method earns its effort when it stands further right than the bits it stores. Where the three metrics "
     "disagree, trust the divergence: it uses every token's whole distribution.",
     ("kld_mean", "bits_per_weight"), draw, summary, wide=True, order=2,
 )  # fmt: skip

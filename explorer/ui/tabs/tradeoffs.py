@@ -47,7 +47,7 @@ def build(shell: Shell) -> View:
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
     heading("All points", "Select a row to put its report beside the others in Compare.")
     table = gr.Dataframe(
-        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=["230px", "100px", "160px", "150px", "110px", "110px", "120px"],
+        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=[f"{w}px" for w in (230, 100, 160, 150, 110, 110, 120)],
         elem_id="points-table", buttons=["copy", "fullscreen"],
     )  # fmt: skip
     model = shell.controls[0]
