@@ -137,7 +137,7 @@ FIGURE = Figure(
     "ladder", "Is this number good?",
     "See how far right each marker stands: the ladder's rungs are plain rounding of the same model at 8 down to 2 bits, measured on the same text.",
     "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
-    "says: as good as plain rounding at this many bits. A method earns its effort when it stands further right than the bits it stores. Where the three metrics "
+    "says: as good as plain rounding at this many bits. A method earns its effort when it stands right of the bits it stores. Where the three metrics "
     "disagree, trust the divergence: it uses every token's whole distribution.",
     ("kld_mean", "bits_per_weight"), draw, summary, wide=True, order=2,
 )  # fmt: skip

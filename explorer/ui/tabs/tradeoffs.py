@@ -24,6 +24,7 @@ AXES = [
     ("predicted against measured speed", "roofline"),
 ]
 QUALITY = [("KL divergence", "kld_mean"), ("perplexity change", "perplexity_delta")]
+WIDTHS = ["230px", "100px", "160px", "150px", "110px", "110px", "120px"]
 METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would sweep
 
 
@@ -47,7 +48,7 @@ def build(shell: Shell) -> View:
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
     heading("All points", "Select a row to put its report beside the others in Compare.")
     table = gr.Dataframe(
-        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=[f"{w}px" for w in (230, 100, 160, 150, 110, 110, 120)],
+        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=WIDTHS,
         elem_id="points-table", buttons=["copy", "fullscreen"],
     )  # fmt: skip
     model = shell.controls[0]
