@@ -76,7 +76,7 @@ class Fit:
 def fit(model: Architecture, plan: Plan, device: Accelerator, price: float | None = None, reached: float = REACHED) -> Fit:
     """How a plan fits on a device. Raises InputError for a price or share that is none."""
     price = device.price if price is None else price
-    if price is not None and not (math.isfinite(price) and 0 <= price <= 10_000):
+    if price is not None and not (isinstance(price, int | float) and math.isfinite(price) and 0 <= price <= 10_000):
         raise InputError("The price is in dollars an hour, from 0 to 10,000.")
     if not 0 < reached <= 1:
         raise InputError("The share of the bound that is reached lies above 0 and is at most 1.")

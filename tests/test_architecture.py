@@ -15,6 +15,7 @@ FILES = [*sorted(p for folder in ("explorer", "kernels", "assets", "tests") for 
 LAYERS = (
     ("kernels",),
     ("explorer.records",),
+    ("explorer.grid", "explorer.planner", "explorer.accelerators", "explorer.allocate", "explorer.sequential"),
     ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),

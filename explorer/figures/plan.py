@@ -28,7 +28,7 @@ def draw(data: dict[str, Any]) -> Plot:
             colour, pattern = LOOKS[part]
             traces.append({"type": "bar", "orientation": "h", "y": names, "x": sizes, "name": part, "marker": {"color": colour, "pattern": {"shape": pattern}},
                            "hovertemplate": f"{part}: %{{x:.2f}} GB (estimated)<extra></extra>"})  # fmt: skip
-    shape = layout("GB (10⁹ bytes, estimated)", "", 380, barmode="stack", yaxis={"autorange": "reversed"}, margin={"l": 70})
+    shape = layout("GB (10⁹ bytes, estimated)", "", 380, barmode="stack", legend={"traceorder": "normal"}, yaxis={"autorange": "reversed"}, margin={"l": 70})
     device = data.get("device")
     if device:
         lines = [n * device["bytes"] / 1e9 for n in (1, 2, 4, 8) if n == 1 or (n * device["bytes"] < 1.15 * most)]

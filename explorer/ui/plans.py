@@ -23,7 +23,7 @@ from explorer.ui.tab import Shell
 
 FOLDER = Path(__file__).parents[2] / "assets" / "architectures"
 DEMO = Path(__file__).parents[2] / "assets" / "demo-model" / "config.json"
-FIRST, DEVICE = "llama-3.1-70b", "H100"
+FIRST, DEVICE = "llama-3.1-70b", "A100 80 GB"
 
 
 @cache
@@ -72,7 +72,7 @@ class Plans:
         """[status, table, chart, words]."""
         try:
             model, plan, chosen, share = self.read(*asked)
-            price = asked[9] if finite(asked[9]) else None
+            price = asked[9] or None  # an empty box comes as 0
             fits = [fit(model, plan, one, price if one is chosen else None, share) for one in ACCELERATORS]
             drawn = chart_values(CHART, bars(model, plan, chosen))
         except InputError as error:
@@ -125,23 +125,11 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit) -> str:
 
 def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
     """The accelerators as HTML."""
-    heads = (
-        "accelerator",
-        "memory, GB",
-        "GB/s",
-        "FP8",
-        "FP4",
-        "needed",
-        "users that fit",
-        "tokens/s, at most",
-        "each user, at most",
-        "$ an hour",
-        "$ a million",
-    )
+    heads = ("accelerator", "memory, GB", "GB/s", "native", "needed", "users that fit", "tokens/s, at most", "each user", "$ an hour", "$ a million tokens")
     rows = []
     for one in fits:
         a = one.accelerator
-        cells = [f"{a.memory:,}", f"{a.bandwidth:,}", "yes" if a.fp8 else "no", "yes" if a.fp4 else "no"]
+        cells = [f"{a.memory:,}", f"{a.bandwidth:,}", " ".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
         if one.count:
             cells += [f"{one.count}", f"{one.users:,}", f"{one.bound:,.0f}", f"{one.bound / plan.users:,.1f}"]
             cells += ["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}"]

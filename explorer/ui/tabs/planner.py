@@ -30,7 +30,9 @@ def build(shell: Shell) -> View | None:
         everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=200)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False)
-        price = gr.Number(start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, info="Yours; list prices where known.")
+        price = gr.Number(
+            start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, info="Yours; a list price where one is known, 0 for none."
+        )
         reached = gr.Slider(5, 100, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
     with gr.Accordion("Another model: by name or pasted config.json", open=False):
         with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
