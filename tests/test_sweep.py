@@ -211,7 +211,7 @@ def rung(bits: int, kld: float) -> Report:
     spec = ladder.RUNGS | {"bits": bits}
     experiment = REPORTS[0].experiment
     made = type(experiment.spec).of("rtn", **{k: v for k, v in spec.items() if k != "method"})
-    moved = {"kld_mean": kld, "bits_per_weight": bits + 0.28, "top1_agreement": 100 - 100 * kld}
+    moved = {"kld_mean": kld, "bits_per_weight": bits + 0.25, "top1_agreement": 100 - 100 * kld}
     values = [Measurement(name, value) for name, value in moved.items()] + [Measurement("perplexity_delta", 100 * kld, low=90 * kld, high=110 * kld)]
     return Report(type(experiment)(experiment.model, made, experiment.evaluation, experiment.calibration), tuple(values), {"label": f"rung {bits}"})
 
@@ -219,8 +219,8 @@ def rung(bits: int, kld: float) -> Report:
 def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "recorded", lambda: ())
     rungs = [rung(4, 0.04), rung(3, 0.16), rung(2, 0.64)]
-    assert ladder.place("kld_mean", 0.08, rungs) == pytest.approx(3.78) and ladder.place("kld_mean", 0.16, rungs) == pytest.approx(3.28)
-    assert ladder.place("kld_mean", 0.001, rungs) == 4.28 and ladder.place("kld_mean", 5.0, rungs) == 2.28 and ladder.place("kld_mean", -0.1, rungs) == 4.28
-    assert ladder.place("top1_agreement", 84.0, rungs) == pytest.approx(3.28) and ladder.place("kld_mean", 0.1, rungs[:1]) is None
+    assert ladder.place("kld_mean", 0.08, rungs) == pytest.approx(3.75) and ladder.place("kld_mean", 0.16, rungs) == pytest.approx(3.25)
+    assert ladder.place("kld_mean", 0.001, rungs) == 4.25 and ladder.place("kld_mean", 5.0, rungs) == 2.25 and ladder.place("kld_mean", -0.1, rungs) == 4.25
+    assert ladder.place("top1_agreement", 84.0, rungs) == pytest.approx(3.25) and ladder.place("kld_mean", 0.1, rungs[:1]) is None
     assert ladder.rungs_for(REPORTS[2], rungs[::-1]) == rungs and ladder.rungs_for(rung(4, 0.1)) == []
     assert "No ladder" in ladder.summary(REPORTS[:3], "") and "plain rounding at" in ladder.summary([*REPORTS[:3], *rungs], "")

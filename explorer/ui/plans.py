@@ -125,11 +125,11 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit) -> str:
 
 def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
     """The accelerators as HTML."""
-    heads = ("accelerator", "memory, GB", "GB/s", "native", "needed", "users that fit", "tokens/s, at most", "each user", "$ an hour", "$ a million tokens")
+    heads = ("accelerator", "memory, GB", "GB/s", "native floats", "needed", "users that fit", "tokens/s, at most", "each user", "$ an hour", "$ a million tokens")
     rows = []
     for one in fits:
         a = one.accelerator
-        cells = [f"{a.memory:,}", f"{a.bandwidth:,}", " ".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
+        cells = [f"{a.memory:,}", f"{a.bandwidth:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
         if one.count:
             cells += [f"{one.count}", f"{one.users:,}", f"{one.bound:,.0f}", f"{one.bound / plan.users:,.1f}"]
             cells += ["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}"]

@@ -27,7 +27,7 @@ def build(shell: Shell) -> View | None:
         context = gr.Slider(512, 131072, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context")
         users = gr.Slider(1, 256, start[7], step=1, label="Users at once", min_width=240)
         kv_bits = gr.Radio([16, 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
-        everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=200)
+        everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False)
         price = gr.Number(
