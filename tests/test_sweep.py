@@ -107,7 +107,7 @@ def test_sweep_command_resumes_and_writes_csv_and_json(tmp_path: Path, tiny_fold
     assert main([*argv, "--json", "--csv", str(tmp_path / "rows.csv")]) == 0
     document = json.loads(capsys.readouterr().out)
     assert all(entry["provenance"]["from_store"] for entry in document["reports"]) and not document["failed"]
-    again = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    again = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
     assert [row["kld_mean"] for row in again] == [row["kld_mean"] for row in rows]
     assert main([*argv[:6], "4,x"]) == 2 and main([*argv[:4], "magic"]) == 2
     assert main([*argv, "--csv", "/no/such/place.csv"]) == 2

@@ -81,6 +81,11 @@ def work(args: argparse.Namespace) -> None:
         "model": args.model, "methods": [name.strip() for name in args.methods.split(",") if name.strip()], "bits": integers(args.bits, "--bits"),
         "groups": integers(args.group_size, "--group-size"), "options": {"tokens": args.tokens},
     }  # fmt: skip
+    if args.csv and str(args.csv) != "-":
+        try:
+            args.csv.write_text("")  # hours later would be late to learn that it cannot be written
+        except OSError as error:
+            raise InputError(f"The file {args.csv} cannot be written; choose another place.") from error
     from explorer.experiment import LocalRunner
     from explorer.store import Store
 
@@ -96,10 +101,7 @@ def work(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"reports": [plain(report) for report in reports], "failed": failed}))
     if args.csv and str(args.csv) != "-":
-        try:
-            args.csv.write_text(table(reports))
-        except OSError as error:
-            raise InputError(f"The file {args.csv} cannot be written; choose another place.") from error
+        args.csv.write_text(table(reports))
     elif not args.json:
         print(table(reports), end="")
 

@@ -59,7 +59,7 @@ def draw(data: dict[str, Any]) -> Plot:
             up, down = [p["high"] - p["kld"] for p in measured], [p["kld"] - p["low"] for p in measured]
             error = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
             traces.append(marks(measured, "kld", words) | {"marker": {"symbol": symbol, "color": colour, "size": 11}, "error_y": error})
-    shape = layout("stored bits per weight", "KL divergence, nats (log)", 380, yaxis={"type": "log"})
+    shape = layout("stored bits per weight", "KL divergence, nats (log)", 380, yaxis={"type": "log", "dtick": 1})
     return plot(traces, shape | {"showlegend": True})
 
 

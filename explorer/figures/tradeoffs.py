@@ -96,7 +96,14 @@ def draw(data: dict[str, Any]) -> Plot:
             if chosen:
                 known = any(trace["name"] == (method or OTHERS) for trace in traces)
                 traces.append(_cloud(chosen, method or OTHERS, colour.get(method, (COLOURS[0], "circle")), faded, view, named) | {"showlegend": not known})
-    shape = layout(VIEWS[view][1], QUALITY[metric], 460, yaxis={"type": "log"}, xaxis={"type": "log"} if view == "calibration" else {}, showlegend=True)
+    shape = layout(
+        VIEWS[view][1],
+        QUALITY[metric],
+        460,
+        yaxis={"type": "log", "dtick": 1},
+        xaxis={"type": "log", "dtick": 1} if view == "calibration" else {},
+        showlegend=True,
+    )
     base = next((x for p in points if p["method"] == "none" and (x := across(p, view)) is not None and view != "calibration"), None)
     if base is not None and placed:
         line = {"type": "line", "x0": base, "x1": base, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": COLOURS[0], "width": 1, "dash": "dash"}}

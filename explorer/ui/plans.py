@@ -125,7 +125,18 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit) -> str:
 
 def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
     """The accelerators as HTML."""
-    heads = ("accelerator", "memory, GB", "GB/s", "native floats", "needed", "users that fit", "tokens/s, at most", "each user", "$ an hour", "$ a million tokens")
+    heads = (
+        "accelerator",
+        "memory, GB",
+        "GB/s",
+        "native floats",
+        "needed",
+        "users that fit",
+        "tokens/s, at most",
+        "each user",
+        "$ an hour",
+        "$ a million tokens",
+    )
     rows = []
     for one in fits:
         a = one.accelerator
