@@ -46,16 +46,20 @@ def percent(nats: float) -> float:
     return math.inf if nats > 700 else 100 * math.expm1(nats)
 
 
-def work(engine: Engine, model: str, first: dict[str, Any], second: dict[str, Any], tokens: int = 32768, margin: float = 0.5) -> Iterator[Event]:
-    """first, second: method, params and, if wanted, kv_bits. The difference is the perplexity of the first over the second's, in %, paired token by token.
+def work(
+    engine: Engine, model: str, first: dict[str, Any], second: dict[str, Any], tokens: int = 32768, margin: float = 0.5, evaluation: str = "bundled",
+    text: str = "",
+) -> Iterator[Event]:  # fmt: skip
+    """first, second: method, params and, if wanted, further fields of a Request such as kv_bits and calibration. evaluation, text: as in a Request. The
+    difference is the perplexity of the first over the second's, in %, paired token by token.
 
     Yields a Measurement "difference" at each look (see explorer.sequential: looks double, and all of them together err with at most 5%).
     Answer data: names, looks (dicts of tokens, difference, low, high; the ends None while unknown), verdict: "first", "second", "equal" or "undecided".
     """
     if not (isinstance(margin, int | float) and 0 < margin <= 100):
         raise InputError("The margin within which two configurations count as equal is a percentage from above 0 to 100.")
-    asked = [Request(model, one["method"], one.get("params", {}), kv_bits=one.get("kv_bits", 16), tokens=tokens).prepare() for one in (first, second)]
-    if asked[0][0].spec == asked[1][0].spec:
+    asked = [Request(**{"model": model, "tokens": tokens, "evaluation": evaluation, "text": text, **one}).prepare() for one in (first, second)]
+    if asked[0][0] == asked[1][0]:
         raise InputError("These are the same configuration; choose two different ones.")
     experiment, _, texts = asked[0]
     yield Progress("load model", 0, 1, experiment.model.name)

@@ -16,7 +16,7 @@ from explorer.figures import difference, finite, tradeoffs
 from explorer.grid import CHANNEL, Configuration, grid
 from explorer.records import Answer, InputError, Measurement, Report, key_of, report_from
 from explorer.ui.frame import chart_values
-from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.session import arrange, ground, keys_of
 from explorer.ui.tab import Shell
 from explorer.ui.table import origin
@@ -82,18 +82,20 @@ class Points:
         )
 
     def sweep(
-        self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str,
-    ) -> Iterator[list[Any]]:  # fmt: skip
-        """Streams [status, chart, words, rows, held]; every report is drawn as it comes."""
+        self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
+    ) -> Iterator[list[Any]]:
+        """Streams [status, chart, words, rows, held]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
         clock, keys, same = Clock(), json.loads(held or "[]"), [gr.skip()] * 4
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
+            asked |= {"options": dict(zip(OPTIONS, options, strict=True))}
             self.configurations(methods, bits, groups)
             for event in watched(self.shell.runner.do("sweep", asked), clock):
                 if isinstance(event, str):
                     yield [event, *same]
                 elif isinstance(event, Report):
-                    keys = [*(key for key in keys if key != (new := self.shell.shelf.add(event))), new]
+                    new = self.shell.shelf.add(event)
+                    keys = [*(key for key in keys if key != new), new]
                     held = json.dumps(keys)
                     yield [gr.skip(), *self.drawn(held, view, quality), self.rows(held), held]
                 elif isinstance(event, Answer):
@@ -128,9 +130,10 @@ class Points:
             if first not in known or second not in known:
                 raise InputError("Choose two configurations of those on the page.")
             one, two = known[first], known[second]
-            if one.experiment.model != two.experiment.model:
-                raise InputError("The two are of different models; their tokens differ, so no token can be paired.")
-            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two)}
+            if ground(one) != ground(two):
+                raise InputError("The two are of different models or texts, so no token can be paired.")
+            text = one.experiment.evaluation
+            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": text.source, "text": text.text}
             for event in watched(self.shell.runner.do("distinguish", asked), clock):
                 if isinstance(event, str):
                     yield [event, *same]
@@ -146,8 +149,9 @@ class Points:
 
 def described(report: Report) -> dict[str, Any]:
     """A report's configuration as the task "distinguish" takes it."""
-    spec = report.experiment.spec
-    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits}
+    spec, read = report.experiment.spec, report.experiment.calibration
+    calibration = {"calibration": read.source, "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed}
+    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, **calibration}
 
 
 @cache

@@ -12,7 +12,7 @@ from explorer.figures import allocation, sensitivity
 from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
 from explorer.ui.kept import Kept
-from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.session import arrange
 from explorer.ui.tab import Shell
 
@@ -107,13 +107,16 @@ class Sensitivities:
         uniforms = [(f"{p['name']}: ", kept["method"], kept["params"] | {"bits": p["width"]}, p) for p in near]
         return [("baseline: ", "none", {}, None), ("allocation: ", "mixed", {"rules": data["rules"]}, data["points"][-1]), *uniforms]
 
-    def ran(self, key: str, budget: float, keys: list[str], layer: str | None) -> Iterator[list[Any]]:
-        """Streams [status, chart, words, compared, layer]: the allocation and uniform widths, measured on the evaluation text."""
+    def ran(self, key: str, budget: float, keys: list[str], layer: str | None, *options: Any) -> Iterator[list[Any]]:
+        """Streams [status, chart, words, compared, layer]: the allocation and uniform widths, measured on the evaluation text.
+
+        options: the values of the page's OPTIONS.
+        """
         same, clock, shown = [gr.skip()] * 4, Clock(), self.shell.shelf.pick(keys)
         try:
-            data = self.allocated(key, budget)
+            data, given = self.allocated(key, budget), dict(zip(OPTIONS, options, strict=True))
             for what, method, params, point in self.asked(key, data):
-                for event in watched(self.shell.runner.run(self.kept.get(key)["model"], method, params), clock, what):
+                for event in watched(self.shell.runner.run(self.kept.get(key)["model"], method, params, **given), clock, what):
                     if isinstance(event, str):
                         yield [event, *same]
                     elif isinstance(event, Report):

@@ -11,7 +11,7 @@ import gradio as gr
 
 from explorer.figures import allocation, sensitivity
 from explorer.ui.frame import chart, heading, report_figures
-from explorer.ui.page import status
+from explorer.ui.page import OPTIONS, status
 from explorer.ui.sensitivities import Sensitivities, origin
 from explorer.ui.tab import Shell, Tab, View
 
@@ -79,7 +79,8 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any) -> None:
     for event in (budget.input, key.change):
         event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
     shared = [shell.compared, shell.layer]
-    running = run.click(handlers.ran, [key, budget, *shared], [line, *outputs[2:], *shared], concurrency_limit=16, **QUIET)
+    asked = [key, budget, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
+    running = run.click(handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16, **QUIET)
     cancel.click(lambda: status("Cancelled. What was measured before is kept."), None, line, cancels=[running], queue=False, **QUIET)
 
 

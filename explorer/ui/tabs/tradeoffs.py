@@ -10,7 +10,7 @@ import gradio as gr
 from explorer.figures import difference, tradeoffs
 from explorer.records import Report
 from explorer.ui.frame import chart, heading
-from explorer.ui.page import status
+from explorer.ui.page import OPTIONS, status
 from explorer.ui.points import HEADS, Points, group_choices, method_choices
 from explorer.ui.session import keys_of
 from explorer.ui.tab import Shell, Tab, View
@@ -57,7 +57,8 @@ def build(shell: Shell) -> View:
         control.change(handlers.count, asked, line, trigger_mode="always_last", **QUIET)
     for control in (view, quality):
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
-    running = run.click(handlers.sweep, [*asked, held, view, quality], [line, *plotted, table, held], concurrency_limit=16, **QUIET)
+    options = shell.controls[2 : 2 + len(OPTIONS)]
+    running = run.click(handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16, **QUIET)
     cancel.click(lambda: status("Cancelled. Run the sweep again to go on."), None, line, cancels=[running], queue=False, **QUIET)
     table.select(handlers.choose, [held, shell.compared, shell.layer], [line, shell.compared, shell.layer], **QUIET)
     return told_apart(shell, handlers, held)
