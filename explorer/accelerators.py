@@ -35,7 +35,7 @@ class Accelerator:
 
 
 SPACES = "price: Hugging Face Spaces, 2026"
-UNIFIED = 0.75  # of unified memory that Apple's systems give to the GPU by default, about; the rest stays with the system
+UNIFIED, LITTLE = 0.75, 0.67  # of unified memory that macOS lets the GPU keep by default (Metal's recommendedMaxWorkingSetSize); less on small machines
 ACCELERATORS = (
     Accelerator("T4", 16, 320, False, False, f"NVIDIA T4 data sheet; {SPACES}", 0.40),
     Accelerator("A10", 24, 600, False, False, f"NVIDIA A10 data sheet; {SPACES} (A10G)", 1.00),
@@ -45,13 +45,13 @@ ACCELERATORS = (
     Accelerator("A100 80 GB", 80, 2039, False, False, f"NVIDIA A100 data sheet (SXM); {SPACES}", 2.50),
     Accelerator("H100", 80, 3350, True, False, "NVIDIA H100 data sheet (SXM)"),
     Accelerator("H200", 141, 4800, True, False, "NVIDIA H200 data sheet"),
-    Accelerator("B200", 180, 7700, True, True, "NVIDIA DGX B200 data sheet, an eighth of it"),
+    Accelerator("B200", 180, 8000, True, True, "NVIDIA DGX B200 data sheet, an eighth of it"),
     Accelerator("RTX 3060", 12, 360, False, False, "NVIDIA GeForce RTX 3060 specification (12 GB)"),
     Accelerator("RTX 3090", 24, 936, False, False, "NVIDIA GeForce RTX 3090 specification"),
     Accelerator("RTX 4090", 24, 1008, True, False, "NVIDIA GeForce RTX 4090 specification"),
     Accelerator("RTX 5090", 32, 1792, True, True, "NVIDIA GeForce RTX 5090 specification"),
     Accelerator("RTX PRO 6000", 96, 1792, True, True, "NVIDIA RTX PRO 6000 Blackwell data sheet"),
-    Accelerator("Apple M4 16 GB", 16, 120, False, False, "Apple M4 specification", usable=UNIFIED),
+    Accelerator("Apple M4 16 GB", 16, 120, False, False, "Apple M4 specification", usable=LITTLE),
     Accelerator("Apple M4 Pro 48 GB", 48, 273, False, False, "Apple M4 Pro specification", usable=UNIFIED),
     Accelerator("Apple M4 Max 128 GB", 128, 546, False, False, "Apple M4 Max specification", usable=UNIFIED),
     Accelerator("Apple M3 Ultra 512 GB", 512, 819, False, False, "Apple M3 Ultra specification", usable=UNIFIED),
