@@ -152,8 +152,9 @@ def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
         )
     head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
     note = (
-        "Estimated: memory and bandwidth from data sheets (the source is under each name), 90% of the memory usable (of unified memory 75%, on small machines 67%), counts in powers "
-        "of two. Tokens/s would be reached if reading weights and cache were all that takes time: no arithmetic, no transfer between devices, no gaps."
+        "Estimated: memory and bandwidth from data sheets (the source is under each name); 90% of the memory usable, of unified memory 75%, on small machines "
+        "67%; counts in powers of two. Tokens/s would be reached if reading weights and cache were all that takes time: no arithmetic, no transfer between "
+        "devices, no gaps."
     )
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f"<div class='scroll' tabindex='0'><table class='compare plan'>{body}</table></div><p class='hint'>{note}</p>"
