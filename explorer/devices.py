@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 import time
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 
 # Peak memory bandwidth in bytes/s, from NVIDIA's data sheets of each product; matched by substring, the more specific name first.
@@ -68,3 +70,19 @@ def bandwidth(device: torch.device) -> tuple[float, str]:
 def decode_limit(bytes_per_token: float, device: torch.device) -> float:
     """Tokens/s if reading the weights and the cache from memory were all that takes time (roofline, bandwidth side)."""
     return bandwidth(device)[0] / bytes_per_token
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new model could take: of the GPU, or of this machine within its container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, max(0, limit - used))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such control group, or "max"
+        return None

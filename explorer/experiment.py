@@ -21,6 +21,7 @@ from torch import nn
 from explorer import models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
+from explorer.hub import Hub
 from explorer.methods import Method, build, label_of, methods
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
@@ -32,7 +33,7 @@ from explorer.store import Store, code_version
 
 ROOT = Path(__file__).parent
 SHARED_CODE = [
-    str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "models", "data", "decode", "kvcache")
+    str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "checkpoint", "models", "data", "decode", "kvcache")
 ]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
@@ -50,16 +51,18 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 
 @dataclass
 class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once."""
+    """Keeps the last model loaded, so that a second experiment on it starts at once. hub: where models that are not here come from."""
 
     device: torch.device = field(default_factory=default_device)
+    hub: Hub = models.PUBLIC
     _last: LoadedModel | None = None
 
-    def __call__(self, ref: ModelRef) -> LoadedModel:
+    def __call__(self, ref: ModelRef) -> Iterator[Progress]:
+        """Yields Progress, returns the LoadedModel."""
         if self._last is None or self._last.ref != ref:
             self._last = None
             gc.collect()
-            self._last = models.load(ref, self.device)
+            self._last = yield from models.loading(ref, self.device, self.hub)
         return self._last
 
 
@@ -135,7 +138,7 @@ class _Whole:
 
 def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, missing: dict) -> Iterator[Any]:
     yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = load(experiment.model)
+    loaded = yield from load(experiment.model)
     rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits)
     skipped: dict[str, str] = {}
@@ -261,7 +264,7 @@ class LocalRunner:
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """run() on an experiment made from plain input; options: the further fields of Request. Raises InputError with one sentence on bad input."""
-        experiment, chosen, texts = Request(model, method, params, **options).prepare()
+        experiment, chosen, texts = Request(model, method, params, **options).prepare(self._load.hub)
         yield from run(experiment, chosen, texts, self._store, self._load, self._line)
 
 

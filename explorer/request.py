@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from explorer import data, models
+from explorer.hub import Hub
 from explorer.kvcache import WIDTHS
 from explorer.methods import Method, build, spec_of
 from explorer.records import Experiment, InputError
@@ -35,7 +36,7 @@ class Request:
     tokens: int = QUICK_TOKENS
     length: int = 0
 
-    def prepare(self) -> tuple[Experiment, Method, dict[str, str]]:
+    def prepare(self, hub: Hub = models.PUBLIC) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":
@@ -48,8 +49,8 @@ class Request:
             raise InputError(
                 f"Give tokens from 0 (all) up and a length of 0 (the model's own) to 2,048, not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
             )
-        ref = models.resolve(self.model.strip())
-        length = self._length(models.context(ref))
+        ref = models.resolve(self.model.strip(), hub)
+        length = self._length(models.context(ref, hub))
         evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, self.text)
         calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, self.text, self.seed)
         spec = dataclasses.replace(spec_of(method), kv_bits=self.kv_bits)

@@ -16,6 +16,7 @@ LAYERS = (
     ("kernels",),
     ("explorer.records",),
     ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
+    ("explorer.hub", "explorer.downloads", "explorer.checkpoint"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
     ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.figures"),
