@@ -66,7 +66,7 @@ def check_disk(settings: HubSettings, listing: Listing) -> None:
     """Raises InputError when a download would not fit the cache's cap or the disk."""
     if listing.size > settings.cache_bytes:
         raise InputError(
-            f"{listing.name!r} has {listing.size / 1e9:,.1f} GB of files; this server keeps at most {settings.cache_bytes / 1e9:,.1f} GB. Choose a smaller model."
+            f"{listing.name!r} has {listing.size / 1e9:,.1f} GB of files; at most {settings.cache_bytes / 1e9:,.1f} GB are kept. Choose a smaller model."
         )
     settings.cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.cache).free + sum(size for _, size, _ in entries(settings))
@@ -138,7 +138,7 @@ def _locked(lock: Any) -> bool:
 def _in_time(until: float, listing: Listing, got: int) -> None:
     if time.monotonic() > until:
         raise InputError(
-            f"The download of {listing.name!r} took too long and was stopped at {got / 1e6:,.0f} of {listing.size / 1e6:,.0f} MB. Run again to go on from there."
+            f"The download of {listing.name!r} took too long and stopped at {got / 1e6:,.0f} of {listing.size / 1e6:,.0f} MB. Run again to go on from there."
         )
 
 

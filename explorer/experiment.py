@@ -6,10 +6,10 @@ import dataclasses
 import datetime
 import functools
 import gc
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.request import Request
 from explorer.store import Store, code_version
+from explorer.turns import Line, waiting
 
 ROOT = Path(__file__).parent
 SHARED_CODE = [
-    str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "checkpoint", "models", "data", "decode", "kvcache")
+    str(ROOT / f"{name}.py")
+    for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "checkpoint", "models", "data", "decode", "kvcache")
 ]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
@@ -51,10 +53,10 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 
 @dataclass
 class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once. hub: where models that are not here come from."""
+    """Keeps the last model loaded, so that a second experiment on it starts at once. hub: where others come from, None for the process's own."""
 
     device: torch.device = field(default_factory=default_device)
-    hub: Hub = models.PUBLIC
+    hub: Hub | None = None
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> Iterator[Progress]:
@@ -65,22 +67,9 @@ class Loader:
             self._last = yield from models.loading(ref, self.device, self.hub)
         return self._last
 
-
-class Line:
-    """First come, first served: one experiment at a time computes. What is stored needs no turn."""
-
-    def __init__(self) -> None:
-        self._waiting: list[object] = []
-
-    @contextmanager
-    def place(self) -> Iterator[Callable[[], int]]:
-        """Joins the line; gives a function that says how many are ahead. Leaves it at the end."""
-        ticket = object()
-        self._waiting.append(ticket)
-        try:
-            yield lambda: self._waiting.index(ticket)
-        finally:
-            self._waiting.remove(ticket)
+    def fetch(self, ref: ModelRef) -> Iterator[Progress]:
+        """Yields Progress until the model is on this disk; takes no turn, so that a download keeps nobody from computing."""
+        yield from models.fetching(ref, self.device, self.hub)
 
 
 def run(experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader, line: Line | None = None) -> Iterator[Event]:
@@ -89,16 +78,16 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
     texts: the evaluation and calibration text that the experiment's hashes name. line: where to wait when there is something to compute.
     """
     found, missing = look_up(experiment, store, load.device)
+    unsaved = ""
     if missing:
+        yield from load.fetch(experiment.model)
         with (line or Line()).place() as ahead:
-            while n := ahead():
-                yield Progress("waiting", 0, 1, f"{n} experiment{'s' if n > 1 else ''} ahead in line")
-                time.sleep(0.2)
+            yield from waiting(ahead)
             found, missing = look_up(experiment, store, load.device)  # whoever was ahead may have measured the same
             if missing:
                 for event in _measure(experiment, method, texts, load, missing):
                     if isinstance(event, _Whole):
-                        store.put(event.key, event.name, event.measurements, event.provenance)
+                        unsaved = keep(store, event) or unsaved
                         found[event.name] = (event.measurements, event.provenance)
                     else:
                         yield event
@@ -109,8 +98,17 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
     label = label_of(method)
     if experiment.spec.kv_bits != 16:
         label = f"{'16-bit weights' if experiment.spec.method == 'none' else label}, KV {experiment.spec.kv_bits}-bit"
-    provenance |= {"label": label, "from_store": not missing, "measured_now": sorted(missing)}
+    provenance |= {"label": label, "from_store": not missing, "measured_now": sorted(missing)} | ({"unsaved": unsaved} if unsaved else {})
     yield Report(experiment, measurements, provenance)
+
+
+def keep(store: Store, whole: _Whole) -> str:
+    """Stores a metric's result; "" or, where the store cannot take it, why: what was measured is shown all the same."""
+    try:
+        store.put(whole.key, whole.name, whole.measurements, whole.provenance)
+    except sqlite3.Error as error:
+        return f"not stored: {error}"
+    return ""
 
 
 def look_up(experiment: Experiment, store: Store, device: torch.device) -> tuple[dict[str, tuple], dict[str, tuple]]:

@@ -19,7 +19,7 @@ from explorer.hub import Hub, Weight, split_id
 from explorer.records import InputError, ModelRef, Progress
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
-PUBLIC = Hub()  # the hub that is asked when the caller names none; holds no connection
+_hub = Hub()  # who is asked when the caller names no hub; a composition root sets it once, before anything is resolved
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     length: int
+
+
+def use_hub(hub: Hub) -> None:
+    """Sets the hub of this process. For composition roots: the CLI, a worker at its start."""
+    global _hub
+    _hub = hub
 
 
 @cache
@@ -46,8 +52,9 @@ def _folder_ref(name: str, folder: Path) -> ModelRef:
     return ModelRef(name, _content_hash(folder, tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)))
 
 
-def resolve(name: str, hub: Hub = PUBLIC) -> ModelRef:
+def resolve(name: str, hub: Hub | None = None) -> ModelRef:
     """Which model a name means, pinned by content or commit. Raises InputError with a sentence."""
+    hub = hub or _hub
     if name == "demo":
         return _folder_ref("demo", DEMO)
     folder = _named_folder(name, hub)
@@ -73,24 +80,27 @@ def _named_folder(name: str, hub: Hub) -> Path | None:
         return None
 
 
-def folder_here(ref: ModelRef, hub: Hub = PUBLIC) -> Path | None:
+def folder_here(ref: ModelRef, hub: Hub | None = None) -> Path | None:
     """The folder that holds exactly this model, None when it would have to be downloaded."""
+    hub = hub or _hub
     folder = DEMO if ref.name == "demo" else _named_folder(ref.name, hub)
     return folder or downloads.found(hub.settings, ref)
 
 
-def context(ref: ModelRef, hub: Hub = PUBLIC) -> int:
+def context(ref: ModelRef, hub: Hub | None = None) -> int:
     """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
     folder = folder_here(ref, hub)
     if folder is not None:
         return context_of(check_config(folder))
+    hub = hub or _hub
     return context_of(checked(hub.config(hub.listing(f"{ref.name}@{ref.revision}")), ref.name))
 
 
-def check_size(ref: ModelRef, device: torch.device, hub: Hub = PUBLIC) -> None:
+def check_size(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> None:
     """Raises InputError when a model of the hub fits neither disk nor memory. Asks for the headers of its weight files and no weight."""
     if folder_here(ref, hub) is not None:
         return
+    hub = hub or _hub
     listing = hub.listing(f"{ref.name}@{ref.revision}")
     downloads.check_disk(hub.settings, listing)
     weight = hub.weigh(listing)
@@ -104,25 +114,31 @@ def check_size(ref: ModelRef, device: torch.device, hub: Hub = PUBLIC) -> None:
 
 
 def memory_needed(weight: Weight, device: torch.device) -> float:
-    """Bytes that quantizing and measuring take, estimated: two bytes a parameter (codes, the packed form, what the allocator holds; 2.2 measured on 1e9), the largest matrix in float32
-    four times over, half a GB for activations; and the 16-bit weights unless they can stay mapped on disk (a CPU, a checkpoint in bfloat16).
+    """Bytes that quantizing and measuring take, estimated: for each parameter 2.2, which was measured (codes, packed form, what the allocator
+    holds), the largest matrix in float32 four times over, half a GB for activations; and the 16-bit weights unless they can stay mapped on disk.
     """
     mapped = device.type == "cpu" and set(weight.parameters) == {"BF16"}
     return weight.total * (2.2 if mapped else 4.2) + 16 * weight.largest + 5e8
 
 
-def loading(ref: ModelRef, device: torch.device, hub: Hub = PUBLIC) -> Iterator[Progress]:
-    """Yields Progress, returns the LoadedModel: exactly this model, fetched first when it is not here. Raises InputError with a sentence."""
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
-
-    folder = folder_here(ref, hub)
+def fetching(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iterator[Progress]:
+    """Yields Progress, returns the folder that holds the model; downloads it unless it is here or will not fit. Raises InputError with a sentence."""
+    folder, hub = folder_here(ref, hub), hub or _hub
     if folder is None:
         listing = hub.listing(f"{ref.name}@{ref.revision}")
         checked(hub.config(listing), ref.name)
         check_size(ref, device, hub)
         folder = yield from downloads.fetch(hub, listing)
         yield Progress("load model", 0, 1, ref.name)
+    return folder
+
+
+def loading(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iterator[Progress]:
+    """Yields Progress, returns the LoadedModel: exactly this model, fetched first when it is not here. Raises InputError with a sentence."""
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    folder = yield from fetching(ref, device, hub)
     config = check_config(folder)
     try:
         model = read_model(folder, config).to(device)
@@ -135,7 +151,7 @@ def loading(ref: ModelRef, device: torch.device, hub: Hub = PUBLIC) -> Iterator[
     return LoadedModel(ref, model, tokenizer, device, context_of(config))
 
 
-def load(ref: ModelRef, device: torch.device, hub: Hub = PUBLIC) -> LoadedModel:
+def load(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> LoadedModel:
     """`loading` without the progress."""
     steps = loading(ref, device, hub)
     while True:
@@ -151,12 +167,13 @@ def weight_of(ref: ModelRef, layer: str) -> torch.Tensor:
     """
     from safetensors import safe_open
 
-    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+    folder = folder_here(ref)
+    transposed = folder is not None and check_config(folder)["model_type"] == "gpt2"  # its Conv1D keeps [K, N]
+    for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
         with safe_open(path, "pt") as file:
-            for key in (f"model.{layer}.weight", f"{layer}.weight"):
+            for key in (f"model.{layer}.weight", f"{layer}.weight", f"{layer.partition('.')[2]}.weight"):
                 if key in file.keys():  # noqa: SIM118 - the file is no dict
-                    return file.get_tensor(key)
+                    return file.get_tensor(key).T.contiguous() if transposed else file.get_tensor(key)
     raise InputError(f"The model {ref.name!r} has no layer {str(layer)[:60]!r} on this disk; run it once and choose a layer from the list.")
 
 

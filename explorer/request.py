@@ -36,7 +36,7 @@ class Request:
     tokens: int = QUICK_TOKENS
     length: int = 0
 
-    def prepare(self, hub: Hub = models.PUBLIC) -> tuple[Experiment, Method, dict[str, str]]:
+    def prepare(self, hub: Hub | None = None) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":

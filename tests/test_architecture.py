@@ -16,10 +16,13 @@ LAYERS = (
     ("kernels",),
     ("explorer.records",),
     ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
-    ("explorer.hub", "explorer.downloads", "explorer.checkpoint"),
+    ("explorer.hub", "explorer.downloads", "explorer.checkpoint", "explorer.turns"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
     ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
+    ("explorer.worker",),
+    ("explorer.child",),
+    ("explorer.jobs",),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
@@ -38,6 +41,8 @@ FORBIDDEN = {
         "explorer.qtensor",
     ),
     "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
+    "explorer.child": ("torch", "gradio", "explorer.experiment"),
+    "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.records": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }
