@@ -66,9 +66,7 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, MemoryError) or "OutOfMemory" in text or "out of memory" in text or "can't allocate memory" in text:
         return Failure("memory", f"The memory was not enough. {kept} Choose a smaller model, less text, or a shorter length.", fatal=True)
     if "CUDA" in text or "AcceleratorError" in text or "Triton Error" in text:
-        return Failure(
-            "device", f"The GPU reported a fault and its worker was restarted. {kept} Run again; if it fails again, choose another method.", fatal=True
-        )
+        return Failure("device", f"The GPU reported a fault and its worker was restarted. {kept} Run again, or choose another method.", fatal=True)
     if isinstance(error, sqlite3.Error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         what = "is locked by another program" if "locked" in text else "is full" if "full" in text or isinstance(error, OSError) else "could not be used"
         return Failure("store", f"The result store or its disk {what}. {kept} Try again in a minute, or tell whoever runs this server.")

@@ -8,15 +8,8 @@ from typing import Any
 import torch
 
 VOCABULARY = 4096  # of the demo tokenizer
-SHARED = {  # fmt: skip
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
+SHARED = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHARED |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
 GATED = SHARED | {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512}
 # By model_type: the further fields of the configuration. What is odd about each is what real models of it do.
 CONFIGS: dict[str, dict[str, Any]] = {

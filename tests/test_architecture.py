@@ -21,8 +21,9 @@ LAYERS = (
     ("explorer.store", "explorer.metrics", "explorer.methods"),
     ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
     ("explorer.worker",),
-    ("explorer.child",),
+    ("explorer.child", "explorer.zerogpu"),
     ("explorer.jobs",),
+    ("explorer.server",),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
@@ -41,6 +42,7 @@ FORBIDDEN = {
         "explorer.qtensor",
     ),
     "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
+    "explorer.server": ("torch", "gradio", "explorer.experiment", "explorer.models", "explorer.store"),
     "explorer.child": ("torch", "gradio", "explorer.experiment"),
     "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.records": ("torch", "numpy", "explorer"),
