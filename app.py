@@ -161,24 +161,27 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
     return WorkerRunner(work, made.limits, session, metrics, delay=4.0)
 
 
+def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:
+    """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
+    metrics.watch(runner)
+    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo"])
+    shapes = forms(blocks)
+    door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names, secure=made.public)] if names else [])]
+    blocks.queue(max_size=256).launch(
+        server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
+        theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
+        show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         made = settings(sys.argv[1:] if argv is None else argv, os.environ)
         names = read(made.auth_file) if made.auth_file else {}
     except InputError as error:
         sys.exit(str(error))
-    catalogue = json.loads((ASSETS / "methods.json").read_text())["methods"]
     metrics = Metrics()
-    runner = runner_of(made, metrics)
-    metrics.watch(runner)
-    blocks = build(runner, seeds(), catalogue, ["demo"])
-    shapes = forms(blocks)
-    door = [Middleware(Guard, forms=lambda: shapes, login=bool(names)), *([Middleware(Login, names=names, secure=made.public)] if names else [])]
-    blocks.queue(max_size=256).launch(
-        server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
-        theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
-        show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
-    )  # fmt: skip
+    serve(made, runner_of(made, metrics), metrics, names)
 
 
 if __name__ == "__main__":

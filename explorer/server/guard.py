@@ -46,9 +46,9 @@ class Forms:
 
 
 class Guard:
-    """Wraps an app. forms() gives the shape of its handlers' inputs; login: whether there are /login and /logout."""
+    """Wraps an app. forms: the shapes of its handlers' inputs; login: whether there are /login and /logout."""
 
-    def __init__(self, app: App, forms: Callable[[], Forms], login: bool = False) -> None:
+    def __init__(self, app: App, forms: Forms, login: bool = False) -> None:
         self._app, self._forms, self._login = app, forms, login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +73,7 @@ class Guard:
             await refuse(send, 404 if method in ("GET", "HEAD", "POST") else 405, "There is nothing here.")
 
     async def _checked(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        forms = self._forms()
+        forms = self._forms
         limit = forms.limit if kind == "event" else SMALL
         body = await _body(scope, receive, limit)
         if body is None:
