@@ -23,6 +23,7 @@ from explorer.records import Event, Progress, QuantSpec, Report, report_from
 from explorer.worker import WorkerSettings
 
 ROOT = Path(__file__).parent.parent
+SLOW = 30.0  # seconds that absmax takes here, to be cancelled
 
 
 class Canned:
@@ -44,11 +45,14 @@ class Canned:
                 yield from waiting(ahead)
                 with self.log.open("a") as file:
                     file.write(f"{time.monotonic()} start {key}\n")
-                for i in range(int(self.seconds / 0.05)):
-                    yield Progress("measure", i, int(self.seconds / 0.05))
-                    time.sleep(0.05)
-                with self.log.open("a") as file:
-                    file.write(f"{time.monotonic()} end {key}\n")
+                try:
+                    steps = int((SLOW if method == "absmax" else self.seconds) / 0.05)
+                    for i in range(steps):
+                        yield Progress("measure", i, steps)
+                        time.sleep(0.05)
+                finally:
+                    with self.log.open("a") as file:
+                        file.write(f"{time.monotonic()} end {key}\n")
             found = self.reports.get(method, self.reports["rtn"])
             spec = QuantSpec.of(method, **params)
             self.made[key] = dataclasses.replace(found, experiment=dataclasses.replace(found.experiment, spec=spec))
