@@ -164,7 +164,8 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
 def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:
     """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
     metrics.watch(runner)
-    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo"])
+    architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
+    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
     shapes = forms(blocks)
     door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names, secure=made.public)] if names else [])]
     blocks.queue(max_size=256).launch(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from explorer import downloads
+from explorer import architectures, downloads
 from explorer.checkpoint import check_config, checked, context_of, read_model
 from explorer.devices import free_memory
 from explorer.hub import Hub, Weight, split_id
@@ -24,7 +24,7 @@ _hub = Hub()  # who is asked when the caller names no hub; a composition root se
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in bfloat16, in evaluation mode on `device`, its tokenizer, and which one it is. `length`: tokens a window may have."""
+    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. `length`: of a window."""
 
     ref: ModelRef
     model: Any
@@ -57,6 +57,8 @@ def resolve(name: str, hub: Hub | None = None) -> ModelRef:
     hub = hub or _hub
     if name == "demo":
         return _folder_ref("demo", DEMO)
+    if name.startswith(architectures.PREFIX):
+        return architectures.resolve(name)
     folder = _named_folder(name, hub)
     if folder is not None:
         check_config(folder)
@@ -89,6 +91,8 @@ def folder_here(ref: ModelRef, hub: Hub | None = None) -> Path | None:
 
 def context(ref: ModelRef, hub: Hub | None = None) -> int:
     """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
+    if ref.random:
+        return min(2048, architectures.known(ref.name)["config"]["max_position_embeddings"])
     folder = folder_here(ref, hub)
     if folder is not None:
         return context_of(check_config(folder))
@@ -123,22 +127,23 @@ def memory_needed(weight: Weight, device: torch.device) -> float:
 
 def fetching(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iterator[Progress]:
     """Yields Progress, returns the folder that holds the model; downloads it unless it is here or will not fit. Raises InputError with a sentence."""
-    folder, hub = folder_here(ref, hub), hub or _hub
-    if folder is None:
+    folder, hub = None if ref.random else folder_here(ref, hub), hub or _hub
+    if folder is None and not ref.random:
         listing = hub.listing(f"{ref.name}@{ref.revision}")
         checked(hub.config(listing), ref.name)
         check_size(ref, device, hub)
         folder = yield from downloads.fetch(hub, listing)
-        yield Progress("load model", 0, 1, ref.name)
     return folder
 
 
-def loading(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iterator[Progress]:
-    """Yields Progress, returns the LoadedModel: exactly this model, fetched first when it is not here. Raises InputError with a sentence."""
+def load(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> LoadedModel:
+    """Loads exactly this model, fetched first when it is not here; of an architecture the skeleton. Raises InputError with a sentence."""
+    if ref.random:
+        return LoadedModel(ref, architectures.skeleton(ref.name, device), None, device, context(ref))
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    folder = yield from fetching(ref, device, hub)
+    folder = _drained(fetching(ref, device, hub))
     config = check_config(folder)
     try:
         model = read_model(folder, config).to(device)
@@ -151,9 +156,8 @@ def loading(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iter
     return LoadedModel(ref, model, tokenizer, device, context_of(config))
 
 
-def load(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> LoadedModel:
-    """`loading` without the progress."""
-    steps = loading(ref, device, hub)
+def _drained(steps: Iterator[Progress]) -> Any:
+    """What a generator returns, without what it yields."""
     while True:
         try:
             next(steps)
@@ -191,8 +195,11 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int = 0) -> torch.Tensor:
     """Cuts a text into windows, [W, length] int64, at most `tokens` in all (concatenate and cut); the first ones, or with a seed others drawn
-    without replacement. Raises InputError if too short.
+    without replacement. Raises InputError if too short. For random weights, which know no text: random ids.
     """
+    if loaded.tokenizer is None:
+        ids = torch.randint(0, loaded.model.config.vocab_size, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(seed))
+        return ids.to(loaded.device)
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     count = min(tokens, ids.numel()) // length
     if count < 1:
