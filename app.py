@@ -20,7 +20,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from explorer.hub import HubSettings, settings_from
-from explorer.jobs import Limits, WorkerRunner
+from explorer.jobs import WorkerRunner
+from explorer.limits import Limits
 from explorer.records import Event, InputError, Progress, Report, report_from
 from explorer.worker import WorkerSettings, local_runner
 from explorer.zerogpu import ZeroGpuRunner

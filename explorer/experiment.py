@@ -34,25 +34,9 @@ from explorer.store import Store, code_version
 from explorer.turns import Line, waiting
 
 ROOT = Path(__file__).parent
-SHARED_CODE = [
-    str(ROOT / f"{name}.py")
-    for name in [
-        "qtensor",
-        "floats",
-        "lattice",
-        "rotation",
-        "qlinear",
-        "calibration",
-        "architectures",
-        "checkpoint",
-        "models",
-        "data",
-        "decode",
-        "llama",
-        "products",
-        "kvcache",
-    ]
-]
+WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "architectures", "checkpoint")
+FORWARD = ("models", "data", "decode", "llama", "products", "kvcache")
+SHARED_CODE = [str(ROOT / f"{name}.py") for name in (*WEIGHTS, *FORWARD)]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
 

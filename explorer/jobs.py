@@ -10,36 +10,19 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from explorer.child import Child
+from explorer.limits import Limits, Shares
 from explorer.records import Answer, Event, InputError, Progress, Report, plain
 from explorer.worker import Failure, WorkerSettings
 
 log = logging.getLogger(__name__)
 TICK = 0.1  # seconds between looks at deadlines
 RECENT = 64  # last events of finished jobs that are kept
-
-
-@dataclass(frozen=True)
-class Limits:
-    """deadline: seconds a job may compute; silence: seconds it may compute without an event; cancel: seconds it has to stop in.
-
-    jobs: in all; jobs_of_session: at once; seconds_of_session: of computing in an hour, 0 for any. remember: seconds that a finished job
-    answers further equal requests. spare: whether a second process stands by.
-    """
-
-    deadline: float = 1800.0
-    silence: float = 240.0
-    cancel: float = 1.5
-    jobs: int = 256
-    jobs_of_session: int = 4
-    seconds_of_session: float = 0.0
-    remember: float = 60.0
-    spare: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,8 +77,7 @@ class WorkerRunner:
         self._lock, self._numbers = threading.RLock(), itertools.count()
         self._jobs: dict[int, Job] = {}
         self._recent: OrderedDict[str, tuple[float, Event]] = OrderedDict()
-        self._sessions: Counter[str] = Counter()
-        self._spent: OrderedDict[str, deque[tuple[float, float]]] = OrderedDict()
+        self._shares = Shares(limits)
         self._worker: Child | None = None
         self._spare: Child | None = None
         self._usual, self._failures, self._not_before = 10.0, 0, time.monotonic() + delay
@@ -156,15 +138,11 @@ class WorkerRunner:
                 yield self._placed(job, item)
         finally:
             with self._lock:
-                self._sessions[session] -= 1
-                self._sessions += Counter()  # drops those who wait for nothing
+                self._shares.leave(session)
                 self._leave(job, box)
 
     def _join(self, session: str, key: str, message: tuple) -> tuple[Job, queue.SimpleQueue]:
-        if session and self._sessions[session] >= self.limits.jobs_of_session:
-            raise InputError(f"You have {self.limits.jobs_of_session} runs on this server already; wait for one of them or cancel it.")
-        if (spent := self._spent_by(session)) and 0 < self.limits.seconds_of_session < spent:
-            raise InputError(f"You have used {spent:.0f} s of computing in the last hour, which is your share; stored results are still shown at once.")
+        self._shares.admit(session)
         job = next((j for j in self._jobs.values() if j.key == key and j.cancelled is None), None)
         if job is None:
             if len(self._jobs) >= self.limits.jobs:
@@ -176,7 +154,7 @@ class WorkerRunner:
         for event in [*job.kept, job.last]:
             box.put(event)
         job.boxes[box] = session
-        self._sessions[session] += 1
+        self._shares.enter(session)
         return job, box
 
     def _leave(self, job: Job, box: queue.SimpleQueue) -> None:
@@ -195,12 +173,6 @@ class WorkerRunner:
             return event
         ahead = sum(j.number < job.number and j.message[0] == "run" for j in list(self._jobs.values()))
         return Progress("waiting", 0, 1, f"{max(1, ahead)} ahead in line, about {max(1, ahead) * self._usual:.0f} s")
-
-    def _spent_by(self, session: str) -> float:
-        entries = self._spent.get(session, deque())
-        while entries and time.monotonic() - entries[0][0] > 3600:
-            entries.popleft()
-        return sum(seconds for _, seconds in entries)
 
     # Below here: what happens when a child speaks, dies, or time passes. Always under the lock.
 
@@ -255,11 +227,7 @@ class WorkerRunner:
             log.warning("a job failed: %s: %s", failure.kind, failure.sentence)
         for box in job.boxes:
             box.put(failure)
-        for session in list(job.boxes.values()) or [job.owner]:
-            self._spent.setdefault(session, deque()).append((now, seconds / max(1, len(job.boxes))))
-            self._spent.move_to_end(session)
-        while len(self._spent) > 1000:
-            self._spent.popitem(last=False)
+        self._shares.charge(list(job.boxes.values()) or [job.owner], seconds)
         self._watch(Finished(_name(job.message, event), outcome, (job.started or now) - job.asked, seconds, event))
 
     def _died(self, child: Child) -> None:

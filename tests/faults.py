@@ -101,6 +101,7 @@ class Faulty:
     def _stopped(self) -> Iterator[Event]:
         yield Progress("work", 0, 2)
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)  # a moment may pass until all threads have stopped
 
 
 def runner(settings: WorkerSettings) -> Faulty:

@@ -146,7 +146,8 @@ async def warm(address: str) -> dict[str, Any]:
 def main() -> None:
     import app
     from explorer.hub import HubSettings
-    from explorer.jobs import Limits, WorkerRunner
+    from explorer.jobs import WorkerRunner
+    from explorer.limits import Limits
     from explorer.server.health import Metrics
     from explorer.server.login import read
     from explorer.ui.visitor import session

@@ -18,7 +18,7 @@ LAYERS = tuple(
 kernels
 explorer.records
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice
-explorer.hub explorer.downloads explorer.checkpoint explorer.turns
+explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.models explorer.data explorer.qlinear explorer.calibration explorer.kvcache
     explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods

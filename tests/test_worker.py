@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from explorer.hub import HubSettings
-from explorer.jobs import Finished, Limits, WorkerRunner
+from explorer.jobs import Finished, WorkerRunner
+from explorer.limits import Limits
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.worker import WorkerSettings, explain
 
