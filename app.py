@@ -111,7 +111,7 @@ def seeds() -> list[Report]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How this server runs. public: whether others than this machine's user can reach it."""
+    """How this server runs. strangers: whether visitors are, although only this machine can reach the port, as behind a proxy."""
 
     name: str = "127.0.0.1"
     port: int | None = None
@@ -121,10 +121,12 @@ class Settings:
     in_process: bool = False
     zero_gpu: bool = False
     open_browser: bool = True
+    strangers: bool = False
 
     @property
     def public(self) -> bool:
-        return self.name not in ("127.0.0.1", "localhost", "::1")
+        """Whether others than this machine's user can reach it."""
+        return self.strangers or self.name not in ("127.0.0.1", "localhost", "::1")
 
     @property
     def limits(self) -> Limits:
@@ -137,12 +139,14 @@ def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser = argparse.ArgumentParser(prog="python app.py", description="Serves the Quantization Explorer.")
     parser.add_argument("--auth-file", type=Path, default=environment.get("QUANTIZATION_EXPLORER_AUTH_FILE"), help="who may log in")
     parser.add_argument("--in-process", action="store_true", help="compute in this process: less memory, but a fault there ends the server")
+    parser.add_argument("--public", action="store_true", help="visitors are strangers, as behind a proxy: no folders by name, a share of time for each")
     args = parser.parse_args(argv)
     name = environment.get("GRADIO_SERVER_NAME", "127.0.0.1")
     made = Settings(
         name, int(environment["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in environment else None,
         Path(environment.get("QUANTIZATION_EXPLORER_STORE", Settings.store)).absolute(), settings_from(environment),
-        Path(args.auth_file) if args.auth_file else None, args.in_process, "SPACES_ZERO_GPU" in environment, "GRADIO_SERVER_NAME" not in environment,
+        Path(args.auth_file) if args.auth_file else None, args.in_process, "SPACES_ZERO_GPU" in environment,
+        "GRADIO_SERVER_NAME" not in environment, args.public,
     )  # fmt: skip
     folders = environment.get("QUANTIZATION_EXPLORER_FOLDERS", "")
     if made.public or folders:  # a visitor must not learn which folders there are
@@ -168,7 +172,7 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
     blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
     shapes = forms(blocks)
-    door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names, secure=made.public)] if names else [])]
+    door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names)] if names else [])]
     blocks.queue(max_size=256).launch(
         server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
         theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,

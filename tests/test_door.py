@@ -127,8 +127,8 @@ def test_passwords_and_their_file(tmp_path: Path) -> None:
     assert lockout.left("address 1.2.3.4") > 0 and lockout.left("name 1") == 0 and len(lockout._wrong) <= 10_000
 
 
-@pytest.mark.parametrize(("name", "folders"), [("127.0.0.1", None), ("0.0.0.0", ())])
-def test_a_public_server_names_no_folders_and_shares_its_time(name: str, folders: tuple | None) -> None:
-    made = app.settings([], {"GRADIO_SERVER_NAME": name, "GRADIO_SERVER_PORT": "7860", "HF_TOKEN": "hf_secret"})
+@pytest.mark.parametrize(("name", "arguments", "folders"), [("127.0.0.1", [], None), ("0.0.0.0", [], ()), ("127.0.0.1", ["--public"], ())])
+def test_a_public_server_names_no_folders_and_shares_its_time(name: str, arguments: list[str], folders: tuple | None) -> None:
+    made = app.settings(arguments, {"GRADIO_SERVER_NAME": name, "GRADIO_SERVER_PORT": "7860", "HF_TOKEN": "hf_secret"})
     assert made.hub.folders == folders and made.public == (folders is not None) and bool(made.limits.seconds_of_session) == made.public
     assert "hf_secret" not in repr(made)

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from explorer import models
 from explorer.hub import HubSettings
 from explorer.jobs import Finished, WorkerRunner
 from explorer.limits import Limits
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.worker import WorkerSettings, explain
+from explorer.zerogpu import ZeroGpuRunner
 
 ROOT = Path(__file__).parent.parent
 LIMITS = Limits(deadline=2.0, silence=1.0, cancel=0.4, jobs=12, remember=0.0)
@@ -238,3 +240,21 @@ def test_real_experiments_run_in_a_worker(tmp_path: Path, tiny_folder: Path) -> 
 def test_explanations_name_no_path_and_fit_a_line() -> None:
     for error in (KeyError("x" * 5000), ValueError("CUDA error: device-side assert"), OSError(28, "No space left")):
         assert len(explain(error).sentence) < 400
+
+
+def test_zero_gpu_runs_in_the_decorated_call(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for `spaces.GPU`: what is asked for, events as they are, an error as its sentence."""
+    monkeypatch.setattr(models, "_hub", models._hub)  # put back at the end what the call sets
+    asked: list[int] = []
+
+    def gpu(duration: int) -> object:
+        asked.append(duration)
+        return lambda function: function
+
+    runner = ZeroGpuRunner(WorkerSettings(tmp_path / "r.db", HubSettings(cache=tmp_path, shared=None, offline=True)), gpu)
+    assert asked == [60] and runner.healthy()
+    with pytest.raises(InputError, match="no method"):
+        list(runner.run(str(tiny_folder), "magic", {}))
+    events = runner.run(str(tiny_folder), "rtn", {"bits": 4}, tokens=256, length=128)
+    assert isinstance(next(events), Progress)
+    events.close()

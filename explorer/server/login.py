@@ -81,10 +81,10 @@ class Lockout:
 
 
 class Login:
-    """An ASGI middleware: whoever has no valid cookie sees the login form, and nothing else but /healthz. secure: whether cookies need https."""
+    """An ASGI middleware: whoever has no valid cookie sees the login form, and nothing else but OPEN."""
 
-    def __init__(self, app: App, names: dict[str, str], secure: bool = False) -> None:
-        self._app, self._names, self._secure = app, names, secure
+    def __init__(self, app: App, names: dict[str, str]) -> None:
+        self._app, self._names = app, names
         self._secret, self._lockout = secrets.token_bytes(32), Lockout()
         self._nobody = hashed(secrets.token_hex(8))
 
@@ -132,7 +132,7 @@ class Login:
             self._lockout.wrong(*keys)
             return form("Name or password is wrong.", 401)
         response = RedirectResponse("./", 303)
-        response.set_cookie(COOKIE, self.cookie(name), max_age=HOURS * 3600, httponly=True, samesite="lax", secure=self._secure)
+        response.set_cookie(COOKIE, self.cookie(name), max_age=HOURS * 3600, httponly=True, samesite="lax", secure=request.url.scheme == "https")
         return response
 
 
