@@ -100,7 +100,9 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
 def origin(report: Report) -> str:
     """Where a report's numbers come from."""
     p = report.provenance
-    return "recorded" if p.get("recorded") else "from the store" if p.get("from_store") else "measured now"
+    if p.get("recorded") or p.get("from_store"):
+        return "recorded" if p.get("recorded") else "from the store"
+    return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
 
 
 def circumstances(reports: Sequence[Report]) -> str:
