@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.__main__ import main, relative_error, tolerance
+from kernels.__main__ import main
+from kernels.bench.check import relative_error, served, tolerance
 from kernels.codes import assembly
-from kernels.op import REFERENCE, Case, choose, dequantize, ops, random_weight
-from kernels.packing import PLANES, pack_planar, swizzle, unpack_planar
+from kernels.floats import FORMATS, bias, float_format, float_values
+from kernels.op import REFERENCE, Activation, choose, dequantize, ops
+from kernels.packing import PLANES, pack_planar, pack_table, swizzle, unpack_planar
+from kernels.product import Case, random_weight
 from kernels.timing import time_call
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +41,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def nan_empty(*size, **options):
         made = empty(*size, **options)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
+        return made.fill_(torch.nan) if made.is_floating_point() and made.element_size() > 1 else made
 
     monkeypatch.setattr(torch, "empty", nan_empty)
 
@@ -46,22 +49,24 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("op", "form"), ALL)
 def test_every_case_agrees_with_float64(op, form, device: str, poisoned: None) -> None:
-    if device == "cuda" and form.name == "cpu":
+    if device == "cuda" and form not in op.gpu:
         pytest.skip("needs no GPU: this form is for CPUs")
-    served = [case for case in op.cases if not form.refuses(weight_of(case))]
-    assert served, f"{op.name} has no case for its {form.name} form"
-    for case in served:
-        for dtype in (torch.bfloat16,) if form.name == "cpu" else (torch.float16, torch.bfloat16):
+    cases = served(op, form)
+    assert cases, f"{op.name} has no case for its {form.name} form"
+    for case in cases:
+        for dtype in (torch.float16, torch.bfloat16) if form in op.gpu else (torch.bfloat16,):
             assert relative_error(op, form, case, dtype, torch.device(device)) <= tolerance(form, dtype), (case, dtype)
 
 
 def test_all_codes_are_exact_one_by_one() -> None:
     """The identity as input reads every weight out: all codes of all widths, in the Triton form, to the last bit of fp16 products."""
-    for op in (op for op in ops().values() if not op.activation):
-        for bits in range(op.bits[0], op.bits[1] + 1):
-            w = weight_of(Case(1, 16, 256, bits, 0))
-            read = op.triton.run(torch.eye(256), op.triton.pack(w)).T
-            assert torch.equal(read, dequantize(w))
+    for op in (op for op in ops().values() if op.bits and not op.activation):
+        formats = [(bits, "") for bits in range(op.bits[0], op.bits[1] + 1)]
+        formats += [(bits, name) for name, (bits, _mantissa) in FORMATS.items() if op.bits[0] <= bits <= op.bits[1]]
+        for bits, name in [*formats, *([(4, "table")] if op.name == "int4_matmul" else [])]:
+            w = weight_of(Case(1, 16, 256, bits, 0, codebook=name))
+            read = op.gpu[0].run(torch.eye(256), op.gpu[0].pack(w)).T
+            assert torch.equal(read, dequantize(w)), (bits, name)
 
 
 @pytest.mark.parametrize(("bits", "block"), [(2, 128), (2, 64), (3, 256), (3, 128), (4, 128), (4, 32), (8, 64)])
@@ -96,6 +101,13 @@ def run_assembly(text: str, inputs: list[int], outputs: int) -> list[int]:
             assert torch.equal(rounded.double(), exact), "not exact"
             low, high = rounded.view(torch.uint16).tolist()
             words[target] = low | high << 16
+        elif name == "prmt.b32":
+            table = value(rest[0]).to_bytes(4, "little") + value(rest[1]).to_bytes(4, "little")
+            picks = [value(rest[2]) >> 4 * i & 15 for i in range(4)]
+            assert max(picks) < 8, "the upper bit of a selector repeats a sign"
+            words[target] = int.from_bytes(bytes(table[i] for i in picks), "little")
+        elif name == "and.b32":
+            words[target] = value(rest[0]) & value(rest[1])
         elif name == "lop3.b32":
             assert rest[3] == "0xea"
             words[target] = (value(rest[0]) & value(rest[1])) | value(rest[2])
@@ -124,31 +136,76 @@ def test_assembly_means_what_the_plain_form_does(bits: int, bf16: bool) -> None:
         assert torch.equal(values, codes[row].float() - 2 ** (bits - 1))
 
 
+@pytest.mark.parametrize("name", ["e2m1", "e3m2", "e4m3", "e5m2", "table"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_assembly_of_floats_and_tables_gives_their_values(name: str, bf16: bool) -> None:
+    bits = 4 if name in ("e2m1", "table") else 8
+    planes, dtype = PLANES[bits], torch.bfloat16 if bf16 else torch.float16
+    table = tuple((torch.linspace(-1, 1, 16) ** 3).to(dtype).tolist()) if name == "table" else ()
+    if table:
+        stored, values = torch.arange(16), torch.tensor(table)
+    else:  # 6-bit floats are stored with their sign in bit 7
+        own, value = FORMATS[name][0], float_values(name) / (1 if bf16 else 2.0 ** (15 - bias(name)))
+        patterns = torch.arange(2**own)[(value != 0) | (torch.arange(2**own) == 0)]
+        size = patterns & (2 ** (own - 1) - 1)
+        stored = (patterns >> (own - 1) << (bits - 1)) | size
+        values = torch.zeros(2**bits).index_put((stored,), value[patterns])
+    codes = stored.repeat(4 * planes)[torch.randperm(len(stored) * 4 * planes, generator=torch.Generator().manual_seed(0))].view(-1, 4 * planes).to(torch.uint8)
+    packed = (pack_table(codes, 4 * planes) if table else pack_planar(swizzle(codes), 4 * planes, bits))["codes"]
+    for row in range(len(codes)):
+        word = int.from_bytes(bytes(packed[row].tolist()), "little")
+        found = torch.tensor(run_assembly(assembly(bits, bf16, "" if table else name, table), [word], 2 * planes), dtype=torch.int64).to(torch.uint32)
+        assert torch.equal(found.view(dtype).float(), values[codes[row].long()])
+
+
 def test_packed_bytes_are_half_or_one_a_code() -> None:
     w = weight_of(Case(1, 64, 256, 4, 64))
     for bits in (2, 3):
-        tensors = ops()["int4_matmul"].triton.pack(weight_of(Case(1, 64, 256, bits, 64))).tensors
+        tensors = ops()["int4_matmul"].gpu[0].pack(weight_of(Case(1, 64, 256, bits, 64))).tensors
         assert sum(tensors[name].nbytes for name in ("codes", "high") if name in tensors) * 8 == bits * 64 * 256
-    assert all(form.pack(w).tensors["codes"].nbytes == 64 * 128 for form in (ops()["int4_matmul"].triton, ops()["int4_matmul"].cpu))
+    assert all(form.pack(w).tensors["codes"].nbytes == 64 * 128 for form in (ops()["int4_matmul"].gpu[0], ops()["int4_matmul"].cpu[0]))
     w = weight_of(Case(1, 64, 256, 8, 0))
-    assert all(form.pack(w).tensors["codes"].nbytes == 64 * 256 for form in (ops()["int8_matmul"].triton, ops()["int8_matmul"].cpu))
+    assert all(form.pack(w).tensors["codes"].nbytes == 64 * 256 for form in (ops()["int8_matmul"].gpu[0], ops()["int8_matmul"].cpu[0]))
 
 
 def test_dispatch_names_what_runs_and_why() -> None:
+    """The kernel a Report names: on a GPU every format of every method has one."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose(weight_of(Case(1, 64, 256, 3, 64)), cpu)[:2] == ("int4_matmul", ops()["int4_matmul"].cpu)
-    assert choose(weight_of(Case(1, 64, 256, 6, 0)), cpu)[0] == "int8_matmul"
-    name, form, why = choose(weight_of(Case(1, 64, 256, 4, 64, codebook=True)), cpu)
-    assert form is REFERENCE and "codebook" in why and "reference" not in name
-    assert choose(weight_of(Case(1, 64, 256, 4, 64, codebook=True)), cuda)[1].name == "triton"
-    assert "groups" in choose(weight_of(Case(1, 64, 256, 8, 64)), cpu)[2]
+    name = lambda case, device: "{} ({})".format(*(lambda op, form, _why: (op, form.name))(*choose(weight_of(case), device)))  # noqa: E731
+    nf4, mxfp4, nvfp4 = Case(1, 64, 256, 4, 64, codebook="table"), Case(1, 64, 256, 4, 32, codebook="e2m1"), Case(1, 64, 256, 4, 16, codebook="e2m1")
+    q6k, mxfp8, fp8 = Case(1, 64, 256, 6, 16), Case(1, 64, 256, 8, 32, codebook="e5m2"), Case(1, 64, 256, 8, 0, activation=Activation("e5m2"))
+    assert name(Case(1, 64, 256, 3, 64), cpu) == name(Case(1, 64, 256, 1, 0, codebook="table"), cpu) == "int4_matmul (cpu)"
+    assert name(Case(1, 64, 256, 6, 0), cpu) == "int8_matmul (cpu)"
+    assert name(nf4, cpu) == name(mxfp4, cpu) == name(nvfp4, cpu) == "int4_matmul (summed 4-bit codes)" and name(q6k, cpu) == "int8_matmul (summed 4-bit codes)"
+    assert name(mxfp8, cpu) == "int8_matmul (16-bit copy)" and name(fp8, cpu) == "w8a8_fp8_matmul (16-bit copy)"
+    assert {name(case, cuda) for case in (nf4, mxfp4, nvfp4)} == {"int4_matmul (triton)"} and name(q6k, cuda) == name(mxfp8, cuda) == "int8_matmul (triton)"
+    assert name(fp8, cuda) == "w8a8_fp8_matmul (triton)"
+    odd = choose(weight_of(Case(1, 64, 240, 8, 48, activation=Activation("int8"))), cuda)
+    assert odd[1] is REFERENCE and "groups" in odd[2] and "reference" not in odd[0]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_small_floats_have_the_values_of_their_definition(name: str) -> None:
+    bits, mantissa = FORMATS[name]
+    values, one = float_values(name), (2 ** (bits - 1 - mantissa - 1) - 1) << mantissa  # the pattern of 1.0
+    assert values[one] == 1 and values[one + 1] == 1 + 2.0**-mantissa and values[1] == 2.0 ** (1 - bias(name) - mantissa)
+    assert torch.equal(values[2 ** (bits - 1) :], -values[: 2 ** (bits - 1)]) and float_format(values) == name
+    assert float_format(values.flip(0)) == ""
+
+
+def test_scales_are_kept_in_the_narrowest_exact_format() -> None:
+    pack = ops()["int4_matmul"].gpu[0].pack
+    kinds = {"e8m0": torch.uint8, "e4m3": torch.uint8, "nested": torch.uint8, "": torch.bfloat16, "float32": torch.float32}
+    for kind, dtype in kinds.items():
+        packed = pack(weight_of(Case(1, 48, 256, 4, 64, codebook="table", scale=kind)))
+        assert packed.tensors["scale"].dtype == dtype and packed.meta[0].scale_kind == (kind if dtype == torch.uint8 else "number")
 
 
 def test_the_op_can_be_traced_without_running() -> None:
     op = ops()["int4_matmul"]
-    packed = op.triton.pack(weight_of(Case(2, 64, 256, 4, 64)))
+    packed = op.gpu[0].pack(weight_of(Case(2, 64, 256, 4, 64)))
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        assert op.triton.run(torch.empty(2, 256), packed).shape == (2, 64)
+        assert op.gpu[0].run(torch.empty(2, 256), packed).shape == (2, 64)
 
 
 def test_machine_code_for_three_gpus(tmp_path: Path) -> None:
