@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -11,6 +12,15 @@ from kernels.formats import group_of, integers
 from kernels.op import Form, LowBitWeight, Packed, dequantize, per_group, round_activation
 
 CPU_GROUPS = (256, 128, 64, 32)  # what torch's 4-bit CPU operator takes
+MANY = 2  # times as many rows as inputs: then reading the weight out first is faster than the 4-bit operator
+
+
+def by_rows(x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """run(x), x [M, K] bfloat16; with many rows x times the weight that run gives for the identity: torch's 4-bit operator is made for few rows."""
+    k = x.shape[1]
+    return x @ run(torch.eye(k, dtype=x.dtype)) if len(x) > MANY * k else run(x)
+
+
 EXACT = 1e-3  # how far, in Frobenius norm, a table may be from the sums of its codes: less than bfloat16 rounds
 
 
@@ -88,13 +98,17 @@ def _pairs(scale: Tensor, shift: Tensor, n: int, groups: int) -> Tensor:
 
 
 def _nibbles_run(x: Tensor, packed: Packed) -> Tensor:
-    t, (group, parts), narrow = packed.tensors, packed.meta, x.bfloat16()
-    if group == 16:
-        runs = narrow.unflatten(1, (-1, 16))
-        wide = torch.cat([runs, runs / 16], -1).flatten(1)
-    else:
-        wide = narrow.repeat(1, parts)
-    return torch.ops.aten._weight_int4pack_mm_for_cpu(wide, t["codes"], max(group, 32), t["scale"]).to(x.dtype)
+    t, (group, parts) = packed.tensors, packed.meta
+
+    def run(narrow: Tensor) -> Tensor:
+        if group == 16:
+            runs = narrow.unflatten(1, (-1, 16))
+            wide = torch.cat([runs, runs / 16], -1).flatten(1)
+        else:
+            wide = narrow.repeat(1, parts)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(wide, t["codes"], max(group, 32), t["scale"])
+
+    return by_rows(x.bfloat16(), run).to(x.dtype)
 
 
 NIBBLES = Form(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import formats, low_bit_matmul
-from kernels.cpu_forms import COPY, CPU_GROUPS, NIBBLES
+from kernels.cpu_forms import COPY, CPU_GROUPS, NIBBLES, by_rows
 from kernels.op import Form, LowBitWeight, Packed
 from kernels.product import Case, product_op
 
@@ -51,7 +51,7 @@ def _cpu_pack(w: LowBitWeight) -> Packed:
 def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
     # Other dtypes than bf16 take a scalar path that is 50 times slower.
     t = packed.tensors
-    return torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), t["codes"], packed.meta[0], t["scale"]).to(x.dtype)
+    return by_rows(x.bfloat16(), lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, t["codes"], packed.meta[0], t["scale"])).to(x.dtype)
 
 
 TRITON = Form("triton", _triton_refuses, formats.pack, low_bit_matmul.run, "codes occupy their own 2, 3 or 4 bits")
@@ -73,6 +73,7 @@ OP = product_op(
         *(Case(m, 48, 256, 4, 64, codebook="table", scale="nested") for m in (1, 130)), Case(3, 300, 256, 4, 64, codebook="table", scale="nested"),
         *(Case(m, 48, 256, 4, 32, codebook="e2m1", scale="e8m0") for m in (1, 33, 130)), Case(3, 37, 96, 4, 32, codebook="e2m1", scale="e8m0"),
         *(Case(m, 48, 256, 4, 16, codebook="e2m1", scale="e4m3") for m in (1, 33, 130)), Case(3, 37, 80, 4, 16, codebook="e2m1", scale="e4m3"),
+        Case(300, 48, 128, 4, 64), Case(300, 48, 128, 4, 32, codebook="table"),
         *(Case(m, 48, 256, 1, g, codebook="table") for m in (1, 33) for g in (0, 64)),
     ),
 )  # fmt: skip
