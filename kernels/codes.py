@@ -50,7 +50,9 @@ def assembly(bits: int, bf16: bool, name: str = "", table: tuple[float, ...] = (
 def _float_assembly(bits: int, bf16: bool, name: str) -> str:
     mantissa, planes = FORMATS[name][1], PLANES[bits]
     low = (7 if bf16 else 10) - mantissa  # where the magnitude goes
-    lines = ["{ .reg .b32 t, u;"]
+    lines = ["{ .reg .b32 t, u, a, c;"]
+    if bf16:
+        lines.append(f"mov.b32 a, {_pair(2.0 ** (127 - bias(name)), True)}; mov.b32 c, {_pair(-0.0, True)};")
     for plane in range(planes):
         for odd in range(2):
             place, out = plane * bits + 8 * odd, f"${2 * plane + odd}"
@@ -59,7 +61,7 @@ def _float_assembly(bits: int, bf16: bool, name: str) -> str:
             lines.append(_shift("u", f"${2 * planes}", place - low))
             lines.append(f"lop3.b32 {out}, u, {_repeat((2 ** (bits - 1) - 1) << low)}, {out}, 0xea;")
             if bf16:
-                lines.append(f"fma.rn.bf16x2 {out}, {out}, {_pair(2.0 ** (127 - bias(name)), True)}, {_pair(-0.0, True)};")
+                lines.append(f"fma.rn.bf16x2 {out}, {out}, a, c;")
     return " ".join([*lines, "}"])
 
 

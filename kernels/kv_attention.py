@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.codes import plane_code, to_float
+from kernels.codes import assembly, constraints, plane_code, planes_by_assembly, to_float
 from kernels.op import Baseline, Form, Op, Packed
 
 GROUP = 32  # tokens of a key's channel, or channels of a value, that share a scale and a minimum
@@ -49,11 +49,10 @@ def _weigh(score, peak, total):
 
 
 @triton.jit
-def _value_plane(word, scale, low, PLANE: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr, INSIDE: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr):
-    """One plane of values [GROUPS * INSIDE, TOKENS] from bytes; scale and low [GROUPS, TOKENS]."""
-    code = tl.reshape(to_float(plane_code(word, word, PLANE, BITS), 2 ** (BITS - 1)).to(tl.float32), (GROUPS, INSIDE, TOKENS))
-    value = code * scale[:, None, :] + (low + scale * 2 ** (BITS - 1))[:, None, :]
-    return tl.reshape(value.to(DTYPE), (GROUPS * INSIDE, TOKENS))
+def _scaled(code, scale, low, GROUPS: tl.constexpr, INSIDE: tl.constexpr, TOKENS: tl.constexpr):
+    """Codes [TOKENS, GROUPS * INSIDE] times scale plus low, both [TOKENS, GROUPS], turned over."""
+    value = tl.reshape(code, (TOKENS, GROUPS, INSIDE)) * scale[:, :, None] + low[:, :, None]
+    return tl.trans(tl.reshape(value.to(code.dtype), (TOKENS, GROUPS * INSIDE)))
 
 
 @triton.jit
@@ -61,6 +60,7 @@ def kv_attention_kernel(
     q_ptr, key_codes_ptr, key_scale_ptr, key_low_ptr, value_codes_ptr, value_scale_ptr, value_low_ptr, keys_ptr, values_ptr, part_ptr, peak_ptr, total_ptr,
     tokens, newest, heads, factor, splits,
     D: tl.constexpr, BITS: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr,
+    ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
 ):  # fmt: skip
     """One split of one key head a program. q [B, H * heads, D]; part [B H, splits + 1, heads, D], peak and total [B H, splits + 1, heads] float32."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -69,6 +69,8 @@ def kv_attention_kernel(
     WIDTH: tl.constexpr = D // PLANES
     GROUPS: tl.constexpr = D // TOKENS
     i, g = tl.arange(0, WIDTH), tl.arange(0, GROUPS)
+    place = (i // 4) * 4 + (i % 2) * 2 + (i % 4) // 2 if ASM != "" else i  # the byte that an unpacked code comes from
+    MIDDLE: tl.constexpr = 2 ** (BITS - 1)
     query = q_ptr + (row * heads + h[None, :]) * D
     there = (h < heads)[None, :]
     peak, total = tl.full((HEADS,), -1e30, tl.float32), tl.zeros((HEADS,), tl.float32)
@@ -94,30 +96,41 @@ def kv_attention_kernel(
             token = row * tokens + group * TOKENS + t
             word = tl.load(key_codes_ptr + token[:, None] * WIDTH + i[None, :])
             score = tl.zeros((TOKENS, HEADS), tl.float32)
+            if ASM != "":
+                codes = planes_by_assembly(word, word, word, ASM, REGISTERS, BITS, ASM_BF16)
             for plane in tl.static_range(PLANES):
-                d = i * PLANES + plane
+                d = place * PLANES + plane
                 shared = (row * (tokens // TOKENS) + group) * D + d
                 scale, low = tl.load(key_scale_ptr + shared).to(tl.float32), tl.load(key_low_ptr + shared).to(tl.float32)
                 q = tl.load(query + d[:, None], mask=there, other=0.0).to(tl.float32) * factor
-                score = tl.dot(to_float(plane_code(word, word, plane, BITS), 2 ** (BITS - 1)).to(DTYPE), (q * scale[:, None]).to(DTYPE), score, input_precision="ieee")
-                score += tl.sum(q * (low + scale * 2 ** (BITS - 1))[:, None], 0)[None, :]
+                key = codes[plane].to(DTYPE) if ASM != "" else to_float(plane_code(word, word, plane, BITS), MIDDLE).to(DTYPE)
+                score = tl.dot(key, (q * scale[:, None]).to(DTYPE), score, input_precision="ieee")
+                score += tl.sum(q * (low + scale * MIDDLE)[:, None], 0)[None, :]
             weight, before, peak, total = _weigh(score, peak, total)
             weight = weight.to(DTYPE)
-            word = tl.load(value_codes_ptr + token[None, :] * WIDTH + i[:, None])
-            shared = token[None, :] * GROUPS + g[:, None]
-            scale, low = tl.load(value_scale_ptr + shared).to(tl.float32), tl.load(value_low_ptr + shared).to(tl.float32)
-            acc0 = tl.dot(_value_plane(word, scale, low, 0, BITS, GROUPS, TOKENS // PLANES, TOKENS, DTYPE), weight, acc0 * before[None, :], input_precision="ieee")
-            if PLANES > 1:
-                acc1 = tl.dot(_value_plane(word, scale, low, 1, BITS, GROUPS, TOKENS // PLANES, TOKENS, DTYPE), weight, acc1 * before[None, :], input_precision="ieee")
-            if PLANES > 2:
-                acc2 = tl.dot(_value_plane(word, scale, low, 2, BITS, GROUPS, TOKENS // PLANES, TOKENS, DTYPE), weight, acc2 * before[None, :], input_precision="ieee")
-                acc3 = tl.dot(_value_plane(word, scale, low, 3, BITS, GROUPS, TOKENS // PLANES, TOKENS, DTYPE), weight, acc3 * before[None, :], input_precision="ieee")
-        tl.store(out + (i * PLANES)[:, None], acc0, mask=there)
+            word = tl.load(value_codes_ptr + token[:, None] * WIDTH + i[None, :])
+            if ASM != "":
+                codes = planes_by_assembly(word, word, word, ASM, REGISTERS, BITS, ASM_BF16)
+            shared = token[:, None] * GROUPS + g[None, :]
+            scale = tl.load(value_scale_ptr + shared)
+            low = (tl.load(value_low_ptr + shared).to(tl.float32) + scale.to(tl.float32) * MIDDLE).to(DTYPE)
+            for plane in tl.static_range(PLANES):
+                code = codes[plane].to(DTYPE) if ASM != "" else to_float(plane_code(word, word, plane, BITS), MIDDLE).to(DTYPE)
+                value = _scaled(code, scale.to(DTYPE), low, GROUPS, TOKENS // PLANES, TOKENS)
+                if plane == 0:
+                    acc0 = tl.dot(value, weight, acc0 * before[None, :], input_precision="ieee")
+                elif plane == 1:
+                    acc1 = tl.dot(value, weight, acc1 * before[None, :], input_precision="ieee")
+                elif plane == 2:
+                    acc2 = tl.dot(value, weight, acc2 * before[None, :], input_precision="ieee")
+                else:
+                    acc3 = tl.dot(value, weight, acc3 * before[None, :], input_precision="ieee")
+        tl.store(out + (place * PLANES)[:, None], acc0, mask=there)
         if PLANES > 1:
-            tl.store(out + (i * PLANES + 1)[:, None], acc1, mask=there)
+            tl.store(out + (place * PLANES + 1)[:, None], acc1, mask=there)
         if PLANES > 2:
-            tl.store(out + (i * PLANES + 2)[:, None], acc2, mask=there)
-            tl.store(out + (i * PLANES + 3)[:, None], acc3, mask=there)
+            tl.store(out + (place * PLANES + 2)[:, None], acc2, mask=there)
+            tl.store(out + (place * PLANES + 3)[:, None], acc3, mask=there)
     at = (row * (splits + 1) + split) * heads + h
     tl.store(peak_ptr + at, peak, mask=h < heads)
     tl.store(total_ptr + at, total, mask=h < heads)
@@ -144,12 +157,14 @@ def kv_attention(q: Tensor, parts: list[Tensor], bits: int) -> Tensor:
     heads, wide = rows // kv_heads, q.device.type == "cpu" or q.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
     splits = max(1, min(tokens // GROUP, 2 * processors // (batch * kv_heads), 64))
+    bf16 = q.dtype == torch.bfloat16 and bits < 8
     part = torch.empty(batch * kv_heads, splits + 1, heads, size, dtype=torch.float32, device=q.device)
     peak, total = (torch.empty(batch * kv_heads, splits + 1, heads, dtype=torch.float32, device=q.device) for _ in range(2))
     kv_attention_kernel[(batch * kv_heads, splits + 1)](
         q.contiguous(), *(t.contiguous() for t in parts), part, peak, total, tokens, newest, heads, size**-0.5, splits,
         D=size, BITS=bits, HEADS=max(8, triton.next_power_of_2(heads)), TOKENS=GROUP,
-        DTYPE=tl.float32 if wide else tl.float16 if q.dtype == torch.float16 else tl.bfloat16, num_warps=4, num_stages=3,
+        DTYPE=tl.float32 if wide else tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
+        ASM="" if wide else assembly(bits, bf16), REGISTERS=constraints(bits), ASM_BF16=bf16, num_warps=4, num_stages=3,
     )  # fmt: skip
     y = torch.empty(batch, rows, size, dtype=torch.float32 if wide else q.dtype, device=q.device)
     join_splits_kernel[(batch * kv_heads, heads)](part, peak, total, y, splits + 1, heads, D=size, PARTS=triton.next_power_of_2(splits + 1))

@@ -66,10 +66,10 @@ def scaled_matmul_kernel(
     tl.store(y_ptr + m[:, None].to(tl.int64) * n_size + n[None, :], y.to(y_ptr.dtype.element_ty), mask=(m < m_size)[:, None] & (n < n_size)[None, :])
 
 
-def default_tile(m: int) -> Tile:
-    """A tile as narrow as the rows allow."""
-    rows = 16 if m <= 16 else 64 if m <= 256 else 128
-    return Tile(rows, 128 if m > 256 else 64, 1, 8 if m > 256 else 4, 3)
+def default_tile(m: int, integer: bool) -> Tile:
+    """A tile as narrow as the rows allow; float8 keeps two sums for each output and has registers for half a tile."""
+    rows = 16 if m <= 16 else 64 if m <= 256 or not integer else 128
+    return Tile(rows, 128 if m > 256 else 64, 1, 8 if rows == 128 else 4, 3)
 
 
 @torch.library.custom_op("quantization_explorer::scaled_matmul", mutates_args=())
@@ -85,7 +85,7 @@ def scaled_matmul(
     wide = x.device.type == "cpu" or x.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly and cuts bits off
     dtype = tl.float32 if wide else tl.float16 if x.dtype == torch.float16 else tl.bfloat16
     y = torch.empty(m, n, dtype=torch.float32 if wide else x.dtype, device=x.device)
-    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m)
+    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m, kind == "int8")
     scaled_matmul_kernel[(triton.cdiv(n, tile.columns) * triton.cdiv(m, tile.rows),)](
         rounded, codes, scale_x, scale, y, x, columns if kept is not None else scale, kept if kept is not None else scale,
         m, n, k, x.stride(0), 0 if kept is None else kept.shape[1],
