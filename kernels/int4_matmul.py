@@ -62,6 +62,10 @@ OP = product_op(
     gpu=(TRITON,),
     cpu=(Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 1- to 3-bit codes occupy 4 bits"), NIBBLES, COPY),
     bits=(1, 4),
+    timed=(
+        Case(0, 0, 0, 4, 128), Case(0, 0, 0, 3, 128), Case(0, 0, 0, 2, 128), Case(0, 0, 0, 4, 64, codebook="table", scale="float32"),
+        Case(0, 0, 0, 4, 32, codebook="e2m1", scale="e8m0"), Case(0, 0, 0, 4, 16, codebook="e2m1", scale="e4m3"),
+    ),
     cases=(
         *(Case(m, 64, 256, 4, g, s) for m in (1, 5, 33) for g in (32, 64, 128, 0, -1) for s in (True, False)),
         *(Case(m, 48, 384, bits, g, s) for m in (1, 33) for bits in (2, 3) for g in (32, 64, 128, 0) for s in (True, False)),

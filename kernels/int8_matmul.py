@@ -50,6 +50,7 @@ OP = product_op(
     gpu=(Form("triton", formats.refuses, formats.pack, low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),),
     cpu=(Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"), NIBBLES, COPY),
     bits=(5, 8),
+    timed=(Case(0, 0, 0, 8, 0), Case(0, 0, 0, 6, 16)),
     cases=(
         *(Case(m, 64, 256, 8, g, s) for m in (1, 5, 33) for g in (64, 0, -1) for s in (True, False)),
         Case(3, 32, 2048, 8, 0), Case(130, 48, 384, 6, 128, False), Case(2, 48, 384, 6, 16), Case(33, 48, 96, 8, 32, scale="float32"),

@@ -254,7 +254,7 @@ OP = Op(
         *(Case(2, 2, 4, 64, 96, 33, bits) for bits in (8, 4, 2)), Case(1, 1, 1, 128, 256, 1, 4), Case(1, 3, 7, 32, 32, 40, 8), Case(2, 1, 2, 64, 0, 5, 4),
         Case(1, 2, 8, 128, 512, 63, 8),
     ),
-    timed=tuple(Case(batch, 8, 4, 128, tokens, 48, bits) for batch, tokens in ((1, 8192), (8, 32768)) for bits in (8, 4)),
+    timed=tuple(Case(batch, 8, 4, 128, tokens, 48, bits) for batch, tokens in ((1, 8192), (1, 32768), (8, 8192)) for bits in (8, 4)),
     problem=_problem,
     reference=_reference,
     flops=lambda case: 4.0 * case.batch * case.kv_heads * case.heads * case.size * (case.tokens + case.newest),

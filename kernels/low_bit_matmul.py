@@ -177,14 +177,16 @@ def low_bit_matmul(
     at = Layout(*layout)
     m, x = x.shape[0], x.contiguous()
     steps = triton.cdiv(at.k, at.block)
-    tile = None if m >= MANY_ROWS else chosen_tile(m, at, steps, x.device)
+    tile = chosen_tile(m, at, steps, x.device)
     return launch(x, {"codes": codes, "high": high, "scale": scale, "zero": zero, "codebook": codebook, "nest": nest}, at, tuple(values), tile)
 
 
-def chosen_tile(m: int, at: Layout, steps: int, device: torch.device) -> Tile:
-    """The table's tile for this GPU and shape, else the default."""
+def chosen_tile(m: int, at: Layout, steps: int, device: torch.device) -> Tile | None:
+    """The table's tile for this GPU and shape, else the default; None for a dequantized copy and a 16-bit matmul."""
     found = table.lookup(device, "low_bit_matmul", at.bits, at.n, at.k, at.group, m)
-    return found or default_tile(m, at.n, steps, _processors(device))
+    if found is None:
+        return None if m >= MANY_ROWS else default_tile(m, at.n, steps, _processors(device))
+    return found if found.rows else None
 
 
 def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tuple[float, ...], tile: Tile | None) -> Tensor:

@@ -17,7 +17,7 @@ class Case:
     """One product to check or time. group 0 is one scale a row, -1 one scale in all, -128 one scale for 128 x 128 weights.
 
     codebook: "" for integers, a float format's name, or "table" for any other. fractional: zeros that are no integers, as HQQ finds them.
-    scale: "" for bfloat16, "float32", "e8m0" (powers of two), "e4m3" (times a unit) or "nested".
+    scale: "" for bfloat16, "float32", "e8m0" (powers of two), "e4m3" (times a unit) or "nested". m, n, k 0: a format to be timed at any shape.
     """
 
     m: int
@@ -30,6 +30,14 @@ class Case:
     activation: Activation | None = None
     fractional: bool = False
     scale: str = ""
+
+    def format(self) -> str:
+        """Such as "4-bit g128" or "float8 e4m3, inputs e4m3 per token"."""
+        what = f"{self.codebook} " if self.codebook else ""
+        group = {0: "per row", -1: "per tensor", -BLOCK: "per 128x128"}.get(self.group, f"g{self.group}")
+        inputs = "" if self.activation is None else f", inputs {self.activation.name()}"
+        outliers = f", {len(self.activation.columns)} columns in 16 bits" if self.activation and self.activation.columns else ""
+        return f"{self.bits}-bit {what}{group}{inputs}{outliers}"
 
 
 def product_op(name: str, title: str, gpu: tuple[Form, ...], cpu: tuple[Form, ...], **fields: Any) -> Op:

@@ -80,16 +80,22 @@ def scaled_matmul(
     [N / 128, K / 128] float32; keep [K], columns [C] int32 and kept [N, C] int8: see the kernel.
     """
     (m, k), n = x.shape, codes.shape[0]
-    x = x.contiguous()
-    rounded, scale_x = round_inputs(x, kind, per, given, keep)
+    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m, kind == "int8")
+    return launch(x, {"codes": codes, "scale": scale, "keep": keep, "columns": columns, "kept": kept}, Activation(kind, per, given), tile)
+
+
+def launch(x: Tensor, t: dict[str, Tensor | None], a: Activation, tile: Tile) -> Tensor:
+    """y of x [M, K] with one tile."""
+    codes, scale, kept = t["codes"], t["scale"], t.get("kept")
+    (m, k), n, x = x.shape, codes.shape[0], x.contiguous()
+    rounded, scale_x = round_inputs(x, a.kind, a.per, a.scale, t.get("keep"))
     wide = x.device.type == "cpu" or x.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly and cuts bits off
     dtype = tl.float32 if wide else tl.float16 if x.dtype == torch.float16 else tl.bfloat16
     y = torch.empty(m, n, dtype=torch.float32 if wide else x.dtype, device=x.device)
-    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m, kind == "int8")
     scaled_matmul_kernel[(triton.cdiv(n, tile.columns) * triton.cdiv(m, tile.rows),)](
-        rounded, codes, scale_x, scale, y, x, columns if kept is not None else scale, kept if kept is not None else scale,
+        rounded, codes, scale_x, scale, y, x, scale if kept is None else t["columns"], scale if kept is None else kept,
         m, n, k, x.stride(0), 0 if kept is None else kept.shape[1],
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=BLOCK, INTEGER=kind == "int8", BLOCKS_X=per == "block", BLOCKS_W=scale.dim() == 2,
+        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=BLOCK, INTEGER=a.kind == "int8", BLOCKS_X=a.per == "block", BLOCKS_W=scale.dim() == 2,
         COLUMNS=kept is not None, EVEN=k % BLOCK == 0, DTYPE=dtype, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y.to(x.dtype)

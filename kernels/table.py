@@ -13,7 +13,9 @@ FOLDER = Path(__file__).parent.parent / "assets" / "kernels"
 
 
 class Tile(NamedTuple):
-    """How a product is cut up: rows and columns of y a program, splits of K, warps a program, stages of its pipeline."""
+    """How a product is cut up: rows and columns of y a program (0 rows: not at all, a dequantized copy is multiplied), splits of K, warps a
+    program, stages of its pipeline.
+    """
 
     rows: int
     columns: int

@@ -63,6 +63,7 @@ OP = product_op(
     cpu=(COPY,),
     bits=(8, 8),
     activation="fp8",
+    timed=(Case(0, 0, 0, 8, 0, activation=TOKEN), Case(0, 0, 0, 8, -128, activation=RUN)),
     cases=(
         *(Case(m, 64, 256, 8, g, activation=a) for m in (1, 5, 33) for g in (0, -1) for a in (TOKEN, TENSOR)),
         *(Case(m, 128, 256, 8, g, activation=a) for m in (1, 130) for g, a in ((-128, RUN), (-128, TOKEN), (0, RUN))),

@@ -95,6 +95,7 @@ OP = product_op(
     ),
     bits=(8, 8),
     activation="int8",
+    timed=(Case(0, 0, 0, 8, 0, activation=TOKEN), Case(0, 0, 0, 8, 0, activation=Activation("int8", columns=tuple(range(0, 640, 20))))),
     cases=(
         *(Case(m, 64, 256, 8, g, activation=a) for m in (1, 5, 33) for g in (0, -1) for a in (TOKEN, TENSOR)),
         Case(7, 37, 80, 8, 0, activation=Activation("int8", "tensor", 0.02)), Case(2, 64, 64, 8, 0, activation=TOKEN),
