@@ -95,7 +95,8 @@ def show_check(r: dict) -> str:
 def show_timing(r: dict) -> str:
     shape = " ".join(f"{name}={value}" for name, value in r["case"].items() if name in ("m", "n", "k", "batch", "heads", "tokens", "p", "q", "kind") and value)
     spread = f"({r['p20']:.0f} to {r['p80']:.0f})"
-    line = f"{r['op']:17s} {r['form']:18s} {r['format']:34s} {shape:24s} {r['us']:9.1f} us {spread:16s} {r['gb_per_s']:7.1f} GB/s {100 * r['of_copy']:4.0f}% of copy"
+    line = f"{r['op']:17s} {r['form']:18s} {r['format']:34s} {shape:24s} {r['us']:9.1f} us {spread:16s}"
+    line += f" {r['gb_per_s']:7.1f} GB/s {100 * r['of_copy']:4.0f}% of copy"
     peers = "".join(f", {p['ratio']:.2f}x {name}" for name, p in r["peers"].items() if "ratio" in p)
     return f"{line}, {r['ratio']:.2f}x {r['baseline']}{peers}"
 

@@ -67,7 +67,9 @@ def _float_assembly(bits: int, bf16: bool, name: str) -> str:
 
 def _table_assembly(bf16: bool, table: tuple[float, ...]) -> str:
     halves = [int(_pair(value, bf16), 16) & 0xFFFF for value in table]
-    words = [f"0x{sum((half >> 8 * part & 255) << 8 * i for i, half in enumerate(halves[start : start + 4])):08x}" for part in (0, 1) for start in (0, 4, 8, 12)]
+    words = [
+        f"0x{sum((half >> 8 * part & 255) << 8 * i for i, half in enumerate(halves[start : start + 4])):08x}" for part in (0, 1) for start in (0, 4, 8, 12)
+    ]
     lines = ["{ .reg .b32 s, q, l, h, r;"]
     for half in range(2):
         lines.append(_shift("r", "$4", 16 * half))

@@ -8,7 +8,7 @@
 # 3. tiles for the common shapes and those of two models                          assets/kernels/<device>.json
 # 4. timings with peers under the protocol of kernels/bench/measure.py            assets/bench/<device>.json
 #
-# Needs torch, triton and pytest only. A step that fails is reported, the others still run; the exit code is the number of failed steps.
+# Needs requirements-test.txt, or torch, triton, transformers and pytest. A step that fails is reported, the others still run; the exit code is the number of failed steps.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 logs=${1:-gpu-session}
@@ -26,7 +26,7 @@ step() {
 
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv | tee "$logs/gpu.txt"
 step check bash -c "$python -m kernels --check --json > '$logs/check.json'"
-step tests bash -c "$python -m pytest tests/test_kernels.py -p no:cacheprovider -rs > '$logs/tests.txt' 2>&1"
+step tests bash -c "$python -m pytest tests/test_kernels.py -k cuda -p no:cacheprovider -rs > '$logs/tests.txt' 2>&1"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         step "$tool" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file "$logs/sanitizer-$tool.txt" \

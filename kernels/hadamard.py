@@ -159,7 +159,9 @@ def hadamard(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str) -> tuple
     (m, k), sizes = x.shape, axes(p, q)
     interpreted = x.device.type == "cpu"  # the interpreter computes bf16 dot products wrongly, and cuts bits off where it should round
     wide = interpreted and x.dtype == torch.bfloat16
-    y = torch.empty(m, k, dtype=torch.float32 if wide and not kind else x.dtype if not kind else torch.int8 if kind == "int8" else FLOAT8[kind], device=x.device)
+    y = torch.empty(
+        m, k, dtype=torch.float32 if wide and not kind else x.dtype if not kind else torch.int8 if kind == "int8" else FLOAT8[kind], device=x.device
+    )
     scale = torch.empty(m if kind else 0, 1, dtype=torch.float32, device=x.device)
     first, second, last = (*(1,) * (3 - len(sizes)), *sizes)
     length = _length(k, sizes)

@@ -56,82 +56,117 @@ def _scaled(code, scale, low, GROUPS: tl.constexpr, INSIDE: tl.constexpr, TOKENS
 
 
 @triton.jit
+def _over_newest(query, there, keys_ptr, values_ptr, out, row, newest, factor, D: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr):
+    """(peak, total) [HEADS] over the tokens in 16 bits; their weighted values go to out."""
+    d, t = tl.arange(0, D), tl.arange(0, TOKENS)
+    peak, total = tl.full((HEADS,), -1e30, tl.float32), tl.zeros((HEADS,), tl.float32)
+    q = (tl.load(query + d[:, None], mask=there, other=0.0).to(tl.float32) * factor).to(DTYPE)
+    acc = tl.zeros((D, HEADS), tl.float32)
+    for start in range(0, newest, TOKENS):
+        real = start + t < newest
+        where = (row * newest + start + t) * D
+        k = tl.load(keys_ptr + where[:, None] + d[None, :], mask=real[:, None], other=0.0).to(DTYPE)
+        score = tl.where(real[:, None], tl.dot(k, q, input_precision="ieee"), -1e30)
+        weight, before, peak, total = _weigh(score, peak, total)
+        v = tl.load(values_ptr + where[None, :] + d[:, None], mask=real[None, :], other=0.0).to(DTYPE)
+        acc = tl.dot(v, weight.to(DTYPE), acc * before[None, :], input_precision="ieee")
+    tl.store(out + d[:, None], acc, mask=there)
+    return peak, total
+
+
+@triton.jit
+def _codes(word, PLANE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """One plane of codes less the middle one, in plain Triton."""
+    return to_float(plane_code(word, word, PLANE, BITS), 2 ** (BITS - 1)).to(DTYPE)
+
+
+@triton.jit
+def _scores(
+    query, there, word, key_scale_ptr, key_low_ptr, shared, place, factor,
+    BITS: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
+):  # fmt: skip
+    """Scores [TOKENS, HEADS] of one group of keys from bytes [TOKENS, .]; shared: where its scales start."""
+    PLANES: tl.constexpr = 8 // BITS
+    score = tl.zeros((TOKENS, HEADS), tl.float32)
+    if ASM != "":
+        codes = planes_by_assembly(word, word, word, ASM, REGISTERS, BITS, ASM_BF16)
+    for plane in tl.static_range(PLANES):
+        d = place * PLANES + plane
+        scale, low = tl.load(key_scale_ptr + shared + d).to(tl.float32), tl.load(key_low_ptr + shared + d).to(tl.float32)
+        q = tl.load(query + d[:, None], mask=there, other=0.0).to(tl.float32) * factor
+        key = codes[plane].to(DTYPE) if ASM != "" else _codes(word, plane, BITS, DTYPE)
+        score = tl.dot(key, (q * scale[:, None]).to(DTYPE), score, input_precision="ieee")
+        score += tl.sum(q * (low + scale * 2 ** (BITS - 1))[:, None], 0)[None, :]
+    return score
+
+
+@triton.jit
+def _over_codes(
+    query, there, key_codes_ptr, key_scale_ptr, key_low_ptr, value_codes_ptr, value_scale_ptr, value_low_ptr, out, row, tokens, first, last, factor,
+    D: tl.constexpr, BITS: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr,
+    ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
+):  # fmt: skip
+    """(peak, total) [HEADS] over groups of tokens from first to last; their weighted values go to out."""
+    PLANES: tl.constexpr = 8 // BITS
+    WIDTH: tl.constexpr = D // PLANES
+    GROUPS: tl.constexpr = D // TOKENS
+    i, g, t = tl.arange(0, WIDTH), tl.arange(0, GROUPS), tl.arange(0, TOKENS)
+    place = (i // 4) * 4 + (i % 2) * 2 + (i % 4) // 2 if ASM != "" else i  # the byte that an unpacked code comes from
+    peak, total = tl.full((HEADS,), -1e30, tl.float32), tl.zeros((HEADS,), tl.float32)
+    acc0 = tl.zeros((WIDTH, HEADS), tl.float32)
+    acc1, acc2, acc3 = acc0, acc0, acc0
+    for group in range(first, last):
+        token = row * tokens + group * TOKENS + t
+        word, shared = tl.load(key_codes_ptr + token[:, None] * WIDTH + i[None, :]), (row * (tokens // TOKENS) + group) * D
+        score = _scores(query, there, word, key_scale_ptr, key_low_ptr, shared, place, factor, BITS, HEADS, TOKENS, DTYPE, ASM, REGISTERS, ASM_BF16)
+        weight, before, peak, total = _weigh(score, peak, total)
+        weight = weight.to(DTYPE)
+        word = tl.load(value_codes_ptr + token[:, None] * WIDTH + i[None, :])
+        if ASM != "":
+            codes = planes_by_assembly(word, word, word, ASM, REGISTERS, BITS, ASM_BF16)
+        across = token[:, None] * GROUPS + g[None, :]
+        scale = tl.load(value_scale_ptr + across)
+        low = (tl.load(value_low_ptr + across).to(tl.float32) + scale.to(tl.float32) * 2 ** (BITS - 1)).to(DTYPE)
+        for plane in tl.static_range(PLANES):
+            code = codes[plane].to(DTYPE) if ASM != "" else _codes(word, plane, BITS, DTYPE)
+            value = _scaled(code, scale.to(DTYPE), low, GROUPS, TOKENS // PLANES, TOKENS)
+            if plane == 0:
+                acc0 = tl.dot(value, weight, acc0 * before[None, :], input_precision="ieee")
+            elif plane == 1:
+                acc1 = tl.dot(value, weight, acc1 * before[None, :], input_precision="ieee")
+            elif plane == 2:
+                acc2 = tl.dot(value, weight, acc2 * before[None, :], input_precision="ieee")
+            else:
+                acc3 = tl.dot(value, weight, acc3 * before[None, :], input_precision="ieee")
+    for plane in tl.static_range(PLANES):
+        tl.store(out + (place * PLANES + plane)[:, None], acc0 if plane == 0 else acc1 if plane == 1 else acc2 if plane == 2 else acc3, mask=there)
+    return peak, total
+
+
+@triton.jit
 def kv_attention_kernel(
     q_ptr, key_codes_ptr, key_scale_ptr, key_low_ptr, value_codes_ptr, value_scale_ptr, value_low_ptr, keys_ptr, values_ptr, part_ptr, peak_ptr, total_ptr,
     tokens, newest, heads, factor, splits,
     D: tl.constexpr, BITS: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr,
     ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
 ):  # fmt: skip
-    """One split of one key head a program. q [B, H * heads, D]; part [B H, splits + 1, heads, D], peak and total [B H, splits + 1, heads] float32."""
+    """One split of one key head a program. q [B, H * heads, D]; part [B H, splits + 1, heads, D], peak and total [B H, splits + 1, heads] float32.
+    The last split is that of the newest tokens.
+    """
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    h, t = tl.arange(0, HEADS), tl.arange(0, TOKENS)
-    PLANES: tl.constexpr = 8 // BITS
-    WIDTH: tl.constexpr = D // PLANES
-    GROUPS: tl.constexpr = D // TOKENS
-    i, g = tl.arange(0, WIDTH), tl.arange(0, GROUPS)
-    place = (i // 4) * 4 + (i % 2) * 2 + (i % 4) // 2 if ASM != "" else i  # the byte that an unpacked code comes from
-    MIDDLE: tl.constexpr = 2 ** (BITS - 1)
-    query = q_ptr + (row * heads + h[None, :]) * D
-    there = (h < heads)[None, :]
-    peak, total = tl.full((HEADS,), -1e30, tl.float32), tl.zeros((HEADS,), tl.float32)
-    out = part_ptr + ((row * (splits + 1) + split) * heads + h[None, :]) * D
-    if split == splits:
-        d = tl.arange(0, D)
-        q = (tl.load(query + d[:, None], mask=there, other=0.0).to(tl.float32) * factor).to(DTYPE)
-        acc = tl.zeros((D, HEADS), tl.float32)
-        for start in range(0, newest, TOKENS):
-            real = start + t < newest
-            where = (row * newest + start + t) * D
-            k = tl.load(keys_ptr + where[:, None] + d[None, :], mask=real[:, None], other=0.0).to(DTYPE)
-            score = tl.where(real[:, None], tl.dot(k, q, input_precision="ieee"), -1e30)
-            weight, before, peak, total = _weigh(score, peak, total)
-            v = tl.load(values_ptr + where[None, :] + d[:, None], mask=real[None, :], other=0.0).to(DTYPE)
-            acc = tl.dot(v, weight.to(DTYPE), acc * before[None, :], input_precision="ieee")
-        tl.store(out + d[:, None], acc, mask=there)
-    else:
-        acc0 = tl.zeros((WIDTH, HEADS), tl.float32)
-        acc1, acc2, acc3 = acc0, acc0, acc0
-        each = tl.cdiv(tokens // TOKENS, splits)
-        for group in range(split * each, tl.minimum((split + 1) * each, tokens // TOKENS)):
-            token = row * tokens + group * TOKENS + t
-            word = tl.load(key_codes_ptr + token[:, None] * WIDTH + i[None, :])
-            score = tl.zeros((TOKENS, HEADS), tl.float32)
-            if ASM != "":
-                codes = planes_by_assembly(word, word, word, ASM, REGISTERS, BITS, ASM_BF16)
-            for plane in tl.static_range(PLANES):
-                d = place * PLANES + plane
-                shared = (row * (tokens // TOKENS) + group) * D + d
-                scale, low = tl.load(key_scale_ptr + shared).to(tl.float32), tl.load(key_low_ptr + shared).to(tl.float32)
-                q = tl.load(query + d[:, None], mask=there, other=0.0).to(tl.float32) * factor
-                key = codes[plane].to(DTYPE) if ASM != "" else to_float(plane_code(word, word, plane, BITS), MIDDLE).to(DTYPE)
-                score = tl.dot(key, (q * scale[:, None]).to(DTYPE), score, input_precision="ieee")
-                score += tl.sum(q * (low + scale * MIDDLE)[:, None], 0)[None, :]
-            weight, before, peak, total = _weigh(score, peak, total)
-            weight = weight.to(DTYPE)
-            word = tl.load(value_codes_ptr + token[:, None] * WIDTH + i[None, :])
-            if ASM != "":
-                codes = planes_by_assembly(word, word, word, ASM, REGISTERS, BITS, ASM_BF16)
-            shared = token[:, None] * GROUPS + g[None, :]
-            scale = tl.load(value_scale_ptr + shared)
-            low = (tl.load(value_low_ptr + shared).to(tl.float32) + scale.to(tl.float32) * MIDDLE).to(DTYPE)
-            for plane in tl.static_range(PLANES):
-                code = codes[plane].to(DTYPE) if ASM != "" else to_float(plane_code(word, word, plane, BITS), MIDDLE).to(DTYPE)
-                value = _scaled(code, scale.to(DTYPE), low, GROUPS, TOKENS // PLANES, TOKENS)
-                if plane == 0:
-                    acc0 = tl.dot(value, weight, acc0 * before[None, :], input_precision="ieee")
-                elif plane == 1:
-                    acc1 = tl.dot(value, weight, acc1 * before[None, :], input_precision="ieee")
-                elif plane == 2:
-                    acc2 = tl.dot(value, weight, acc2 * before[None, :], input_precision="ieee")
-                else:
-                    acc3 = tl.dot(value, weight, acc3 * before[None, :], input_precision="ieee")
-        tl.store(out + (place * PLANES)[:, None], acc0, mask=there)
-        if PLANES > 1:
-            tl.store(out + (place * PLANES + 1)[:, None], acc1, mask=there)
-        if PLANES > 2:
-            tl.store(out + (place * PLANES + 2)[:, None], acc2, mask=there)
-            tl.store(out + (place * PLANES + 3)[:, None], acc3, mask=there)
+    h = tl.arange(0, HEADS)
+    query, there = q_ptr + (row * heads + h[None, :]) * D, (h < heads)[None, :]
     at = (row * (splits + 1) + split) * heads + h
+    out = part_ptr + at[None, :] * D
+    if split == splits:
+        peak, total = _over_newest(query, there, keys_ptr, values_ptr, out, row, newest, factor, D, HEADS, TOKENS, DTYPE)
+    else:
+        each = tl.cdiv(tokens // TOKENS, splits)
+        last = tl.minimum((split + 1) * each, tokens // TOKENS)
+        peak, total = _over_codes(
+            query, there, key_codes_ptr, key_scale_ptr, key_low_ptr, value_codes_ptr, value_scale_ptr, value_low_ptr, out, row, tokens, split * each, last,
+            factor, D, BITS, HEADS, TOKENS, DTYPE, ASM, REGISTERS, ASM_BF16,
+        )  # fmt: skip
     tl.store(peak_ptr + at, peak, mask=h < heads)
     tl.store(total_ptr + at, total, mask=h < heads)
 

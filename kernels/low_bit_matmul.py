@@ -54,6 +54,23 @@ def _scale(scale_ptr, nest_ptr, where, SCALE: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
+def _unit(nest_ptr, SCALE: tl.constexpr, FACTOR: tl.constexpr):
+    """What all of a weight is multiplied by besides its scales."""
+    return tl.load(nest_ptr) * FACTOR if SCALE == "e4m3" else FACTOR
+
+
+@triton.jit
+def _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS: tl.constexpr, WIDTH: tl.constexpr):
+    """The bytes of one block of some rows, [rows, WIDTH], and for 3-bit codes the second run of them and the upper bits."""
+    inside = tl.arange(0, WIDTH)[None, :]
+    start = codes_ptr + row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside
+    word = tl.load(start)
+    if BITS == 3:
+        return word, tl.load(start + WIDTH), tl.load(high_ptr + row[:, None] * stride_high + step * WIDTH + inside)
+    return word, word, word
+
+
+@triton.jit
 def low_bit_matmul_kernel(
     x_ptr, codes_ptr, high_ptr, scale_ptr, zero_ptr, book_ptr, nest_ptr, y_ptr,  # [M, K] act, [N, .] u8 twice, [N, groups] twice, [2**b] f32, f32, out
     m_size, n_size, k_size, steps, stride_x, stride_codes, stride_high, groups, scale_stride,  # scale_stride: 0 when one scale serves all rows
@@ -77,18 +94,12 @@ def low_bit_matmul_kernel(
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     first = split * tl.cdiv(steps, SPLITS)
     for step in range(first, tl.minimum(first + tl.cdiv(steps, SPLITS), steps)):
-        words = row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside[None, :]
-        word = tl.load(codes_ptr + words)
-        second = tl.load(codes_ptr + words + WIDTH) if BITS == 3 else word
-        high = tl.load(high_ptr + row[:, None] * stride_high + step * WIDTH + inside[None, :]) if BITS == 3 else word
+        word, second, high = _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS, WIDTH)
         if ASM != "":
             tiles = planes_by_assembly(word, second, high, ASM, REGISTERS, BITS, ASM_BF16)
         part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for plane in tl.static_range(PLANE_COUNT):
-            if ASM != "":
-                w = tiles[plane].to(DTYPE)
-            else:
-                w = _values(word, second, high, book_ptr, plane, BITS, KIND, MANTISSA, BLOCK_N, WIDTH, DTYPE)
+            w = tiles[plane].to(DTYPE) if ASM != "" else _values(word, second, high, book_ptr, plane, BITS, KIND, MANTISSA, BLOCK_N, WIDTH, DTYPE)
             # The last block may reach beyond the last group: its codes meet no inputs, but its scale must be a number.
             where = row * scale_stride + (tl.minimum((step * BLOCK_K + plane * WIDTH) // GROUP, groups - 1) if GROUP else 0)
             if ZERO:  # zeros are kept less the middle code: small numbers, exact when they are integers
@@ -98,17 +109,12 @@ def low_bit_matmul_kernel(
             x = tl.load(inputs) if EVEN else tl.load(inputs, mask=(k < k_size)[:, None], other=0.0)
             part = tl.dot(w, x.to(DTYPE), part, input_precision="ieee")
             if (plane + 1) % TOGETHER == 0:
-                if GROUP:
-                    acc += part * _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None]
-                else:
-                    acc += part
+                acc += part * _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None] if GROUP else part
                 part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     if not GROUP:
         acc *= _scale(scale_ptr, nest_ptr, row * scale_stride, SCALE, RUN)[:, None]
-    if SCALE == "e4m3":
-        acc *= tl.load(nest_ptr)
-    if FACTOR != 1.0:
-        acc *= FACTOR
+    if SCALE == "e4m3" or FACTOR != 1.0:
+        acc *= _unit(nest_ptr, SCALE, FACTOR)
     out = y_ptr + (split * m_size + m[None, :]).to(tl.int64) * n_size + n[:, None]
     tl.store(out, acc.to(y_ptr.dtype.element_ty), mask=(n < n_size)[:, None] & (m < m_size)[None, :])
 
@@ -137,18 +143,12 @@ def dequantize_kernel(
     WIDTH: tl.constexpr = BLOCK_K // PLANE_COUNT
     inside, mask_n = tl.arange(0, WIDTH), n < n_size
     order = inside if KIND == "table" or ASM != "" else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2
-    words = row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside[None, :]
-    word = tl.load(codes_ptr + words)
-    second = tl.load(codes_ptr + words + WIDTH) if BITS == 3 else word
-    high = tl.load(high_ptr + row[:, None] * stride_high + step * WIDTH + inside[None, :]) if BITS == 3 else word
+    word, second, high = _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS, WIDTH)
     if ASM != "":
         tiles = planes_by_assembly(word, second, high, ASM, REGISTERS, BITS, False)
-    unit = tl.load(nest_ptr) * FACTOR if SCALE == "e4m3" else FACTOR
+    unit = _unit(nest_ptr, SCALE, FACTOR)
     for plane in tl.static_range(PLANE_COUNT):
-        if ASM != "":
-            w = tiles[plane].to(tl.float32)
-        else:
-            w = _values(word, second, high, book_ptr, plane, BITS, KIND, MANTISSA, BLOCK_N, WIDTH, tl.float32)
+        w = tiles[plane].to(tl.float32) if ASM != "" else _values(word, second, high, book_ptr, plane, BITS, KIND, MANTISSA, BLOCK_N, WIDTH, tl.float32)
         where = row * scale_stride + (tl.minimum((step * BLOCK_K + plane * WIDTH) // GROUP, groups - 1) if GROUP else 0)
         if ZERO:
             w -= tl.load(zero_ptr + where)[:, None].to(tl.float32)
@@ -238,6 +238,4 @@ def _(x, codes, high, scale, zero, codebook, nest, layout, values) -> Tensor:
 def run(x: Tensor, packed: Packed) -> Tensor:
     """Form.run on what `formats.pack` made."""
     t = packed.tensors
-    return low_bit_matmul(
-        x, t["codes"], t.get("high"), t["scale"], t.get("zero"), t.get("codebook"), t.get("nest"), list(packed.meta[0]), list(packed.meta[1])
-    )
+    return low_bit_matmul(x, t["codes"], t.get("high"), t["scale"], t.get("zero"), t.get("codebook"), t.get("nest"), list(packed.meta[0]), list(packed.meta[1]))

@@ -88,7 +88,6 @@ def write(device_name: str, rows: Iterable[dict[str, Any]], command: str) -> str
     old = {row["key"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
 
-
     for row in rows:
         old[row["key"]] = row
         head = {"device": device_name, "torch": torch.__version__, "triton": triton.__version__, "date": datetime.date.today().isoformat(), "command": command}
