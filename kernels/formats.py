@@ -55,10 +55,10 @@ def integers(w: LowBitWeight) -> LowBitWeight:
 
 
 def block_of(bits: int, group: int, whole: bool = False) -> int:
-    """Codes a step along K: 128 (256 for 3 bits, 64 for 8), fewer where the group, 0 for none, is smaller than a plane of that; 0 when no block
+    """Codes a step along K: 128 (256 for 3 bits), fewer where the group, 0 for none, is smaller than a plane of that; 0 when no block
     fits it. whole: all planes of a block must share a scale.
     """
-    for block in {3: (256, 128, 64, 32), 8: (64, 32, 16)}.get(bits, (128, 64, 32)):
+    for block in {3: (256, 128, 64, 32), 8: (128, 64, 32, 16)}.get(bits, (128, 64, 32)):
         width = block // PLANES[bits]
         if width >= 16 and (group == 0 or group % block == 0 or (not whole and block % group == 0 and group % width == 0)):
             return block

@@ -158,14 +158,21 @@ def dequantize_kernel(
         tl.store(out, w.to(w_ptr.dtype.element_ty), mask=mask_n[:, None] & (k < k_size)[None, :])
 
 
-def default_tile(m: int, n: int, steps: int, processors: int = 132) -> Tile:
-    """By arithmetic, for shapes that no table holds: a tile as narrow as the rows allow, and K split until every multiprocessor has two
+def default_tile(m: int, n: int, steps: int, bits: int, kind: str, processors: int = 132) -> Tile:
+    """By arithmetic, for shapes that no table holds: a tile as narrow as the rows allow, and K split until every multiprocessor has four
     programs, but no program fewer than four steps.
+
+    Two warps, not four, for up to 32 rows: then Hopper's compiler takes the matrix instructions whose operands stay where they were unpacked,
+    and an instruction count a weight of half (tests/test_machine_code.py).
     """
     rows = max(8, 1 << (m - 1).bit_length()) if m <= 64 else 64
-    columns = 64 if m <= 64 else 128
+    if m <= 32:
+        columns, warps = (32, 1) if kind == "table" and rows <= 16 else (64, 2)
+    else:
+        columns, warps = (128, 8) if m > 64 else (64, 4) if bits in (3, 8) else (128, 4)  # as many columns as fit the registers
     programs = -(-n // columns) * -(-m // rows)
-    return Tile(rows, columns, max(1, min(2 * processors // programs, steps // 4, 16)), 4 if m <= 64 else 8, 3)
+    stages = 2 if bits == 3 and rows == 64 else 3  # a block of 256 codes meets 32 KiB of inputs
+    return Tile(rows, columns, max(1, min(4 * processors // programs, steps // 4, 16)), warps, stages)
 
 
 @torch.library.custom_op("quantization_explorer::low_bit_matmul", mutates_args=())
@@ -185,7 +192,7 @@ def chosen_tile(m: int, at: Layout, steps: int, device: torch.device) -> Tile | 
     """The table's tile for this GPU and shape, else the default; None for a dequantized copy and a 16-bit matmul."""
     found = table.lookup(device, "low_bit_matmul", at.bits, at.n, at.k, at.group, m)
     if found is None:
-        return None if m >= MANY_ROWS else default_tile(m, at.n, steps, _processors(device))
+        return None if m >= MANY_ROWS else default_tile(m, at.n, steps, at.bits, at.kind, _processors(device))
     return found if found.rows else None
 
 

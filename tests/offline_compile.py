@@ -29,7 +29,7 @@ MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
 
-def machine_code(kernel, signature: dict, constants: dict, capability: int, warps: int) -> dict:
+def machine_code(kernel, signature: dict, constants: dict, capability: int, warps: int, stages: int = 3) -> dict:
     """Facts about one compiled kernel. Pointers and sizes count as multiples of 16."""
     types, names = signature | dict.fromkeys(constants, "constexpr"), kernel.arg_names
     signature = {name: types[name] for name in names}
@@ -40,7 +40,7 @@ def machine_code(kernel, signature: dict, constants: dict, capability: int, warp
         constexprs={(names.index(n),): v for n, v in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": 3})
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -83,13 +83,13 @@ def weight_constants(bits: int, block: int, group: int, zero: bool, kind: str, s
 def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "integer", group: int = 128, scale: str = "number", zero: bool = False) -> dict:
     """The weight-only matmul."""
     block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16" and not (bits == 8 and kind == "integer")
-    tile = default_tile(rows, 8192, 64)
+    tile = default_tile(rows, 8192, 64, bits, kind)
     constants = weight_constants(bits, block, group, zero, kind, scale, bf16) | {
         "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16,
     }  # fmt: skip
     types = {"x_ptr": f"*{dtype}"} | POINTERS | {"scale_ptr": "*bf16" if scale == "number" else "*u8"} | {"y_ptr": f"*{dtype}"}
     sizes = ("m_size", "n_size", "k_size", "steps", "stride_x", *STRIDES)
-    facts = machine_code(low_bit_matmul_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability, tile.warps)
+    facts = machine_code(low_bit_matmul_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability, tile.warps, tile.stages)
     name = f"sm_{capability} {bits}-bit {kind} {dtype} rows {rows} group {group} scale {scale}{' zero' if zero else ''}"
     per_thread = tile.columns * block / (tile.warps * 32)
     plain = kind == "integer" and not zero
@@ -163,12 +163,12 @@ def turned(capability: int, sizes: tuple[int, int, int], kind: str) -> dict:
 
 VARIANTS = (
     *((bits, rows, dtype) for bits in (2, 3, 4, 8) for rows, dtype in ((1, "fp16"), (16, "bf16"))),
-    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
+    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 256, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
     (4, 1, "fp16", "table", 64, "nested"), (4, 16, "bf16", "table", 64), (4, 1, "fp16", "e2m1", 32, "e8m0"), (4, 16, "bf16", "e2m1", 32, "e8m0"),
     (4, 1, "bf16", "e2m1", 16, "e4m3"), (8, 1, "fp16", "e4m3", 32, "e8m0"), (8, 16, "bf16", "e5m2", 0),
 )  # fmt: skip
 
-FEWER = ((4, 1, "fp16"), (3, 16, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", "table", 64), (4, 1, "bf16", "e2m1", 16, "e4m3"))  # where no loop is counted
+FEWER = ((4, 1, "fp16"), (3, 64, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", "table", 64), (4, 1, "bf16", "e2m1", 16, "e4m3"))  # where no loop is counted
 
 
 def facts_of(capability: int) -> list[dict]:

@@ -25,7 +25,7 @@ def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Ti
     heights = heights if weight_only else [max(16, height) for height in heights]
     splits = [s for s in (1, 2, 4, 8, 16) if s == 1 or (weight_only and m <= 64 and s <= -(-k // block) // 4)]
     found = [Tile(rows, columns, s, warps, stages)
-             for rows in heights for columns in (32, 64, 128) for s in splits for warps in (4, 8) for stages in (2, 3, 4)
+             for rows in heights for columns in (32, 64, 128) for s in splits for warps in ((1, 2, 4, 8) if weight_only else (4, 8)) for stages in (2, 3, 4)
              if columns <= max(32, n) and rows * columns >= 32 * warps]  # fmt: skip
     return [*found, COPY] if weight_only and m >= 32 else found
 
@@ -64,7 +64,7 @@ def tuned(device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterabl
             seen.add(key)
             copies = rotated(x.bfloat16(), packed.tensors, device)
             seconds = samples_of(key) if samples_of else _timer(copies, packed.meta, weight_only, device)
-            default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.block)) if at else scaled_matmul.default_tile(case.m, op.activation == "int8")
+            default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.block), at.bits, at.kind) if at else scaled_matmul.default_tile(case.m, op.activation == "int8")
             tile, best = search(candidates(case.m, case.n, case.k, at.block if at else 128, weight_only), seconds)
             yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
 
