@@ -17,7 +17,7 @@ from kernels.bench.check import check
 from kernels.bench.measure import measure
 from kernels.bench.shapes import ROWS, SHAPES
 from kernels.op import ops
-from kernels.timing import copy_bandwidth, device_name
+from kernels.timing import busy, copy_bandwidth, device_name
 
 BENCH = Path(__file__).parent.parent / "assets" / "bench"
 
@@ -33,7 +33,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="numbers of rows to time, separated by commas")
     parser.add_argument("--ops", default="", help=f"ops, separated by commas: {', '.join(ops())}")
     parser.add_argument("--peers", action="store_true", help="time others' kernels too, where they can be imported")
-    parser.add_argument("--write", action="store_true", help="write assets/bench/<device>.json")
+    parser.add_argument("--write", action="store_true", help="write assets/bench/<device>.json, with how busy the machine was")
     args = parser.parse_args(argv)
     for given, known, what in ((args.shapes, SHAPES, "shapes"), (args.ops, ops(), "op")):
         for name in filter(None, given.split(",")):
@@ -62,9 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     document = {"device": device_name(device), "command": command.strip(), "date": datetime.date.today().isoformat()} | versions()
     document["checks"] = list(_shown(check(device, names), show_check, args.json))
     if not args.check:
+        document["busy"] = busy() if device.type == "cpu" else ""
         document["copy_gb_per_s"] = copy_bandwidth(device) / 1e9
         timed = measure(device, shapes, rows, args.samples, document["copy_gb_per_s"] * 1e9, args.peers, names)
         document["timings"] = list(_shown(timed, show_timing, args.json))
+    if document.get("busy"):
+        print(f"The machine was busy ({document['busy']}): these timings are not the kernels' own.", file=sys.stderr)
     if args.write:
         BENCH.mkdir(parents=True, exist_ok=True)
         (BENCH / table.file_name(document["device"])).write_text(json.dumps(document, indent=1) + "\n")

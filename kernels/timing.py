@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +50,14 @@ def time_call(calls: Sequence[Callable[[], object]], device: torch.device, sampl
     count = min(samples, max(LEAST, int(limit / max(first, 1e-9))))
     seconds = sorted(round_trip() / len(calls) for _ in range(count))
     return Timing(seconds[count // 2], seconds[count // 5], seconds[count * 4 // 5], count)
+
+
+def busy() -> str:
+    """A clause that says how busy the CPUs are with other work, "" when at least as many are idle as threads are used. Timings beside other work
+    say little: a thread that waits for a core holds up all the others at every barrier.
+    """
+    waiting, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return "" if waiting + torch.get_num_threads() <= cores + 0.5 else f"{waiting:.1f} processes run or wait on {cores} cores"
 
 
 def copy_bandwidth(device: torch.device, samples: int = 9) -> float:

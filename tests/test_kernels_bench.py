@@ -116,7 +116,7 @@ def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: py
     assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul"}
     cuda = torch.device("cuda")
     found = table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 4)
-    assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 4, 2)
+    assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 1, 2)
     assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None and table.lookup(CPU, "low_bit_matmul", 4, 256, 512, 128, 4) is None
     table.tiles.cache_clear()
 
