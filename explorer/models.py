@@ -82,6 +82,13 @@ def _named_folder(name: str, hub: Hub) -> Path | None:
         return None
 
 
+def trained(name: str) -> ModelRef:
+    """`resolve` for a model whose weights are to be looked at. Raises InputError for an architecture, which has none."""
+    if name.strip().startswith(architectures.PREFIX):
+        raise InputError("An architecture has no trained weights to look at; choose a model.")
+    return resolve(name.strip())
+
+
 def folder_here(ref: ModelRef, hub: Hub | None = None) -> Path | None:
     """The folder that holds exactly this model, None when it would have to be downloaded."""
     hub = hub or _hub

@@ -17,6 +17,7 @@ LAYERS = tuple(
     for layer in """
 kernels
 explorer.records
+explorer.grid explorer.planner explorer.accelerators explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice
 explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.models explorer.data explorer.qlinear explorer.calibration explorer.kvcache
