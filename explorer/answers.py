@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from explorer.detectors import Finding, known, level, sentence, verdicts
+from explorer.detectors import sentence, verdicts
+from explorer.findings import Finding, known, level
 from explorer.records import Report
 
 MIB = 2**20

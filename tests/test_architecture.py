@@ -18,7 +18,7 @@ LAYERS = (
     ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
-    ("explorer.held", "explorer.bugs", "explorer.faults", "explorer.repetition", "explorer.detectors"),
+    ("explorer.held", "explorer.bugs", "explorer.faults", "explorer.repetition", "explorer.findings", "explorer.detectors"),
     ("explorer.experiment", "explorer.subjects", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),

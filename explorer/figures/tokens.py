@@ -42,7 +42,7 @@ def draw(data: dict[str, Any]) -> Plot:
         "marker": {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": "#7f7f7f"}},
     }  # fmt: skip
     shape["yaxis"] |= {"tickvals": list(range(len(runs))), "ticktext": names, "autorange": "reversed", "showgrid": False}
-    shape["xaxis"] |= {"showgrid": False}
+    shape["xaxis"] |= {"showgrid": False, "range": [0.5, len(text) + 0.5]}
     start = told.get("start", 0) + 0.5
     shape["shapes"] = [{"type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "#808080", "dash": "dot", "width": 1.5}}]
     return plot([heat, flips] if at else [heat], shape)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from explorer.answers import answers, ladder
-from explorer.detectors import Finding, level, sentence, verdicts
+from explorer.detectors import sentence, verdicts
+from explorer.findings import Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
 
