@@ -134,6 +134,11 @@ def jump(e: Evidence) -> Finding | None:
     return Finding("jump", SUSPICIOUS if ratios[worst] > 6 else OK, words, limit, (worst,) if ratios[worst] > 6 else ())
 
 
+def rung(rungs: Sequence[Report], bits: int) -> Report | None:
+    """The report of plain rounding to so many bits, or None."""
+    return next((r for r in rungs if r.experiment.spec.get("bits") == bits), None)
+
+
 def tail(e: Evidence) -> Finding | None:
     mean, p99 = known(e.report, "kld_mean"), known(e.report, "kld_p99")
     if not mean or not p99 or mean.value <= 0:
@@ -151,8 +156,10 @@ def flips(e: Evidence) -> Finding | None:
     if clear is None or same is None:
         return None
     words = f"{100 - same.value:.1f}% of tokens get another top token, {clear.value:.2f}% although the 16-bit model's leads by 20 points."
-    limit = "Suspicious from 5% clear flips on, about what 3-bit rounding does here; flips of near-ties are harmless."
-    return Finding("flips", BROKEN if clear.value > 20 else SUSPICIOUS if clear.value > 5 else OK, words, limit)
+    three = known(rung(e.rungs, 3), "clear_flips")
+    edge = three.value if three else 5.0
+    limit = f"Suspicious above {edge:.1f}% clear flips, as many as 3-bit rounding makes, broken above 4 times that; flips of near-ties are harmless."
+    return Finding("flips", BROKEN if clear.value > 4 * edge else SUSPICIOUS if clear.value > edge else OK, words, limit)
 
 
 def quality(e: Evidence) -> Finding:
@@ -165,7 +172,7 @@ def quality(e: Evidence) -> Finding:
             else Finding("quality", UNSURE, "Not measured.")
         )
     low = delta.low if delta.low is not None and math.isfinite(delta.low) else delta.value
-    three = next((d for r in e.rungs if r.experiment.spec.get("bits") == 3 and (d := known(r, "perplexity_delta"))), None)
+    three = known(rung(e.rungs, 3), "perplexity_delta")
     edge = three.value if three else 25.0
     stands = f"3-bit rounding of this model costs {three.value:+.0f}%" if three else "no 3-bit rung of this model is known, 25% stands in"
     words = f"Perplexity changes by {delta.value:+.2f}%; {stands}."
@@ -184,7 +191,7 @@ def repeats(e: Evidence) -> Finding | None:
     words = f"{100 * ours:.0f}% of 4-grams in its text are repeats, in the baseline's {100 * theirs:.0f}%{ends}."
     single = len(set(own)) <= 2 < len(set(base))
     stuck = single or ours > theirs + 0.5 or (loop is not None and theirs < 0.3)
-    limit = "Limit 50 points above the baseline, or a loop where the baseline repeats less than 30%: small models loop by themselves, so it is judged beside theirs."
+    limit = "Limit 50 points above the baseline, or a loop where the baseline repeats less than 30%: small models loop by themselves."
     return Finding("repeats", BROKEN if single else SUSPICIOUS if stuck else OK, words, limit)
 
 

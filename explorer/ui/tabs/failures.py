@@ -48,8 +48,8 @@ START = "Choose a configuration and a bug, then press Plant: a copy of the run g
 def build(shell: Shell) -> View:
     heading(
         "Failure lab",
-        "See how a real bug looks from outside: nothing crashes, and some bugs leave most numbers plausible. The copy with the bug is measured like any run, on 2,048 "
-        "tokens, beside the healthy one.",
+        "See how a real bug looks from outside: nothing crashes, and some bugs leave most numbers plausible. The copy with the bug is measured like any run, "
+        "on 2,048 tokens, beside the healthy one.",
     )
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
