@@ -11,13 +11,15 @@ from typing import Any
 
 from explorer.answers import answers, ladder
 from explorer.detectors import sentence, verdicts
-from explorer.findings import Finding, level
+from explorer.findings import UNSURE, Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 RECORDED = ("ladder.json", "survey.json", "seed_results.json")  # the first that has a rung of a width wins
 WORDS = {"ok": "✓ ok", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
+
+PARTLY = "<span class='level unknown'>? partly checked</span>"
 
 
 @cache
@@ -65,7 +67,8 @@ def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
     for at, (i, report) in enumerate(quantized, start=1):
         pair = [runs[0], runs[at]] if len(runs) == len(quantized) + 1 and runs[at]["label"] == report.name else []
         found = verdict(report, base, reports, pair)
-        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {chip(level(found))}</h3><p>{escape(sentence(found))}</p>"
+        mark = PARTLY if level(found) == UNSURE else chip(level(found))
+        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {mark}</h3><p>{escape(sentence(found))}</p>"
         cards.append(f"<article class='guarded'>{head}<details><summary>{len(found)} checks</summary>{findings(found)}</details></article>")
     return f"<div class='guard'>{''.join(cards)}</div>"
 

@@ -67,7 +67,7 @@ def _robustness(shell: Shell) -> None:
     item = charts()["robustness"]
     heading(item.title, "Does a typo, a missing word or a word in capitals change the next token of a quantized model more often than the baseline's?")
     with gr.Row():
-        start = gr.Button("Perturb the prompts", elem_id="perturb", min_width=160, scale=0)
+        start = gr.Button("Perturb the prompts", elem_id="perturb", min_width=210, scale=0)
         stop = gr.Button("Stop", variant="stop", min_width=110, scale=0)
     line = gr.HTML(status("About a thousand prompts for each compared configuration; half a minute each on the bundled model."), padding=False)
     with gr.Column(visible=False) as below:
