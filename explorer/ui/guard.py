@@ -14,6 +14,7 @@ from explorer.detectors import sentence, verdicts
 from explorer.findings import UNSURE, Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
+from explorer.ui.table import origin
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 RECORDED = ("ladder.json", "survey.json", "seed_results.json")  # the first that has a rung of a width wins
@@ -77,4 +78,7 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     """The three questions of one configuration as a card."""
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><p>{escape(a.text)}</p>" for a in told)
-    return f"<article class='three'><h3>{escape(report.name)}</h3>{''.join(rows)}</article>" if told else ""
+    p = report.provenance
+    where = escape(f"{p.get('device', '')}, {p.get('date', '')}; {p.get('text', '')}", quote=True)
+    head = f"<h3>{escape(report.name)} <span class='chip' title='{where}'>{origin(report)}</span></h3>"
+    return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""
