@@ -126,8 +126,11 @@ def summary(reports: Sequence[Report], layer: str) -> str:
             f", {abs(middle - stored):.1f} {'more' if middle > stored else 'fewer'} than it stores" if finite(stored) and abs(middle - stored) >= 0.1 else ""
         )
         rungs = [r.value("bits_per_weight") for r in rungs_for(report, reports)]
-        beyond = " (the end of the ladder)" if middle in (rungs[0], rungs[-1]) else ""
-        parts.append(f"{report.name}: its divergence is that of plain rounding at {middle:.1f} bits{beyond}{worth}")
+        if middle == rungs[-1] and not is_rung(report):
+            parts.append(f"{report.name}: worse than the lowest rung, plain rounding at {middle:.1f} bits")
+            continue
+        least = "at least " if middle == rungs[0] and not is_rung(report) else ""
+        parts.append(f"{report.name}: its divergence is that of plain rounding at {least}{middle:.1f} bits{worth}")
     if parts:
         return "; ".join(parts) + "."
     return "No ladder of this model yet: sweep RTN, asymmetric, at 8 to 2 bits in Trade-offs and compare its points." if reports else "Nothing to place yet."
@@ -138,6 +141,6 @@ FIGURE = Figure(
     "See how far right each marker stands: the ladder's rungs are plain rounding of the same model at 8 down to 2 bits, measured on the same text.",
     "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
     "says: as good as plain rounding at this many bits. A method earns its effort when it stands right of the bits it stores. Where the three metrics "
-    "disagree, trust the divergence: it uses every token's whole distribution.",
+    "disagree, trust the divergence: it uses every token's whole distribution. From seven bits up the rungs hold little but bfloat16's own rounding noise.",
     ("kld_mean", "bits_per_weight"), draw, summary, wide=True, order=2,
 )  # fmt: skip
