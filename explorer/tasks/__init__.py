@@ -18,15 +18,17 @@ import torch
 
 from explorer import models
 from explorer.devices import device_name
-from explorer.experiment import KERNEL_CODE, ROOT, SHARED_CODE, Line, Loader, run
-from explorer.records import Answer, Event, InputError, Progress, Report, key_of
+from explorer.experiment import KERNEL_CODE, ROOT, SHARED_CODE, Loader, run
+from explorer.records import Answer, Event, InputError, Report, key_of
 from explorer.request import Request
 from explorer.store import Store, code_version
+from explorer.turns import Line, waiting
 
 
 @dataclass(frozen=True)
 class Task:
-    """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself.
+    """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself. Answers before
+    the last are drafts of it, for a page that shows them grow; only the last is kept.
 
     turn: "none" for what answers in some 100 ms and never touches a loaded model's layers; "whole" for what computes alone from start to end;
     "own" for what runs experiments one by one through `engine.run`, each of which waits for its own turn, so that a sweep starves nobody.
@@ -57,7 +59,7 @@ class Engine:
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """An experiment, as `LocalRunner.run` takes it."""
-        experiment, chosen, texts = Request(model, method, params, **options).prepare()
+        experiment, chosen, texts = Request(model, method, params, **options).prepare(self.load.hub)
         yield from run(experiment, chosen, texts, self.store, self.load, self.line)
 
     def report(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
@@ -82,25 +84,20 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
     if asked.turn != "whole":
         yield from _finish(asked, asked.work(Engine(store, load, line), **arguments), store, key)
         return
+    if isinstance(model := arguments.get("model"), str):
+        yield from load.fetch(models.resolve(model.strip()))  # a download keeps nobody from computing
     with line.place() as ahead:
         yield from waiting(ahead)
         yield from _finish(asked, asked.work(Engine(store, load, Line()), **arguments), store, key)
 
 
-def waiting(ahead: Callable[[], int]) -> Iterator[Progress]:
-    """Progress while others are ahead in line."""
-    import time
-
-    while n := ahead():
-        yield Progress("waiting", 0, 1, f"{n} experiment{'s' if n > 1 else ''} ahead in line")
-        time.sleep(0.2)
-
-
 def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iterator[Event]:
+    last = None
     for event in events:
-        if isinstance(event, Answer) and task.stored:
-            store.put(key, f"task {task.name}", [], {"data": event.data, "provenance": event.provenance})
+        last = event if isinstance(event, Answer) else last
         yield event
+    if task.stored and last is not None:
+        store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
 
 
 def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str:
@@ -115,4 +112,5 @@ def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str
 def _code(module: str) -> str:
     own = importlib.import_module(module).__file__
     rooms = [str(path) for room in ("methods", "metrics") for path in sorted((ROOT / room).glob("*.py"))]
-    return code_version(*SHARED_CODE, *KERNEL_CODE, str(ROOT / "tasks" / "__init__.py"), *rooms, own)
+    theirs = [str(ROOT / f"{name}.py") for name in ("tasks/__init__", "subjects", "faults", "repetition")]
+    return code_version(*SHARED_CODE, *KERNEL_CODE, *theirs, *rooms, own)
