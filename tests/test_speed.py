@@ -115,6 +115,7 @@ def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:
     from explorer.ui.tabs.speed import kernel_tables
 
     assert "No kernel timings are here yet" in kernel_tables(tmp_path)
+    rows = [{"op": "w4", "us": 1.5, "peers": {}}, {"op": "w8", "GB/s": 3.0}]
     (tmp_path / "a.json").write_text(json.dumps({"device": "<b>X</b>", "torch": "2", "rows": rows}))
     (tmp_path / "b.json").write_text("{")
     shown = kernel_tables(tmp_path)
