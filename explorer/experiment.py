@@ -19,6 +19,7 @@ from torch import nn
 from explorer import architectures, models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
+from explorer.held import Held
 from explorer.methods import Method, build, methods
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
@@ -64,14 +65,16 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 
 @dataclass
 class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once."""
+    """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last."""
 
     device: torch.device = field(default_factory=default_device)
+    held: Held = field(default_factory=Held)
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:
         if self._last is None or self._last.ref != ref:
             self._last = None
+            self.held.clear()
             gc.collect()
             self._last = models.load(ref, self.device)
         return self._last
@@ -222,7 +225,8 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         for name, layer in wanted.items():
             put(loaded.model, name, layer)
     seconds = time.perf_counter() - start
-    return dataclasses.replace(subject, layers=layers, qtensors=qtensors, losses=tuple(losses), quantize_seconds=seconds), skipped
+    made = {"layers": layers, "qtensors": qtensors, "losses": tuple(losses), "quantize_seconds": seconds, "read": rows}
+    return dataclasses.replace(subject, **made), skipped
 
 
 def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:

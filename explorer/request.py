@@ -42,13 +42,13 @@ class Request:
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":
             raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
-        if not (_whole(self.sequences, 1, 1024) and _whole(self.seed, 0, 2**31 - 1)):
+        if not (whole(self.sequences, 1, 1024) and whole(self.seed, 0, 2**31 - 1)):
             raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(self.sequences)[:20]} and {str(self.seed)[:20]}.")
         if self.kv_bits not in WIDTHS:
             raise InputError(f"The KV cache takes {', '.join(map(str, WIDTHS))} bits, not {str(self.kv_bits)[:20]}.")
         if self.head_bits not in HEAD_WIDTHS:
             raise InputError(f"The head takes {', '.join(map(str, HEAD_WIDTHS))} bits, not {str(self.head_bits)[:20]}.")
-        if not (_whole(self.tokens, 0, ALL_TOKENS) and _whole(self.length, 0, 2048)):
+        if not (whole(self.tokens, 0, ALL_TOKENS) and whole(self.length, 0, 2048)):
             raise InputError(
                 f"Give tokens from 0 (all) up and a length of 0 (the model's own) to 2,048, not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
             )
@@ -67,5 +67,6 @@ class Request:
         return self.length or min(context, 2048 if self.evaluation == "wikitext2" else 1024)
 
 
-def _whole(value: Any, low: int, high: int) -> bool:
+def whole(value: Any, low: int, high: int) -> bool:
+    """Whether a value is an integer from low to high, both included."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -22,7 +22,8 @@ from explorer.records import Measurement, Progress
 class Subject:
     """What metrics measure: the 16-bit model, its quantized layers, and evaluation windows [W, T] int64.
 
-    losses: one a step, of a method that trains. head: the quantized output head, None in 16 bits.
+    losses: one a step, of a method that trains. read: the calibration windows it was quantized on, [W, T] int64, None when it read none.
+    head: the quantized output head, None in 16 bits.
     Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
     """
 
@@ -34,6 +35,7 @@ class Subject:
     quantize_seconds: float
     kv_bits: int = 16
     losses: tuple[float, ...] = ()
+    read: Tensor | None = None
     head: QuantizedLinear | None = None
 
     def quantized(self) -> AbstractContextManager[None]:
