@@ -153,6 +153,27 @@ def test_layers_of_different_formats_are_not_joined_but_run() -> None:
     assert (found - expected).norm() / expected.norm() < 1e-2
 
 
+class Wrapped(nn.Module):
+    """A layer that changes what another computes, as the planted faults do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.kernel, self.packed_bytes = layer, layer.kernel, layer.packed_bytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+
+def test_a_wrapped_layer_runs_as_it_is() -> None:
+    model, ids = model_of("llama"), prompt_of(1, 8)
+    layers = quantized(model, bits=4, group_size=32)
+    changed = layers | {name: Wrapped(layers[name]) for name in ("layers.1.mlp.down_proj", "layers.0.self_attn.k_proj")}
+    with swapped(model, changed, linears(model)), torch.no_grad():
+        loop, expected = LlamaLoop(model, 16), model(ids).logits[:, -1]
+        found = loop.prefill(ids)
+    assert (found - expected).norm() / expected.norm() < 1e-2 and loop.blocks[1].down.shape == (128, 192)
+
+
 def test_concatenation_means_the_parts() -> None:
     weights = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (48, 16, 32)]
     for granularity, symmetric in (("tensor", True), ("channel", False), ("group", True)):
