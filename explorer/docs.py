@@ -126,6 +126,14 @@ def _said(value: object) -> str:
 
 
 PARTS = {
+    "results": results_table,
+    "timings": timings_table,
+    "methods": methods_table,
+    "survey": survey_table,
+    "kernels": kernels_table,
+    "soak": soak_table,
+    "model": model_facts,
+}
     "kernels": kernels_table,
     "soak": soak_table,
     "survey": survey_table,
