@@ -134,14 +134,6 @@ PARTS = {
     "soak": soak_table,
     "model": model_facts,
 }
-    "kernels": kernels_table,
-    "soak": soak_table,
-    "survey": survey_table,
-    "timings": timings_table,
-    "methods": methods_table,
-    "results": results_table,
-    "model": model_facts,
-}
 
 
 def render(text: str) -> str:
