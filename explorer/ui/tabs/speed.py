@@ -54,24 +54,6 @@ def _cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
-    """Values of the status line and of the named charts while a task measures the configuration with this key."""
-    same, clock = [gr.skip()] * (2 * len(names)), Clock()
-    try:
-        found = shell.shelf.pick([key])
-        if not found:
-            raise InputError("That configuration is no longer on the page; choose one from the list.")
-        for event in watched(shell.runner.do(task, asked(found[0]) | more), clock):
-            if isinstance(event, Answer):
-                where = "from the store" if event.provenance.get("from_store") else "measured now"
-                said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
-                yield [said, *(value for name in names for value in chart_values(charts()[name], event.data))]
-            elif isinstance(event, str):
-                yield [event, *same]
-    except Exception as error:  # the outermost boundary of this tab's buttons: whoever pressed gets a sentence
-        yield [failure(error), *same]
-
-
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
     gr.HTML("<p class='see'>Choose a configuration and measure it on this machine; what was measured before comes back at once.</p>")
