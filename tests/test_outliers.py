@@ -82,6 +82,7 @@ def test_live_answers_on_a_layer(runner: LocalRunner, tiny_folder: Path) -> None
     assert loud["errors"]["W8A8 per token"][1] == pytest.approx(loud["smooth_error"])
     turned = done(runner, "activations", **where, transform="rotate", strength=64.0)
     assert turned["after"]["kurtosis"] < turned["before"]["kurtosis"]
+    assert loud["before"]["zeros"] > calm["before"]["zeros"] and sum(calm["before"]["counts"]) == calm["shape"][0] * calm["shape"][1]
     curve = done(runner, "alpha", **where, strength=16.0)
     assert len(curve["token"]) == len(curve["alphas"]) == 11 and min(curve["token"]) < curve["plain"]["token"]
     for wrong, sentence in (({"strength": 0.5}, "strength from 1"), ({"channels": 0}, "channels"), ({"transform": "magic"}, "transform is one of")):
