@@ -9,30 +9,30 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from explorer.answers import answers, ladder
-from explorer.detectors import Finding, level, sentence, verdicts
+from explorer.answers import answers
+from explorer.detectors import sentence, verdicts
+from explorer.figures.ladder import rungs_for
+from explorer.findings import UNSURE, Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
+from explorer.ui.table import origin
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
-RECORDED = ("ladder.json", "survey.json", "seed_results.json")  # the first that has a rung of a width wins
+RECORDED = ("seed_results.json", "survey.json")  # where widths of plain rounding are that the ladder lacks
 WORDS = {"ok": "✓ ok", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
+
+PARTLY = "<span class='level unknown'>? partly checked</span>"
 
 
 @cache
 def recorded() -> tuple[Report, ...]:
-    """All recorded reports that may be rungs of a ladder, the ones to prefer last."""
-    found: list[Report] = []
-    for name in reversed(RECORDED):
-        if (ASSETS / name).is_file():
-            content = json.loads((ASSETS / name).read_text())
-            found += map(report_from, content if isinstance(content, list) else content.get("reports", []))
-    return tuple(found)
+    """Recorded reports that may be rungs of a ladder."""
+    return tuple(report_from(data) for name in RECORDED for data in json.loads((ASSETS / name).read_text()))
 
 
 def rungs(report: Report, others: Sequence[Report] = ()) -> list[Report]:
     """The ladder of a report's model and text: recorded, or among the other reports of the page."""
-    return ladder([*recorded(), *others], report)
+    return rungs_for(report, [*recorded(), *others])
 
 
 def chip(kind: str) -> str:
@@ -64,7 +64,8 @@ def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
     for at, (i, report) in enumerate(quantized, start=1):
         pair = [runs[0], runs[at]] if len(runs) == len(quantized) + 1 and runs[at]["label"] == report.name else []
         found = verdict(report, base, reports, pair)
-        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {chip(level(found))}</h3><p>{escape(sentence(found))}</p>"
+        mark = PARTLY if level(found) == UNSURE else chip(level(found))
+        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {mark}</h3><p>{escape(sentence(found))}</p>"
         cards.append(f"<article class='guarded'>{head}<details><summary>{len(found)} checks</summary>{findings(found)}</details></article>")
     return f"<div class='guard'>{''.join(cards)}</div>"
 
@@ -73,4 +74,7 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     """The three questions of one configuration as a card."""
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><p>{escape(a.text)}</p>" for a in told)
-    return f"<article class='three'><h3>{escape(report.name)}</h3>{''.join(rows)}</article>" if told else ""
+    p = report.provenance
+    where = escape(f"{p.get('device', '')}, {p.get('date', '')}; {p.get('text', '')}", quote=True)
+    head = f"<h3>{escape(report.name)} <span class='chip' title='{where}'>{origin(report)}</span></h3>"
+    return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""
