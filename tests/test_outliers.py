@@ -81,6 +81,8 @@ def test_live_answers_on_a_layer(runner: LocalRunner, tiny_folder: Path) -> None
     assert loud["errors"]["W8A8 per tensor"][0] > 5 * calm["errors"]["W8A8 per tensor"][0], "per-tensor int8 breaks"
     assert loud["smooth_error"] == pytest.approx(calm["smooth_error"], rel=0.02), "SmoothQuant does not notice"
     assert loud["errors"]["W8A8 per token"][1] == pytest.approx(loud["smooth_error"])
+    events = list(runner.do("activations", where | {"alpha": 0.7}))
+    assert len(events) == 1, "the inputs come from the store: a slider runs no model and waits for nobody"
     turned = done(runner, "activations", **where, transform="rotate", strength=64.0)
     assert turned["after"]["kurtosis"] < turned["before"]["kurtosis"]
     assert loud["before"]["zeros"] > calm["before"]["zeros"] and sum(calm["before"]["counts"]) == calm["shape"][0] * calm["shape"][1]

@@ -34,7 +34,7 @@ def draw_channels(data: dict[str, Any]) -> Plot:
                  "hovertemplate": "%{text}: %{y:.3g}"}
             )  # fmt: skip
     shape["yaxis2"] = shape["yaxis"] | {"title": {"text": "largest |weight| (log)"}, "domain": [0, 0.44]}
-    shape["xaxis"] |= {"title": {"text": "channel, sorted by its largest input as it is"}, "anchor": "y2"}
+    shape["xaxis"] |= {"title": {"text": "channel, largest first"}, "anchor": "y2"}
     return plot(traces, shape, WAITING)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from explorer.rotation import Rotation
 from explorer.tasks import Engine, Task
 from explorer.tasks.error_map import digits
 from explorer.tasks.inputs import inputs_of
-from kernels.op import Activation, LowBitWeight, multiply
+from kernels.op import Activation, round_activation, split_outliers
 
 TRANSFORMS = ("none", "smooth", "rotate")
 SORTED, TALL, WIDE = 256, 64, 96  # channels in the sorted plot; tokens and channels of the heat map
@@ -54,10 +55,18 @@ class Pair:
         factor[self.peaks.topk(min(channels, len(factor))).indices] = strength
         return self.scaled(factor)
 
+    @cached_property
+    def columns(self) -> Tensor:
+        """The largest |weight| of each column, [1, K]."""
+        return self.weight.abs().amax(0, keepdim=True)
+
+    def factor(self, alpha: float) -> Tensor:
+        """What SmoothQuant multiplies the inputs by, [K]; its scales depend on the largest weight of each column only."""
+        return 1 / SmoothQuant(alpha=alpha).quantize(self.columns, self.peaks.unsqueeze(0)).channel_scale
+
     def smoothed(self, alpha: float) -> Pair:
         """As SmoothQuant scales them."""
-        tensor = SmoothQuant(alpha=alpha).quantize(self.weight, self.peaks.unsqueeze(0))
-        return self.scaled(1 / tensor.channel_scale)
+        return self.scaled(self.factor(alpha))
 
     def rotated(self) -> Pair:
         """Both turned by the same Hadamard matrix."""
@@ -65,12 +74,24 @@ class Pair:
         inputs = turn.apply(self.inputs)
         return Pair(inputs, turn.apply(self.weight), inputs.abs().amax(0))
 
+    @cached_property
+    def rounded(self) -> Tensor:
+        """The weight after int8 with a scale a row, [N, K] float32."""
+        return quantize_affine(self.weight, 8, "channel", 0, symmetric=True).dequantize()
+
     def error(self, activation: Activation | None, exact: Tensor | None = None) -> float:
         """||y' - y|| / ||y|| of the product with int8 weights (a scale a row) and inputs rounded as given."""
         exact = self.inputs @ self.weight.T if exact is None else exact
-        q = replace(quantize_affine(self.weight, 8, "channel", 0, symmetric=True), activation=activation)
-        rounded = multiply(self.inputs, LowBitWeight(q.codes, q.scale, None, 8, None, activation))
-        return ((rounded - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+        inputs = self.inputs if activation is None else rounded(self.inputs, activation)
+        return ((inputs @ self.rounded.T - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+
+
+def rounded(inputs: Tensor, activation: Activation) -> Tensor:
+    """What inputs [M, K] float32 become: rounded, but for the columns that stay in 16 bits."""
+    rest, columns = split_outliers(inputs, activation)
+    codes, scale = round_activation(rest, activation)
+    values = codes.float() * scale
+    return values if columns is None else values.index_copy(1, columns, inputs[:, columns])
 
 
 def checked(strength: float, channels: int) -> None:
