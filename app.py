@@ -60,13 +60,20 @@ class LazyRunner:
             self._error = error
         self._made.set()
 
-    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+    def _ready(self) -> Iterator[Event]:
         self._wanted.set()
         while not self._made.wait(0.5):
             yield Progress("starting", 0, 1, "loading torch and transformers")
         if self._error is not None:
             raise RuntimeError(f"the engine could not start: {self._error}") from self._error
+
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        yield from self._ready()
         yield from self._runner.run(model, method, params, **options)
+
+    def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:
+        yield from self._ready()
+        yield from self._runner.do(task, arguments)
 
 
 def seeds() -> list[Report]:

@@ -264,6 +264,12 @@ class LocalRunner:
         experiment, chosen, texts = Request(model, method, params, **options).prepare()
         yield from run(experiment, chosen, texts, self._store, self._load, self._line)
 
+    def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:
+        """A task's events, last its Answer; see explorer.tasks, which is built on experiments and so cannot be imported before them."""
+        from explorer.tasks import do
+
+        yield from do(task, arguments, self._store, self._load, self._line)
+
 
 def last_report(events: Iterator[Event], watch: Callable[[Event], None] = lambda event: None) -> Report:
     """Drains a run and returns its report; `watch` sees every event. Closes the run on any error."""

@@ -132,6 +132,21 @@ def load(ref: ModelRef, device: torch.device) -> LoadedModel:
     return LoadedModel(ref, model, tokenizer, device, min(2048, getattr(model.config, "max_position_embeddings", 2048)))
 
 
+def weight_of(ref: ModelRef, layer: str) -> torch.Tensor:
+    """The weight [N, K] of one layer, named as `linears` names it, in the dtype of the file; read alone, without loading the model. Raises
+    InputError when the model is not on this disk or has no such layer.
+    """
+    from safetensors import safe_open
+
+    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        with safe_open(path, "pt") as file:
+            for key in (f"model.{layer}.weight", f"{layer}.weight"):
+                if key in file.keys():  # noqa: SIM118 - the file is no dict
+                    return file.get_tensor(key)
+    raise InputError(f"The model {ref.name!r} has no layer {str(layer)[:60]!r} on this disk; run it once and choose a layer from the list.")
+
+
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, in order."""
     wanted = model.config.num_hidden_layers

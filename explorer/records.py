@@ -1,4 +1,4 @@
-"""The nouns every layer shares: what is asked (Experiment), what is found (Measurement, Report), and their address (key_of).
+"""The nouns every layer shares: what is asked (Experiment), what is found (Measurement, Report, Answer), and their address (key_of).
 
 Standard library only. All records are frozen and serialise to JSON; a Report can be stored, sent to a browser and read back.
 """
@@ -130,7 +130,16 @@ class Report:
         return {m.layer: m.value for m in self.measurements if m.metric == metric and m.layer}
 
 
-Event = Progress | Measurement | Report
+@dataclass(frozen=True)
+class Answer:
+    """What a task found: JSON-ready data, and the circumstances it was found in (device, versions, whether it came from the store)."""
+
+    task: str
+    data: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Progress | Measurement | Report | Answer
 
 
 def plain(value: Any) -> Any:

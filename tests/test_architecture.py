@@ -18,16 +18,25 @@ LAYERS = (
     ("explorer.qtensor", "explorer.rotation", "explorer.floats", "explorer.lattice"),
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
-    ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.figures"),
+    ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
     ("explorer.ui",),
-    ("app", "explorer.__main__", "explorer.docs", "assets"),
+    ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
 FORBIDDEN = {
     "explorer.methods": ("explorer.metrics", "explorer.store", "explorer.models"),
     "explorer.metrics": ("explorer.methods", "explorer.store"),
     "explorer.store": ("explorer.methods", "explorer.metrics", "torch"),
-    "explorer.figures": ("torch", "gradio", "explorer.methods", "explorer.metrics", "explorer.store", "explorer.experiment", "explorer.qtensor"),
-    "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.models", "explorer.metrics"),
+    "explorer.figures": (
+        "torch",
+        "gradio",
+        "explorer.methods",
+        "explorer.metrics",
+        "explorer.store",
+        "explorer.experiment",
+        "explorer.tasks",
+        "explorer.qtensor",
+    ),
+    "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
     "explorer.records": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }
@@ -92,8 +101,8 @@ def test_importing_the_core_touches_no_gpu_and_needs_no_gradio() -> None:
     """The core is imported with gradio and plotly made unimportable, and CUDA must stay uninitialised."""
     code = (
         "import sys; sys.modules['gradio'] = None; sys.modules['plotly'] = None\n"
-        "import explorer.experiment, explorer.methods, explorer.metrics, kernels.op, torch\n"
-        "explorer.methods.methods(); explorer.metrics.metrics(); kernels.op.ops()\n"
+        "import explorer.experiment, explorer.methods, explorer.metrics, explorer.tasks, explorer.commands, kernels.op, torch\n"
+        "explorer.methods.methods(); explorer.metrics.metrics(); explorer.tasks.tasks(); explorer.commands.commands(); kernels.op.ops()\n"
         "assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

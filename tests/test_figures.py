@@ -9,7 +9,7 @@ import math
 import pytest
 
 from explorer.docs import SEEDS
-from explorer.figures import figures
+from explorer.figures import charts, figures
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
 from explorer.ui.table import comparison, samples
@@ -39,6 +39,18 @@ def test_figure_draws(figure, reports: list[Report]) -> None:
     assert len(json.dumps(drawn)) < 150_000
     assert figure.summary(reports, LAYER).endswith(".")
     assert figure.see.endswith(".") and len(figure.why) > 100
+
+
+@pytest.mark.parametrize("chart", charts().values(), ids=lambda c: c.name)
+@pytest.mark.parametrize("full", [False, True], ids=["nothing", "example"])
+def test_chart_draws(chart, full: bool) -> None:
+    go = pytest.importorskip("plotly.graph_objects", reason="needs plotly to validate the figure")
+    data = chart.example if full else {}
+    drawn = chart.draw(data)
+    go.Figure(drawn)
+    assert drawn["layout"]["height"] >= 300 and bool(drawn["data"]) == full
+    assert len(json.dumps(drawn, allow_nan=False)) < 150_000
+    assert chart.summary(data).endswith(".") and chart.see.endswith(".") and len(chart.why) > 100
 
 
 @pytest.mark.parametrize("figure", figures().values(), ids=lambda f: f.name)

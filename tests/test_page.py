@@ -15,13 +15,14 @@ import app
 from explorer.docs import SEEDS
 from explorer.figures import figures
 from explorer.records import InputError, Progress, Report, report_from
-from explorer.ui.app import in_rows
+from explorer.ui.frame import in_rows
 from explorer.ui.page import Page
 from explorer.ui.session import Shelf, keys_of
+from explorer.ui.tab import Shell, View, tabs
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16)
-WIDTH = 5 + 3 * len(figures())
+OPEN = "first"  # the tab that is open in these tests
 
 
 class FakeRunner:
@@ -45,55 +46,61 @@ class FakeRunner:
 
 @pytest.fixture
 def page() -> Page:
-    made = Page(FakeRunner(), Shelf(SEED))
-    made.controls = []
-    return made
+    """Two tabs: the open one shows names, the layer and its own input; the other must not be drawn."""
+    shell = Shell(FakeRunner(), Shelf(SEED), [], ["demo"], controls=[object()] * (2 + len(OPTION_VALUES)))
+    shell.views[OPEN] = View([object(), object()], lambda reports, layer, own: [[r.name for r in reports], (layer, own)], [object()])
+    shell.views["second"] = View([object()], lambda reports, layer: pytest.fail("a tab that is not open was drawn"))
+    return Page(shell)
 
 
 def ran(page: Page, method: str, keys: list[str]) -> list[list]:
-    return list(page.run(keys, None, "demo", method, *OPTION_VALUES))
+    return list(page.run(keys, None, OPEN, "demo", method, *OPTION_VALUES, "own"))
 
 
 def test_run_streams_and_measures_the_baseline_first(page: Page) -> None:
     outputs = ran(page, "gptq", keys_of(SEED[:2]))
-    assert page.runner.asked == ["none", "gptq"] and page.runner.closed == 2
-    assert all(len(output) == WIDTH for output in outputs)
+    assert page.shell.runner.asked == ["none", "gptq"] and page.shell.runner.closed == 2
+    assert all(len(output) == 6 for output in outputs)
     assert "baseline: load model" in outputs[0][0] and "done" in outputs[-1][0] and "GPTQ 4-bit g64" in outputs[-1][0]
     assert outputs[-1][1].value == keys_of([SEED[0], SEED[1], next(r for r in SEED if r.experiment.spec.method == "gptq")])
-    assert page.shelf.pick(outputs[-1][1].value)[0].provenance["device"] == "fresh", "the baseline on the page is of this device"
+    assert page.shell.shelf.pick(outputs[-1][1].value)[0].provenance["device"] == "fresh", "the baseline on the page is of this device"
 
 
 @pytest.mark.parametrize("error", [InputError("The text is too short."), RuntimeError("<b>out of memory</b>"), KeyError("odd")])
 def test_failure_is_a_sentence_and_the_page_stays(page: Page, error: Exception) -> None:
-    page.runner.error = error
+    page.shell.runner.error = error
     last = ran(page, "rtn", keys_of(SEED))[-1]
     assert "error" in last[0] and ("too short" in last[0] or "What was measured before is kept" in last[0]) and "<b>" not in last[0]
     assert all(part["__type__"] == "update" and "value" not in part for part in last[1:])
 
 
 def test_cancelling_closes_the_run(page: Page) -> None:
-    events = page.run([], None, "demo", "rtn", *OPTION_VALUES)
+    events = page.run([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
     next(events)
     events.close()
-    assert page.runner.closed == 1
+    assert page.shell.runner.closed == 1
 
 
 def test_taking_off_keeps_the_baseline(page: Page) -> None:
     keys = keys_of(SEED)
-    assert page.choose(keys[2:4], None)[1].value == [keys[0], *keys[2:4]]
-    assert page.choose([], None)[1].value == keys[:1]
-    assert page.reset(None)[1].value == keys
+    assert page.choose(keys[2:4], None, OPEN, "own")[1].value == [keys[0], *keys[2:4]]
+    assert page.choose([], None, OPEN, "own")[1].value == keys[:1]
+    assert page.reset(None, OPEN, "own")[1].value == keys
 
 
-def test_layer_pick_redraws_the_figures_of_one_layer(page: Page) -> None:
-    drawn = page.pick_layer(keys_of(SEED), "layers.2.mlp.up_proj")
-    assert len(drawn) == 2 * sum(figure.by_layer for figure in figures().values()) and "2.mlp.up_proj" in drawn[1]
+def test_only_the_open_tab_is_drawn(page: Page) -> None:
+    layer, keys = "layers.2.mlp.up_proj", keys_of(SEED[:2])
+    names, shown, other = page.redraw(keys, layer, OPEN, "own")
+    assert names == [r.name for r in SEED[:2]] and shown == (layer, "own") and "value" not in other
+    assert page.opened(OPEN, keys, layer, "own") == [OPEN, names, shown]
+    assert page.choose(keys, "none such", OPEN, "own")[2].value == page.choose(keys, None, OPEN, "own")[2].value
 
 
 def test_every_figure_has_one_place() -> None:
     rows = list(in_rows(list(figures().values())))
     assert [figure for row in rows for figure in row] == list(figures().values())
     assert all(len(row) == 1 for row in rows if row[0].wide) and all(len(row) <= 2 for row in rows)
+    assert {figure.tab for figure in figures().values()} <= {tab.name for tab in tabs()}
 
 
 def test_page_builds_without_warnings() -> None:

@@ -28,7 +28,8 @@ Plot = dict[str, Any]
 class Figure:
     """draw(reports, layer) -> Plotly JSON; `see` is one sentence on what to look for, `why` a short lesson, `summary` says the same in words.
 
-    needs: metrics without which a report has nothing to show. by_layer: whether it shows one chosen layer. wide: whether it takes a whole row.
+    needs: metrics without which a report has nothing to show. tab: where on the page it stands. by_layer: whether it shows one chosen layer.
+    wide: whether it takes a whole row.
     """
 
     name: str
@@ -41,13 +42,39 @@ class Figure:
     by_layer: bool = False
     wide: bool = False
     order: int = 0
+    tab: str = "compare"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of data that is no report: a task's answer or plain arithmetic. draw(data) -> Plotly JSON, summary(data) the same in words; both
+    take an empty dict before there is anything. example: data as small as it gets, for tests.
+    """
+
+    name: str
+    title: str
+    see: str
+    why: str
+    draw: Callable[[dict[str, Any]], Plot]
+    summary: Callable[[dict[str, Any]], str]
+    example: dict[str, Any]
+
+
+def _found(kind: type) -> list[Any]:
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    return [item for module in modules for item in vars(module).values() if isinstance(item, kind)]
 
 
 @cache
 def figures() -> dict[str, Figure]:
-    """Every FIGURE in this folder, in reading order."""
-    found = [importlib.import_module(f"{__name__}.{m.name}").FIGURE for m in pkgutil.iter_modules(__path__)]
-    return {figure.name: figure for figure in sorted(found, key=lambda f: f.order)}
+    """Every Figure in this folder, in reading order."""
+    return {figure.name: figure for figure in sorted(_found(Figure), key=lambda f: f.order)}
+
+
+@cache
+def charts() -> dict[str, Chart]:
+    """Every Chart in this folder, by name."""
+    return {chart.name: chart for chart in _found(Chart)}
 
 
 def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:

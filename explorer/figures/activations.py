@@ -40,5 +40,5 @@ FIGURE = Figure(
     "See how far the thin tails reach beyond the bulk: a scale that must cover them leaves few codes for everything else.",
     "Activations are harder to quantize than weights because a few values are many times larger than the rest. Kurtosis measures that: 3 for "
     "a normal distribution, hundreds where outliers rule. All configurations share this figure: it is the 16-bit model's.",
-    ("activation_histogram",), draw, summary, by_layer=True, order=6,
+    ("activation_histogram",), draw, summary, by_layer=True, order=6, tab="activations",
 )  # fmt: skip

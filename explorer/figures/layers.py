@@ -38,5 +38,5 @@ FIGURE = Figure(
     "See which layers stand out, and that GPTQ's weight error (faint dots) lies above plain rounding's while its output error lies below.",
     "The output error is what the next layer feels: ||W'x - Wx|| / ||Wx|| on held-out inputs of the 16-bit model. Weight error only matters "
     "where inputs are large, which is why minimising it is the wrong goal and GPTQ trades it away.",
-    ("output_error",), draw, summary, wide=True, order=4,
+    ("output_error",), draw, summary, wide=True, order=4, tab="layers",
 )  # fmt: skip

@@ -46,5 +46,5 @@ FIGURE = Figure(
     "Outliers sit in the same input channels for every token. That makes them treatable: keep those channels in 16 bits (LLM.int8), move their "
     "size into the weights (SmoothQuant), protect the weights they meet (AWQ), or spread them by rotation. Large models have them; small ones "
     "often do not.",
-    ("activation_absmax", "outlier_channels"), draw, summary, by_layer=True, order=7,
+    ("activation_absmax", "outlier_channels"), draw, summary, by_layer=True, order=7, tab="activations",
 )  # fmt: skip

@@ -48,5 +48,5 @@ FIGURE = Figure(
     "A code of b bits can name 2^b values. The scale stretches that grid over the weights that share it; one large weight stretches it for "
     "all of them, which is why small groups help. Dequantized histograms look comb-like when few grids are in play and fill in when every "
     "group has its own scale.",
-    ("weight_histogram",), draw, summary, by_layer=True, wide=True, order=5,
+    ("weight_histogram",), draw, summary, by_layer=True, wide=True, order=5, tab="weights",
 )  # fmt: skip

@@ -1,22 +1,23 @@
-"""The page as a whole: controls on the left, comparison and figures on the right. Handlers are in page.py."""
+"""The page as a whole: controls on the left, tabs on the right. Handlers are in page.py, tabs in tabs/."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from explorer.figures import Figure, figures
 from explorer.records import Report
 from explorer.ui.controls import build_controls
-from explorer.ui.page import Page, Runner, status
+from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
+from explorer.ui.tab import Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
+DEFAULT = "rtn"
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def theme() -> gr.themes.Base:
@@ -32,8 +33,8 @@ def theme() -> gr.themes.Base:
 
 def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], models: list[str]) -> gr.Blocks:
     """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list."""
-    page = Page(runner, Shelf(seeds))
-    first = page.view(page.shelf.first(), None)
+    shell = Shell(runner, Shelf(seeds), catalogue, models)
+    page = Page(shell)
     with gr.Blocks(title="Quantization Explorer", analytics_enabled=False) as blocks:
         gr.HTML(
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, and see what it costs and what it saves. "
@@ -41,22 +42,26 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
-                inputs, parts = _controls(page, catalogue, models)
+                run, cancel = _controls(page)
             with gr.Column(scale=4, min_width=320, elem_id="results"):
-                parts |= _results(first)
-        _wire(page, inputs, parts)
+                reset = _compared(shell)
+                selects = _tabs(shell)
+        _wire(page, run, cancel, reset, selects)
     return blocks
 
 
-def _controls(page: Page, catalogue: list[dict[str, Any]], models: list[str]) -> tuple[list[Any], dict[str, Any]]:
-    model = gr.Dropdown(models, value=models[0], allow_custom_value=True, label="Model", info="The bundled model, a hub id, or a folder.", elem_id="model")
-    default = "rtn"
-    method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=default, label="Method", elem_id="method", filterable=False)
-    page.controls = build_controls(catalogue, method, default)
+def _controls(page: Page) -> tuple[Any, Any]:
+    """Lays out model, method, parameters and options; fills shell.controls and shell.status. Gives the Run and Cancel buttons."""
+    shell, catalogue = page.shell, page.shell.catalogue
+    model = gr.Dropdown(
+        shell.models, value=shell.models[0], allow_custom_value=True, label="Model", info="The bundled model, a hub id, or a folder.", elem_id="model"
+    )
+    method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False)
+    page.fields = build_controls(catalogue, method, DEFAULT)
     with gr.Accordion("Text, calibration, KV cache", open=False, elem_id="more"):
         evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
         reading = {m["name"] for m in catalogue if m["needs_inputs"]}
-        with gr.Column(visible=default in reading, elem_id="calibration") as calibrated:
+        with gr.Column(visible=DEFAULT in reading, elem_id="calibration") as calibrated:
             calibration = gr.Radio(TEXTS, value="bundled", label="Calibration text")
             with gr.Row():
                 sequences = gr.Number(16, minimum=1, maximum=1024, precision=0, label="Sequences", min_width=100)
@@ -70,66 +75,51 @@ def _controls(page: Page, catalogue: list[dict[str, Any]], models: list[str]) ->
         with gr.Row():
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
-        line = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
-    inputs = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, *(control.component for control in page.controls)]
-    return inputs, {"run": run, "cancel": cancel, "status": line}
+        shell.status = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
+    shell.controls = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, *(control.component for control in page.fields)]
+    return run, cancel
 
 
-def _results(first: Sequence[Any]) -> dict[str, Any]:
-    compared, table, written, layer, *drawn = first
-    shown = {"figures": []}
+def _compared(shell: Shell) -> Any:
+    """Lays out what all tabs share; fills shell.compared, shell.layer, shell.active. Gives the Reset button."""
+    compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
-        shown["compared"] = gr.Dropdown(
-            compared.choices, value=compared.value, multiselect=True, allow_custom_value=True, label="Compared", elem_id="compared",
-            info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=6,
+        shell.compared = gr.Dropdown(
+            **compared, label="Compared", elem_id="compared",
+            info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=7,
         )  # fmt: skip
-        shown["reset"] = gr.Button("Reset", size="sm", elem_id="reset", scale=1, min_width=80)
-    shown["table"] = gr.HTML(table, elem_id="comparison")
-    gr.HTML("<h2 class='figure'>What each one writes</h2>")
-    shown["samples"] = gr.HTML(written)
-    place = {figure.name: index for index, figure in enumerate(figures().values())}
-    for row in in_rows(list(figures().values())):
-        if row[0].by_layer and "layer" not in shown:
-            shown["layer"] = gr.Dropdown(layer.choices, value=layer.value, label="Layer shown below", elem_id="layer", filterable=False)
-        with gr.Row():
-            for figure in row:
-                i = place[figure.name]
-                with gr.Column(min_width=320, visible=drawn[3 * i].visible) as column:
-                    shown["figures"] += [column, *_figure(figure, drawn[3 * i + 1], drawn[3 * i + 2])]
-    return shown
+        shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
+        reset = gr.Button("Reset", size="sm", elem_id="reset", scale=1, min_width=80)
+    shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
+    return reset
 
 
-def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
-    """Figures by row of the page: a wide one alone, others in pairs; the order stays."""
-    row: list[Figure] = []
-    for figure in wanted:
-        if row and (figure.wide or len(row) == 2):
-            yield row
-            row = []
-        row.append(figure)
-        if figure.wide:
-            yield row
-            row = []
-    if row:
-        yield row
+def _tabs(shell: Shell) -> dict[str, Any]:
+    """Lays out all tabs; fills shell.views and shell.bar. Gives the gr.Tab of each by name."""
+    laid: dict[str, Any] = {}
+    with gr.Tabs(elem_id="tabs") as shell.bar:
+        for tab in tabs():
+            with gr.Tab(tab.title, id=tab.name, elem_id=f"tab-{tab.name}") as laid[tab.name]:
+                view = tab.build(shell)
+            if view is not None:
+                shell.views[tab.name] = view
+    return laid
 
 
-def _figure(figure: Figure, chart: Any, words: str) -> list[Any]:
-    gr.HTML(f"<h2 class='figure'>{escape(figure.title)}</h2><p class='see'>{escape(figure.see)}</p>")
-    shown = [gr.Plot(chart, show_label=False, elem_id=f"plot-{figure.name}", container=False), gr.Markdown(words, elem_classes=["summary"])]
-    with gr.Accordion("Why", open=False):
-        gr.Markdown(figure.why)
-    return shown
-
-
-def _wire(page: Page, inputs: list[Any], parts: dict[str, Any]) -> None:
-    compared, layer = parts["compared"], parts["layer"]
-    everything = [parts["status"], compared, parts["table"], parts["samples"], layer, *parts["figures"]]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    run = parts["run"].click(page.run, [compared, layer, *inputs], everything, concurrency_limit=64, **quiet)
+def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -> None:
+    shell = page.shell
+    chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
+    running = run.click(
+        page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64, **QUIET
+    )  # fmt: skip
     cancelled = status("Cancelled. What was measured before is kept; press Run to go on from there.")
-    parts["cancel"].click(lambda: cancelled, None, parts["status"], cancels=[run], queue=False, **quiet)
-    compared.input(page.choose, [compared, layer], everything, **quiet)
-    parts["reset"].click(page.reset, [layer], everything, **quiet)
-    by_layer = [parts["figures"][3 * i + k] for i, figure in enumerate(figures().values()) if figure.by_layer for k in (1, 2)]
-    layer.input(page.pick_layer, [compared, layer], by_layer, **quiet)
+    cancel.click(lambda: cancelled, None, shell.status, cancels=[running], queue=False, **QUIET)
+    shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
+    reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
+    shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
+    for name, tab in laid.items():
+        if name in shell.views:
+            view = shell.views[name]
+            tab.select(partial(page.opened, name), [*chosen, *view.inputs], [shell.active, *view.outputs], **QUIET)
+        else:
+            tab.select(lambda name=name: name, None, shell.active, queue=False, **QUIET)

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
 import gradio as gr
-from gradio.components.plot import PlotData
 
-from explorer.figures import Figure, figures, short_layer
 from explorer.records import Event, InputError, Progress, Report
 from explorer.ui.controls import Control, parameters
-from explorer.ui.session import Shelf, arrange, keys_of
-from explorer.ui.table import comparison, origin, samples
+from explorer.ui.session import arrange
+from explorer.ui.tab import Shell
+from explorer.ui.table import origin
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits")  # of a run, beside model, method and its parameters
-
-
-class Runner(Protocol):
-    """What the page needs of a runner; closing the generator cancels."""
-
-    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]: ...
-
-
-def draw(figure: Figure, reports: Sequence[Report], layer: str) -> PlotData:
-    """A figure as the page takes it, with a button that downloads it as SVG."""
-    config = {"displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]], "toImageButtonOptions": {"format": "svg", "filename": figure.name}}
-    return PlotData(type="plotly", plot=json.dumps(figure.draw(reports, layer) | {"config": config}))
-
-
-def layer_names(reports: Sequence[Report]) -> list[str]:
-    """Layers that any of the reports measured, in the model's order."""
-    return list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
 
 
 def status(text: str, kind: str = "", share: float | None = None) -> str:
@@ -55,7 +36,7 @@ class Clock:
         """Since the run was pressed."""
         return time.monotonic() - self.started
 
-    def line(self, event: Progress, what: str) -> str | None:
+    def line(self, event: Progress, what: str = "") -> str | None:
         """The status line for an event of `what`, or None when it is too soon for another."""
         now = time.monotonic()
         if event.stage == self._stage and now - self._shown < 0.2:
@@ -68,71 +49,83 @@ class Clock:
         return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left})", "busy", share)
 
 
+def failure(error: Exception) -> str:
+    """The status line for what went wrong: a person's own input in one sentence, anything else with what to do; the log gets the rest."""
+    if isinstance(error, InputError):
+        return status(str(error), "error")
+    logging.getLogger(__name__).error("a run failed", exc_info=error)
+    kept = "What was measured before is kept; try a smaller model or other parameters."
+    return status(f"The run failed ({type(error).__name__}: {str(error)[:200]}). {kept}", "error")
+
+
+def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[str | Event]:
+    """Events of a run or a task: Progress as status lines, thinned out, everything else as it is. Closes the events at the end."""
+    try:
+        for event in events:
+            if not isinstance(event, Progress):
+                yield event
+            elif line := clock.line(event, what):
+                yield line
+    finally:
+        events.close()
+
+
 class Page:
-    """Handlers of one app. Holds the shelf and the runner."""
+    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls."""
 
-    def __init__(self, runner: Runner, shelf: Shelf) -> None:
-        self.runner, self.shelf = runner, shelf
-        self.controls: list[Control] = []
+    def __init__(self, shell: Shell) -> None:
+        self.shell, self.fields = shell, list[Control]()
 
-    def view(self, reports: Sequence[Report], layer: str | None) -> list[Any]:
-        """Everything that shows results: what is compared, table, samples, layer choice, then of each figure whether it is shown, plot, summary."""
-        names = layer_names(reports)
-        layer = layer if layer in names else (names[len(names) // 2] if names else "")
-        measured = {m.metric for report in reports for m in report.measurements}
-        drawn: list[Any] = []
-        for figure in figures().values():
-            shown = gr.Column(visible=not reports or measured.issuperset(figure.needs))
-            drawn += [shown, draw(figure, reports, layer), figure.summary(reports, layer)]
-        keys = keys_of(reports)
-        compared = gr.Dropdown(choices=[(r.name, key) for key, r in zip(keys, reports, strict=True)], value=keys, multiselect=True, allow_custom_value=True)
-        picker = gr.Dropdown(choices=[(short_layer(name), name) for name in names], value=layer or None)
-        return [compared, comparison(reports), samples(reports), picker, *drawn]
+    def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+        """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
+        model, method, *rest = values
+        return str(model or ""), str(method), parameters(method, self.fields, tuple(rest[len(OPTIONS) :])), dict(zip(OPTIONS, rest, strict=False))
 
-    def run(self, keys: list[str], layer: str | None, model: str, method: str, *values: Any) -> Iterator[list[Any]]:
+    def view(self, reports: Sequence[Report], layer: str | None, active: str, values: Sequence[Any]) -> list[Any]:
+        """Updates of compared, layer and the outputs of all tabs."""
+        compared, picker = self.shell.shared(reports, layer)
+        return [gr.Dropdown(**compared), gr.Dropdown(**picker), *self.shell.drawn(active, reports, picker["value"] or "", values)]
+
+    def run(self, keys: list[str], layer: str | None, active: str, *values: Any) -> Iterator[list[Any]]:
         """Streams the status; shows the result at the end. Bad input and failures are a sentence, and what is on screen stays.
 
-        The baseline runs first, so that the differences are to the same model, text and device. values: the OPTIONS, then the controls.
+        The baseline runs first, so that the differences are to the same model, text and device. values: the shell's controls, then its inputs.
         """
-        options = dict(zip(OPTIONS, values, strict=False))
-        same = [gr.skip()] * (4 + 3 * len(figures()))
-        clock, shown, sentence, left = Clock(), self.shelf.pick(keys), "", ""
-        asked = [("", str(method), parameters(method, self.controls, values[len(OPTIONS) :]), options)]
+        model, method, params, options = self.asked(values[: len(self.shell.controls)])
+        own = values[len(self.shell.controls) :]
+        same = [gr.skip()] * (2 + len(self.shell.outputs()))
+        clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
+        asked = [("", method, params, options)]
         if method != "none" or options.get("kv_bits") != 16:
             asked.insert(0, ("baseline: ", "none", {}, options | {"kv_bits": 16}))
         try:
-            for what, name, params, given in asked:
-                events = self.runner.run(str(model or ""), name, params, **given)
-                try:
-                    for event in events:
-                        if isinstance(event, Report):
-                            self.shelf.add(event)
-                            shown, note = arrange(shown, event)
-                            left = note or left
-                            sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
-                        elif isinstance(event, Progress) and (line := clock.line(event, what)):
-                            yield [line, *same]
-                finally:
-                    events.close()
-            yield [status(sentence, "done"), *self.view(shown, layer)]
-        except InputError as error:
-            yield [status(str(error), "error"), *same]
-        except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence, the log the rest
-            logging.getLogger(__name__).exception("a run failed")
-            kept = "What was measured before is kept; try a smaller model or other parameters."
-            yield [status(f"The run failed ({type(error).__name__}: {str(error)[:200]}). {kept}", "error"), *same]
+            for what, name, chosen, given in asked:
+                for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
+                    if isinstance(event, Report):
+                        self.shell.shelf.add(event)
+                        shown, note = arrange(shown, event)
+                        left = note or left
+                        sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
+                    elif isinstance(event, str):
+                        yield [event, *same]
+            yield [status(sentence, "done"), *self.view(shown, layer, active, own)]
+        except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
+            yield [failure(error), *same]
 
-    def choose(self, keys: list[str], layer: str | None) -> list[Any]:
+    def choose(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
         """Shows the configurations that are left after one was taken off; the baseline stays."""
-        shown = self.shelf.with_baseline(self.shelf.pick(keys)) or self.shelf.first()[:1]
-        return [status("What left the page stays in the store: running it again is instant."), *self.view(shown, layer)]
+        shelf = self.shell.shelf
+        shown = shelf.with_baseline(shelf.pick(keys)) or shelf.first()[:1]
+        return [status("What left the page stays in the store: running it again is instant."), *self.view(shown, layer, active, values)]
 
-    def reset(self, layer: str | None) -> list[Any]:
+    def reset(self, layer: str | None, active: str, *values: Any) -> list[Any]:
         """Back to the configurations a new page starts with."""
-        return [status("Showing the recorded results of the bundled model."), *self.view(self.shelf.first(), layer)]
+        return [status("Showing the recorded results of the bundled model."), *self.view(self.shell.shelf.first(), layer, active, values)]
 
-    def pick_layer(self, keys: list[str], layer: str) -> list[Any]:
-        """Plot and summary of each figure that shows one layer."""
-        reports = self.shelf.pick(keys)
-        wanted = (figure for figure in figures().values() if figure.by_layer)
-        return [part for figure in wanted for part in (draw(figure, reports, layer), figure.summary(reports, layer))]
+    def redraw(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
+        """The outputs of all tabs when the layer changed."""
+        return self.shell.drawn(active, self.shell.shelf.pick(keys), layer or "", values)
+
+    def opened(self, name: str, keys: list[str], layer: str | None, *values: Any) -> list[Any]:
+        """The name of the tab that was opened, and its outputs."""
+        return [name, *self.shell.views[name].render(self.shell.shelf.pick(keys), layer or "", *values)]

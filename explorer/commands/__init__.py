@@ -1,0 +1,46 @@
+"""The command line's commands, one file each, found by folder: flags in `arguments`, work in `work`. JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from explorer.records import Event, Progress
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python -m explorer <name>`. arguments(parser) adds its flags; work(args) does it and may return an exit code; InputError becomes 2.
+
+    stores: whether it takes --store.
+    """
+
+    name: str
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    work: Callable[[argparse.Namespace], int | None]
+    stores: bool = True
+
+
+@cache
+def commands() -> dict[str, Command]:
+    """Every COMMAND in this folder, by name."""
+    found = [importlib.import_module(f"{__name__}.{module.name}").COMMAND for module in pkgutil.iter_modules(__path__)]
+    return {command.name: command for command in found}
+
+
+def store_path() -> Path:
+    """Where results are kept unless --store names another place."""
+    return Path.home() / ".cache" / "quantization-explorer" / "results.db"
+
+
+def show(event: Event) -> None:
+    """Progress to stderr."""
+    if isinstance(event, Progress):
+        print(f"{event.stage}: {event.done}/{event.total} {event.detail}", file=sys.stderr)

@@ -1,0 +1,84 @@
+"""`run`: one experiment. Flags derive from the methods' fields."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from explorer.commands import Command, show
+from explorer.records import InputError, Report, plain
+
+OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "tokens", "length")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A method's parameters are added as flags; a flag that two methods share is one flag."""
+    from explorer.methods import fields_of, methods
+
+    parser.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
+    parser.add_argument("--method", default="rtn", help=", ".join(methods()))
+    parser.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
+    parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
+    parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
+    parser.add_argument("--length", type=int, default=0, help="tokens a window; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
+    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
+    parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    added: set[str] = set()
+    for method in methods().values():
+        for field in fields_of(method):
+            if field.name not in added:
+                added.add(field.name)
+                parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, metavar="VALUE", help=f"{field.title}: {field.help}")
+
+
+def parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, as the types that the method's fields ask for. Raises InputError."""
+    from explorer.methods import fields_of, from_text, methods
+
+    known = methods()
+    if args.method not in known:
+        raise InputError(f"There is no method {args.method[:40]!r}; choose one of {', '.join(known)}.")
+    own = {field.name for field in fields_of(known[args.method])}
+    every = {field.name for method in known.values() for field in fields_of(method)}
+    given = {name: value for name in every if (value := getattr(args, name)) is not None}
+    for name in given:
+        if name not in own:
+            raise InputError(f"{args.method} has no parameter {name!r}; it takes {', '.join(own) or 'none'}.")
+    return from_text(args.method, given)
+
+
+def table(report: Report) -> str:
+    """The whole-model numbers of a report as text, one a line."""
+    rows = [f"{report.name} on {report.experiment.model.name} ({report.provenance['device']})"]
+    for m in report.measurements:
+        if not m.layer and not isinstance(m.value, list | dict):
+            value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
+            interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
+            rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
+    return "\n".join([*rows, f"{'kernel':28s} {report.provenance['kernel_summary']}"])
+
+
+def work(args: argparse.Namespace) -> None:
+    given = parameters(args)
+    text = ""
+    if args.text:
+        try:
+            text = args.text.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The text file {args.text} cannot be read; give a UTF-8 text file.") from error
+    from explorer.experiment import LocalRunner, last_report
+    from explorer.store import Store
+
+    runner = LocalRunner(Store(args.store))
+    evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
+    options = {name: getattr(args, name) for name in OPTIONS}
+    report = last_report(runner.run(args.model, args.method, given, evaluation=evaluation, text=text, **options), show)
+    print(json.dumps(plain(report)) if args.json else table(report))
+
+
+COMMAND = Command("run", "run one experiment", arguments, work)

@@ -1,0 +1,42 @@
+"""`survey`: measures every method on the bundled model and writes the README's table to assets/."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from explorer.commands import Command, show
+from explorer.records import plain
+
+SURVEY = Path(__file__).parent.parent.parent / "assets" / "survey.json"
+# Beside every method with its defaults: three bits, where methods part, and the variants people ask about.
+SPECS = (
+    *((method, {"bits": 3}) for method in ("rtn", "hqq", "awq", "gptq", "qat")), ("rtn", {"bits": 3, "rotate": True}), ("gptq", {"bits": 3, "rotate": True}),
+    *((method, {"bits": 2}) for method in ("rtn", "hqq", "awq", "gptq")), ("quip", {"rotate": False}), ("quip", {"feedback": False}),
+    *((method, {"bits": bits, "symmetric": False}) for method in ("rtn", "gptq") for bits in (2, 3, 4)),
+    ("gptq", {"bits": 2, "symmetric": False, "rotate": True}), ("nf4", {"double_quant": True}),
+    ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
+    ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}),
+)  # fmt: skip
+SURVEYED = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement", "quantize_seconds", "decode_tokens_per_second")
+
+
+def work(args: argparse.Namespace) -> None:
+    from explorer.experiment import LocalRunner, last_report
+    from explorer.methods import methods
+    from explorer.store import Store
+
+    runner = LocalRunner(Store(args.store))
+    reports = [last_report(runner.run("demo", method, params), show) for method, params in (*((name, {}) for name in methods()), *SPECS)]
+    reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in SURVEYED)) for r in reports]
+    rows = [plain(report) for report in reports]
+    for row in rows:
+        row["provenance"] = {name: row["provenance"].get(name) for name in ("label", "device", "torch", "date", "kernel_summary", "text")}
+    SURVEY.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    print(f"wrote {SURVEY.name}: {len(reports)} reports", file=sys.stderr)
+
+
+COMMAND = Command("survey", "measure every method on the bundled model and write the README's table to assets/", lambda parser: None, work)

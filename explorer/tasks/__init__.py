@@ -1,0 +1,118 @@
+"""Task: a question about a model that is no Report, answered by a generator of events that ends in an Answer. One file a task.
+
+A task is called by name with plain values, from a page, a script or another process, and its answer is stored like a metric: under a hash of
+its arguments, the model's revision, the code and, where it says so, the device. It raises InputError with a sentence on bad input.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from explorer import models
+from explorer.devices import device_name
+from explorer.experiment import KERNEL_CODE, ROOT, SHARED_CODE, Line, Loader, run
+from explorer.records import Answer, Event, InputError, Progress, Report, key_of
+from explorer.request import Request
+from explorer.store import Store, code_version
+
+
+@dataclass(frozen=True)
+class Task:
+    """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself.
+
+    turn: "none" for what answers in some 100 ms and never touches a loaded model's layers; "whole" for what computes alone from start to end;
+    "own" for what runs experiments one by one through `engine.run`, each of which waits for its own turn, so that a sweep starves nobody.
+    stored: whether the answer is kept. per_device: whether it belongs to the device it was found on.
+    """
+
+    name: str
+    work: Callable[..., Iterator[Event]]
+    turn: str = "whole"
+    stored: bool = True
+    per_device: bool = False
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """Every TASK in this folder, by its name."""
+    found = [importlib.import_module(f"{__name__}.{module.name}").TASK for module in pkgutil.iter_modules(__path__)]
+    return {task.name: task for task in found}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a task works with. `line` is where experiments wait for their turn."""
+
+    store: Store
+    load: Loader
+    line: Line
+
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        """An experiment, as `LocalRunner.run` takes it."""
+        experiment, chosen, texts = Request(model, method, params, **options).prepare()
+        yield from run(experiment, chosen, texts, self.store, self.load, self.line)
+
+    def report(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        """The same without its last event, which is returned: `report = yield from engine.report(...)`."""
+        for event in self.run(model, method, params, **options):
+            if isinstance(event, Report):
+                return event
+            yield event
+        raise RuntimeError("the run ended without a report")
+
+
+def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: Line) -> Iterator[Event]:
+    """Yields a task's events, last its Answer, at once when it is stored. Raises InputError for a task or arguments that do not exist."""
+    if task not in tasks():
+        raise InputError(f"There is no task {str(task)[:40]!r}; there are {', '.join(tasks())}.")
+    asked = tasks()[task]
+    key = task_key(asked, arguments, load.device)
+    stored = store.get(key) if asked.stored else None
+    if stored is not None:
+        yield Answer(task, stored[1]["data"], stored[1]["provenance"] | {"from_store": True})
+        return
+    if asked.turn != "whole":
+        yield from _finish(asked, asked.work(Engine(store, load, line), **arguments), store, key)
+        return
+    with line.place() as ahead:
+        yield from waiting(ahead)
+        yield from _finish(asked, asked.work(Engine(store, load, Line()), **arguments), store, key)
+
+
+def waiting(ahead: Callable[[], int]) -> Iterator[Progress]:
+    """Progress while others are ahead in line."""
+    import time
+
+    while n := ahead():
+        yield Progress("waiting", 0, 1, f"{n} experiment{'s' if n > 1 else ''} ahead in line")
+        time.sleep(0.2)
+
+
+def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iterator[Event]:
+    for event in events:
+        if isinstance(event, Answer) and task.stored:
+            store.put(key, f"task {task.name}", [], {"data": event.data, "provenance": event.provenance})
+        yield event
+
+
+def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str:
+    """The content address of an answer: arguments, which model exactly, code, torch, and the device where it matters."""
+    name = arguments.get("model")
+    revision = models.resolve(name.strip()).revision if isinstance(name, str) and task.stored else ""
+    code = _code(task.work.__module__) if task.stored else ""
+    return key_of("task", task.name, arguments, revision, code, torch.__version__, device_name(device) if task.per_device else device.type)
+
+
+@functools.cache
+def _code(module: str) -> str:
+    own = importlib.import_module(module).__file__
+    rooms = [str(path) for room in ("methods", "metrics") for path in sorted((ROOT / room).glob("*.py"))]
+    return code_version(*SHARED_CODE, *KERNEL_CODE, str(ROOT / "tasks" / "__init__.py"), *rooms, own)

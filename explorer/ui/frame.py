@@ -1,0 +1,87 @@
+"""A figure on the page: its heading, one sentence on what to see, the plot, the same in words, and a fold that says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.components.plot import PlotData
+
+from explorer.figures import Chart, Figure, figures
+from explorer.records import Report
+from explorer.ui.tab import View
+
+
+def plotted(name: str, plot: dict[str, Any]) -> PlotData:
+    """Plotly JSON as the page takes it, with a button that downloads it as SVG."""
+    config = {"displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]], "toImageButtonOptions": {"format": "svg", "filename": name}}
+    return PlotData(type="plotly", plot=json.dumps(plot | {"config": config}))
+
+
+def heading(title: str, see: str) -> None:
+    """A figure's heading and what to look for."""
+    gr.HTML(f"<h2 class='figure'>{escape(title)}</h2><p class='see'>{escape(see)}</p>")
+
+
+def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
+    """Lays out a figure or chart; returns [plot, words], which `chart_values` or a View fills anew."""
+    heading(item.title, item.see)
+    shown = [gr.Plot(plotted(item.name, plot), show_label=False, elem_id=f"plot-{item.name}", container=False)]
+    shown.append(gr.Markdown(words, elem_classes=["summary"]))
+    with gr.Accordion("Why", open=False):
+        gr.Markdown(item.why)
+    return shown
+
+
+def chart(item: Chart, data: dict[str, Any] | None = None) -> list[Any]:
+    """Lays out a chart; returns [plot, words]."""
+    return frame(item, item.draw(data or {}), item.summary(data or {}))
+
+
+def chart_values(item: Chart, data: dict[str, Any]) -> list[Any]:
+    """New values for what `chart` laid out."""
+    return [plotted(item.name, item.draw(data)), item.summary(data)]
+
+
+def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
+    """Figures by row of the page: a wide one alone, others in pairs; the order stays."""
+    row: list[Figure] = []
+    for figure in wanted:
+        if row and (figure.wide or len(row) == 2):
+            yield row
+            row = []
+        row.append(figure)
+        if figure.wide:
+            yield row
+            row = []
+    if row:
+        yield row
+
+
+def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") -> View:
+    """Lays out the report figures of a tab, filled with `reports`; a figure is shown while some report measured what it needs."""
+    wanted = [figure for figure in figures().values() if figure.tab == tab]
+    outputs: list[Any] = []
+    for row in in_rows(wanted):
+        with gr.Row():
+            for figure in row:
+                with gr.Column(min_width=320, visible=shown(figure, reports)) as column:
+                    outputs += [column, *frame(figure, figure.draw(reports, layer), figure.summary(reports, layer))]
+
+    def render(reports: Sequence[Report], layer: str) -> list[Any]:
+        updates: list[Any] = []
+        for figure in wanted:
+            drawn = plotted(figure.name, figure.draw(reports, layer))
+            updates += [gr.Column(visible=shown(figure, reports)), drawn, figure.summary(reports, layer)]
+        return updates
+
+    return View(outputs, render)
+
+
+def shown(figure: Figure, reports: Sequence[Report]) -> bool:
+    """Whether any of the reports measured what a figure needs; a page without reports shows all of them empty."""
+    measured = {m.metric for report in reports for m in report.measurements}
+    return not reports or measured.issuperset(figure.needs)

@@ -1,0 +1,112 @@
+"""Tab: one view of the page, one file in explorer/ui/tabs. The Shell is what all of them share: runner, shelf, the compared reports, the layer.
+
+A tab builds its components once and gives back a View. `render` is called when the tab is opened, when the compared reports or the layer change
+while it is open, and after a run; what a tab's own buttons and sliders do, it wires itself. Nothing here holds the state of a session.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol
+
+import gradio as gr
+
+from explorer.figures import short_layer
+from explorer.records import Event, Report
+from explorer.ui.session import Shelf, keys_of
+
+
+class Runner(Protocol):
+    """What the page needs of a runner; closing a generator cancels."""
+
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]: ...
+
+    def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]: ...
+
+
+@dataclass
+class View:
+    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs."""
+
+    outputs: list[Any]
+    render: Callable[..., list[Any]]
+    inputs: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tab:
+    """build(shell) lays the tab out, inside an open gr.Tab, and returns its View, or None when nothing in it depends on the reports."""
+
+    name: str
+    title: str
+    build: Callable[[Shell], View | None]
+    order: int = 0
+
+
+@cache
+def tabs() -> list[Tab]:
+    """Every TAB in explorer/ui/tabs, in order."""
+    from explorer.ui import tabs as room
+
+    found = [importlib.import_module(f"{room.__name__}.{module.name}").TAB for module in pkgutil.iter_modules(room.__path__)]
+    return sorted(found, key=lambda tab: tab.order)
+
+
+@dataclass
+class Shell:
+    """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
+
+    Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
+    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked).
+    """
+
+    runner: Runner
+    shelf: Shelf
+    catalogue: list[dict[str, Any]]
+    models: list[str]
+    compared: Any = None
+    layer: Any = None
+    active: Any = None
+    status: Any = None
+    bar: Any = None
+    controls: list[Any] = field(default_factory=list)
+    views: dict[str, View] = field(default_factory=dict)
+
+    def outputs(self) -> list[Any]:
+        """The outputs of all tabs, in order."""
+        return [output for view in self.views.values() for output in view.outputs]
+
+    def inputs(self) -> list[Any]:
+        """The inputs that tabs need to draw themselves, in order."""
+        return [entry for view in self.views.values() for entry in view.inputs]
+
+    def drawn(self, active: str, reports: Sequence[Report], layer: str, values: Sequence[Any]) -> list[Any]:
+        """An update for each of `outputs`: the open tab is drawn, the others are left as they are until they are opened."""
+        updates: list[Any] = []
+        values = list(values)
+        for name, view in self.views.items():
+            own, values = values[: len(view.inputs)], values[len(view.inputs) :]
+            updates += view.render(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
+        return updates
+
+    def shared(self, reports: Sequence[Report], layer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `compared` and `layer` show for these reports; a middle layer when the wanted one is not there."""
+        names = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+        shown = layer if layer in names else (names[len(names) // 2] if names else None)
+        keys = keys_of(reports)
+        compared = {"choices": [(r.name, key) for key, r in zip(keys, reports, strict=True)], "value": keys, "multiselect": True, "allow_custom_value": True}
+        return compared, {"choices": [(short_layer(name), name) for name in names], "value": shown}
+
+
+def settings(text: str) -> dict[str, Any]:
+    """A dict from JSON text that a page's script sent; {} when it is none."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
