@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.learn.answers import FUNCTIONS
-from explorer.records import Measurement, Report
+from explorer.records import Answer, Measurement, Report
 
 
 class Facts:
     """Named reports. A name or a metric that is not there raises KeyError, so that a story cannot conclude from nothing."""
 
-    def __init__(self, reports: Mapping[str, Report]) -> None:
-        self._reports = dict(reports)
+    def __init__(self, reports: Mapping[str, Report], answers: Mapping[str, Answer] | None = None) -> None:
+        self._reports, self._answers = dict(reports), dict(answers or {})
+
+    def data(self, answer: str, key: str) -> Any:
+        """An entry of a task's answer."""
+        return self._answers[answer].data[key]
 
     def _find(self, run: str, metric: str) -> Measurement:
         found = self._reports[run].find(metric)

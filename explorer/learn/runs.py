@@ -1,4 +1,4 @@
-"""The named runs that walkthroughs and questions refer to, and their recorded reports. Runs nothing itself: a runner is passed in."""
+"""The named runs that walkthroughs and questions refer to, and what was recorded of them. Runs nothing itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Report, report_from
+from explorer.records import Answer, Report, report_from
 
 FOLDER = Path(__file__).parent.parent.parent / "assets" / "learn"
 RECORDED = FOLDER / "recorded.json"
@@ -39,18 +39,37 @@ def text_named(name: str) -> str:
 
 
 @cache
+def _rows() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((FOLDER / "runs.toml").read_text())
+
+
+@cache
 def named_runs() -> dict[str, Ask]:
     """Name -> Ask, from runs.toml."""
-    rows = tomllib.loads((FOLDER / "runs.toml").read_text())
-    return {name: Ask(row["method"], row.get("params", {}), row.get("options", {})) for name, row in rows.items()}
+    return {name: Ask(row["method"], row.get("params", {}), row.get("options", {})) for name, row in _rows().items() if "method" in row}
+
+
+@cache
+def named_tasks() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> (task, arguments), from runs.toml."""
+    return {name: (row["task"], row["arguments"]) for name, row in _rows().items() if "task" in row}
+
+
+@cache
+def _recorded() -> dict[str, Any]:
+    return json.loads(RECORDED.read_text()) if RECORDED.exists() else {"reports": {}, "answers": {}}
 
 
 @cache
 def recorded() -> dict[str, Report]:
     """Name -> Report as measured by `python -m assets.record_learn`, marked as recorded; empty when the file is missing."""
-    if not RECORDED.exists():
-        return {}
-    reports = {name: report_from(data) for name, data in json.loads(RECORDED.read_text()).items()}
+    reports = {name: report_from(data) for name, data in _recorded()["reports"].items()}
     for report in reports.values():
         report.provenance["recorded"] = True
     return reports
+
+
+@cache
+def recorded_answers() -> dict[str, Answer]:
+    """Name -> Answer of a task, recorded with the reports."""
+    return {name: Answer(**data) for name, data in _recorded()["answers"].items()}

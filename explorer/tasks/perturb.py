@@ -1,0 +1,102 @@
+"""Do small changes of a prompt flip the quantized model's next token more often than the 16-bit model's? Paired over the same prompts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from explorer import models
+from explorer.devices import device_name
+from explorer.experiment import quantize
+from explorer.methods import label_of
+from explorer.metrics import Subject
+from explorer.models import LoadedModel
+from explorer.records import Answer, Event, Progress
+from explorer.request import Request
+from explorer.tasks import Engine, Task
+
+PROMPTS, LENGTH, KEPT = 1024, 32, 4  # prompts, their tokens, and the words at their end that stay as they are
+KINDS = ("two letters swapped", "a word left out", "a word in capitals")
+
+
+def changed(text: str, kind: str, draw: random.Random) -> str:
+    """The text with one word changed, never one of its last KEPT; the text itself when it has none to change."""
+    words = text.split(" ")
+    places = [i for i, word in enumerate(words[:-KEPT]) if len(word) > 3 and word.isalpha() and word[1] != word[2] and not word.isupper()]
+    if not places:
+        return text
+    at = draw.choice(places)
+    word = words[at]
+    new = {"two letters swapped": [word[0] + word[2] + word[1] + word[3:]], "a word left out": [], "a word in capitals": [word.upper()]}[kind]
+    return " ".join([*words[:at], *new, *words[at + 1 :]])
+
+
+def next_token(loaded: LoadedModel, text: str) -> int:
+    """The likeliest token after a text."""
+    ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
+    return int(loaded.model(ids, use_cache=False).logits[0, -1].argmax())
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value that the two rates are equal, from the discordant pairs (binomial with 1/2)."""
+    n, least = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n) if n else 1.0
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95% interval of a share, in percent (Wilson's score interval)."""
+    z, share = 1.96, hits / n
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return 100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n)
+
+
+@torch.no_grad()
+def work(engine: Engine, model: str, method: str, params: dict[str, Any]) -> Iterator[Event]:
+    """Answer data: label, prompts, base and quantized (each: flips, percent, low, high), only_base, only_quantized, p (exact McNemar), moved (clean
+    prompts whose next token the quantization itself changes, percent), kinds.
+    """
+    experiment, chosen, texts = Request(model, method, params).prepare()
+    yield Progress("load model", 0, 1, experiment.model.name)
+    loaded = engine.load(experiment.model)
+    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
+    subject, _ = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
+    draw, pairs = random.Random(0), []
+    for i, row in enumerate(rows):
+        text = loaded.tokenizer.decode(row)
+        other = changed(text, KINDS[i % len(KINDS)], draw)
+        if other != text:
+            pairs.append((text, other))
+    flips: dict[str, list[bool]] = {"base": [], "quantized": []}
+    moved = 0
+    for i, (text, other) in enumerate(pairs):
+        if i % 16 == 0:
+            yield Progress("perturbed prompts", i, len(pairs), label_of(chosen))
+        clean = next_token(loaded, text)
+        flips["base"].append(clean != next_token(loaded, other))
+        with subject.quantized():
+            first = next_token(loaded, text)
+            flips["quantized"].append(first != next_token(loaded, other))
+        moved += first != clean
+    yield Answer("perturb", summary(flips["base"], flips["quantized"]) | {
+        "label": label_of(chosen), "moved": 100 * moved / len(pairs), "kinds": list(KINDS)},
+        {"device": device_name(loaded.device)})  # fmt: skip
+
+
+def summary(base: list[bool], quantized: list[bool]) -> dict[str, Any]:
+    """Rates with intervals and the paired test."""
+    n = len(base)
+    found: dict[str, Any] = {"prompts": n}
+    for name, flips in (("base", base), ("quantized", quantized)):
+        low, high = wilson(sum(flips), n)
+        found[name] = {"flips": sum(flips), "percent": 100 * sum(flips) / n, "low": low, "high": high}
+    found["only_base"] = sum(b and not q for b, q in zip(base, quantized, strict=True))
+    found["only_quantized"] = sum(q and not b for b, q in zip(base, quantized, strict=True))
+    return found | {"p": mcnemar(found["only_base"], found["only_quantized"])}
+
+
+TASK = Task("perturb", work)
