@@ -20,6 +20,10 @@ class Facts:
         """An entry of a task's answer."""
         return self._answers[answer].data[key]
 
+    def entry(self, nested: Mapping[str, Any], key: str) -> Any:
+        """An entry of a nested answer."""
+        return nested[key]
+
     def _find(self, run: str, metric: str) -> Measurement:
         found = self._reports[run].find(metric)
         if found is None:
