@@ -1,75 +1,95 @@
 """Measures the runs and tasks that walkthroughs and questions need: `python -m assets.record_learn` writes assets/learn/recorded.json.
 
-Only what their figures and expressions ask for is kept of a report.
+Of each report only what some figure or expression really reads is kept: everything is drawn and concluded once to find out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from explorer.commands import store_path
 from explorer.experiment import LocalRunner, last_report
 from explorer.figures import figures
-from explorer.learn.bank import questions
-from explorer.learn.runs import FOLDER, RECORDED, named_runs, named_tasks
-from explorer.learn.stories import stories
-from explorer.records import Answer, Report, plain
+from explorer.learn.bank import Question, questions
+from explorer.learn.charts import draw
+from explorer.learn.pose import grade, pose
+from explorer.learn.runs import RECORDED, named_runs, named_tasks
+from explorer.learn.stories import Step, conclude, judge, stories
+from explorer.records import Answer, Measurement, Report, plain
 from explorer.store import Store
 
-ALWAYS = {"bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement"}
-ALSO = {"quality": {"bits_per_weight"}, "layers": {"weight_error"}, "memory": {"memory_scales", "memory_kv_cache", "weight_bytes"},
-        "activations": {"activation_kurtosis"}, "weights": {"weight_error"}, "speed": {"decode_limit", "decode_tokens_per_second", "decode_bound"}}  # fmt: skip
+ALWAYS = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement")
 KEPT = ("label", "device", "torch", "date", "kernel_summary", "text", "calibration", "prompt")
 
 
-def needs() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """({run: metrics that are needed}, {run: layers of which histograms are needed})."""
-    metrics: dict[str, set[str]] = defaultdict(lambda: set(ALWAYS))
-    layers: dict[str, set[str]] = defaultdict(set)
-    for item in (*(step for story in stories().values() for step in story.steps), *questions().values()):
-        for run in item.runs:
-            if item.figure:
-                metrics[run] |= set(figures()[item.figure].needs) | ALSO.get(item.figure, set())
-                layers[run] |= {item.layer} if item.layer else set()
-            metrics[run] |= {item.chart["metric"]} if "metric" in item.chart else set()
-    texts = " ".join(path.read_text() for path in FOLDER.rglob("*.toml"))
-    for run, metric in re.findall(r"\w+\('(\w+)', (?:'\w+', )?'(\w+)'\)", texts):
-        metrics[run].add({"codes": "memory_codes", "kept": "memory_kept", "ratio": "outlier_channels", "llm_int8": "outlier_channels"}.get(metric, metric))
-    for (run,) in re.findall(r"(?:first_loss|last_loss)\('(\w+)'()\)", texts) and [(r,) for r, _ in re.findall(r"(?:first_loss|last_loss)\('(\w+)'()\)", texts)]:
-        metrics[run].add("training_loss")
-    return metrics, layers
+class Seen:
+    """A report that notes what is read of it: (metric, layer), with "*" for all layers."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self.read = report, {(metric, "") for metric in ALWAYS}
+        self.name, self.experiment, self.provenance = report.name, report.experiment, report.provenance
+
+    def find(self, metric: str, layer: str = "") -> Measurement | None:
+        self.read.add((metric, layer))
+        return self._report.find(metric, layer)
+
+    def value(self, metric: str, layer: str = "") -> Any:
+        found = self.find(metric, layer)
+        return None if found is None else found.value
+
+    def by_layer(self, metric: str) -> dict[str, Any]:
+        self.read.add((metric, "*"))
+        return self._report.by_layer(metric)
+
+    def trimmed(self) -> dict:
+        """The JSON form of the report with what was read, to six digits."""
+        report = self._report
+        kept = [m for m in report.measurements if (m.metric, m.layer) in self.read or (m.layer and (m.metric, "*") in self.read)]
+        data = plain(report)
+        data["measurements"] = [plain(m) for m in kept]
+        data["provenance"] = {name: report.provenance[name] for name in KEPT if name in report.provenance}
+        for text in (data["experiment"]["evaluation"], data["experiment"]["calibration"]):
+            text["text"] = ""  # texts are written anew by name
+        return json.loads(json.dumps(data), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
-def trimmed(report: Report, metrics: set[str], layers: set[str]) -> dict:
-    """A report's JSON form with these metrics only; histograms of these layers only; six digits."""
-    kept = [m for m in report.measurements if m.metric in metrics and (not m.metric.endswith("histogram") or m.layer in layers)]
-    data = plain(report)
-    data["measurements"] = [plain(m) for m in kept]
-    data["provenance"] = {name: report.provenance[name] for name in KEPT if name in report.provenance}
-    for text in (data["experiment"]["evaluation"], data["experiment"]["calibration"]):
-        text["text"] = ""  # the texts are written anew by name
-    return json.loads(json.dumps(data), parse_float=lambda text: float(f"{float(text):.6g}"))
+def use(item: Step | Question, reports: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+    """Draws and concludes, so that what is read is noted."""
+    if item.figure:
+        figure, shown = figures()[item.figure], [reports[name] for name in item.runs]
+        figure.draw(shown, item.layer)
+        figure.summary(shown, item.layer)
+    if item.chart:
+        draw(item.chart, item.runs, reports, answers)
+    if isinstance(item, Step):
+        conclude(item, reports, answers)
+        judge(item, 0, reports, answers)
+    elif item.kind in ("numeric", "order"):
+        for seed in map(str, range(40)):
+            grade(pose(item, seed), 0, reports)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the runs of the walkthroughs and questions.")
     parser.add_argument("--store", type=Path, default=store_path(), help="result file")
     runner = LocalRunner(Store(parser.parse_args().store))
-    metrics, layers = needs()
-    reports, answers = {}, {}
+    reports: dict[str, Seen] = {}
+    answers: dict[str, Answer] = {}
     for name, ask in named_runs().items():
         positional, options = ask.arguments()
-        reports[name] = trimmed(last_report(runner.run(*positional, **options)), metrics[name], layers[name])
+        reports[name] = Seen(last_report(runner.run(*positional, **options)))
         print(name, file=sys.stderr, flush=True)
     for name, (task, arguments) in named_tasks().items():
-        answers[name] = plain(next(event for event in runner.do(task, arguments) if isinstance(event, Answer)))
+        answers[name] = next(event for event in runner.do(task, arguments) if isinstance(event, Answer))
         print(name, file=sys.stderr, flush=True)
-    rows = {"reports": reports, "answers": answers}
+    for item in (*(step for story in stories().values() for step in story.steps), *questions().values()):
+        use(item, reports, answers)
+    rows = {"reports": {name: seen.trimmed() for name, seen in reports.items()}, "answers": {name: plain(answer) for name, answer in answers.items()}}
     parts = [f'"{kind}": {{\n' + ",\n".join(f'"{name}": {json.dumps(row)}' for name, row in found.items()) + "\n}" for kind, found in rows.items()]
     RECORDED.write_text("{" + ",\n".join(parts) + "}\n")
 

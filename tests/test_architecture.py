@@ -19,6 +19,7 @@ LAYERS = (
     ("explorer.devices", "explorer.models", "explorer.data", "explorer.qlinear", "explorer.calibration", "explorer.kvcache", "explorer.decode"),
     ("explorer.store", "explorer.metrics", "explorer.methods"),
     ("explorer.experiment", "explorer.request", "explorer.reproduce", "explorer.tasks", "explorer.figures"),
+    ("explorer.learn",),
     ("explorer.ui",),
     ("app", "explorer.__main__", "explorer.commands", "explorer.docs", "assets"),
 )
@@ -37,6 +38,7 @@ FORBIDDEN = {
         "explorer.qtensor",
     ),
     "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
+    "explorer.learn": ("torch", "gradio", "explorer.methods", "explorer.metrics", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models"),
     "explorer.records": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }

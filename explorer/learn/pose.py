@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,13 +135,8 @@ def _explain(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdic
 
 def run_of(question: Question, answer: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """(method, parameters, options) of a configuration that is graded by running it; parameters that the method does not take are left out."""
-    taken = {"rtn": ("bits", "group_size", "symmetric"), "gptq": ("bits", "group_size", "symmetric"), "awq": ("bits", "group_size"), "hqq": ("bits", "group_size"),
-             "nf4": ("group_size",), "none": ()}  # fmt: skip
+    affine = ("bits", "group_size", "symmetric")
+    taken = {"rtn": affine, "gptq": affine, "awq": affine[:2], "hqq": affine[:2], "nf4": ("group_size",)}
     method = str(answer.get("method", "rtn"))
     params = {name: value for name, value in answer.items() if name in taken.get(method, ())}
     return method, params, {name: value for name, value in answer.items() if name == "kv_bits"}
-
-
-def names_needed(question: Question) -> Sequence[str]:
-    """The named runs whose reports grading needs."""
-    return question.runs

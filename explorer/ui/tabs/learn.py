@@ -1,0 +1,64 @@
+"""Learn: guided walkthroughs. Predict, reveal what was recorded, measure it here, conclude; each step has a link."""
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import parse_qs
+
+import gradio as gr
+
+from explorer.learn.handout import handout_link
+from explorer.learn.stories import stories
+from explorer.ui.learn import Walk, asked, listed, place
+from explorer.ui.tab import Shell, Tab, View
+
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(shell: Shell) -> View | None:
+    """Lays out the story picker, one step, and what it reveals."""
+    walk, first = Walk(shell), next(iter(stories()))
+    heading, choice, amount = asked(*place(first, 0))
+    done = gr.BrowserState({}, storage_key="learn-done")
+    with gr.Row(elem_id="learn-pick"):
+        story = gr.Dropdown(listed({}), value=first, label="Walkthrough", elem_id="story", filterable=False, scale=5)
+        step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="step", scale=3)
+    text = gr.HTML(heading, elem_id="step-text")
+    choices = gr.Radio(choice.choices, value=None, label=choice.label, visible=choice.visible, elem_id="predict")
+    slider = gr.Slider(
+        amount.minimum, amount.maximum, value=amount.value, step=amount.step, label=amount.label, visible=amount.visible, elem_id="predict-number"
+    )
+    with gr.Row():
+        reveal = gr.Button("Predict and reveal", variant="primary", elem_id="reveal", min_width=150)
+        measure = gr.Button("Measure it here", elem_id="measure", min_width=130)
+        compare = gr.Button("Open in Compare", elem_id="to-compare", min_width=130)
+        back = gr.Button("Back", elem_id="back", min_width=70)
+        following = gr.Button("Next", elem_id="next", min_width=70)
+    line = gr.HTML("", visible=False, elem_id="learn-status", padding=False)
+    plot = gr.Plot(visible=False, show_label=False, elem_id="plot-step", container=False)
+    words = gr.Markdown("", elem_classes=["summary"])
+    conclusion = gr.HTML("", elem_id="conclusion")
+    handout = gr.HTML(handout_link(first), elem_id="handout")
+    shown = [story, step, text, choices, slider, plot, words, conclusion, line]
+    quick = QUIET | {"queue": False}
+    story.input(lambda name, state: walk.show(name, 0, state), [story, done], shown, **quick)
+    step.input(walk.show, [story, step, done], shown, **quick)
+    back.click(partial(walk.turn, by=-1), [story, step, done], shown, **quick)
+    following.click(partial(walk.turn, by=1), [story, step, done], shown, **quick)
+    reveal.click(walk.reveal, [story, step, choices, slider, done], [plot, words, conclusion, done, story, line], **quick)
+    measure.click(walk.measure, [story, step, choices, slider], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
+    compare.click(walk.compare, [story, step], [shell.bar, shell.compared, *shell.controls], **quick)
+    story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
+    search = gr.Textbox("", visible="hidden", elem_id="learn-search")
+
+    def opened(asked: str, state: object) -> list:
+        """What the page's address names: the tab, and a story with its step."""
+        found = {key: values[0] for key, values in parse_qs(str(asked).lstrip("?")[:500]).items()}
+        at = int(found["step"]) - 1 if found.get("step", "").isascii() and found.get("step", "").isdigit() else 0
+        return walk.show(found.get("story", first), at, state)
+
+    gr.on(None, opened, [search, done], shown, js="(search, done) => [window.location.search, done]", **quick)
+    return None
+
+
+TAB = Tab("learn", "Learn", build, order=80)
