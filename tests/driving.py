@@ -1,0 +1,69 @@
+"""How tests drive the app in a real Chromium: open a page, choose, wait. The fixtures `address` and `browser` are in conftest.py."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from explorer.ui.tab import tabs
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+browser_test = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path (Debian: the package chromium)")]
+
+
+def visit(browser, address: str, width: int, height: int, theme: str = "light", query: str = ""):
+    """An open page of a size, and the list that collects its console errors and its requests to other hosts."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+    page.goto(f"{address}?__theme={theme}{query}")
+    page.wait_for_selector("#plot-quality .main-svg", timeout=30_000)
+    page.wait_for_load_state("load")
+    return page, wrong
+
+
+def choose(page, label: str) -> None:
+    """Clicks a choice among the controls of the shown method."""
+    page.locator("#controls .method fieldset label:visible").get_by_text(label, exact=True).first.click()
+
+
+def wait_for_status(page, words: str, seconds: float = 90) -> None:
+    page.locator("#status .status", has_text=words).wait_for(timeout=1000 * seconds)
+
+
+def open_tab(page, name: str) -> None:
+    """Opens a tab by its name; on a narrow page it may be in the menu of those that do not fit."""
+    button = page.locator(f"#tab-{name}-button")
+    if not button.count():
+        page.locator("#tabs .overflow-menu > button").first.click()
+        title = next(tab.title for tab in tabs() if tab.name == name)
+        button = page.locator("#tabs .overflow-dropdown button").get_by_text(title, exact=True)
+    button.first.click()
+    page.locator(f"#tab-{name}").wait_for(state="visible", timeout=10_000)
+
+
+LOW_CONTRAST = """() => {
+  const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb') ? m.map((v, i) => i < 3 ? 255 * v : v) : m };
+  const over = (top, below) => { const a = top.length > 3 ? top[3] : 1; return [0, 1, 2].map(i => a * top[i] + (1 - a) * below[i]) };
+  const light = c => { const f = c.slice(0, 3).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2] };
+  const ground = e => { const up = []; for (; e; e = e.parentElement) up.push(parse(getComputedStyle(e).backgroundColor));
+    return up.reverse().reduce((below, top) => over(top, below), [255, 255, 255]) };
+  const low = [];
+  const walk = document.createTreeWalker(document.querySelector('.gradio-container'), NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, box = e.getBoundingClientRect();
+    if (!walk.currentNode.textContent.trim() || !box.width || e.closest('script,style,[aria-hidden=true],.hidden') || e.closest('svg:not(.main-svg)')) continue;
+    const style = getComputedStyle(e);
+    if (style.visibility === 'hidden' || style.opacity === '0') continue;
+    const back = ground(e), paint = over(parse(e.closest('svg') ? style.fill : style.color), back);
+    const [a, b] = [light(paint), light(back)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) low.push(ratio.toFixed(2) + ' ' + walk.currentNode.textContent.trim().slice(0, 40));
+  }
+  return [...new Set(low)];
+}"""
