@@ -11,7 +11,7 @@ import gradio as gr
 from explorer.figures import figures
 from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
-from explorer.learn.stories import Step, Story, conclude, judge, stories
+from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
 from explorer.ui.frame import plotted
 from explorer.ui.page import Clock, failure, status, watched
@@ -52,21 +52,28 @@ def link(story: Story, at: int) -> str:
     return f"?tab=learn&story={story.name}&step={at + 1}"
 
 
-def asked(story: Story, at: int) -> list[Any]:
-    """Updates of heading, text, choice, amount before a prediction."""
-    step, predict = story.steps[at], story.steps[at].predict
-    heading = (
+def heading(story: Story, at: int) -> str:
+    """What a step says, before its prediction."""
+    step = story.steps[at]
+    return (
         f"<div class='story'><p class='where'>{escape(story.title)} · step {at + 1} of {len(story.steps)} · "
         f"<a href='{escape(link(story, at))}'>link to this step</a></p><h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
     )
+
+
+def widgets(predict: Predict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(properties of the choice, of the slider): one of the two is shown."""
     choices = [(text, i) for i, text in enumerate(predict.options)]
     unit = f" ({predict.unit})" if predict.unit else ""
     middle = round((predict.low * predict.high) ** 0.5 if predict.low > 0 else (predict.low + predict.high) / 2, predict.digits)
-    return [
-        heading,
-        gr.Radio(choices=choices, value=None, label=predict.ask, visible=bool(choices)),
-        gr.Slider(minimum=predict.low, maximum=predict.high, value=middle, step=10.0**-predict.digits, label=predict.ask + unit, visible=not choices),
-    ]
+    amount = {"minimum": predict.low, "maximum": predict.high, "value": middle, "step": 10.0**-predict.digits, "label": predict.ask + unit}
+    return {"choices": choices, "value": None, "label": predict.ask, "visible": bool(choices)}, amount | {"visible": not choices}
+
+
+def asked(story: Story, at: int) -> list[Any]:
+    """Updates of heading, choice and slider."""
+    choice, amount = widgets(story.steps[at].predict)
+    return [heading(story, at), gr.update(**choice), gr.update(**amount)]
 
 
 def drawn(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> tuple[dict[str, Any] | None, str]:

@@ -6,6 +6,7 @@ from functools import partial
 from urllib.parse import parse_qs
 
 import gradio as gr
+from gradio.context import Context
 
 from explorer.learn.stories import stories
 from explorer.ui.classroom import Classroom, keys_script, question
@@ -50,7 +51,7 @@ def _student(room: Classroom) -> None:
         found = parse_qs(str(search).lstrip("?")[:500]).get("room", [""])[0]
         return [found[:8], *room.join(found[:8])]
 
-    gr.on(None, arrived, gr.Textbox("", visible="hidden"), [code, asked, choice, line], js="() => [window.location.search]", **QUICK)
+    Context.root_block.load(arrived, gr.Textbox("", visible="hidden"), [code, asked, choice, line], js="() => [window.location.search]", **QUICK)
 
 
 def _teacher(room: Classroom) -> None:
@@ -85,7 +86,7 @@ def _teacher(room: Classroom) -> None:
         button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK).then(lambda: gr.Timer(active=True), None, timer, **QUICK)
     reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK).then(lambda: gr.Timer(active=False), None, timer, **QUICK)
     present.click(None, None, None, js="() => document.body.classList.toggle('presenting')")
-    gr.on(None, None, None, None, js=keys_script())
+    Context.root_block.load(None, None, None, js=keys_script())
 
 
 TAB = Tab("classroom", "Class", build, order=82)

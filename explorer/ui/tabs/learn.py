@@ -6,11 +6,12 @@ from functools import partial
 from urllib.parse import parse_qs
 
 import gradio as gr
+from gradio.context import Context
 
 from explorer.learn.handout import handout_link
 from explorer.learn.stories import stories
-from explorer.ui.learn import Walk, asked, listed, place
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.learn import Walk, heading, listed, place, widgets
+from explorer.ui.tab import Shell, Tab, View, tabs
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -18,20 +19,18 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 def build(shell: Shell) -> View | None:
     """Lays out the story picker, one step, and what it reveals."""
     walk, first = Walk(shell), next(iter(stories()))
-    heading, choice, amount = asked(*place(first, 0))
+    choice, amount = widgets(stories()[first].steps[0].predict)
     done = gr.BrowserState({}, storage_key="learn-done")
     with gr.Row(elem_id="learn-pick"):
         story = gr.Dropdown(listed({}), value=first, label="Walkthrough", elem_id="story", filterable=False, scale=5)
         step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="step", scale=3)
-    text = gr.HTML(heading, elem_id="step-text")
-    choices = gr.Radio(choice.choices, value=None, label=choice.label, visible=choice.visible, elem_id="predict")
-    slider = gr.Slider(
-        amount.minimum, amount.maximum, value=amount.value, step=amount.step, label=amount.label, visible=amount.visible, elem_id="predict-number"
-    )
+    text = gr.HTML(heading(*place(first, 0)), elem_id="step-text")
+    choices = gr.Radio(**choice, elem_id="predict")
+    slider = gr.Slider(**amount, elem_id="predict-number")
     with gr.Row():
-        reveal = gr.Button("Predict and reveal", variant="primary", elem_id="reveal", min_width=150)
-        measure = gr.Button("Measure it here", elem_id="measure", min_width=130)
-        compare = gr.Button("Open in Compare", elem_id="to-compare", min_width=130)
+        reveal = gr.Button("Reveal", variant="primary", elem_id="reveal", min_width=110)
+        measure = gr.Button("Measure here", elem_id="measure", min_width=130)
+        compare = gr.Button("In Compare", elem_id="to-compare", min_width=110)
         back = gr.Button("Back", elem_id="back", min_width=70)
         following = gr.Button("Next", elem_id="next", min_width=70)
     line = gr.HTML("", visible=False, elem_id="learn-status", padding=False)
@@ -55,9 +54,10 @@ def build(shell: Shell) -> View | None:
         """What the page's address names: the tab, and a story with its step."""
         found = {key: values[0] for key, values in parse_qs(str(asked).lstrip("?")[:500]).items()}
         at = int(found["step"]) - 1 if found.get("step", "").isascii() and found.get("step", "").isdigit() else 0
-        return walk.show(found.get("story", first), at, state)
+        bar = gr.Tabs(selected=found["tab"]) if found.get("tab") in [tab.name for tab in tabs()] else gr.skip()
+        return [bar, *walk.show(found.get("story", first), at, state)]
 
-    gr.on(None, opened, [search, done], shown, js="(search, done) => [window.location.search, done]", **quick)
+    Context.root_block.load(opened, [search, done], [shell.bar, *shown], js="(search, done) => [window.location.search, done]", **quick)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import gradio as gr
+from gradio.context import Context
 
 from explorer.learn import progress
 from explorer.learn.bank import areas, questions
@@ -56,7 +57,7 @@ def build(shell: Shell) -> View | None:
     answer.click(trainer.answer, given, [state, ticked, answer, following, feedback, result], concurrency_limit=64, **QUIET)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
-    gr.on(None, trainer.show, [state], [*question, result], **quick)
+    Context.root_block.load(trainer.show, [state], [*question, result], **quick)
     with gr.Accordion("Interviewer mode", open=False, elem_id="interviewer"):
         _interviewer(shell)
     return None
@@ -81,7 +82,7 @@ def _interviewer(shell: Shell) -> None:
     add.click(mode.record, [notes, card, answer, sure, shell.compared], [notes, met, transcript], **quick)
     met.input(mode.tick, [notes, met], [notes, transcript], **quick)
     clear.click(lambda: ([], ""), None, [notes, transcript], **quick)
-    gr.on(None, mode.show, notes, transcript, **quick)
+    Context.root_block.load(mode.show, notes, transcript, **quick)
 
 
 TAB = Tab("trainer", "Trainer", build, order=81)
