@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from explorer.figures import COLOURS, DASHES, MARKERS, Plot, finite, layout, plot, span
@@ -36,7 +37,7 @@ def draw(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Re
 
 def dots(reports: Sequence[Report], metric: str, names: Sequence[str] | None = None, log: bool = False) -> Plot:
     """A metric of each report with its interval, one a row. names: shown instead of the reports' own."""
-    shown = list(names or (r.name for r in reports))
+    shown = ["<br>".join(wrap(name, 20)) for name in names or (r.name for r in reports)]
     found = [(i, r.find(metric)) for i, r in enumerate(reports)]
     data = []
     for i, m in found:

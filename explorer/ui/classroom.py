@@ -63,6 +63,13 @@ def bars(names: Sequence[str], counts: Sequence[int], right: int | None = None) 
     return f"<table class='votes' aria-label='votes'>{''.join(rows)}</table><p class='hint'>{total} vote{'s' if total != 1 else ''}</p>"
 
 
+def enlarged(plot: dict[str, Any]) -> dict[str, Any]:
+    """The plot for the back row: larger type and markers."""
+    shape = plot["layout"] | {"font": plot["layout"].get("font", {}) | {"size": 18}, "height": max(420, plot["layout"].get("height", 0))}
+    traces = [t | ({"marker": t["marker"] | {"size": 12}} if isinstance(t.get("marker", {}).get("size"), int) else {}) for t in plot["data"]]
+    return plot | {"layout": shape, "data": traces}
+
+
 def joined(address: str, code: str) -> str:
     """The link that opens the room, "" for an address that is none."""
     base = str(address).split("?")[0].split("#")[0]
@@ -72,7 +79,7 @@ def joined(address: str, code: str) -> str:
 def square(link: str) -> str:
     """The link as a QR code, SVG."""
     out = io.BytesIO()
-    segno.make(link, error="m").save(out, kind="svg", scale=5, border=2, dark="#000", light="#fff", xmldecl=False, svgclass="qr")
+    segno.make(link, error="m").save(out, kind="svg", scale=5, border=2, dark="#000", light="#fff", xmldecl=False, svgclass="qr", omitsize=True)
     return out.getvalue().decode()
 
 
@@ -142,7 +149,7 @@ class Classroom:
             except InputError:
                 pass  # the room has ended; the answer is shown all the same
         plot, _ = drawn(own, recorded(), recorded_answers())
-        shown = gr.Plot(plotted("class", plot), visible=True) if plot else gr.Plot(visible=False)
+        shown = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
         return [bars(names, counts, right_choice(own)), shown, revealed(own, None, recorded(), recorded_answers())[2]]
 
     def join(self, code: Any) -> list[Any]:

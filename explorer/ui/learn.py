@@ -80,16 +80,19 @@ def drawn(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answe
     """(plot, the same in words) of a step; None for a step without a figure."""
     if step.figure:
         figure, shown = figures()[step.figure], [reports[name] for name in step.runs]
-        return figure.draw(shown, step.layer), f"{figure.see} {figure.summary(shown, step.layer)}"
+        return figure.draw(shown, step.layer), figure.summary(shown, step.layer)
     if step.chart:
         return draw(step.chart, step.runs, reports, answers), words(step.chart, step.runs, reports)
     return None, ""
 
 
-def provenance(step: Step, reports: Mapping[str, Report]) -> str:
+def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
     """Where the numbers of a step come from."""
+    if step.answers and not step.runs:
+        found = answers[step.answers[0]]
+        return f"Task {found.task!r} on the bundled model, {found.provenance.get('device') or 'weights alone'}."
     if not step.runs:
-        return "A task on the bundled model." if step.answers else "Arithmetic."
+        return "Arithmetic; what is called a limit is estimated, not measured."
     report = reports[step.runs[0]]
     return f"{origin(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
 
@@ -105,7 +108,7 @@ def revealed(step: Step, prediction: Any, reports: Mapping[str, Report], answers
     chip = "holds here" if found.holds else "does not hold on this model"
     body = (
         f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{chip}</span> {escape(found.text)}</p>"
-        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p><p class='hint'>{escape(provenance(step, reports))}</p></div>"
+        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p><p class='hint'>{escape(provenance(step, reports, answers))}</p></div>"
     )
     plot, said_in_words = drawn(step, reports, answers)
     if plot is None:

@@ -23,6 +23,7 @@ from explorer.ui.tab import Shell
 
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}
+NOTED = "<div class='feedback'><p>Noted. What was right, and why, comes at the end of the set.</p></div>"
 State = dict[str, Any]
 
 
@@ -108,11 +109,9 @@ def asked(state: State) -> list[Any]:
     ]  # fmt: skip
 
 
-def feedback(posed: Posed, verdict: Verdict, shown: bool = True) -> str:
-    """What is said after an answer; in interviews without explanations."""
+def feedback(posed: Posed, verdict: Verdict) -> str:
+    """What is said after an answer."""
     word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
-    if not shown:
-        return "<div class='feedback'><p>Noted. Explanations come with the result sheet.</p></div>"
     kind = "good" if verdict.score >= progress.RIGHT else "poor"
     return (
         f"<div class='feedback {kind}'><p><b>{word}.</b> {escape(verdict.right)}</p><p>{escape(verdict.why)}</p>"
@@ -121,14 +120,17 @@ def feedback(posed: Posed, verdict: Verdict, shown: bool = True) -> str:
 
 
 def finished(state: State) -> str:
-    """The end of a set, with its score."""
-    scores = state["set"]["scores"]
-    total = sum(scores)
-    rows = "".join(
-        f"<tr><th scope='row'>{escape(areas()[questions()[i].area].title)}</th><td>{escape(questions()[i].level)}</td><td>{100 * s:.0f}%</td></tr>"
-        for i, s in zip(state["set"]["ids"], scores, strict=False)
-    )
-    return f"<h2>{escape(state['set']['title'])}: {total:.1f} of {len(scores)}</h2><table class='sheet'>{rows}</table>"
+    """The end of a set: its score, and every question with its right answer and why."""
+    running = state["set"]
+    rows = []
+    for name, score in zip(running["ids"], running["scores"], strict=False):
+        posed = pose(questions()[name], running["seed"])
+        verdict = grade(posed, None, recorded())
+        rows.append(
+            f"<tr><td>{100 * score:.0f}%</td><td><b>{escape(posed.ask)}</b> {escape(verdict.right)}<br><span class='hint'>{escape(verdict.why)} "
+            f"{see(posed.question.see)}</span></td></tr>"
+        )
+    return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{''.join(rows)}</table>"
 
 
 def sheet(state: State) -> str:
@@ -176,8 +178,13 @@ class Trainer:
             known = known | {"set": known["set"] | {"at": known["set"]["at"] + 1, "stage": "ask"}}
         return [known, *asked(known), sheet(known)]
 
-    def answer(self, state: Any, choice: Any, number: Any, order: Any, text: Any, ticked: Any, confidence: Any, *fields: Any) -> Iterator[list[Any]]:
-        """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet. Runs a configuration first."""
+    def answer(
+        self, state: Any, choice: Any, number: Any, order: Any, text: Any, ticked: Any, confidence: Any, quiet: Any, *fields: Any
+    ) -> Iterator[list[Any]]:
+        """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet. Runs a configuration first.
+
+        quiet: explanations wait for the end of the set.
+        """
         known, same = checked(state), [gr.skip()] * 6
         posed = current(known)
         if posed is None or known["set"]["stage"] == "done":
@@ -209,7 +216,8 @@ class Trainer:
         except (InputError, RuntimeError, ValueError) as error:
             yield [*same[:4], failure(error), gr.skip()]
             return
-        yield self._graded(known, posed, verdict, confidence, reports.get("run"))
+        graded = self._graded(known, posed, verdict, confidence, reports.get("run"))
+        yield [*graded[:4], NOTED, graded[5]] if quiet is True else graded
 
     def _run(self, question: Question, given: Mapping[str, Any]) -> Iterator[Any]:
         method, params, options = run_of(question, given)

@@ -22,13 +22,21 @@ NEW_TICKET = (
 def build(shell: Shell) -> View | None:
     """Lays out the student's side first, then the teacher's."""
     room = Classroom()
-    _student(room)
-    with gr.Accordion("Lead a class", open=True, elem_id="teacher"):
+    joining = _student(room)
+    with gr.Accordion("Lead a class", open=True, elem_id="teacher") as teacher:
         _teacher(room)
+
+    def arrived(search: object) -> list:
+        """A room named in the page's address is joined at once, and the teacher's side is folded away."""
+        found = parse_qs(str(search).lstrip("?")[:500]).get("room", [""])[0]
+        return [found[:8], *room.join(found[:8]), gr.Accordion(open=False) if found else gr.skip()]
+
+    search = gr.Textbox("", visible="hidden")
+    Context.root_block.load(arrived, search, [*joining, teacher], js="() => [window.location.search]", **QUICK)
     return None
 
 
-def _student(room: Classroom) -> None:
+def _student(room: Classroom) -> list:
     ticket = gr.BrowserState("", storage_key="ticket")
     with gr.Row(elem_id="join-row"):
         code = gr.Textbox(label="Room code", max_length=8, elem_id="room-code", scale=2, placeholder="five letters from the screen")
@@ -46,12 +54,7 @@ def _student(room: Classroom) -> None:
     # The same vote for scripts: POST /gradio_api/run/vote with {"data": [code, ticket, position]}.
     gr.api(room.vote, api_name="vote", queue=False)
 
-    def arrived(search: object) -> list:
-        """A room named in the page's address is joined at once."""
-        found = parse_qs(str(search).lstrip("?")[:500]).get("room", [""])[0]
-        return [found[:8], *room.join(found[:8])]
-
-    Context.root_block.load(arrived, gr.Textbox("", visible="hidden"), [code, asked, choice, line], js="() => [window.location.search]", **QUICK)
+    return [code, asked, choice, line]
 
 
 def _teacher(room: Classroom) -> None:

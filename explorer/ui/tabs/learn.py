@@ -13,6 +13,8 @@ from explorer.learn.stories import stories
 from explorer.ui.learn import Walk, heading, listed, place, widgets
 from explorer.ui.tab import Shell, Tab, View, tabs
 
+# On a phone the controls stand above the tabs: a link leads to what it names.
+TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -57,7 +59,8 @@ def build(shell: Shell) -> View | None:
         bar = gr.Tabs(selected=found["tab"]) if found.get("tab") in [tab.name for tab in tabs()] else gr.skip()
         return [bar, *walk.show(found.get("story", first), at, state)]
 
-    Context.root_block.load(opened, [search, done], [shell.bar, *shown], js="(search, done) => [window.location.search, done]", **quick)
+    loaded = Context.root_block.load(opened, [search, done], [shell.bar, *shown], js="(search, done) => [window.location.search, done]", **quick)
+    loaded.then(None, None, None, js=TO_TAB)
     return None
 
 

@@ -29,6 +29,7 @@ def build(shell: Shell) -> View | None:
         five = gr.Button("New set of five", variant="primary", elem_id="set-five", min_width=140)
         today = gr.Button("Daily challenge", elem_id="set-daily", min_width=130)
         wanted = gr.Dropdown([(area.title, name) for name, area in areas().items()], multiselect=True, label="Areas (all when empty)", elem_id="areas", scale=3)
+        quiet = gr.Checkbox(False, label="Explain at the end", elem_id="quiet", min_width=150)
     heading = gr.HTML("<p class='see'>Start a set of five at your level, or today's challenge.</p>", elem_id="question")
     plot = gr.Plot(visible=False, show_label=False, elem_id="plot-question", container=False)
     choice = gr.Radio([], label="Your answer", visible=False, elem_id="answer-choice")
@@ -53,7 +54,7 @@ def build(shell: Shell) -> View | None:
     five.click(partial(trainer.start, kind="five"), [state, wanted], [state, *question, result], **quick)
     today.click(partial(trainer.start, kind="daily"), [state, wanted], [state, *question, result], **quick)
     following.click(trainer.following, [state], [state, *question, result], **quick)
-    given = [state, choice, number, order, text, ticked, confidence, *fields]
+    given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
     answer.click(trainer.answer, given, [state, ticked, answer, following, feedback, result], concurrency_limit=64, **QUIET)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
