@@ -90,7 +90,7 @@ def codes(answer: Answer) -> Plot:
         {"type": "scatter", "mode": "markers", "x": places, "y": found[key], "name": name, "marker": {"color": COLOURS[i + 1], "symbol": MARKERS[i], "size": 7}}
         for i, (key, name) in enumerate((("values", "weight"), ("dequantized", "what its code stands for")))
     ]
-    return plot(data, layout("weight in the group", "value; lines: the grid", 360) | {"shapes": lines})
+    return plot(data, layout("weight in the group", "value; lines: the grid", 360, yaxis={"showgrid": False, "zeroline": False}) | {"shapes": lines})
 
 
 def words(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report]) -> str:

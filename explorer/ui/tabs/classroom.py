@@ -66,7 +66,7 @@ def _teacher(room: Classroom) -> None:
         step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="class-step", scale=3)
     with gr.Row():
         opened = gr.Button("Open a room", variant="primary", elem_id="open-room", min_width=120)
-        present = gr.Button("Presenter view", elem_id="present", min_width=120)
+        present = gr.Button("Present", elem_id="present", min_width=120)
         back = gr.Button("Back", elem_id="class-back", min_width=70)
         following = gr.Button("Next", elem_id="class-next", min_width=70)
         reveal = gr.Button("Reveal", elem_id="class-reveal", min_width=80)
