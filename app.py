@@ -87,7 +87,8 @@ def seeds() -> list[Report]:
 def main() -> None:
     store = Path(os.environ.get("QUANTIZATION_EXPLORER_STORE", Path.home() / ".cache" / "quantization-explorer" / "results.db"))
     catalogue = json.loads((ASSETS / "methods.json").read_text())["methods"]
-    blocks = build(LazyRunner(store, delay=4.0), seeds(), catalogue, ["demo"])
+    architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
+    blocks = build(LazyRunner(store, delay=4.0), seeds(), catalogue, ["demo", *architectures])
     blocks.queue(max_size=256).launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None,

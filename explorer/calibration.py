@@ -68,6 +68,18 @@ def record_inputs(block: nn.Module, batches: list[Tensor], arguments: dict, want
 
 
 @torch.no_grad()
+def block_inputs(loaded: LoadedModel, windows: Tensor, wanted: dict[str, nn.Module]) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    """Yields (block, number of blocks, {layer name: its inputs [M, K]}) for the wanted layers of each block, the model running as it is."""
+    batches, arguments = first_inputs(loaded, windows)
+    names = {id(layer): name for name, layer in wanted.items()}
+    all_blocks = blocks(loaded.model)
+    for index, block in enumerate(all_blocks):
+        inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
+        yield index, len(all_blocks), record_inputs(block, batches, arguments, inside)
+        batches = [_forward(block, hidden, arguments) for hidden in batches]
+
+
+@torch.no_grad()
 def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[dict[str, Tensor]]:
     """Yields {layer name: its inputs [M, K]} for each set of layers that share an input, in order of execution.
 

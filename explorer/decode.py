@@ -1,49 +1,94 @@
-"""The token loop that is timed: greedy decoding with a static KV cache; on a GPU the step runs as one CUDA graph."""
+"""The token loop that is timed: greedy decoding by our own forward pass or transformers'; on a GPU the step runs as one CUDA graph."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
+from transformers import Cache, StaticCache
 
+from explorer import llama
 from explorer.kvcache import kivi_cache
 from explorer.models import LoadedModel
 
 
+class TransformersLoop:
+    """Forward passes through transformers, for architectures that no loop of our own serves. The interface is LlamaLoop's."""
+
+    name = "transformers"
+    copies = 0
+
+    def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1) -> None:
+        self.model, self.context, self.kv_bits, self.batch = model, context, kv_bits, batch
+        self.static, self.length = kv_bits == 16, 0
+        self.cache = self._empty()
+        self.position = torch.zeros(1, dtype=torch.long, device=model.device)
+
+    def _empty(self) -> Cache:
+        return StaticCache(config=self.model.config, max_cache_len=self.context) if self.static else kivi_cache(self.model.config, self.kv_bits)
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        """Reads prompt [B, T] int64 into an emptied cache -> logits of its last tokens [B, V]."""
+        if prompt.shape[0] != self.batch:  # a static cache keeps the batch of its first use
+            self.cache, self.batch = self._empty(), prompt.shape[0]
+        self.cache.reset()
+        self.length = prompt.shape[1]
+        self.position.fill_(self.length)
+        return self._forward(prompt, torch.arange(prompt.shape[1], device=prompt.device))
+
+    def step(self, token: Tensor) -> Tensor:
+        """One more token a sequence, [B, 1] int64 -> logits [B, V]."""
+        logits = self._forward(token, self.position)
+        self.position += 1
+        self.length += 1
+        return logits
+
+    def _forward(self, tokens: Tensor, where: Tensor) -> Tensor:
+        out = self.model(tokens, past_key_values=self.cache, cache_position=where, position_ids=where.expand(len(tokens), -1), use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+
 class Decoder:
-    """Greedy decoding of one sequence. `prefill` reads the prompt, `step` gives one more token. A 16-bit cache is allocated once; one in low bits
-    grows, and dequantizes its old part at every step.
+    """Greedy decoding of at most `batch` sequences that advance together, made while the layers that shall run are in place.
+
+    `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the logits it was taken from in `logits` [B, V]. A 16-bit
+    cache is allocated once; one in low bits grows. `loop` names the forward pass that runs and `why` says why it is not our own.
     """
 
-    def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16) -> None:
-        self.model, self.device, self.static = loaded.model, loaded.device, kv_bits == 16
-        self.cache = StaticCache(config=self.model.config, max_cache_len=context) if self.static else kivi_cache(self.model.config, kv_bits)
-        self.token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        self.position = torch.zeros(1, dtype=torch.long, device=self.device)
+    def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16, batch: int = 1) -> None:
+        self.device = loaded.device
+        self.why = llama.refuses(loaded.model, context)
+        self.forward = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
+        self.loop, self.copies = self.forward.name, self.forward.copies
+        self.tokens = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        self.token = self.tokens
+        self.logits: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
     def prefill(self, prompt: Tensor) -> None:
-        """Reads prompt [1, T] int64 into an emptied cache and sets the first new token."""
-        self.cache.reset()
-        self.position.copy_(torch.tensor([prompt.shape[1]]))
-        where = torch.arange(prompt.shape[1], device=self.device)
-        logits = self.model(prompt, past_key_values=self.cache, cache_position=where, position_ids=where[None], use_cache=True).logits
-        self.token.copy_(logits[:, -1:].argmax(-1))
+        """Reads prompt [B, T] int64 into an emptied cache and sets the first new token."""
+        if len(prompt) != len(self.token):  # a graph belongs to its batch
+            self.token, self.graph = self.tokens[: len(prompt)], None
+        self.logits = self.forward.prefill(prompt)
+        self._choose()
 
     def _forward(self) -> None:
-        out = self.model(self.token, past_key_values=self.cache, cache_position=self.position, position_ids=self.position[None], use_cache=True)
-        self.token.copy_(out.logits[:, -1:].argmax(-1))
-        self.position += 1
+        self.logits = self.forward.step(self.token)
+        self._choose()
+
+    def _choose(self) -> None:
+        # The first of equal maxima, as argmax, which takes five times as long on bfloat16.
+        self.token.copy_(self.logits.max(-1, keepdim=True).indices)
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or with a cache that grows."""
-        if self.device.type != "cuda" or self.graph is not None or not self.static:
+        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or with a cache that grows. The next call is a prefill."""
+        if self.device.type != "cuda" or self.graph is not None or not self.forward.static:
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -57,11 +102,14 @@ class Decoder:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One more token, in place in `self.token`."""
+        """One more token, in place in `self.token`. ValueError when the cache is full: a graph would write beyond it unseen."""
+        if self.forward.length >= self.forward.context:
+            raise ValueError(f"the cache holds {self.forward.context} tokens and is full")
         if self.graph is None:
             self._forward()
         else:
             self.graph.replay()
+            self.forward.length += 1
 
     def generate(self, prompt: Tensor, new: int) -> Iterator[int]:
         """Yields `new` greedy token ids after prompt [1, T]."""
@@ -72,16 +120,30 @@ class Decoder:
                 self.step()
 
     def timed(self, prompt: Tensor, new: int) -> tuple[float, list[float]]:
-        """(time to first token, seconds of each further token)."""
-        start = self._now()
+        """(time to first token, seconds of each further token). On a GPU by events: the host waits once, at the end."""
+        self._settle()
+        marks = [self._mark()]
         self.prefill(prompt)
-        marks = [self._now()]
+        marks.append(self._mark())
         for _ in range(new - 1):
             self.step()
-            marks.append(self._now())
-        return marks[0] - start, [b - a for a, b in itertools.pairwise(marks)]
+            marks.append(self._mark())
+        self._settle()
+        first, *rest = [_between(a, b) for a, b in itertools.pairwise(marks)]
+        return first, rest
 
-    def _now(self) -> float:
+    def _settle(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+            torch.cuda.synchronize(self.device)
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _between(start: Any, end: Any) -> float:
+    """Seconds between two marks: times of the host's clock, or settled CUDA events."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import gc
 import sys
@@ -15,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
-from explorer import models
+from explorer import architectures, models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
-from explorer.methods import Method, build, label_of, methods
+from explorer.held import Held
+from explorer.methods import Method, build, methods
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
-from explorer.qlinear import QuantizedLinear, put
+from explorer.provenance import describe, name_of
+from explorer.qlinear import QuantizedLinear, put, quantized_head, release
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.request import Request
@@ -32,7 +32,22 @@ from explorer.store import Store, code_version
 
 ROOT = Path(__file__).parent
 SHARED_CODE = [
-    str(ROOT / f"{name}.py") for name in ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "models", "data", "decode", "kvcache")
+    str(ROOT / f"{name}.py")
+    for name in (
+        "qtensor",
+        "floats",
+        "lattice",
+        "rotation",
+        "qlinear",
+        "calibration",
+        "architectures",
+        "models",
+        "data",
+        "decode",
+        "llama",
+        "products",
+        "kvcache",
+    )
 ]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
@@ -50,14 +65,16 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 
 @dataclass
 class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once."""
+    """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last."""
 
     device: torch.device = field(default_factory=default_device)
+    held: Held = field(default_factory=Held)
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:
         if self._last is None or self._last.ref != ref:
             self._last = None
+            self.held.clear()
             gc.collect()
             self._last = models.load(ref, self.device)
         return self._last
@@ -99,14 +116,11 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
                         found[event.name] = (event.measurements, event.provenance)
                     else:
                         yield event
-    measurements = tuple(m for name in metrics() for m in found[name][0])
+    measurements = tuple(m for name in metrics() if name in found for m in found[name][0])
     provenance: dict[str, Any] = {}
     for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
-        provenance |= found[name][1]
-    label = label_of(method)
-    if experiment.spec.kv_bits != 16:
-        label = f"{'16-bit weights' if experiment.spec.method == 'none' else label}, KV {experiment.spec.kv_bits}-bit"
-    provenance |= {"label": label, "from_store": not missing, "measured_now": sorted(missing)}
+        provenance |= found[name][1] if name in found else {}
+    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing)}
     yield Report(experiment, measurements, provenance)
 
 
@@ -114,6 +128,8 @@ def look_up(experiment: Experiment, store: Store, device: torch.device) -> tuple
     """({metric name: what is stored}, {metric name: (metric, key) of what is not})."""
     found, missing = {}, {}
     for name, metric in metrics().items():
+        if experiment.model.random and not metric.of_weights:
+            continue
         key = metric_key(experiment, metric, device)
         stored = store.get(key)
         if stored is None:
@@ -134,14 +150,9 @@ class _Whole:
 
 
 def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, missing: dict) -> Iterator[Any]:
-    yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
-    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits)
-    skipped: dict[str, str] = {}
-    try:
-        if any(not metric.of_model for metric, _ in missing.values()):
-            subject, skipped = yield from quantize(subject, method, experiment.calibration, texts["calibration"])
+    weights = any(not metric.of_model for metric, _ in missing.values())
+    with released() as hold:
+        subject, skipped = yield from prepared(experiment, method, texts, load, hold, weights)
         provenance = describe(subject, experiment, skipped)
         for name, (metric, key) in missing.items():
             taken = []
@@ -150,11 +161,42 @@ def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load
                     taken.append(event)
                 yield event
             yield _Whole(name, key, taken, provenance)
-    finally:
-        for name, layer in subject.originals.items():
-            put(loaded.model, name, layer)
         del subject
+
+
+@contextmanager
+def released() -> Iterator[Callable[[Subject], None]]:
+    """Gives a function that takes a subject; at the end, however it comes, its model has its own layers again and memory is freed."""
+    held: list[Subject] = []
+    try:
+        yield held.append
+    finally:
+        for subject in held:
+            for name, layer in subject.originals.items():
+                put(subject.loaded.model, name, layer)
+            if subject.loaded.ref.random:
+                architectures.empty(subject.originals)
+        held.clear()
         gc.collect()
+
+
+def prepared(
+    experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, hold: Callable[[Subject], None], weights: bool = True
+) -> Iterator[Any]:
+    """Loads and quantizes; yields Progress, returns (Subject, {layer: why it was skipped}). weights: whether layers are quantized at all."""
+    yield Progress("load model", 0, 1, experiment.model.name)
+    loaded = load(experiment.model)
+    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits)
+    hold(subject)
+    if not weights:
+        return subject, {}
+    subject, skipped = yield from quantize(subject, method, experiment.calibration, texts["calibration"])
+    if experiment.spec.head_bits == 16:
+        return subject, skipped
+    yield Progress("quantize", len(subject.layers), len(subject.layers), "the head")
+    head = quantized_head(loaded.model.get_output_embeddings(), experiment.spec.head_bits, loaded.device)
+    return dataclasses.replace(subject, head=head), skipped
 
 
 def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) -> Iterator[Any]:
@@ -165,6 +207,9 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
     loaded, originals = subject.loaded, subject.originals
     skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
+    if loaded.ref.random:
+        kept = {name: originals[name] for name in skipped}
+        yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
     start = time.perf_counter()
     try:
         rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed) if method.reads_inputs() else None
@@ -180,7 +225,8 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         for name, layer in wanted.items():
             put(loaded.model, name, layer)
     seconds = time.perf_counter() - start
-    return dataclasses.replace(subject, layers=layers, qtensors=qtensors, losses=tuple(losses), quantize_seconds=seconds), skipped
+    made = {"layers": layers, "qtensors": qtensors, "losses": tuple(losses), "quantize_seconds": seconds, "read": rows}
+    return dataclasses.replace(subject, **made), skipped
 
 
 def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:
@@ -191,8 +237,11 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     qtensors: dict[str, QuantizedTensor] = {}
 
     def convert(name: str, inputs: torch.Tensor | None) -> Progress:
-        qtensors[name] = method.quantize(finite(wanted[name].weight, "weights", name).float(), inputs, name)
+        weight = architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight
+        qtensors[name] = method.quantize(finite(weight, "weights", name).float(), inputs, name)
         layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
+        if loaded.ref.random:
+            qtensors[name] = release(layers, name, qtensors[name])
         return Progress("quantize", len(qtensors), len(wanted), name)
 
     if rows is None:
@@ -215,40 +264,6 @@ def finite(tensor: torch.Tensor, what: str, layer: str) -> torch.Tensor:
     return tensor
 
 
-def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
-    """Provenance: device, versions, which kernel runs in each layer, what was skipped and why, the evaluation protocol."""
-    from explorer.metrics.sample import PROMPT
-
-    kernels = {name: layer.kernel for name, layer in subject.layers.items()}
-    counts: dict[str, int] = {}
-    for kernel in kernels.values():
-        counts[kernel] = counts.get(kernel, 0) + 1
-    summary = "; ".join(f"{kernel} on {count} of {len(subject.originals)} layers" for kernel, count in counts.items())
-    text, read = experiment.evaluation, experiment.calibration
-    return {
-        "device": device_name(subject.loaded.device),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "kernels": kernels,
-        "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
-        "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
-        "skipped": skipped | unquantized(subject) if subject.layers else {},
-        "text": f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
-        "calibration": f"{read.source} calibration text {read.digest}, {read.tokens:,} tokens in windows of {read.length}, seed {read.seed}",
-        "tokens": subject.windows.numel(),
-        "kv_context": subject.loaded.length,
-        "prompt": PROMPT,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-
-
-def unquantized(subject: Subject) -> dict[str, str]:
-    """{name: why} of the matrices outside the decoder blocks, which every method leaves in 16 bits."""
-    inside = {id(layer) for layer in (*subject.originals.values(), *subject.layers.values())}
-    modules = subject.loaded.model.named_modules()
-    return {name: "outside the decoder blocks" for name, m in modules if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside}
-
-
 class LocalRunner:
     """Runs experiments in this process, one at a time. What the UI and the CLI call."""
 
@@ -257,7 +272,7 @@ class LocalRunner:
 
     def models(self) -> list[str]:
         """Models that need no download."""
-        return ["demo"]
+        return ["demo", *architectures.architectures()]
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """run() on an experiment made from plain input; options: the further fields of Request. Raises InputError with one sentence on bad input."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from explorer import architectures
 from explorer.records import InputError, ModelRef
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
@@ -32,7 +33,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in bfloat16, in evaluation mode on `device`, its tokenizer, and which one it is. `length`: tokens a window may have."""
+    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. `length`: of a window."""
 
     ref: ModelRef
     model: Any
@@ -58,6 +59,8 @@ def resolve(name: str) -> ModelRef:
     """Which model a name means, pinned by content or commit. Raises InputError with a sentence."""
     if name == "demo":
         return _folder_ref("demo", DEMO)
+    if name.startswith(architectures.PREFIX):
+        return architectures.resolve(name)
     folder = Path(name).expanduser()
     if len(name) < 300 and folder.is_dir():
         check_config(folder)
@@ -96,6 +99,8 @@ def check_config(folder: Path) -> dict:
 
 def context(ref: ModelRef) -> int:
     """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
+    if ref.random:
+        return min(2048, architectures.known(ref.name)["config"]["max_position_embeddings"])
     folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
     if not folder.is_dir():
         from huggingface_hub import hf_hub_download
@@ -109,7 +114,9 @@ def context(ref: ModelRef) -> int:
 
 
 def load(ref: ModelRef, device: torch.device) -> LoadedModel:
-    """Loads exactly this model from its folder or the hub's cache. Raises InputError with a sentence."""
+    """Loads exactly this model from its folder or the hub's cache; of an architecture the skeleton. Raises InputError with a sentence."""
+    if ref.random:
+        return LoadedModel(ref, architectures.skeleton(ref.name, device), None, device, context(ref))
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -161,8 +168,11 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int = 0) -> torch.Tensor:
     """Cuts a text into windows, [W, length] int64, at most `tokens` in all (concatenate and cut); the first ones, or with a seed others drawn
-    without replacement. Raises InputError if too short.
+    without replacement. Raises InputError if too short. For random weights, which know no text: random ids.
     """
+    if loaded.tokenizer is None:
+        ids = torch.randint(0, loaded.model.config.vocab_size, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(seed))
+        return ids.to(loaded.device)
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     count = min(tokens, ids.numel()) // length
     if count < 1:

@@ -2,50 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from explorer.qtensor import QuantizedTensor
+from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.rotation import Rotation
 from kernels.op import Packed, choose
 
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input, in the model's order
+HEAD = "lm_head"  # the output head's name in every supported family
+
 
 class QuantizedLinear(nn.Module):
-    """y = x W^T + b with W in low bits. Holds only the packed form and the input transform; `kernel` names what runs and `why` says why it
-    is no fast one.
+    """y = x W^T + b with W in low bits. What runs is the packed form and the input transform; `kernel` names it and `why` says why it is no fast
+    one. `source` is the tensor it was made from, for `join`; whoever wants only the packed form in memory sets it to None.
     """
 
     def __init__(self, qtensor: QuantizedTensor, bias: Tensor | None, device: torch.device) -> None:
         super().__init__()
+        self.source: QuantizedTensor | None = qtensor
+        self.shape = tuple(qtensor.codes.shape)
+        self.joined: tuple[tuple[int, ...], QuantizedLinear | None] = ((), None)  # what `join` made of this layer and the ones beside it
         weight = qtensor.weight()
         op, form, self.why = choose(weight, device)
         self.kernel = f"{op} ({form.name})"
         packed = form.pack(weight)
         for name, tensor in packed.tensors.items():
             self.register_buffer(name, tensor.to(device))
-        self._names, self._meta, self._run = tuple(packed.tensors), packed.meta, form.run
+        self._packed, self._run = Packed({name: getattr(self, name) for name in packed.tensors}, packed.meta), form.run
         self.register_buffer("inverse", None if qtensor.channel_scale is None else (1 / qtensor.channel_scale).bfloat16().to(device))
         turn = qtensor.rotation
         self.rotation = None if turn is None else Rotation(*(t.to(device) for t in (turn.signs, turn.left, turn.right)))
         self.register_buffer("bias", bias)
+        # Looked up once: a module finds its buffers by a search that costs as much as a small operation, and this runs for every layer of every token.
+        self._bias, self._turn = bias, None if self.inverse is None and turn is None else self._transform
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N], in x's dtype."""
-        packed = Packed({name: getattr(self, name) for name in self._names}, self._meta)
+        y = self.rows(x.reshape(-1, x.shape[-1]))
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x [M, K] -> [M, N], in x's dtype: `forward` without the reshaping, for the token loop."""
+        if self._turn is not None:
+            x = self._turn(x)
+        y = self._run(x, self._packed)
+        return y if self._bias is None else y + self._bias
+
+    def _transform(self, x: Tensor) -> Tensor:
         x = x if self.inverse is None else x * self.inverse
-        x = x if self.rotation is None else self.rotation.apply(x)
-        y = self._run(x.reshape(-1, x.shape[-1]), packed)
-        y = y.view(*x.shape[:-1], y.shape[-1])
-        return y if self.bias is None else y + self.bias
+        return x if self.rotation is None else self.rotation.apply(x)
+
+    def lie_in(self, joined: QuantizedLinear, start: int, n: int) -> None:
+        """Makes packed tensors views of those of a joined layer, from row `start` on, where these are the same bytes in the same order."""
+        for name, tensor in self._packed.tensors.items():
+            there = joined._packed.tensors[name][start : start + n]
+            if there.shape == tensor.shape and torch.equal(there, tensor):
+                self._packed.tensors[name] = there
+                setattr(self, name, there)
+
+    def own_bytes(self, others: Sequence[QuantizedLinear]) -> int:
+        """Bytes of packed tensors that none of the others shares."""
+        shared = {tensor.untyped_storage().data_ptr() for other in others for tensor in other._packed.tensors.values()}
+        return sum(tensor.nbytes for tensor in self._packed.tensors.values() if tensor.untyped_storage().data_ptr() not in shared)
 
     def packed_bytes(self) -> dict[str, int]:
         """Bytes resident by tensor: measured from the tensors in use."""
-        held = {name: getattr(self, name) for name in (*self._names, "inverse") if getattr(self, name) is not None}
+        held = {name: getattr(self, name) for name in (*self._packed.tensors, "inverse") if getattr(self, name) is not None}
         held |= {} if self.rotation is None else vars(self.rotation)
         return {name: tensor.numel() * tensor.element_size() for name, tensor in held.items()}
+
+
+def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear | None:
+    """One layer that gives the outputs of several with the same inputs side by side; None where their formats or transforms differ.
+
+    The codes are the same ones, one below the other, packed anew. Made once; the layers' packed tensors become views of it where they can.
+    """
+    members = tuple(map(id, layers))
+    if layers[0].joined[0] == members:
+        return layers[0].joined[1]
+    sources = [layer.source for layer in layers]
+    if None in sources or (together := concatenate(sources)) is None:
+        return None
+    rows = [source.codes.shape[0] for source in sources]
+    given = next((layer.bias for layer in layers if layer.bias is not None), None)
+    biases = [] if given is None else [given.new_zeros(n) if layer.bias is None else layer.bias for n, layer in zip(rows, layers, strict=True)]
+    joined = QuantizedLinear(together, torch.cat(biases).detach() if biases else None, together.codes.device)
+    joined.source = None
+    if any(layer.kernel != joined.kernel for layer in layers):
+        return None
+    for layer, start, n in zip(layers, itertools.accumulate([0, *rows[:-1]]), rows, strict=True):
+        layer.lie_in(joined, start, n)
+    layers[0].joined = (members, joined)
+    return joined
+
+
+def release(layers: dict[str, QuantizedLinear], name: str, qtensor: QuantizedTensor) -> QuantizedTensor:
+    """Forgets the unpacked codes of a layer once those it can be joined with are there too; for models whose codes would not fit twice.
+
+    Gives the tensor back without its codes and scales, which is enough to count what it stores.
+    """
+    place, _, own = name.rpartition(".")
+    for group in TOGETHER:
+        members = [layers.get(f"{place}.{part}") for part in group]
+        if own == group[-1] and all(members):
+            join(members)
+        if own in group and not all(members):
+            break
+    else:
+        for part in next((group for group in TOGETHER if own in group), (own,)):
+            layers[f"{place}.{part}"].source = None
+    shapes = {field: getattr(qtensor, field).to("meta") for field in ("codes", "scale", "zero") if getattr(qtensor, field) is not None}
+    return dataclasses.replace(qtensor, **shapes)
+
+
+def quantized_head(head: nn.Linear, bits: int, device: torch.device) -> QuantizedLinear:
+    """The output head [V, K] rounded to nearest: 8 bits with one scale a row, 4 bits in groups of 64 (of K where 64 does not divide it). A head that
+    shares its tensor with the embedding gets codes of its own, and the embedding stays.
+    """
+    group = bits < 8 and head.weight.shape[1] % 64 == 0
+    parts = [quantize_affine(rows.float(), bits, "group" if group else "channel", 64, True) for rows in head.weight.split(16384)]
+    layer = QuantizedLinear(concatenate(parts), head.bias, device)
+    layer.source = None
+    return layer
 
 
 def put(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,41 @@ class QuantizedTensor:
             return (self.codebook * scale).sort().values
         zero = self.zero.float()[min(row, self.zero.shape[0] - 1), min(group, self.zero.shape[1] - 1)] if self.zero is not None else 2 ** (self.bits - 1)
         return (torch.arange(2**self.bits, device=scale.device) - zero) * scale
+
+
+def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor | None:
+    """The weights [N1, K], [N2, K], ... one below the other as one tensor that means the same; None where formats, groups or input transforms differ.
+
+    For running, not for storing: a scale of a whole tensor becomes one a row, and `stored_bits` counts the result's own.
+    """
+    first = parts[0]
+    for part in parts:
+        same = part.bits == first.bits and part.activation == first.activation and (part.zero is None) == (first.zero is None)
+        same &= part.scale.shape[1] == first.scale.shape[1] and part.scale.dtype == first.scale.dtype and part.codes.shape[1] == first.codes.shape[1]
+        pairs = [(part.codebook, first.codebook), (part.channel_scale, first.channel_scale), (_signs(part), _signs(first))]
+        if not same or not all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs):
+            return None
+    shared = {part.codes.shape[0] // part.scale.shape[0] for part in parts}  # rows that share a scale
+    whole = len(shared) == 1 and first.scale.shape[0] > 1 and all(part.codes.shape[0] % part.scale.shape[0] == 0 for part in parts)
+
+    def stack(name: str) -> Tensor:
+        rows = [getattr(part, name) for part in parts]
+        return torch.cat(rows if whole else [_a_row(r, part.codes.shape[0]) for r, part in zip(rows, parts, strict=True)])
+
+    zero = None if first.zero is None else stack("zero")
+    codes = torch.cat([part.codes for part in parts])
+    return QuantizedTensor(
+        codes, stack("scale"), first.bits, zero, first.codebook, channel_scale=first.channel_scale, rotation=first.rotation, activation=first.activation
+    )
+
+
+def _signs(part: QuantizedTensor) -> Tensor | None:
+    return None if part.rotation is None else part.rotation.signs
+
+
+def _a_row(values: Tensor, n: int) -> Tensor:
+    """Scales or zeros [R, groups] as one a row, [N, groups]."""
+    return values.repeat_interleave(n // values.shape[0], dim=0)
 
 
 def group_view(weight: Tensor, granularity: str, group_size: int) -> Tensor:

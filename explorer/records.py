@@ -21,24 +21,30 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model and exactly which one: `name` is "demo", a hub id or a folder; `revision` a commit hash or a hash of the content."""
+    """A model and exactly which one: `name` is "demo", a hub id, a folder or "arch:" with an architecture; `revision` a commit or content hash."""
 
     name: str
     revision: str
 
+    @property
+    def random(self) -> bool:
+        """Whether its weights are random: an architecture alone, whose text and perplexity mean nothing."""
+        return self.name.startswith("arch:")
+
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """A method's name, its parameters, sorted by name, and the bits of the KV cache. Plain data that outlives the method's code."""
+    """A method's name, its parameters, sorted by name, the bits of the KV cache and of the head. Plain data that outlives the method's code."""
 
     method: str
     params: tuple[tuple[str, Scalar], ...] = ()
     kv_bits: int = 16
+    head_bits: int = 16
 
     @property
     def is_baseline(self) -> bool:
         """Whether nothing is quantized."""
-        return self.method == "none" and self.kv_bits == 16
+        return self.method == "none" and self.kv_bits == 16 and self.head_bits == 16
 
     @classmethod
     def of(cls, method: str, **params: Scalar) -> QuantSpec:
@@ -175,7 +181,9 @@ def measurement_from(data: dict) -> Measurement:
 
 def experiment_from(data: dict) -> Experiment:
     """An Experiment from its JSON form."""
-    spec = QuantSpec(data["spec"]["method"], tuple((n, v) for n, v in data["spec"]["params"]), data["spec"].get("kv_bits", 16))
+    spec = QuantSpec(
+        data["spec"]["method"], tuple((n, v) for n, v in data["spec"]["params"]), data["spec"].get("kv_bits", 16), data["spec"].get("head_bits", 16)
+    )
     return Experiment(ModelRef(**data["model"]), spec, TextRef(**data["evaluation"]), TextRef(**data["calibration"]))
 
 

@@ -12,6 +12,7 @@ from explorer.methods import Method, build, spec_of
 from explorer.records import Experiment, InputError
 
 QUICK_TOKENS, ALL_TOKENS = 8192, 10**9
+HEAD_WIDTHS = (16, 8, 4)
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Request:
 
     text: what "pasted" means. tokens: how much of the evaluation text is scored at most, 0 for all of it. sequences: windows of calibration
     text, seed: which ones. length: tokens a window, 0 for the model's own length up to 1,024 (2,048 on WikiText-2, as in the papers).
-    kv_bits: of the KV cache.
+    kv_bits: of the KV cache. head_bits: of the output head.
     """
 
     model: str
@@ -34,25 +35,30 @@ class Request:
     kv_bits: int = 16
     tokens: int = QUICK_TOKENS
     length: int = 0
+    head_bits: int = 16
 
     def prepare(self) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":
             raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
-        if not (_whole(self.sequences, 1, 1024) and _whole(self.seed, 0, 2**31 - 1)):
+        if not (whole(self.sequences, 1, 1024) and whole(self.seed, 0, 2**31 - 1)):
             raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(self.sequences)[:20]} and {str(self.seed)[:20]}.")
         if self.kv_bits not in WIDTHS:
             raise InputError(f"The KV cache takes {', '.join(map(str, WIDTHS))} bits, not {str(self.kv_bits)[:20]}.")
-        if not (_whole(self.tokens, 0, ALL_TOKENS) and _whole(self.length, 0, 2048)):
+        if self.head_bits not in HEAD_WIDTHS:
+            raise InputError(f"The head takes {', '.join(map(str, HEAD_WIDTHS))} bits, not {str(self.head_bits)[:20]}.")
+        if not (whole(self.tokens, 0, ALL_TOKENS) and whole(self.length, 0, 2048)):
             raise InputError(
                 f"Give tokens from 0 (all) up and a length of 0 (the model's own) to 2,048, not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
             )
         ref = models.resolve(self.model.strip())
+        if ref.random and (method.reads_inputs() or method.of_model):
+            raise InputError(f"{ref.name} has random weights, on which calibration or training means nothing; choose a method that needs no text, such as rtn.")
         length = self._length(models.context(ref))
         evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, self.text)
         calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, self.text, self.seed)
-        spec = dataclasses.replace(spec_of(method), kv_bits=self.kv_bits)
+        spec = dataclasses.replace(spec_of(method), kv_bits=self.kv_bits, head_bits=self.head_bits)
         return Experiment(ref, spec, evaluated, calibrated), method, {"evaluation": evaluation, "calibration": calibration}
 
     def _length(self, context: int) -> int:
@@ -61,5 +67,6 @@ class Request:
         return self.length or min(context, 2048 if self.evaluation == "wikitext2" else 1024)
 
 
-def _whole(value: Any, low: int, high: int) -> bool:
+def whole(value: Any, low: int, high: int) -> bool:
+    """Whether a value is an integer from low to high, both included."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

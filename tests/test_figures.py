@@ -12,7 +12,8 @@ from explorer.docs import SEEDS
 from explorer.figures import charts, figures
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
-from explorer.ui.table import comparison, samples
+from explorer.ui.table import comparison
+from explorer.ui.written import samples
 
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
 LAYER = "layers.3.mlp.down_proj"

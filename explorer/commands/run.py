@@ -10,24 +10,30 @@ from typing import Any
 from explorer.commands import Command, show
 from explorer.records import InputError, Report, plain
 
-OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "tokens", "length")
+OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """A method's parameters are added as flags; a flag that two methods share is one flag."""
-    from explorer.methods import fields_of, methods
-
-    parser.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
-    parser.add_argument("--method", default="rtn", help=", ".join(methods()))
+    add_method(parser)
     parser.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
     parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
     parser.add_argument("--length", type=int, default=0, help="tokens a window; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
-    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
     parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--html", type=Path, help="also write one self-contained page with the figures, the 16-bit baseline beside it")
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The model, the method, and its parameters as flags; a flag that two methods share is one flag."""
+    from explorer.methods import fields_of, methods
+
+    parser.add_argument("--model", default="demo", help="demo, a hub id, a folder, or arch:<name> for random weights of a known architecture")
+    parser.add_argument("--method", default="rtn", help=", ".join(methods()))
+    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
+    parser.add_argument("--head-bits", type=int, default=16, help="bits of the output head: 16, 8 or 4; the embedding stays in 16")
     added: set[str] = set()
     for method in methods().values():
         for field in fields_of(method):
@@ -63,6 +69,17 @@ def table(report: Report) -> str:
     return "\n".join([*rows, f"{'kernel':28s} {report.provenance['kernel_summary']}"])
 
 
+def page_of(reports: list[Report]) -> str:
+    """Reports as one self-contained page. Raises InputError where plotly is not installed."""
+    from explorer.export import as_html
+
+    layers = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+    try:
+        return as_html(reports, layers[len(layers) // 2] if layers else "", "", "")
+    except ImportError as error:
+        raise InputError("A page of figures needs the package plotly; install it, or leave --html out.") from error
+
+
 def work(args: argparse.Namespace) -> None:
     given = parameters(args)
     text = ""
@@ -77,7 +94,11 @@ def work(args: argparse.Namespace) -> None:
     runner = LocalRunner(Store(args.store))
     evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
     options = {name: getattr(args, name) for name in OPTIONS}
-    report = last_report(runner.run(args.model, args.method, given, evaluation=evaluation, text=text, **options), show)
+    options |= {"evaluation": evaluation, "text": text}
+    report = last_report(runner.run(args.model, args.method, given, **options), show)
+    if args.html:
+        base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
+        args.html.write_text(page_of([*base, report]))
     print(json.dumps(plain(report)) if args.json else table(report))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from explorer.models import LoadedModel
-from explorer.qlinear import QuantizedLinear, swapped
+from explorer.qlinear import HEAD, QuantizedLinear, swapped
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Measurement, Progress
 
@@ -22,7 +22,9 @@ from explorer.records import Measurement, Progress
 class Subject:
     """What metrics measure: the 16-bit model, its quantized layers, and evaluation windows [W, T] int64.
 
-    losses: one a step, of a method that trains. Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
+    losses: one a step, of a method that trains. read: the calibration windows it was quantized on, [W, T] int64, None when it read none.
+    head: the quantized output head, None in 16 bits.
+    Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
     """
 
     loaded: LoadedModel
@@ -33,16 +35,21 @@ class Subject:
     quantize_seconds: float
     kv_bits: int = 16
     losses: tuple[float, ...] = ()
+    read: Tensor | None = None
+    head: QuantizedLinear | None = None
 
     def quantized(self) -> AbstractContextManager[None]:
         """A `with` in which the model runs with its quantized layers in place."""
-        return swapped(self.loaded.model, self.layers, self.originals)
+        if self.head is None:
+            return swapped(self.loaded.model, self.layers, self.originals)
+        return swapped(self.loaded.model, self.layers | {HEAD: self.head}, self.originals | {HEAD: self.loaded.model.get_output_embeddings()})
 
 
 @dataclass(frozen=True)
 class Metric:
     """A family of measurements that are taken and cached together.
 
+    of_weights: it means something for random weights too.
     per_device: the result belongs to the device it was measured on. of_model: it does not depend on the quantization, so one result
     serves every spec. measure yields Progress at least every two seconds and Measurements.
     """
@@ -51,6 +58,7 @@ class Metric:
     measure: Callable[[Subject], Iterator[Progress | Measurement]]
     per_device: bool = False
     of_model: bool = False
+    of_weights: bool = False
 
 
 @cache

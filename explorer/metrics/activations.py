@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from explorer.calibration import first_inputs, record_inputs
+from explorer.calibration import block_inputs
 from explorer.metrics import Metric, Subject, histogram
-from explorer.models import blocks
 from explorer.records import Measurement, Progress
 
 WINDOWS = 4
@@ -34,23 +33,17 @@ def outliers(absmax: Tensor) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    batches, arguments = first_inputs(subject.loaded, subject.windows[:WINDOWS])
-    names = {id(layer): name for name, layer in subject.originals.items()}
-    all_blocks = blocks(subject.loaded.model)
-    for index, block in enumerate(all_blocks):
-        yield Progress("activations", index, len(all_blocks), f"block {index}")
-        inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
-        for name, inputs in record_inputs(block, batches, arguments, inside).items():
-            bad = int((~inputs.isfinite()).sum())
-            x = inputs.float().nan_to_num(0.0, 0.0, 0.0)
+    for index, count, inputs in block_inputs(subject.loaded, subject.windows[:WINDOWS], subject.originals):
+        yield Progress("activations", index, count, f"block {index}")
+        for name, rows in inputs.items():
+            bad = int((~rows.isfinite()).sum())
+            x = rows.float().nan_to_num(0.0, 0.0, 0.0)
             absmax = x.abs().amax(0)
             edges, counts = histogram(x)
             yield Measurement("activation_histogram", {"edges": edges, "counts": counts}, "", name, n=x.numel(), bad=bad)
             yield Measurement("activation_absmax", [round(v, 4) for v in absmax.tolist()], "", name, n=x.shape[0], bad=bad)
             yield Measurement("activation_kurtosis", kurtosis(x), "", name, n=x.numel(), bad=bad)
             yield Measurement("outlier_channels", outliers(absmax), "", name, n=x.shape[1], bad=bad)
-        output = [block(hidden, **arguments) for hidden in batches]
-        batches = [o[0] if isinstance(o, tuple) else o for o in output]
 
 
 METRIC = Metric("activations", measure, of_model=True)

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from explorer.calibration import first_inputs, record_inputs
+from explorer.calibration import block_inputs
 from explorer.metrics import Metric, Subject, histogram
-from explorer.models import blocks
 from explorer.records import Measurement, Progress
 
 GRID_VALUES = 256
@@ -23,17 +22,10 @@ def relative(error: torch.Tensor, reference: torch.Tensor) -> float:
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     """Inputs come from the 16-bit model on the first evaluation window, so a layer's output error is its own, not its predecessors'."""
-    batches, arguments = first_inputs(subject.loaded, subject.windows[:1])
-    names = {id(layer): name for name, layer in subject.originals.items()}
-    all_blocks = blocks(subject.loaded.model)
-    for index, block in enumerate(all_blocks):
-        yield Progress("layer errors", index, len(all_blocks), f"block {index}")
-        inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
-        inputs = record_inputs(block, batches, arguments, inside)
-        for name, original in inside.items():
-            yield from _layer(subject, name, original, inputs[name])
-        output = [block(hidden, **arguments) for hidden in batches]
-        batches = [o[0] if isinstance(o, tuple) else o for o in output]
+    for index, count, inputs in block_inputs(subject.loaded, subject.windows[:1], subject.originals):
+        yield Progress("layer errors", index, count, f"block {index}")
+        for name, x in inputs.items():
+            yield from _layer(subject, name, subject.originals[name], x)
 
 
 def _layer(subject: Subject, name: str, original: torch.nn.Linear, inputs: torch.Tensor) -> Iterator[Measurement]:

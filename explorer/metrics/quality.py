@@ -17,23 +17,28 @@ from explorer.metrics import Metric, Subject, mean_interval
 from explorer.records import Measurement, Progress
 
 BATCH = 2  # windows a forward pass
+TIE = 0.2  # probability by which the top token must lead the second; below it a flip changes little
 
 
 def token_statistics(reference: Tensor, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Per token [M]: nll of both models (nats), KL(reference || model) (nats), whether the top tokens agree. Logits are [M, V]."""
+    """Per token [M]: nll of both models (nats), KL(reference || model) (nats), whether the top tokens agree, the reference's lead of its top token
+    over the second (probability). Logits are [M, V].
+    """
     p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
     pick = targets.unsqueeze(-1)
+    top = p.topk(2).values.exp()
     return {
         "base": -p.gather(-1, pick).squeeze(-1),
         "nll": -q.gather(-1, pick).squeeze(-1),
         "kld": (p.exp() * (p - q)).sum(-1).clamp(min=0),
         "same": (p.argmax(-1) == q.argmax(-1)).float().where(q.isfinite().all(-1), torch.nan),
+        "lead": top[:, 0] - top[:, 1],
     }
 
 
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    model, rows, baseline = subject.loaded.model, [], not subject.layers and subject.kv_bits == 16
+    model, rows, baseline = subject.loaded.model, [], not subject.layers and subject.kv_bits == 16 and subject.head is None
     batches = subject.windows.split(BATCH)
     for done, batch in enumerate(batches):
         yield Progress("perplexity", done, len(batches), f"{done * batch.numel():,} tokens scored")
@@ -62,6 +67,9 @@ def summarise(tokens: dict[str, Tensor], is_baseline: bool) -> Iterator[Measurem
         yield Measurement(name, value, "nats", n=n, bad=bad)
     same, low, high = mean_interval(kept["same"] * 100)
     yield Measurement("top1_agreement", same, "%", low=low, high=min(100.0, high), n=n, bad=bad)
+    clear = ((kept["same"] == 0) & (kept["lead"] > TIE)).float() * 100
+    share, low, high = mean_interval(clear)
+    yield Measurement("clear_flips", share, "%", low=max(0.0, low), high=high, n=n, bad=bad)
 
 
 def _exp(nats: float) -> float:

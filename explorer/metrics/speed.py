@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 from explorer.decode import Decoder
 from explorer.devices import decode_limit
@@ -34,8 +35,19 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
             else:
                 firsts.append(first)
                 latencies += steps
-        resident = sum(t.numel() * t.element_size() for t in {id(p): p for p in (*loaded.model.parameters(), *loaded.model.buffers())}.values())
-    yield from summarise(firsts, latencies, resident + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
+        read = read_per_token(loaded.model)
+    yield Measurement("decode_loop", f"transformers: {decoder.why}" if decoder.why else decoder.loop)
+    yield Measurement("decode_copies", decoder.copies, "bytes")
+    yield from summarise(firsts, latencies, read + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
+
+
+def read_per_token(model: Any) -> int:
+    """Bytes of weights that one token needs: all but the embedding's table, of which it reads one row, unless the head is the same tensor."""
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
+    table = model.get_input_embeddings().weight
+    if getattr(model.get_output_embeddings(), "weight", None) is not table:
+        tensors.pop(table.data_ptr(), None)
+    return sum(tensors.values())
 
 
 def summarise(firsts: list[float], latencies: list[float], bytes_per_token: float, subject: Subject) -> Iterator[Measurement]:
@@ -52,4 +64,4 @@ def summarise(firsts: list[float], latencies: list[float], bytes_per_token: floa
     yield Measurement("decode_bound", "bandwidth" if rate > limit / 2 else "overhead", how="estimated")
 
 
-METRIC = Metric("speed", measure, per_device=True)
+METRIC = Metric("speed", measure, per_device=True, of_weights=True)

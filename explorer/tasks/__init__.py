@@ -26,7 +26,8 @@ from explorer.store import Store, code_version
 
 @dataclass(frozen=True)
 class Task:
-    """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself.
+    """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself. Answers before
+    the last are drafts of it, for a page that shows them grow; only the last is kept.
 
     turn: "none" for what answers in some 100 ms and never touches a loaded model's layers; "whole" for what computes alone from start to end;
     "own" for what runs experiments one by one through `engine.run`, each of which waits for its own turn, so that a sweep starves nobody.
@@ -97,10 +98,12 @@ def waiting(ahead: Callable[[], int]) -> Iterator[Progress]:
 
 
 def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iterator[Event]:
+    last = None
     for event in events:
-        if isinstance(event, Answer) and task.stored:
-            store.put(key, f"task {task.name}", [], {"data": event.data, "provenance": event.provenance})
+        last = event if isinstance(event, Answer) else last
         yield event
+    if task.stored and last is not None:
+        store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
 
 
 def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str:
@@ -115,4 +118,5 @@ def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str
 def _code(module: str) -> str:
     own = importlib.import_module(module).__file__
     rooms = [str(path) for room in ("methods", "metrics") for path in sorted((ROOT / room).glob("*.py"))]
-    return code_version(*SHARED_CODE, *KERNEL_CODE, str(ROOT / "tasks" / "__init__.py"), *rooms, own)
+    theirs = [str(ROOT / f"{name}.py") for name in ("tasks/__init__", "subjects", "faults", "repetition")]
+    return code_version(*SHARED_CODE, *KERNEL_CODE, *theirs, *rooms, own)

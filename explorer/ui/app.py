@@ -9,12 +9,14 @@ from typing import Any
 import gradio as gr
 
 from explorer.records import Report
+from explorer.ui import share
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
+SCRIPT = STYLE.with_name("page.js")
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -35,18 +37,21 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list."""
     shell = Shell(runner, Shelf(seeds), catalogue, models)
     page = Page(shell)
-    with gr.Blocks(title="Quantization Explorer", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
-            "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, and see what it costs and what it saves. "
+            "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
             "Every number is measured, with its interval, device and kernel.</p></header>"
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 run, cancel = _controls(page)
             with gr.Column(scale=4, min_width=320, elem_id="results"):
-                reset = _compared(shell)
+                _compared(shell)
+                shared = share.build(page)
                 selects = _tabs(shell)
-        _wire(page, run, cancel, reset, selects)
+        _wire(page, run, cancel, shared["reset"], selects)
+        share.wire(blocks, page, shared, run)
+        blocks.load(None, None, None, js=SCRIPT.read_text())
     return blocks
 
 
@@ -73,15 +78,15 @@ def _controls(page: Page) -> tuple[Any, Any]:
     method.change(lambda name: gr.Column(visible=name in reading), method, calibrated, queue=False, api_visibility="private")
     with gr.Column(elem_id="go"):
         with gr.Row():
-            run = gr.Button("Run", variant="primary", elem_id="run", min_width=100)
+            run = gr.Button("Run", variant="primary", elem_id="run", min_width=100, interactive=False)  # until the link has been read
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
         shell.status = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
     shell.controls = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, *(control.component for control in page.fields)]
     return run, cancel
 
 
-def _compared(shell: Shell) -> Any:
-    """Lays out what all tabs share; fills shell.compared, shell.layer, shell.active. Gives the Reset button."""
+def _compared(shell: Shell) -> None:
+    """Lays out what all tabs share; fills shell.compared, shell.layer, shell.active."""
     compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
         shell.compared = gr.Dropdown(
@@ -89,9 +94,7 @@ def _compared(shell: Shell) -> Any:
             info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=7,
         )  # fmt: skip
         shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
-        reset = gr.Button("Reset", size="sm", elem_id="reset", scale=1, min_width=80)
     shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
-    return reset
 
 
 def _tabs(shell: Shell) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
@@ -18,7 +19,16 @@ from explorer.ui.tab import View
 def plotted(name: str, plot: dict[str, Any]) -> PlotData:
     """Plotly JSON as the page takes it, with a button that downloads it as SVG."""
     config = {"displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]], "toImageButtonOptions": {"format": "svg", "filename": name}}
-    return PlotData(type="plotly", plot=json.dumps(plot | {"config": config}))
+    return PlotData(type="plotly", plot=json.dumps(drawable(plot | {"config": config}), allow_nan=False))
+
+
+def drawable(value: Any) -> Any:
+    """A plot without NaN and infinities, which JSON in a browser does not know: they become gaps."""
+    if isinstance(value, dict):
+        return {key: drawable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [drawable(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def heading(title: str, see: str) -> None:

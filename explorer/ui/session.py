@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from explorer.records import Report, key_of
+from explorer.records import QuantSpec, Report, key_of
 
 COMPARED = 4  # configurations beside the baseline
 
@@ -39,6 +40,12 @@ class Shelf:
             found = [self._reports.get(key) or self._seeds.get(key) for key in list(keys)[: COMPARED + 1]]
         return [report for report in found if report is not None]
 
+    def find(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
+        """The report on the shelf of this spec, model name, texts and calibration, or None. Seeds count only at the options they were made with."""
+        with self._lock:
+            known = [*self._seeds.values(), *self._reports.values()]
+        return next((r for r in reversed(known) if r.experiment.spec == spec and r.experiment.model.name == model and _matches(r, options)), None)
+
     def with_baseline(self, reports: Sequence[Report]) -> list[Report]:
         """The reports with the baseline of their model and text in front, where it is on the shelf."""
         if not reports or any(map(is_baseline, reports)):
@@ -47,6 +54,12 @@ class Shelf:
             known = [*self._seeds.values(), *self._reports.values()]
         base = [r for r in known if is_baseline(r) and ground(r) == ground(reports[0])]
         return [*base[-1:], *reports]
+
+
+def _matches(report: Report, options: Mapping[str, Any]) -> bool:
+    evaluation, calibration = report.experiment.evaluation, report.experiment.calibration
+    texts = evaluation.source == options["evaluation"] and calibration.source == options["calibration"]
+    return texts and calibration.seed == options["seed"] and calibration.tokens == options["sequences"] * calibration.length
 
 
 def keys_of(reports: Iterable[Report]) -> list[str]:

@@ -67,7 +67,15 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
-    return f"<td class='{kind}'><span>{text}</span>" + "".join(f"<small>{escape(part)}</small>" for part in notes) + "</td>"
+    lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
+    return f"<td class='{kind}' data-value='{found.value!r}' title='{escape(provenance(found, report), quote=True)}'><span>{text}</span>{lines}</td>"
+
+
+def provenance(found: Measurement, report: Report) -> str:
+    """How a number came to be, for whoever hovers over it: measured or not, from how many values, on what."""
+    counted = f"from {found.n:,} values" if found.n else ""
+    p = report.provenance
+    return ", ".join(filter(None, (found.how, counted, str(p.get("device", "")), str(p.get("kernel_summary", "")), str(p.get("date", "")))))
 
 
 def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
@@ -127,11 +135,15 @@ def comparison(reports: Sequence[Report]) -> str:
         lines = [f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>"]
         for row in rows:
             unit = f" <small>{row.unit}</small>" if row.unit else ""
-            lines.append(f"<tr><th scope='row'>{row.title}{unit}</th>" + "".join(cell(row, r, base) for r in reports) + "</tr>")
+            head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
+            lines.append(f"<tr>{head}" + "".join(cell(row, r, base) for r in reports) + "</tr>")
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     section = f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>How it was measured</th></tr>"
     table = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>{''.join(bodies)}<tbody>{section}"
-    legend = "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it."
+    legend = (
+        "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
+        "Click a row's name to order the columns by it; hover over a number to see how it was measured."
+    )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     return f"<div class='scroll' tabindex='0'>{table}{circumstances(reports)}</tbody></table></div><p class='hint'>{legend} Scored on: {protocol}.</p>"
 
@@ -140,20 +152,3 @@ def model_of(report: Report) -> str:
     """The model's name and the start of its revision."""
     ref = report.experiment.model
     return f"{ref.name} @ {ref.revision[:8]}"
-
-
-def samples(reports: Sequence[Report]) -> str:
-    """The greedy continuation of each configuration, side by side; what differs from the baseline's is marked. Line breaks are shown as ↵."""
-    base = next((r.value("sample_text") for r in reports if is_baseline(r)), None)
-    cards = []
-    for i, report in enumerate(reports):
-        text = report.value("sample_text")
-        if text is None:
-            continue
-        same = len(text) if base is None else next((k for k, (a, b) in enumerate(zip(text, base, strict=False)) if a != b), len(text))
-        kept, changed = (escape(part).replace("\n", "<i>↵</i> ") for part in (text[:same], text[same:]))
-        body = kept + (f"<mark>{changed}</mark>" if changed else "")
-        cards.append(f"<div class='sample'><h3><span class='swatch s{i % 5}'></span>{escape(report.name)}</h3><p>{body}</p></div>")
-    prompt = escape(str(reports[0].provenance.get("prompt", ""))) if reports else ""
-    intro = f"<p class='see'>After “<b>{prompt}</b>”, always the likeliest token; coloured from where it leaves the baseline.</p>"
-    return f"{intro}<div class='samples'>" + "".join(cards) + "</div>" if cards else "<p class='hint'>No text generated yet.</p>"

@@ -1,25 +1,145 @@
-"""Text: what each configuration writes after the same prompt."""
+"""Text: the same prompt through all compared configurations, in step; where they part, what it costs token by token, and the guard's verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from explorer.records import Report
+from explorer.figures import charts
+from explorer.records import Answer, Report
+from explorer.ui.frame import chart, chart_values, heading
+from explorer.ui.guard import guard
+from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.session import is_baseline
 from explorer.ui.tab import Shell, Tab, View
-from explorer.ui.table import samples
+from explorer.ui.written import samples, texts
+
+PROMPTS = {
+    "Databases": "The database server stores each table in",
+    "Python": "def main():\n    parser = argparse.ArgumentParser(",
+    "Lists": "The following options are available:\n\n- ",
+    "History": "In the year 1815, the emperor of France",
+}
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(shell: Shell) -> View:
-    gr.HTML("<h2 class='figure'>What each one writes</h2>")
+    heading(
+        "The same prompt through all of them, in step",
+        "See the framed token, where a configuration leaves the baseline, and whether what follows is another good text or a broken one. Hover over a token "
+        "for its numbers.",
+    )
+    with gr.Row(elem_id="prompt-row"):
+        prompt = gr.Textbox(PROMPTS["Databases"], label="Prompt", lines=3, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
+        with gr.Column(scale=2, min_width=240):
+            new = gr.Slider(16, 256, value=64, step=16, label="New tokens")
+            with gr.Row():
+                heat = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0: always the likeliest token.", min_width=130)
+                seed = gr.Number(0, minimum=0, precision=0, label="Seed", info="The same noise for all.", min_width=90)
+    with gr.Row(elem_id="prompt-examples"):
+        for name, text in PROMPTS.items():
+            button = gr.Button(name, size="sm", min_width=80)
+            button.click(partial(str, text), None, prompt, queue=False, **QUIET)
+    with gr.Row():
+        write = gr.Button("Write", variant="primary", elem_id="write", min_width=110, scale=0)
+        stop = gr.Button("Stop", variant="stop", elem_id="write-stop", min_width=110, scale=0)
+    line = gr.HTML(status("Recorded texts of one prompt. Press Write for your own: up to four configurations and the baseline, side by side."), padding=False)
     written = gr.HTML(samples([]), elem_id="samples")
+    strip = chart(charts()["tokens"])
+    heading("Silent-failure guard", "See the verdict on each configuration; open it for every check, its numbers and its limit.")
+    guarded = gr.HTML(guard([]), elem_id="guard")
+    _robustness(shell)
+    event = write.click(partial(wrote, shell), [shell.compared, prompt, new, heat, seed], [line, written, *strip, guarded], concurrency_limit=16, **QUIET)
+    stop.click(lambda: status("Stopped. What was written stays."), None, line, cancels=[event], queue=False, **QUIET)
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
-        return [samples(reports)]
+        return [samples(reports), guard(reports)]
 
-    return View([written], render)
+    return View([written, guarded], render)
+
+
+def _robustness(shell: Shell) -> None:
+    """Lays out the experiment with perturbed prompts, which runs for each compared configuration."""
+    item = charts()["robustness"]
+    shown = chart(item)
+    with gr.Row():
+        start = gr.Button("Perturb the prompts", elem_id="perturb", min_width=160, scale=0)
+        stop = gr.Button("Stop", variant="stop", min_width=110, scale=0)
+    line = gr.HTML(status("About a thousand prompts for each compared configuration; half a minute each on the bundled model."), padding=False)
+    event = start.click(partial(perturbed, shell), shell.compared, [line, *shown], concurrency_limit=16, **QUIET)
+    stop.click(lambda: status("Stopped. Configurations that were finished stay."), None, line, cancels=[event], queue=False, **QUIET)
+
+
+def asked(report: Report) -> dict[str, Any]:
+    """A report's configuration as tasks take it: method, params, and the options of its calibration and cache."""
+    experiment = report.experiment
+    read = experiment.calibration
+    options = {
+        "kv_bits": experiment.spec.kv_bits, "calibration": read.source, "text": read.text, "seed": read.seed, "length": read.length,
+        "sequences": max(1, read.tokens // read.length),
+    }  # fmt: skip
+    return {"method": experiment.spec.method, "params": dict(experiment.spec.params), "options": options}
+
+
+def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, seed: int) -> Iterator[list[Any]]:
+    """Streams the texts as they are written; at the end the divergence by token and the guard, which then knows them."""
+    reports = shell.shelf.pick(keys)
+    kept = [gr.skip()] * 5
+    if not reports:
+        yield [status("No configuration is on the page; press Run first.", "error"), *kept[1:]]
+        return
+    quantized = [r for r in reports if not is_baseline(r)]
+    clock = Clock()
+    arguments = {
+        "model": reports[0].experiment.model.name, "specs": [asked(r) for r in quantized], "prompt": prompt, "new": new, "temperature": heat, "seed": seed,
+    }  # fmt: skip
+    try:
+        for event in watched(shell.runner.do("generate", arguments), clock):
+            if isinstance(event, str):
+                yield [event, *kept[1:]]
+            elif isinstance(event, Answer) and not event.data["done"]:
+                yield [gr.skip(), texts(event.data), *kept[2:]]
+            elif isinstance(event, Answer):
+                data = event.data
+                each = [next(filter(is_baseline, reports), reports[0]), *quantized]
+                verdicts = guard(each if is_baseline(each[0]) else reports, data)
+                yield [status(ended(data, event, clock), "done"), texts(data), *chart_values(charts()["tokens"], data), verdicts]
+    except Exception as error:  # the outermost boundary: whoever pressed Write gets a sentence
+        yield [failure(error), *kept[1:]]
+
+
+def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
+    """The status line after a generation: how it came about, and who left the baseline when."""
+    how = "from the store" if event.provenance.get("from_store") else f"{clock.seconds():.1f} s on {event.provenance.get('device', 'this device')}"
+    parted = [f"{run['label']} at token {run['diverged'] + 1}" for run in data["runs"][1:] if run["diverged"] is not None]
+    left = f" Left the baseline: {', '.join(parted)}." if parted else " None left the baseline's text." if data["runs"][1:] else ""
+    drawn = f"temperature {data['temperature']:g}, seed {data['seed']}" if data["temperature"] else "always the likeliest token"
+    return f"{len(data['runs'][0]['ids'])} tokens, {drawn}; {how}.{left}"
+
+
+def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
+    """Streams the robustness of one configuration after the other."""
+    reports = shell.shelf.pick(keys)
+    quantized = [r for r in reports if not is_baseline(r)]
+    if not quantized:
+        yield [status("No quantized configuration is on the page; run one first.", "error"), gr.skip(), gr.skip()]
+        return
+    clock, rows = Clock(), []
+    try:
+        for report in quantized:
+            arguments = {"model": report.experiment.model.name, "method": report.experiment.spec.method, "params": dict(report.experiment.spec.params)}
+            for event in watched(shell.runner.do("perturb", arguments), clock, f"{report.name}: "):
+                if isinstance(event, str):
+                    yield [event, gr.skip(), gr.skip()]
+                elif isinstance(event, Answer):
+                    rows.append(event.data)
+                    yield [gr.skip(), *chart_values(charts()["robustness"], {"rows": rows})]
+        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), gr.skip(), gr.skip()]
+    except Exception as error:  # the outermost boundary, as above
+        yield [failure(error), gr.skip(), gr.skip()]
 
 
 TAB = Tab("text", "Text", build, order=50)

@@ -1,0 +1,135 @@
+"""The three questions people ask of a quantized model, answered from its own report: why no faster or smaller, is it good, is it garbage.
+
+Pure functions of reports; sentences are plain text. Where the numbers contradict the usual story, the sentence says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from explorer.detectors import Finding, known, level, sentence, verdicts
+from explorer.records import Report
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, its answer in sentences, and for the last one the level of its verdict."""
+
+    question: str
+    text: str
+    level: str = ""
+
+
+def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -> list[Answered]:
+    """The three answers for a quantized configuration beside the baseline; [] for the baseline itself. rungs: see `ladder`."""
+    if report.experiment.spec.is_baseline:
+        return []
+    found = verdicts(report, base, rungs)
+    return [
+        Answered("Why is it not faster or smaller?", f"{size(report, base)} {speed(report, base)}".strip()),
+        Answered("Is this number good?", place(report, rungs)),
+        Answered("It runs, but is the output garbage?", garbage(found), level(found)),
+    ]
+
+
+def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
+    """The rungs for a report among others: plain rounding to nearest of the same model, on the same text, most bits first; one a width."""
+    ground = report.experiment.model, report.experiment.evaluation.digest
+    rungs: dict[int, Report] = {}
+    for other in reports:
+        spec, theirs = other.experiment.spec, (other.experiment.model, other.experiment.evaluation.digest)
+        plain = spec.method == "rtn" and spec.kv_bits == 16 and not any(spec.get(name) for name in ("clip", "rotate", "planted"))
+        if theirs == ground and plain and spec.get("symmetric") and spec.get("granularity") in ("group", "channel"):
+            bits = int(spec.get("bits", 0))
+            if bits not in rungs or spec.get("granularity") == "group":
+                rungs[bits] = other
+    return [rungs[bits] for bits in sorted(rungs, reverse=True)]
+
+
+def size(report: Report, base: Report | None) -> str:
+    """Stored against resident bits, and what did not shrink."""
+    stored, resident, total = (known(report, name) for name in ("bits_per_weight", "bits_per_weight_resident", "weight_bytes"))
+    if stored is None or resident is None or total is None:
+        return "Its size was not measured."
+    words = f"It stores {stored.value:.2f} bits a weight, scales included"
+    if resident.value > stored.value * 1.02:
+        words += f", and holds {resident.value:.2f} in memory, the width that the kernel reads"
+    words += "."
+    start, kept = known(base, "weight_bytes"), known(report, "memory_kept")
+    if start is None or kept is None:
+        return words
+    ratio, hoped = start.value / total.value, 16 / stored.value
+    words += f" All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less and not {hoped:.1f}: "
+    skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != "outside the decoder blocks"]
+    left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
+    return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."
+
+
+def speed(report: Report, base: Report | None) -> str:
+    """Which kernel ran, what bounds it, and whether it is faster than the baseline beyond the spread."""
+    ours, theirs = known(report, "decode_tokens_per_second"), known(base, "decode_tokens_per_second")
+    if ours is None:
+        return "Its speed was not measured."
+    kernel, limit = report.provenance.get("kernel_summary", "an unknown kernel"), known(report, "decode_limit")
+    words = f"It decodes {ours.value:.0f} tokens/s on {kernel}"
+    if limit is not None and limit.value > 0:
+        bound = report.value("decode_bound")
+        why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
+        words += f", {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated), so the limit is {why}"
+    if theirs is None or report.provenance.get("device") != base.provenance.get("device"):
+        return words + "; no baseline of this device is there to compare."
+    ratio = ours.value / theirs.value
+    apart = None not in (ours.low, ours.high, theirs.low, theirs.high) and (ours.low > theirs.high or ours.high < theirs.low)
+    if not apart:
+        return words + f". That is {100 * (ratio - 1):+.0f}% against the baseline, within the spread of single tokens: no measurable difference."
+    words += f". That is {ratio:.2f} times the baseline"
+    if ratio < 1:
+        return words + ": slower, although it reads fewer bytes. Unpacking costs more here than the bytes save."
+    if report.value("decode_bound") != "bandwidth":
+        return words + ": faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
+    return words + "."
+
+
+def place(report: Report, rungs: Sequence[Report]) -> str:
+    """Where its divergence lies on the ladder, and whether its perplexity changed measurably."""
+    kld, delta = known(report, "kld_mean"), known(report, "perplexity_delta")
+    if kld is None or delta is None:
+        return "It cannot be said: no token had a finite probability." if report.find("kld_mean") else "Its quality was not measured."
+    measurable = delta.low is None or not math.isfinite(delta.low) or not delta.low <= 0 <= (delta.high or 0)
+    change = f"{delta.value:+.2f}% ({delta.low:.2f} to {delta.high:.2f})" if delta.low is not None else f"{delta.value:+.2f}%"
+    words = f"Perplexity changes by {change}" + ("." if measurable else ": no measurable change on this text. The divergence still tells.")
+    steps = [(r, k.value) for r in rungs if (k := known(r, "kld_mean")) and k.value > 0]
+    if len(steps) < 2:
+        return f"{words} Mean KL divergence is {kld.value:.4f} nats; there is no ladder of this model on this text to place it on."
+    return f"{words} {rung(report, kld.value, steps)}"
+
+
+def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> str:
+    """A divergence between two rungs (report, divergence), most bits first: as many bits of plain rounding, interpolated on its logarithm."""
+    stored = known(report, "bits_per_weight")
+    cost = f" for {stored.value:.2f} bits stored" if stored else ""
+    if kld <= steps[0][1]:
+        return f"A mean KL divergence of {kld:.4f} nats is below {steps[0][0].name}, the top of the ladder ({steps[0][1]:.4f}){cost}: as good as lossless."
+    if kld > steps[-1][1]:
+        return f"A mean KL divergence of {kld:.3f} nats is worse than {steps[-1][0].name}, the foot of the ladder ({steps[-1][1]:.3f}){cost}."
+    (upper, near), (lower, far) = next((a, b) for a, b in pairwise(steps) if a[1] < kld <= b[1])
+    share = math.log(kld / near) / math.log(far / near)
+    bits = [float(r.value("bits_per_weight")) for r in (upper, lower)]
+    worth = bits[0] + share * (bits[1] - bits[0])
+    between = f"lies between {upper.name} ({near:.4f}) and {lower.name} ({far:.4f})"
+    words = f"A mean KL divergence of {kld:.4f} nats {between}: worth {worth:.1f} bits of plain rounding{cost}"
+    if stored is None or abs(worth - stored.value) < 0.15:
+        return words + ", so no more and no less than its size."
+    return words + (", better than its size." if worth > stored.value else ", worse than plain rounding at that size.")
+
+
+def garbage(found: Sequence[Finding]) -> str:
+    """The verdict of the detectors, and its weightiest numbers."""
+    quality = next((f.says for f in found if f.name == "quality"), "")
+    line = sentence(found)
+    return line if quality in line else f"{line} {quality}".strip()

@@ -1,0 +1,39 @@
+"""`profile`: where the time of a token goes, as a trace for Perfetto with ranges named by layer and operation, and the line that profiles a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from explorer.commands import Command, show
+from explorer.commands.run import add_method, parameters
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_method(parser)
+    parser.add_argument("--new", type=int, default=8, help="tokens that are profiled")
+    parser.add_argument("--context", type=int, default=32, help="tokens of the prompt")
+    parser.add_argument("--output", type=Path, default=Path("profile.json"), help="where the trace is written")
+
+
+def work(args: argparse.Namespace) -> None:
+    from explorer.experiment import Loader
+    from explorer.profiling import profile
+    from explorer.records import InputError
+    from explorer.request import Request
+
+    if not (1 <= args.new <= 1000 and 1 <= args.context <= 2048):
+        raise InputError("Give 1 to 1,000 new tokens and a context of 1 to 2,048 tokens.")
+    if not args.output.parent.is_dir():
+        raise InputError(f"There is no folder {str(args.output.parent)!r} to write the trace in.")
+    request = Request(args.model, args.method, parameters(args), kv_bits=args.kv_bits, head_bits=args.head_bits)
+    events = profile(request, Loader(), args.context, args.new, args.output)
+    while True:
+        try:
+            show(next(events))
+        except StopIteration as done:
+            print(done.value)
+            return
+
+
+COMMAND = Command("profile", "trace a few decoded tokens, with ranges named by layer and operation", arguments, work, stores=False)

@@ -1,0 +1,97 @@
+"""Reports to take away: all numbers as CSV or JSON, and one self-contained HTML page with figures, provenance and the commands that repeat it.
+
+Knows records and figures; plotly only gives its script, so that the page needs no network.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from html import escape
+
+from explorer.figures import figures
+from explorer.records import Report, plain
+
+ALL = 10**9  # tokens that mean the whole text
+COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "n", "not_finite", "how", "device", "date")
+
+
+def command_of(report: Report) -> str:
+    """The command that repeats a report's experiment."""
+    experiment, spec = report.experiment, report.experiment.spec
+    words = ["python", "-m", "explorer", "run", "--model", experiment.model.name, "--method", spec.method]
+    for name, value in spec.params:
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--kv-bits", str(spec.kv_bits)] if spec.kv_bits != 16 else []
+    evaluation, calibration = experiment.evaluation, experiment.calibration
+    words += ["--evaluation", evaluation.source, "--calibration", calibration.source]
+    words += ["--sequences", str(calibration.tokens // calibration.length), "--seed", str(calibration.seed), "--length", str(evaluation.length)]
+    words += ["--tokens", str(evaluation.tokens if evaluation.tokens < ALL else 0)]
+    words += ["--text", "TEXT.txt"] if "pasted" in (evaluation.source, calibration.source) else []
+    return shlex.join([*words, "--json"])
+
+
+def as_csv(reports: Sequence[Report]) -> str:
+    """One row a number; histograms and other arrays stay out, the JSON has them."""
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for report in reports:
+        model, p = report.experiment.model, report.provenance
+        for m in report.measurements:
+            if not isinstance(m.value, list | dict):
+                fixed = (report.name, model.name, model.revision, m.metric, m.layer, m.value, m.unit, m.low, m.high, m.n, m.bad, m.how)
+                rows.writerow([*(harmless(value) for value in fixed), p.get("device", ""), p.get("date", "")])
+    return out.getvalue()
+
+
+def harmless(value: object) -> object:
+    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """The reports as `python -m explorer run --json` prints them, in a list, each with the command that repeats it."""
+    return json.dumps([plain(report) | {"command": command_of(report)} for report in reports], indent=1)
+
+
+def as_html(reports: Sequence[Report], layer: str, table: str, style: str) -> str:
+    """One page that needs nothing else. table: the comparison as HTML; style: CSS. Figures that no report has numbers for are left out."""
+    from plotly.offline import get_plotlyjs
+
+    measured = {m.metric for report in reports for m in report.measurements}
+    parts, drawings = [], {}
+    for figure in figures().values():
+        if measured.issuperset(figure.needs):
+            drawings[figure.name] = figure.draw(reports, layer)
+            words = escape(figure.summary(reports, layer))
+            parts.append(
+                f"<section><h2>{escape(figure.title)}</h2><p>{escape(figure.see)}</p><div id='{figure.name}'></div><p class='summary'>{words}</p>"
+                f"<details><summary>Why</summary><p>{escape(figure.why)}</p></details></section>"
+            )
+    origins = "".join(f"<section><h3>{escape(r.name)}</h3><pre>{escape(command_of(r))}</pre>{_facts(r)}</section>" for r in reports)
+    # "</" would end the script element, whatever it stands in.
+    data = json.dumps(drawings).replace("</", "<\\/")
+    script = f"for (const [name, f] of Object.entries({data})) Plotly.newPlot(name, f.data, f.layout, {{displaylogo: false, responsive: true}});"
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>Quantization report</title><style>{style}{PAGE}</style></head><body><h1>Quantization report</h1>{table}{''.join(parts)}"
+        f"<h2>How to repeat it</h2>{origins}<script>{get_plotlyjs()}</script><script>{script}</script></body></html>"
+    )
+
+
+def _facts(report: Report) -> str:
+    kept = ("device", "torch", "transformers", "kernel_summary", "text", "calibration", "date")
+    rows = "".join(f"<tr><th>{name}</th><td>{escape(str(report.provenance[name]))}</td></tr>" for name in kept if report.provenance.get(name))
+    return f"<table class='facts'>{rows}</table>"
+
+
+PAGE = """
+:root { --body-text-color-subdued: #475569; --border-color-primary: #cbd5e1; --body-background-fill: #fff; --background-fill-secondary: #f1f5f9; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #1e293b; background: #fff; }
+pre { white-space: pre-wrap; background: #f1f5f9; padding: .6rem; border-radius: 6px; } .facts th { text-align: left; padding-right: 1rem; font-weight: 500; }
+@media print { section { break-inside: avoid; } }
+"""

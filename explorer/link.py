@@ -1,0 +1,133 @@
+"""A state of the page as a link, and back: specs as words, controls as query parameters. Values are checked against the catalogue of methods.
+
+A spec in words is its method and then name=value, with ":" between: "gptq:bits=3:group_size=64". Standard library and records only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+from explorer.records import QuantSpec, Scalar
+
+LONGEST = 4000  # characters of a query value that are looked at
+COMPARED = 4
+Catalogue = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a link asks for. params: of the method, only valid ones. options: of the run. compared: specs. wrong: a sentence a value that was not taken."""
+
+    tab: str = ""
+    layer: str = ""
+    model: str = ""
+    method: str = ""
+    params: dict[str, Scalar] = field(default_factory=dict)
+    options: dict[str, Scalar] = field(default_factory=dict)
+    compared: tuple[QuantSpec, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+
+def words(spec: QuantSpec, catalogue: Catalogue) -> str:
+    """A spec as "gptq:bits=3:group_size=64"; what is at its default is left out."""
+    kv = [f"kv_bits={spec.kv_bits}"] if spec.kv_bits != 16 else []
+    return ":".join([spec.method, *(f"{name}={value}" for name, value in unusual(spec, catalogue)), *kv])
+
+
+def unusual(spec: QuantSpec, catalogue: Catalogue) -> list[tuple[str, Scalar]]:
+    """The parameters of a spec that are not at their default."""
+    fields = fields_of(spec.method, catalogue) or {}
+    return [(name, value) for name, value in spec.params if name not in fields or value != fields[name]["default"]]
+
+
+def completed(fields: Mapping[str, Mapping[str, Any]], given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Given parameters and the defaults of all others that are in force beside them, as `methods.spec_of` completes them."""
+    values = {name: given.get(name, f["default"]) for name, f in fields.items()}
+    return {name: values[name] for name, f in fields.items() if f["when"] is None or values[f["when"][0]] in f["when"][1]}
+
+
+def spec_from(text: str, catalogue: Catalogue) -> QuantSpec | None:
+    """The inverse of `words`, with every parameter in force; None when it names no method or a value that the method does not take."""
+    method, *pairs = text.split(":")
+    fields = fields_of(method, catalogue)
+    if fields is None or any("=" not in pair for pair in pairs):
+        return None
+    given = dict(pair.split("=", 1) for pair in pairs)
+    kv_bits = KV_BITS.get(given.pop("kv_bits", "16"))
+    params = {name: typed(fields[name], value) if name in fields else None for name, value in given.items()}
+    if kv_bits is None or None in params.values():
+        return None
+    return QuantSpec(method, tuple(sorted(completed(fields, params).items())), kv_bits)
+
+
+KV_BITS = {"16": 16, "8": 8, "4": 4, "2": 2}
+SOURCES = {name: name for name in ("bundled", "wikitext2", "c4")}  # pasted text is not part of a link
+
+
+def fields_of(method: str, catalogue: Catalogue) -> dict[str, Mapping[str, Any]] | None:
+    """{name: field} of a method in the catalogue, None when there is none."""
+    return next(({f["name"]: f for f in m["fields"]} for m in catalogue if m["name"] == method), None)
+
+
+def typed(given: Mapping[str, Any], text: str) -> Scalar | None:
+    """A field's value from text; None when the field does not take it."""
+    if given["kind"] in ("choice", "bool"):
+        return next((value for value in given["choices"] if str(value) == text), None)
+    if given["kind"] == "text":
+        return text if len(text) <= LONGEST else None
+    return amount(text, given["low"], given["high"], given["kind"] == "int")
+
+
+def amount(text: str, low: float, high: float, whole: bool) -> int | float | None:
+    """A number between low and high, None for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if not low <= value <= high or (whole and value != int(value)):
+        return None
+    return int(value) if whole else value
+
+
+def query(tab: str, layer: str, model: str, spec: QuantSpec, options: Mapping[str, Scalar], compared: Sequence[QuantSpec], catalogue: Catalogue) -> str:
+    """The query string of a state; parameters and options that are at their defaults are left out."""
+    pairs: list[tuple[str, Any]] = [("tab", tab), ("layer", layer), ("model", model), ("method", spec.method), *unusual(spec, catalogue)]
+    pairs += [(name, value) for name, value in options.items() if name in OPTIONS and value != OPTIONS[name]]
+    return urlencode([*((name, value) for name, value in pairs if value != ""), *(("with", words(s, catalogue)) for s in compared)])
+
+
+OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16}
+
+
+def parse(pairs: Sequence[tuple[str, str]], catalogue: Catalogue, tabs: Sequence[str]) -> Wanted:
+    """What the query parameters (name, value) ask for. What is unknown or out of range is left out and named in `wrong`; other names are ignored."""
+    last = {name: value[:LONGEST] for name, value in pairs}
+    wrong: list[str] = []
+
+    def take(name: str, allowed: Mapping[str, Any]) -> Any:
+        if name in last and last[name] not in allowed:
+            wrong.append(f"{name} {last[name][:40]!r}")
+        return allowed.get(last.get(name, ""), None)
+
+    method = take("method", {m["name"]: m["name"] for m in catalogue}) or ""
+    params: dict[str, Scalar] = {}
+    for name, given in (fields_of(method, catalogue) or {}).items():
+        if name in last:
+            value = typed(given, last[name])
+            if value is None:
+                wrong.append(f"{name} {last[name][:40]!r}")
+            else:
+                params[name] = value
+    options = {name: take(name, SOURCES) for name in ("evaluation", "calibration")} | {"kv_bits": take("kv_bits", KV_BITS)}
+    for name, high in (("sequences", 1024), ("seed", 2**31 - 1)):
+        options[name] = amount(last[name], 1 if name == "sequences" else 0, high, True) if name in last else None
+        wrong += [f"{name} {last[name][:40]!r}"] if name in last and options[name] is None else []
+    specs = [(value, spec_from(value[:LONGEST], catalogue)) for name, value in pairs if name == "with"][:COMPARED]
+    wrong += [f"with {value[:40]!r}" for value, spec in specs if spec is None]
+    return Wanted(
+        take("tab", dict.fromkeys(tabs) | {name: name for name in tabs}) or "", last.get("layer", "")[:200], last.get("model", "")[:200], method, params,
+        {name: value for name, value in options.items() if value is not None}, tuple(spec for _, spec in specs if spec is not None), tuple(wrong),
+    )  # fmt: skip

@@ -1,0 +1,200 @@
+"""The Llama family's forward pass for the token loop: the model's own weights and layers in the fewest operations. Knows no methods or metrics.
+
+transformers builds masks, position embeddings and cache objects anew at every token, which costs more than the arithmetic of a small model. Here the
+rotary table is made once, q, k and v are one product and so are gate and up, and the cache is one tensor. The result is the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.kvcache import KiviLayer
+from explorer.products import Product, product
+
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_WITHOUT_STATE = ("default", "llama3", "linear", "yarn")
+
+
+class Norm:
+    """RMSNorm of rows [M, H]. One row on a CPU goes by layer_norm of (x, -x), whose mean is 0 and whose variance is the mean square: one kernel where
+    torch's RMSNorm is seven.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.eps, self.width = weight, eps, weight.shape
+        self.doubled = torch.cat([weight, torch.zeros_like(weight)]) if weight.device.type == "cpu" else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.doubled is None or x.shape[0] > 1:
+            return F.rms_norm(x, self.width, self.weight, self.eps)
+        return torch.layer_norm(torch.cat([x, -x], 1), self.doubled.shape, self.doubled, None, self.eps)[:, : self.width[0]]
+
+
+class Block(NamedTuple):
+    """One decoder block: its products ([M, K] -> [M, N]) and norms; head_norms: weights [D] for queries and keys (Qwen3), or None."""
+
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+    before: Norm
+    between: Norm
+    head_norms: tuple[Tensor, Tensor] | None
+
+
+def refuses(model: Any, context: int) -> str:
+    """Why this loop cannot run a transformers model with a cache of `context` tokens, "" when it can."""
+    config = model.config
+    if config.model_type not in FAMILY:
+        return f"a model of type {config.model_type} has its own forward pass"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope not in ROPE_WITHOUT_STATE:
+        return f"its position embedding ({rope}) depends on the length"
+    kinds = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in kinds or (config.model_type == "mistral" and window is not None)
+    return f"its attention slides over {window} of {context} tokens" if slides and window < context else ""
+
+
+class LlamaLoop:
+    """Forward passes over at most `batch` sequences that advance together. static: every shape is fixed and the position lives on the device, as a CUDA graph
+    needs it; otherwise attention reads only the tokens that are there. A cache in low bits grows and is never static.
+    """
+
+    name = "own loop"
+
+    def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1, static: bool | None = None) -> None:
+        config, body = model.config, model.model
+        weight = body.embed_tokens.weight
+        self.context, self.kv_bits, self.batch, self.device = context, kv_bits, batch, weight.device
+        self.static = kv_bits == 16 and (weight.device.type == "cuda" if static is None else static)
+        self.size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.queries, self.keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self.eps, self.embedding = config.rms_norm_eps, weight
+        self.blocks = [_block(layer, self.eps) for layer in body.layers]
+        self.head, self.last = product([model.lm_head]), Norm(body.norm.weight, self.eps)
+        self.copies = self.head.copied + sum(p.copied for b in self.blocks for p in (b.qkv, b.out, b.gate_up, b.down))
+        self.table = _rotary_table(body.rotary_emb, context, self.size, weight)
+        self.no_turn = weight.new_tensor([1.0, 0.0]).view(2, 1, 1, 1, 1).expand(2, 1, self.keys, 2, self.size // 2)
+        shape = (len(self.blocks), batch, 2, self.keys, context, self.size)  # 2: keys and values
+        self.cache = weight.new_zeros(shape) if kv_bits == 16 else None
+        self.layers = [] if kv_bits == 16 else [KiviLayer(kv_bits) for _ in self.blocks]
+        self.length = 0
+        self.position = torch.zeros(1, dtype=torch.long, device=self.device)
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        self.length = 0
+        self.position.zero_()
+        for layer in self.layers:
+            layer.reset()
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        """Reads prompt [B, T] int64 into an empty cache -> logits of its last tokens [B, V]."""
+        self.reset()
+        self.batch = prompt.shape[0]
+        logits = self._forward(prompt)
+        self.length = prompt.shape[1]
+        self.position.fill_(self.length)
+        return logits
+
+    def step(self, token: Tensor) -> Tensor:
+        """One more token a sequence, [B, 1] int64 -> logits [B, V]. Touches no host memory when static: it can be captured."""
+        logits = self._forward(token)
+        self.position += 1
+        self.length += 1
+        return logits
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        new = tokens.shape[1]
+        hidden = F.embedding(tokens.reshape(-1), self.embedding)  # [B T, H]
+        turns, mask = self._turns(new), self._mask(new)
+        states = self._states(new)
+        for block, state in zip(self.blocks, states, strict=True):
+            hidden += block.out.run(self._attend(block.qkv.run(block.before(hidden)), block, state, new, turns, mask))
+            gate, up = block.gate_up.run(block.between(hidden)).chunk(2, -1)
+            hidden += block.down.run(F.silu(gate).mul_(up))
+        if new > 1:
+            hidden = hidden.view(self.batch, new, -1)[:, -1]
+        return self.head.run(self.last(hidden))
+
+    def _states(self, new: int) -> Sequence[Any]:
+        """For each block where its keys and values are: (where the new ones go, keys [B, KV, n, D], values), or its cache in low bits.
+
+        All blocks at once: cutting the cache block by block would take six small operations each.
+        """
+        if self.cache is None:
+            return self.layers
+        at_once, end, cache = self.static and new == 1, self.length + new, self.cache[:, : self.batch]
+        seen = cache if at_once else cache[..., :end, :]
+        places = cache if at_once else cache[..., end - new : end, :]  # [L, B, 2, KV, T, D]
+        return list(zip(places.unbind(0), seen[:, :, 0].unbind(0), seen[:, :, 1].unbind(0), strict=True))
+
+    def _turns(self, new: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, heads, 2, D/2] of the new tokens; 1 and 0 for the values, which do not turn."""
+        here = self.table.index_select(1, self.position) if self.static and new == 1 else self.table[:, self.length : self.length + new]
+        heads = here.unsqueeze(2).expand(2, new, self.queries + self.keys, 2, self.size // 2)
+        cos, sin = torch.cat([heads, self.no_turn.expand(2, new, -1, -1, -1)], 2).unbind(0)
+        return cos, sin
+
+    def _mask(self, new: int) -> Tensor | None:
+        """What a static step adds to the scores [.., n]: minus infinity where no token is yet."""
+        if not self.static or new > 1:
+            return None
+        later = torch.arange(self.context, device=self.device) > self.position
+        return torch.zeros_like(later, dtype=self.embedding.dtype).masked_fill(later, float("-inf")).view(1, 1, 1, -1)
+
+    def _attend(self, rows: Tensor, block: Block, state: Any, new: int, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """rows [B T, (Q + 2 KV) D], the queries, keys and values of the new tokens -> [B T, Q D]."""
+        batch, q, kv = self.batch, self.queries, self.keys
+        rows = rows.view(batch, new, q + 2 * kv, 2, self.size // 2)
+        if block.head_norms is not None:
+            rows = _norm_heads(rows.flatten(3), q, kv, block.head_norms, self.eps).view_as(rows)
+        rows = torch.addcmul(rows * turns[0], rows.flip(3), turns[1]).view(batch, new, q + 2 * kv, self.size)
+        keys, values = self._remember(state, rows[:, :, q:].view(batch, new, 2, kv, self.size), new)
+        if new == 1:  # the queries that share a key are the rows of one product
+            mixed = F.scaled_dot_product_attention(rows[:, 0, :q].view(batch, kv, q // kv, self.size), keys, values, attn_mask=mask)
+            return mixed.reshape(batch, -1)
+        mixed = F.scaled_dot_product_attention(rows[:, :, :q].transpose(1, 2), keys, values, is_causal=True, enable_gqa=q != kv)
+        return mixed.transpose(1, 2).reshape(batch * new, -1)
+
+    def _remember(self, state: Any, pair: Tensor, new: int) -> tuple[Tensor, Tensor]:
+        """Stores keys and values, pair [B, T, 2, KV, D]; gives the keys and the values [B, KV, n, D] that the new tokens attend to."""
+        pair = pair.permute(0, 2, 3, 1, 4)
+        if self.cache is None:
+            return state.update(pair[:, 0], pair[:, 1])
+        place, keys, values = state
+        if self.static and new == 1:
+            place.index_copy_(3, self.position, pair)
+        else:
+            place.copy_(pair)
+        return keys, values
+
+
+def _block(layer: nn.Module, eps: float) -> Block:
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
+    return Block(
+        product([attention.q_proj, attention.k_proj, attention.v_proj]), product([attention.o_proj]), product([mlp.gate_proj, mlp.up_proj]),
+        product([mlp.down_proj]), Norm(layer.input_layernorm.weight, eps), Norm(layer.post_attention_layernorm.weight, eps), norms,
+    )  # fmt: skip
+
+
+def _rotary_table(rotary: Callable, context: int, size: int, like: Tensor) -> Tensor:
+    """[2, T, 2, D/2] in the model's dtype: the cosines, and the sines with the sign that the exchanged halves take, as the model's own module gives them."""
+    positions = torch.arange(context, device=like.device)[None]
+    cos, sin = (table[0].view(context, 2, size // 2) for table in rotary(like[:1], positions))
+    return torch.stack([cos, torch.cat([-sin[:, :1], sin[:, 1:]], 1)])
+
+
+def _norm_heads(rows: Tensor, q: int, kv: int, weights: tuple[Tensor, Tensor], eps: float) -> Tensor:
+    """rows [B, T, heads, D] with RMSNorm over D of each query and each key."""
+    queries, keys, values = rows.split([q, kv, kv], 2)
+    return torch.cat([F.rms_norm(queries, queries.shape[-1:], weights[0], eps), F.rms_norm(keys, keys.shape[-1:], weights[1], eps), values], 2)

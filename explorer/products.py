@@ -1,0 +1,83 @@
+"""Product: what several layers that read the same input compute, as one matrix product where their formats allow it. Changes no layer's result."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.devices import spare_memory
+from explorer.qlinear import QuantizedLinear, join
+
+
+class Product(NamedTuple):
+    """run: rows [M, K] -> [M, N], N = N1 + N2 + ..., side by side in the order of the layers. name: what runs; shape: (N, K); read: bytes of weights
+    that a call reads; copied: bytes it holds beside the layers' own tensors.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    name: str
+    shape: tuple[int, int]
+    read: int
+    copied: int = 0
+
+
+def product(layers: Sequence[nn.Module]) -> Product:
+    """One product of layers [N, K] with the same K; layers of different formats run one after the other."""
+    if all(type(layer) is nn.Linear for layer in layers):
+        return _dense(layers)
+    if len(layers) > 1 and all(type(layer) is QuantizedLinear for layer in layers) and (joined := join(layers)) is not None:
+        return Product(joined.rows, joined.kernel, joined.shape, sum(joined.packed_bytes().values()), joined.own_bytes(layers))
+    return _apart(layers)
+
+
+def _apart(layers: Sequence[nn.Module]) -> Product:
+    names = dict.fromkeys(layer.kernel if type(layer) is QuantizedLinear else "torch linear" for layer in layers)
+    runs = [layer.rows if type(layer) is QuantizedLinear else layer for layer in layers]
+    shapes = [layer.shape if type(layer) is QuantizedLinear else tuple(layer.weight.shape) for layer in layers]
+    read = sum(sum(layer.packed_bytes().values()) if type(layer) is QuantizedLinear else layer.weight.nbytes for layer in layers)
+    run = runs[0] if len(runs) == 1 else lambda x: torch.cat([run(x) for run in runs], -1)
+    return Product(run, "; ".join(names), (sum(shape[0] for shape in shapes), shapes[0][1]), read)
+
+
+def _dense(layers: Sequence[nn.Linear]) -> Product:
+    """16-bit layers. On a CPU a copy in oneDNN's own layout, which reads a single row's weights three times faster, where there is memory for it."""
+    first = layers[0].weight
+    size = sum(layer.weight.nbytes for layer in layers)
+    shape = (sum(layer.weight.shape[0] for layer in layers), first.shape[1])
+    bias = _biases(layers)
+    if first.device.type != "cpu" or first.dtype != torch.bfloat16:
+        return Product(partial(F.linear, weight=_shared(layers), bias=bias), "torch linear", shape, size)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported() or size > spare_memory(first.device):
+        return _apart(layers)  # on a CPU one product more costs little, and weights may be mapped from a file: sharing would copy them
+    weight = first if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+    packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.detach(), 1)
+    linear = torch.ops.mkldnn._linear_pointwise.default
+    return Product(lambda x: linear(x, packed, bias, "none", [], ""), "oneDNN bfloat16 linear", shape, size, size)
+
+
+def _biases(layers: Sequence[nn.Linear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    return torch.cat([layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias for layer in layers]).detach()
+
+
+def _shared(layers: Sequence[nn.Linear]) -> Tensor:
+    """The weights one below the other, [N1 + N2 + ..., K]. The layers keep their values but from now on are views of this tensor: no second copy."""
+    weights = [layer.weight.detach() for layer in layers]
+    rows, first = [weight.shape[0] for weight in weights], weights[0]
+    if all(b.data_ptr() == a.data_ptr() + a.nbytes and _storage(a) == _storage(b) for a, b in itertools.pairwise(weights)):
+        return first.as_strided((sum(rows), first.shape[1]), (first.shape[1], 1))
+    together = torch.cat(weights)
+    for layer, part in zip(layers, together.split(rows), strict=True):
+        layer.weight.data = part
+    return together
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

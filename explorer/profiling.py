@@ -1,0 +1,84 @@
+"""A trace of decoding: torch's profiler over a few tokens, with ranges named by layer and operation that Perfetto and Nsight Systems show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explorer.decode import Decoder
+from explorer.experiment import Loader, prepared, released
+from explorer.llama import LlamaLoop
+from explorer.products import Product
+from explorer.records import Progress
+from explorer.request import Request
+
+PARTS = ("qkv", "out", "gate_up", "down")
+
+
+def profile(request: Request, load: Loader, context: int, steps: int, output: Path) -> Iterator[Any]:
+    """Yields Progress, writes the trace to `output`, returns a text: where the time went, and what to run next."""
+    experiment, method, texts = request.prepare()
+    with released() as hold:
+        subject, _ = yield from prepared(experiment, method, texts, load, hold)
+        device = subject.loaded.device
+        with subject.quantized():
+            decoder = Decoder(subject.loaded, context + steps + 8, request.kv_bits)
+            decoder.timed(subject.windows[:1, :context], 3)
+            name_ranges(decoder)
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+            decoder.prefill(subject.windows[:1, :context])
+            yield Progress("profile", 0, 1, f"{steps} tokens")
+            with torch.profiler.profile(activities=activities) as trace:
+                for step in range(steps):
+                    with ranged(f"token {step}"):
+                        decoder.step()
+        trace.export_chrome_trace(str(output))
+        column = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        table = trace.key_averages().table(sort_by=column, row_limit=15, max_name_column_width=48)
+        loop = decoder.loop + (f" ({decoder.why})" if decoder.why else "")
+        del subject, decoder
+    command = " ".join(["python -m explorer", *sys.argv[1:]]) if "explorer" in sys.argv[0] else "python -m explorer profile"
+    nsys = f"nsys profile --trace=cuda,nvtx --cuda-graph-trace=node --output=profile {command}"
+    return f"{table}\n{loop}; wrote {output}: open it at ui.perfetto.dev. Ranges are NVTX ranges too; on a GPU machine:\n{nsys}"
+
+
+@contextmanager
+def ranged(name: str) -> Iterator[None]:
+    """A range of torch's profiler and, where CUDA runs, of NVTX."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.nvtx.range_push(name)
+    try:
+        with torch.profiler.record_function(name):
+            yield
+    finally:
+        if cuda:
+            torch.cuda.nvtx.range_pop()
+
+
+def name_ranges(decoder: Decoder) -> None:
+    """Puts a range around every product of our own loop: "layers.3 gate_up int4_matmul (cpu)". Another loop keeps torch's own operator names."""
+    loop = decoder.forward
+    if not isinstance(loop, LlamaLoop):
+        return
+    for index, block in enumerate(loop.blocks):
+        named = {part: _named(getattr(block, part), f"layers.{index} {part}") for part in PARTS}
+        loop.blocks[index] = block._replace(**named)
+    loop.head = _named(loop.head, "head")
+
+
+def _named(product: Product, name: str) -> Product:
+    run: Callable[[Tensor], Tensor] = product.run
+
+    def inside(x: Tensor) -> Tensor:
+        with ranged(f"{name} {product.name}"):
+            return run(x)
+
+    return product._replace(run=inside)

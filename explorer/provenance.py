@@ -1,0 +1,61 @@
+"""Provenance: what a report says about its own circumstances, and the name of a configuration. Measures nothing."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from explorer.devices import device_name
+from explorer.methods import Method, label_of
+from explorer.metrics import Subject
+from explorer.metrics.sample import PROMPT
+from explorer.qlinear import HEAD
+from explorer.records import Experiment, QuantSpec
+
+RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
+
+
+def name_of(spec: QuantSpec, method: Method) -> str:
+    """A short name such as "GPTQ 4-bit g64, KV 4-bit, head 8-bit"."""
+    rest = [f"{what} {bits}-bit" for what, bits in (("KV", spec.kv_bits), ("head", spec.head_bits)) if bits != 16]
+    return ", ".join(["16-bit weights" if rest and spec.method == "none" else label_of(method), *rest])
+
+
+def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
+    """Provenance: device, versions, which kernel runs in each layer, what was skipped and why, the evaluation protocol."""
+    kernels = {name: layer.kernel for name, layer in subject.layers.items()}
+    counts: dict[str, int] = {}
+    for kernel in kernels.values():
+        counts[kernel] = counts.get(kernel, 0) + 1
+    summary = "; ".join(f"{kernel} on {count} of {len(subject.originals)} layers" for kernel, count in counts.items())
+    text, read = experiment.evaluation, experiment.calibration
+    return {
+        "device": device_name(subject.loaded.device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "kernels": kernels,
+        "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
+        "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
+        "skipped": skipped | unquantized(subject) if subject.layers else {},
+        "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
+        "text": RANDOM
+        if subject.loaded.ref.random
+        else f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
+        "calibration": f"{read.source} calibration text {read.digest}, {read.tokens:,} tokens in windows of {read.length}, seed {read.seed}",
+        "tokens": subject.windows.numel(),
+        "kv_context": subject.loaded.length,
+        "prompt": PROMPT,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def unquantized(subject: Subject) -> dict[str, str]:
+    """{name: why} of the matrices outside the decoder blocks, which every method leaves in 16 bits."""
+    inside = {id(layer) for layer in (*subject.originals.values(), *subject.layers.values())}
+    modules = subject.loaded.model.named_modules()
+    gone = {HEAD} if subject.head else set()
+    return {name: "outside the decoder blocks" for name, m in modules if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside and name not in gone}

@@ -1,0 +1,34 @@
+"""A quantized model ready to answer questions that are no report: quantized as `run` does it, or taken from what is held in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from explorer import models
+from explorer.experiment import Loader, quantize
+from explorer.methods import Method
+from explorer.metrics import Subject
+from explorer.records import Experiment, Progress, key_of
+
+
+def subject_of(load: Loader, experiment: Experiment, method: Method, texts: dict[str, str]) -> Iterator[Progress]:
+    """Yields Progress, returns the Subject, with no windows yet. Leaves the model with its original layers in place."""
+    yield Progress("load model", 0, 1, experiment.model.name)
+    loaded = load(experiment.model)
+    read = experiment.calibration if method.reads_inputs() else None
+    key = key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16), read)
+    none = torch.empty(0, experiment.evaluation.length, dtype=torch.long, device=loaded.device)
+    kept = load.held.get(key)
+    if kept is None:
+        bare = Subject(loaded, {}, {}, models.linears(loaded.model), none, 0.0)
+        kept, _ = yield from quantize(bare, method, experiment.calibration, texts["calibration"])
+        load.held.put(key, kept)
+    return dataclasses.replace(kept, kv_bits=experiment.spec.kv_bits)
+
+
+def refusals(subject: Subject, method: Method) -> dict[str, str]:
+    """{layer: why} of the layers that the method left in 16 bits."""
+    return {name: method.refuses(tuple(layer.weight.shape), name) for name, layer in subject.originals.items() if name not in subject.layers}

@@ -1,0 +1,76 @@
+"""The guard's findings and the three answers as HTML; where the ladder that they are judged against is read. All texts are escaped here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from explorer.answers import answers, ladder
+from explorer.detectors import Finding, level, sentence, verdicts
+from explorer.records import Report, report_from
+from explorer.ui.session import is_baseline
+
+ASSETS = Path(__file__).parent.parent.parent / "assets"
+RECORDED = ("ladder.json", "survey.json", "seed_results.json")  # the first that has a rung of a width wins
+WORDS = {"ok": "✓ ok", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
+
+
+@cache
+def recorded() -> tuple[Report, ...]:
+    """All recorded reports that may be rungs of a ladder, the ones to prefer last."""
+    found: list[Report] = []
+    for name in reversed(RECORDED):
+        if (ASSETS / name).is_file():
+            content = json.loads((ASSETS / name).read_text())
+            found += map(report_from, content if isinstance(content, list) else content.get("reports", []))
+    return tuple(found)
+
+
+def rungs(report: Report, others: Sequence[Report] = ()) -> list[Report]:
+    """The ladder of a report's model and text: recorded, or among the other reports of the page."""
+    return ladder([*recorded(), *others], report)
+
+
+def chip(kind: str) -> str:
+    """A level as a chip; its sign tells it apart without colour."""
+    return f"<span class='level {kind}'>{WORDS[kind]}</span>"
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """All findings as a list, the worst first."""
+    order = {"broken": 0, "suspicious": 1, "unknown": 2, "ok": 3}
+    rows = (f"<li>{chip(f.level)} {escape(f.says)} <small>{escape(f.limit)}</small></li>" for f in sorted(found, key=lambda f: order[f.level]))
+    return f"<ul class='findings'>{''.join(rows)}</ul>"
+
+
+def verdict(report: Report, base: Report | None, others: Sequence[Report] = (), runs: Sequence[dict[str, Any]] = ()) -> list[Finding]:
+    """Findings on a report; runs: what `generate` found for the baseline and this configuration, when it did."""
+    written = [run["ids"] for run in runs]
+    return verdicts(report, base, rungs(report, others), *reversed(written)) if len(written) == 2 else verdicts(report, base, rungs(report, others))
+
+
+def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
+    """One verdict a configuration, its evidence in a fold. data: a generation whose runs are these reports, the baseline first."""
+    base = next(filter(is_baseline, reports), None)
+    quantized = [(i, r) for i, r in enumerate(reports) if not is_baseline(r)]
+    if not quantized:
+        return "<p class='hint'>Nothing quantized is on the page: run a configuration, and the guard looks at it.</p>"
+    runs = (data or {}).get("runs", [])
+    cards = []
+    for at, (i, report) in enumerate(quantized, start=1):
+        pair = [runs[0], runs[at]] if len(runs) == len(quantized) + 1 and runs[at]["label"] == report.name else []
+        found = verdict(report, base, reports, pair)
+        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {chip(level(found))}</h3><p>{escape(sentence(found))}</p>"
+        cards.append(f"<article class='guarded'>{head}<details><summary>{len(found)} checks</summary>{findings(found)}</details></article>")
+    return f"<div class='guard'>{''.join(cards)}</div>"
+
+
+def questions(report: Report, base: Report | None, others: Sequence[Report] = ()) -> str:
+    """The three questions of one configuration as a card."""
+    told = answers(report, base, rungs(report, others))
+    rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><p>{escape(a.text)}</p>" for a in told)
+    return f"<article class='three'><h3>{escape(report.name)}</h3>{''.join(rows)}</article>" if told else ""

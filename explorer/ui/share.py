@@ -1,0 +1,138 @@
+"""Share: the page's state as a link, read back when a page opens; numbers and figures to take away."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.export import as_csv, as_html, as_json
+from explorer.link import OPTIONS, Wanted, parse, query
+from explorer.records import InputError, QuantSpec, Report
+from explorer.ui.page import OPTIONS as ORDER
+from explorer.ui.page import Clock, Page, failure, status, watched
+from explorer.ui.session import arrange, is_baseline
+from explorer.ui.tab import tabs
+from explorer.ui.table import comparison
+
+PAGE_STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
+
+
+def link_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
+    """The query string that opens this state again."""
+    model, method, params, options = page.asked(values)
+    spec = QuantSpec.of(method, **{name: value for name, value in params.items() if value is not None})
+    shown = [r.experiment.spec for r in page.shell.shelf.pick(keys) if not is_baseline(r)]
+    return "?" + query(active, layer or "", model, spec, options, shown, page.shell.catalogue)
+
+
+def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
+    """Path of a new file with the compared reports; kind: "csv", "json" or "html"."""
+    reports = page.shell.shelf.pick(keys)
+    made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs), PAGE_STYLE.read_text())}[kind](reports)
+    path = Path(tempfile.mkdtemp(prefix="quantization-")) / f"quantization.{kind}"
+    path.write_text(made, encoding="utf-8")
+    return str(path)
+
+
+def control_updates(page: Page, wanted: Wanted) -> list[Any]:
+    """An update for each of the shell's controls: what the link asks for, everything else as it is."""
+    updates = [gr.update(value=wanted.model) if wanted.model else gr.skip(), gr.update(value=wanted.method) if wanted.method else gr.skip()]
+    updates += [gr.update(value=wanted.options[name]) if name in wanted.options else gr.skip() for name in ORDER]
+    for control in page.fields:
+        asked = control.method == wanted.method and control.field["name"] in wanted.params
+        updates.append(gr.update(value=wanted.params[control.field["name"]]) if asked else gr.skip())
+    return updates
+
+
+def arrive(page: Page, request: gr.Request) -> Iterator[list[Any]]:
+    """What a link asks for, in place before Run can be pressed; then the configurations it compares, measured where the store lacks them.
+
+    Yields [Run button, tabs, status, controls..., compared, layer, outputs of all tabs...].
+    """
+    pairs = list(request.query_params.multi_items()) if request is not None else []
+    wanted = parse(pairs, page.shell.catalogue, [tab.name for tab in tabs()])
+    same = [gr.skip()] * (2 + len(page.shell.outputs()))
+    ready = gr.Button(interactive=True)
+    controls = control_updates(page, wanted)
+    bar = gr.Tabs(selected=wanted.tab) if wanted.tab else gr.skip()
+    note = f"The link asked for what does not exist ({'; '.join(wanted.wrong)}); the rest of it is shown." if wanted.wrong else ""
+    line = status(note, "error") if note else gr.skip()
+    layer = [gr.skip(), gr.Dropdown(value=wanted.layer) if wanted.layer in layers(page) else gr.skip(), *same[2:]]
+    yield [ready, bar, line, *controls, *layer]
+    if wanted.compared:
+        untouched = [gr.skip()] * len(controls)
+        for line, updates in _compared(page, wanted):
+            yield [ready, gr.skip(), line, *untouched, *(updates or same)]
+
+
+def layers(page: Page) -> list[str]:
+    """Layers of the reports a page starts with."""
+    return list(dict.fromkeys(m.layer for r in page.shell.shelf.first() for m in r.measurements if m.layer))
+
+
+def _compared(page: Page, wanted: Wanted) -> Iterator[tuple[str, list[Any] | None]]:
+    """(status, updates of compared, layer and tabs at the end) while the specs of a link are looked up or measured."""
+    shelf, clock = page.shell.shelf, Clock()
+    shown: list[Report] = []
+    options = {name: wanted.options.get(name, OPTIONS[name]) for name in ("evaluation", "calibration", "sequences", "seed")}
+    try:
+        for spec in (QuantSpec("none"), *wanted.compared):
+            found = shelf.find(wanted.model or page.shell.models[0], spec, options)
+            if found is None:
+                events = page.shell.runner.run(wanted.model or page.shell.models[0], spec.method, dict(spec.params), kv_bits=spec.kv_bits, **options)
+                for event in watched(events, clock, "from the link: "):
+                    if isinstance(event, Report):
+                        shelf.add(found := event)
+                    elif isinstance(event, str):
+                        yield event, None
+            shown, _ = arrange(shown, found)
+    except (InputError, RuntimeError) as error:
+        yield failure(error), None
+    if shown:
+        yield status("Opened from a link.", "done"), page.view(shown, wanted.layer or None, wanted.tab or tabs()[0].name, _defaults(page))
+
+
+def _defaults(page: Page) -> Sequence[Any]:
+    """Values of the tabs' own inputs on a page that has just been opened."""
+    return [component.value for component in page.shell.inputs()]
+
+
+def build(page: Page) -> dict[str, Any]:
+    """Lays out the buttons, Reset among them; `wire` connects them once all tabs stand."""
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_id="share"):
+        parts["reset"] = gr.Button("Reset", size="sm", elem_id="reset", min_width=70)
+        parts["link"] = gr.Button("Copy link", size="sm", elem_id="copy-link", min_width=90)
+        for kind in ("csv", "json", "html"):
+            parts[kind] = gr.Button({"html": "Report"}.get(kind, kind.upper()), size="sm", elem_id=f"save-{kind}", min_width=70)
+    parts["text"] = gr.Textbox(visible="hidden", elem_id="link-text")
+    parts["file"] = gr.DownloadButton("file", elem_id="save-file", visible="hidden")
+    return parts
+
+
+def wire(blocks: gr.Blocks, page: Page, parts: dict[str, Any], run: Any) -> None:
+    """Connects the buttons, and reads the link when the page opens."""
+    shell, quiet = page.shell, {"show_progress": "hidden", "api_visibility": "private"}
+    state = [shell.compared, shell.layer, shell.active, *shell.controls]
+    copied = parts["link"].click(lambda *values: link_of(page, *values), state, parts["text"], **quiet)
+    copied.then(None, parts["text"], shell.status, js=COPY, api_visibility="private")
+    for kind in ("csv", "json", "html"):
+        made = parts[kind].click(lambda *values, kind=kind: file_of(page, kind, *values), [shell.compared, shell.layer], parts["file"], **quiet)
+        made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
+    shown = [run, shell.bar, shell.status, *shell.controls, shell.compared, shell.layer, *shell.outputs()]
+
+    def opened(request: gr.Request) -> Iterator[list[Any]]:
+        yield from arrive(page, request)
+
+    blocks.load(opened, None, shown, **quiet)
+
+
+COPY = """async (query) => {
+  const link = location.origin + location.pathname + query;
+  const line = (text) => { const d = document.createElement('div'); d.className = 'status done'; d.textContent = text; return d.outerHTML; };
+  try { await navigator.clipboard.writeText(link); return line('The link is copied: ' + link); } catch { return line('Copy this link: ' + link); }
+}"""

@@ -1,0 +1,201 @@
+"""Failure lab: plant a known bug in a copy of a run, see how each dashboard shows it, and whether the guard names it; or guess it yourself."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from explorer.bugs import BUGS
+from explorer.detectors import BUGS as BUG_DETECTORS
+from explorer.detectors import named
+from explorer.figures import charts, figures
+from explorer.records import Answer, InputError, Report, report_from
+from explorer.ui.frame import chart, chart_values, frame, heading, plotted
+from explorer.ui.guard import findings, verdict
+from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.session import is_baseline, keys_of
+from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.table import Row, cell
+from explorer.ui.tabs.text import asked
+from explorer.ui.written import samples
+
+GUESS = "?"
+CHOICES = [(bug.title, bug.name) for bug in BUGS.values()]
+PLOTS = [dataclasses.replace(figures()[name], name=f"lab-{name}") for name in ("layers", "weights")]  # of the healthy run and the one with the bug
+RESULTS = 3 + 2 * len(PLOTS) + 2 + 1  # status, guess and report; plots with their words, the chart of groups alike; state
+ROWS = (
+    Row("kld_mean", "KL divergence, mean", "nats", 4), Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
+    Row("perplexity_delta", "Perplexity change, paired", "%"), Row("top1_agreement", "Same top token", "%", 1, more=True),
+    Row("clear_flips", "Clear flips of the top token", "%"), Row("bits_per_weight", "Bits per weight, stored", "bits", 3),
+    Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3), Row("calibration_perplexity", "Perplexity of the calibration text", "", 1),
+)  # fmt: skip
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+START = "Choose a configuration and a bug, then press Plant: a copy of the run gets the bug, the run itself stays as it is."
+
+
+def build(shell: Shell) -> View:
+    heading(
+        "Failure lab",
+        "See how a real bug looks from outside: nothing crashes, and most numbers stay plausible. The copy with the bug is measured like any run, on 2,048 "
+        "tokens, beside the healthy one.",
+    )
+    with gr.Row(elem_id="lab-row"):
+        which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
+        bug = gr.Dropdown(
+            [*CHOICES, ("Guess: one that is not named", GUESS)], value="zero", label="Bug", elem_id="lab-bug", filterable=False, min_width=200, scale=2
+        )
+        plant = gr.Button("Plant", variant="primary", elem_id="plant", min_width=100, scale=1)
+        stop = gr.Button("Cancel", variant="stop", min_width=100, scale=1)
+    line = gr.HTML(status(START), padding=False, elem_id="lab-status")
+    with gr.Row(visible=False, elem_id="lab-guess") as guessing:
+        guess = gr.Radio(CHOICES, label="Which bug is it?", scale=4)
+        reveal = gr.Button("Reveal", elem_id="reveal", min_width=100, scale=1)
+    shown = gr.HTML(catalogue(), elem_id="lab")
+    plots = [item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], ""))]
+    plots += chart(charts()["groups"])
+    state = gr.Textbox("", visible="hidden", elem_id="lab-state")
+    results = [line, guessing, shown, *plots, state]
+    event = plant.click(partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16, **QUIET)
+    stop.click(lambda: status("Cancelled. What was measured is kept."), None, line, cancels=[event], queue=False, **QUIET)
+    reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
+
+    def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
+        drawn = redrawn(shell, told, layer)
+        return [gr.Dropdown(**offered(reports)), *(drawn or [gr.skip()] * len(plots))]
+
+    return View([which, *plots], render, [state])
+
+
+def offered(reports: Sequence[Report]) -> dict[str, Any]:
+    """What the choice of a configuration shows: the quantized ones on the page; a 4-bit one first, where most bugs can happen."""
+    quantized = [r for r in reports if not is_baseline(r)]
+    choices = [(r.name, key) for r, key in zip(quantized, keys_of(quantized), strict=True)]
+    first = next((key for (_, key), r in zip(choices, quantized, strict=True) if r.experiment.spec.get("bits") == 4), choices[0][1] if choices else None)
+    return {"choices": choices, "value": first}
+
+
+def catalogue() -> str:
+    """All bugs in words: what the page shows before one is planted."""
+    cards = (f"<article><h3>{escape(b.title)}</h3><p>{escape(b.story)}</p><p><b>What gives it away:</b> {escape(b.seen)}</p></article>" for b in BUGS.values())
+    return f"<div class='bugs'>{''.join(cards)}</div>"
+
+
+def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]:
+    """Streams the status of the healthy run and of the one with the bug, then shows both. With GUESS a bug is drawn that the method can have."""
+    kept = [gr.skip()] * RESULTS
+    found = shell.shelf.pick([key] if key else [])
+    if not found:
+        yield [status("No quantized configuration is on the page; run one first.", "error"), *kept[1:]]
+        return
+    clock, hidden = Clock(), bug == GUESS
+    names = random.sample(list(BUGS), len(BUGS)) if hidden else [bug]
+    try:
+        for name in names:
+            reports: list[Report] = []
+            try:
+                for what, fault in (("healthy run: ", ""), ("with the bug: ", name)):
+                    for event in watched(shell.runner.do("failure", arguments(found[0], fault)), clock, what):
+                        if isinstance(event, Answer):
+                            reports.append(report_from(event.data["report"]))
+                        elif isinstance(event, str):
+                            yield [event, *kept[1:]]
+            except InputError:
+                if name == names[-1]:
+                    raise
+                continue  # this bug cannot happen to this method: the next one drawn
+            told = "a bug is in the second column. Which one?" if hidden else f"{BUGS[name].title.lower()} planted, {clock.seconds():.1f} s."
+            state = packed({"key": key, "bug": name})
+            yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
+            return
+    except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
+        yield [failure(error), *kept[1:]]
+
+
+def arguments(found: Report, fault: str) -> dict[str, Any]:
+    """What the task is asked."""
+    return {"model": found.experiment.model.name, **asked(found), "fault": fault}
+
+
+def packed(state: dict[str, str]) -> str:
+    """What is planted, not readable at a glance: whoever guesses would see it in the page's source."""
+    return base64.b64encode(json.dumps(state).encode()).decode()
+
+
+def unpacked(text: str) -> dict[str, str]:
+    """The inverse of `packed`; {} for anything else."""
+    try:
+        state = json.loads(base64.b64decode(text or "", validate=True))
+    except ValueError:
+        return {}
+    return state if isinstance(state, dict) and state.get("bug") in BUGS else {}
+
+
+def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
+    """The healthy report and the one with the bug, from the store; [] when they would have to be measured again."""
+    found, reports = shell.shelf.pick([str(state.get("key"))]), []
+    for fault in ("", state["bug"]) if found else ():
+        events = shell.runner.do("failure", arguments(found[0], fault))
+        first = next(events)
+        events.close()
+        if isinstance(first, Answer):
+            reports.append(report_from(first.data["report"]))
+    return reports if len(reports) == 2 else []
+
+
+def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any]:
+    """The bug's name, its story, what the guard says, and whether the guess was right."""
+    state = unpacked(told)
+    reports = stored(shell, state) if state else []
+    if not reports:
+        return [status("Plant a bug first.", "error"), *[gr.skip()] * (RESULTS - 1)]
+    right = "Right" if guess == state["bug"] else "No guess" if not guess else f"Not {BUGS[guess].title.lower()}"
+    words = f"{right}: it is {BUGS[state['bug']].title.lower()}."
+    return [status(words, "done" if guess == state["bug"] else "error"), gr.Row(visible=False), report(reports, state["bug"]), *drawn(reports, layer), told]
+
+
+def redrawn(shell: Shell, told: str, layer: str) -> list[Any]:
+    """The plots for another layer, [] when nothing is planted."""
+    state = unpacked(told)
+    reports = stored(shell, state) if state else []
+    return drawn(reports, layer) if reports else []
+
+
+def drawn(reports: Sequence[Report], layer: str) -> list[Any]:
+    """New values of all plots and their words."""
+    values = [value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))]
+    runs = [{"label": r.name, "errors": (r.value("integrity", layer) or {}).get("group_error", [])} for r in reports]
+    return values + chart_values(charts()["groups"], {"layer": layer, "runs": runs})
+
+
+def report(reports: Sequence[Report], bug: str) -> str:
+    """Both runs side by side in numbers and text, and what the guard says of the second; the bug's own detectors only once it is named."""
+    healthy, broken = reports
+    found = [verdict(r, None) for r in reports]
+    heads = "".join(f"<th scope='col'><span class='swatch s{i}'></span>{escape(r.name)}</th>" for i, r in enumerate(reports))
+    present = [row for row in ROWS if any(r.find(row.metric) for r in reports)]
+    lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None) for r in reports)}</tr>" for row in present)
+    body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    table = f"<div class='scroll' tabindex='0'><table class='compare'>{body}</table></div>"
+    told = ""
+    if bug:
+        says = named(found[1])
+        hit = "The guard names it." if says == bug else f"The guard takes it for {escape(says)}." if says else "The guard does not name it here."
+        told = f"<div class='told'><h3>{escape(BUGS[bug].title)}</h3><p>{escape(BUGS[bug].story)}</p><p><b>{hit}</b> {escape(BUGS[bug].seen)}</p></div>"
+    own = {detector.__name__ for detector in BUG_DETECTORS}
+    seen = found[1] if bug else [f for f in found[1] if f.name not in own]
+    note = "" if bug else f"<p class='hint'>{len(found[1]) - len(seen)} more checks look for bugs by name; they are shown when you reveal it.</p>"
+    lists = f"<h3>What the guard finds with the bug</h3>{findings(seen)}{note}"
+    clean = named(found[0])
+    lists += f"<p class='hint'>On the healthy run it {'names no bug' if not clean else f'names {escape(clean)}: a false alarm'}.</p>"
+    return f"{told}{table}{lists}{samples([healthy, broken], healthy)}"
+
+
+TAB = Tab("failures", "Failure lab", build, order=55)

@@ -1,0 +1,119 @@
+"""Speed: what limits a configuration here, how long its tokens take, how it fares with many sequences, and the kernels' own timings by device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.figures import charts
+from explorer.records import Answer, InputError, Report
+from explorer.ui.frame import chart, chart_values, heading
+from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.session import keys_of
+from explorer.ui.tab import Shell, Tab, View
+
+BENCH = Path(__file__).parent.parent.parent.parent / "assets" / "bench"
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def asked(report: Report) -> dict[str, Any]:
+    """The arguments of the tasks that measure the configuration of a report."""
+    spec = report.experiment.spec
+    return {
+        "model": report.experiment.model.name, "method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits,
+    }  # fmt: skip
+
+
+def kernel_tables(folder: Path = BENCH) -> str:
+    """The timings that `python -m kernels --write` left, one table a device; a sentence where there are none. Files that cannot be read are named."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = json.loads(path.read_text())
+            rows = [{k: v for k, v in row.items() if isinstance(v, str | int | float)} for row in data["rows"]]
+            parts.append(_table(str(data.get("device", path.stem)), rows, data))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            parts.append(f"<p>{escape(path.name)} cannot be read as kernel timings; write it again with <code>python -m kernels --write</code>.</p>")
+    return "".join(parts) or "<p class='empty'>No kernel timings are here yet: <code>python -m kernels --write</code> measures them.</p>"
+
+
+def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th scope='col'>{escape(column.replace('_', ' '))}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(row.get(column, '')))}</td>" for column in columns) + "</tr>" for row in rows)
+    origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
+    return f"<div class='scroll'><table><caption>{escape(device)}: {escape(origin)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def build(shell: Shell) -> View:
+    first = shell.shelf.first()
+    gr.HTML("<p class='see'>Choose a configuration and measure it on this machine; what was measured before comes back at once.</p>")
+    with gr.Row():
+        which = gr.Dropdown(**choices(first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
+        largest = gr.Radio([8, 32, 128], value=8, label="Sequences at most", elem_id="speed-largest", scale=2, min_width=200)
+    with gr.Row():
+        limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
+        sweep = gr.Button("Sweep the batch", elem_id="speed-sweep", min_width=140)
+        stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
+    line = gr.HTML(status("Nothing is being measured."), elem_id="speed-status", padding=False)
+    with gr.Row():
+        with gr.Column(min_width=320):
+            roof = chart(charts()["roofline"])
+        with gr.Column(min_width=320):
+            times = chart(charts()["token_times"])
+    batch = chart(charts()["batch"])
+    heading("Kernels by shape and device", "See how close each kernel comes to the copy bandwidth that was measured in the same run.")
+    gr.HTML(kernel_tables(), elem_id="speed-kernels")
+
+    def measure(task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
+        same, clock = [gr.skip()] * (2 * len(names)), Clock()
+        try:
+            found = shell.shelf.pick([key])
+            if not found:
+                raise InputError("That configuration is no longer on the page; choose one from the list.")
+            for event in watched(shell.runner.do(task, asked(found[0]) | more), clock):
+                if isinstance(event, Answer):
+                    where = "from the store" if event.provenance.get("from_store") else "measured now"
+                    said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
+                    yield [said, *(value for name in names for value in chart_values(charts()[name], event.data))]
+                elif isinstance(event, str):
+                    yield [event, *same]
+        except Exception as error:  # the outermost boundary of this tab's buttons: whoever pressed gets a sentence
+            yield [failure(error), *same]
+
+    def limits(key: str) -> Iterator[list[Any]]:
+        yield from measure("roofline", ("roofline", "token_times"), key)
+
+    def sweeps(key: str, most: int) -> Iterator[list[Any]]:
+        yield from measure("batch", ("batch",), key, largest=int(most))
+
+    running = [
+        limit.click(limits, which, [line, *roof, *times], concurrency_limit=8, **QUIET),
+        sweep.click(sweeps, [which, largest], [line, *batch], concurrency_limit=8, **QUIET),
+    ]
+    cancelled = status("Cancelled. Nothing half-measured is kept.")
+    stop.click(lambda: cancelled, None, line, cancels=running, queue=False, **QUIET)
+
+    def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
+        return [gr.Dropdown(**choices(reports, chosen))]
+
+    return View([which], render, [which])
+
+
+def choices(reports: Sequence[Report], chosen: str | None) -> dict[str, Any]:
+    """What the list of configurations shows: those on the page, the last one unless another was chosen."""
+    keys = keys_of(reports)
+    value = chosen if chosen in keys else (keys[-1] if keys else None)
+    return {"choices": [(report.name, key) for key, report in zip(keys, reports, strict=True)], "value": value}
+
+
+TAB = Tab("speed", "Speed", build, order=60)

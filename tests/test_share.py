@@ -1,0 +1,115 @@
+"""Links and exports: every state comes back as it was, what a link must not ask for is named, files hold every number and no markup of names."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from explorer.docs import CATALOGUE, SEEDS
+from explorer.export import as_csv, as_html, as_json, command_of
+from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
+from explorer.records import ModelRef, QuantSpec, report_from
+from explorer.ui.session import Shelf
+
+METHODS = json.loads(CATALOGUE.read_text())["methods"]
+ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
+TABS = ["compare", "weights"]
+
+
+def specs() -> st.SearchStrategy[QuantSpec]:
+    """Any method with any allowed values."""
+
+    def value(field: dict) -> st.SearchStrategy:
+        if field["kind"] in ("choice", "bool"):
+            return st.sampled_from(field["choices"])
+        if field["kind"] == "text":
+            return st.just(field["default"].replace(":", "").replace("\n", ";"))
+        return st.just(field["default"])
+
+    def of(method: dict) -> st.SearchStrategy[QuantSpec]:
+        values = st.fixed_dictionaries({f["name"]: value(f) for f in method["fields"]})
+        fields = {f["name"]: f for f in method["fields"]}
+        made = lambda params, kv: QuantSpec(method["name"], tuple(sorted(completed(fields, params).items())), kv)  # noqa: E731
+        return st.builds(made, values, st.sampled_from([16, 8, 4, 2]))
+
+    return st.sampled_from(METHODS).flatmap(of)
+
+
+@given(specs(), st.lists(specs(), max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_a_state_comes_back_as_it_was(spec: QuantSpec, compared: list[QuantSpec]) -> None:
+    options = OPTIONS | {"seed": 3, "sequences": 8, "kv_bits": 4}
+    text = query("weights", "layers.1.mlp.up_proj", "demo", spec, options, compared, METHODS)
+    found = parse(parse_qsl(text, keep_blank_values=True), METHODS, TABS)
+    assert not found.wrong and (found.tab, found.layer, found.model, found.method) == ("weights", "layers.1.mlp.up_proj", "demo", spec.method)
+    assert (
+        completed(fields_of(spec.method, METHODS), found.params) == dict(spec.params)
+        and found.options == {"seed": 3, "sequences": 8, "kv_bits": 4}
+        and found.compared == tuple(compared)
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from(["tab", "layer", "model", "method", "bits", "with", "seed", "kv_bits", "evaluation", "x"]), st.text(max_size=50))))
+@settings(max_examples=200, deadline=None)
+def test_no_link_breaks_the_page(pairs: list[tuple[str, str]]) -> None:
+    found = parse(pairs, METHODS, TABS)
+    assert found.tab in ("", *TABS) and len(found.compared) <= 4
+
+
+@pytest.mark.parametrize("pair", [("bits", "11"), ("method", "magic"), ("tab", "admin"), ("seed", "-1"), ("with", "rtn:bits=nan"), ("evaluation", "pasted")])
+def test_what_a_link_must_not_ask_for_is_named(pair: tuple[str, str]) -> None:
+    found = parse([("method", "rtn"), pair], METHODS, TABS)
+    assert len(found.wrong) == 1 and pair[1] in found.wrong[0]
+
+
+def test_words_are_read_back() -> None:
+    for report in ALL:
+        assert spec_from(words(report.experiment.spec, METHODS), METHODS) == report.experiment.spec
+    assert words(ALL[1].experiment.spec, METHODS) == "rtn:bits=8:granularity=channel"
+
+
+def test_shelf_finds_a_seed_only_at_its_own_options() -> None:
+    shelf, options = Shelf(ALL), {name: OPTIONS[name] for name in ("evaluation", "calibration", "sequences", "seed")}
+    assert shelf.find("demo", ALL[3].experiment.spec, options) is ALL[3]
+    assert shelf.find("demo", ALL[3].experiment.spec, options | {"seed": 1}) is None and shelf.find("other", ALL[3].experiment.spec, options) is None
+
+
+def test_csv_and_json_hold_every_number() -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(ALL))))
+    assert len(rows) == sum(not isinstance(m.value, list | dict) for r in ALL for m in r.measurements)
+    row = next(r for r in rows if r["configuration"] == ALL[2].name and r["metric"] == "perplexity_delta")
+    assert float(row["value"]) == ALL[2].value("perplexity_delta") and float(row["low"]) == ALL[2].find("perplexity_delta").low and row["device"]
+    read = json.loads(as_json(ALL))
+    assert [report_from({k: d[k] for k in ("experiment", "measurements", "provenance")}) for d in read] == ALL
+
+
+def test_the_command_repeats_the_experiment() -> None:
+    import shlex
+
+    from explorer.__main__ import parser
+    from explorer.commands.run import OPTIONS as FLAGS
+    from explorer.commands.run import parameters
+    from explorer.methods import build, spec_of
+    from explorer.request import Request
+
+    for report in ALL[1:4]:
+        args = parser().parse_args(shlex.split(command_of(report))[3:])
+        assert spec_of(build(args.method, parameters(args))) == report.experiment.spec
+        made, _, _ = Request(args.model, args.method, parameters(args), args.evaluation, **{name: getattr(args, name) for name in FLAGS}).prepare()
+        assert made.evaluation == report.experiment.evaluation and made.calibration == report.experiment.calibration
+
+
+def test_html_needs_nothing_else_and_escapes_names() -> None:
+    evil = "</script><script>alert(1)</script>"
+    experiment = dataclasses.replace(ALL[1].experiment, model=ModelRef(evil, "0"))
+    bad = dataclasses.replace(ALL[1], experiment=experiment, provenance=ALL[1].provenance | {"label": evil, "device": evil})
+    page = as_html([ALL[0], bad], "layers.3.mlp.down_proj", "", "")
+    assert evil not in page and "src=" not in page.split("<script>")[0] and page.count("Plotly.newPlot(name") == 1
+    assert all(f"id='{name}'" in page for name in ("quality", "weights", "memory")) and "python -m explorer run" in page

@@ -1,0 +1,122 @@
+"""What the Speed view says: verdicts from given times, crossings by arithmetic, both tasks and the profile on a real tiny model, kernel tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from explorer import devices
+from explorer.__main__ import main
+from explorer.experiment import Loader, LocalRunner
+from explorer.records import Answer, InputError
+from explorer.store import Store
+from explorer.tasks import batch
+from explorer.tasks.roofline import verdict
+
+CPU = torch.device("cpu")
+ROOF = {"read": 1e10, "copy": 1e10, "matmul_16": 1e12, "matmul_8": None, "sheet": None}
+
+
+def told(step: float, seconds: float, read: float, flops: float, p95: float = 1.0, ops: bool = True) -> dict[str, str]:
+    op = {"op": "down", "kernel": "k", "shape": [1, 1], "calls": 1, "seconds": seconds, "bytes": read, "flops": flops}
+    return verdict({"roof": ROOF, "ops": [op] if ops else [], "why": "a reason", "step": {"p50": step, "p95": p95 * step, "bytes": read, "latencies": []}})
+
+
+def test_verdict_follows_the_times() -> None:
+    assert told(1e-2, 1e-3, 1e6, 1e6)["limit"] == "overhead"
+    assert told(1e-2, 9e-3, 8e7, 1e6)["limit"] == "bandwidth" and "reading 80 MB" in told(1e-2, 9e-3, 8e7, 1e6)["sentence"]
+    assert told(1e-2, 9e-3, 1e6, 8e9)["limit"] == "compute"
+    slow = told(1e-2, 9e-3, 1e7, 1e6)
+    assert slow["limit"] == "kernels" and "down reaches 11% of the roof" in slow["sentence"]
+    assert told(1e-2, 9e-3, 8e7, 1e6, p95=5)["limit"] == "other work"
+    assert told(1e-2, 0, 8e7, 0, ops=False)["limit"] == "bandwidth" and "a reason" in told(1e-2, 0, 1e6, 0, ops=False)["sentence"]
+
+
+def rates(*values: float) -> list[dict[str, float]]:
+    return [{"batch": 2**i, "tokens_per_second": value, "low": value, "high": value} for i, value in enumerate(values)]
+
+
+def test_crossing_is_where_the_lines_meet_for_good() -> None:
+    assert batch.crossing(rates(4, 4, 4), rates(1, 2, 8)) == pytest.approx(2 * math.sqrt(2))
+    assert batch.crossing(rates(4, 4, 4), rates(1, 2, 3)) is None
+    assert batch.crossing(rates(1, 1), rates(2, 2)) == 1
+    assert batch.crossing(rates(4, 1, 4, 1), rates(2, 2, 2, 4)) == pytest.approx(4 * 2 ** (1 / 3)), "the last crossing, not a dip before it"
+    arms = [{"role": "chosen", "label": "X", "points": rates(4, 4)}, {"role": "16 bits", "label": "B", "points": rates(1, 8)}]
+    said = batch.sentence(arms, {"16 bits": 1.6})
+    assert said == "X: beside 16 bits it is 4.00 times as fast for one sequence and is overtaken at a batch of about 2."
+    arms[1]["points"][0]["high"] *= 3
+    assert "measure again" in batch.sentence(arms, {"16 bits": None}) and "stays ahead up to batch 2" in batch.sentence(arms, {"16 bits": None})
+
+
+@pytest.fixture
+def runner(store: Store, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
+    """A runner on a device whose rates are given, so that nothing reads 256 MiB."""
+    monkeypatch.setattr(devices, "read_rate", lambda device: ROOF["read"])
+    monkeypatch.setattr(devices, "copy_rate", lambda device: ROOF["copy"])
+    monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
+    return LocalRunner(store, Loader(CPU))
+
+
+def answer(runner: LocalRunner, task: str, **arguments: object) -> Answer:
+    return list(runner.do(task, arguments))[-1]
+
+
+def test_roofline_counts_every_product_of_a_token(runner: LocalRunner, tiny_folder: Path) -> None:
+    asked = {"model": str(tiny_folder), "method": "rtn", "params": {"group_size": 32}, "head_bits": 4}
+    found = answer(runner, "roofline", **asked).data
+    ops = {op["op"]: op for op in found["ops"]}
+    assert list(ops) == ["q, k and v", "attention output", "gate and up", "down", "head"] and found["loop"] == "own loop"
+    assert ops["gate and up"]["shape"] == [160, 64] and ops["gate and up"]["calls"] == 2 and ops["head"]["shape"] == [4096, 64]
+    weights = 2 * (64 * 128 + 64 * 64 + 3 * 64 * 80) + 4096 * 64
+    assert sum(op["flops"] for op in ops.values()) == 2 * weights
+    assert "int4" in ops["head"]["kernel"] and "linear" in ops["down"]["kernel"], "80 inputs are no multiple of 32: this layer stays in 16 bits"
+    assert len(found["step"]["latencies"]) == 72 and found["step"]["p50"] <= found["step"]["p95"] and found["limit"] and found["sentence"].endswith(".")
+    again = answer(runner, "roofline", **asked)
+    assert again.provenance["from_store"] and again.data == found
+
+
+def test_batch_sweep_measures_three_arms_at_the_same_sizes(runner: LocalRunner, tiny_folder: Path) -> None:
+    found = answer(runner, "batch", model=str(tiny_folder), method="rtn", params={"granularity": "channel"}, context=16, largest=4).data
+    assert [arm["role"] for arm in found["arms"]] == ["chosen", "16 bits", "W8A8"] and set(found["crossing"]) == {"16 bits", "W8A8"}
+    for arm in found["arms"]:
+        assert [point["batch"] for point in arm["points"]] == [1, 2, 4]
+        one, four = arm["points"][0], arm["points"][2]
+        assert four["flops"] == 4 * one["flops"] and 0 < four["bytes"] - one["bytes"] < one["bytes"]
+        assert all(p["low"] <= p["tokens_per_second"] * 1.001 and p["prefill_tokens_per_second"] > 0 for p in arm["points"])
+    assert found["arms"][0]["points"][0]["bytes"] < found["arms"][2]["points"][0]["bytes"] < found["arms"][1]["points"][0]["bytes"]
+    with pytest.raises(InputError, match="a context of 8 to 2,048"):
+        answer(runner, "batch", model=str(tiny_folder), method="rtn", params={}, context=1)
+
+
+def test_profile_writes_a_trace_with_named_ranges(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trace = tmp_path / "trace.json"
+    asked = ["profile", "--model", str(tiny_folder), "--method", "rtn", "--granularity", "channel", "--new", "2", "--output", str(trace)]
+    assert main(asked) == 0
+    names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"token 0", "token 1", "layers.1 gate_up int4_matmul (cpu)"} <= names and any(name.startswith("head ") for name in names)
+    shown = capsys.readouterr().out
+    assert "own loop; wrote" in shown and "nsys profile --trace=cuda,nvtx" in shown
+    assert main([*asked[:-1], str(tmp_path / "none" / "t.json")]) == 2 and "There is no folder" in capsys.readouterr().err
+
+
+def test_rates_are_measured_and_positive() -> None:
+    assert devices.read_rate(CPU) > 1e8 and devices.copy_rate(CPU) > 1e8 and devices.data_sheet(CPU) is None
+    assert devices.matmul_rate(CPU, torch.bfloat16) > 1e8
+    assert 0 < devices.free_memory(CPU) <= devices.total_memory(CPU)
+
+
+def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:
+    gr = pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
+    assert gr
+    from explorer.ui.tabs.speed import kernel_tables
+
+    assert "No kernel timings are here yet" in kernel_tables(tmp_path)
+    rows = [{"op": "w4", "us": 1.5, "peers": {"x": 2}}, {"op": "w8", "note": ""}]
+    (tmp_path / "a.json").write_text(json.dumps({"device": "<b>X</b>", "torch": "2", "rows": rows}))
+    (tmp_path / "b.json").write_text("{")
+    shown = kernel_tables(tmp_path)
+    assert "&lt;b&gt;X" in shown and "<td>w4</td><td>1.5</td><td></td>" in shown and "peers" not in shown and "b.json cannot be read" in shown
