@@ -18,7 +18,7 @@ from explorer.figures import figures
 from explorer.learn.bank import Question, questions
 from explorer.learn.charts import draw
 from explorer.learn.pose import grade, pose
-from explorer.learn.runs import RECORDED, named_runs, named_tasks
+from explorer.learn.runs import RECORDED, named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, judge, stories
 from explorer.records import Answer, Measurement, Report, plain
 from explorer.store import Store
@@ -58,6 +58,16 @@ class Seen:
         return json.loads(json.dumps(data), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
+def shortened(answer: Answer) -> dict:
+    """The JSON form of an answer; of a report inside it only what expressions ask of planted bugs."""
+    data = plain(answer)
+    if isinstance(data["data"].get("report"), dict):
+        report = data["data"]["report"]
+        report["measurements"] = [m for m in report["measurements"] if m["metric"] in (*ALWAYS, "output_error", "weight_error")]
+        report["provenance"] = {name: report["provenance"][name] for name in KEPT if name in report["provenance"]}
+    return data
+
+
 def use(item: Step | Question, reports: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
     """Draws and concludes, so that what is read is noted."""
     if item.figure:
@@ -77,19 +87,23 @@ def use(item: Step | Question, reports: Mapping[str, Any], answers: Mapping[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the runs of the walkthroughs and questions.")
     parser.add_argument("--store", type=Path, default=store_path(), help="result file")
-    runner = LocalRunner(Store(parser.parse_args().store))
-    reports: dict[str, Seen] = {}
-    answers: dict[str, Answer] = {}
+    parser.add_argument("--keep", action="store_true", help="measure only what is not recorded yet; new figures or metrics of old runs need a whole record")
+    args = parser.parse_args()
+    runner = LocalRunner(Store(args.store))
+    reports = {name: Seen(report) for name, report in recorded().items() if args.keep}
+    answers = dict(recorded_answers()) if args.keep else {}
     for name, ask in named_runs().items():
-        positional, options = ask.arguments()
-        reports[name] = Seen(last_report(runner.run(*positional, **options)))
-        print(name, file=sys.stderr, flush=True)
+        if name not in reports:
+            positional, options = ask.arguments()
+            reports[name] = Seen(last_report(runner.run(*positional, **options)))
+            print(name, file=sys.stderr, flush=True)
     for name, (task, arguments) in named_tasks().items():
-        answers[name] = next(event for event in runner.do(task, arguments) if isinstance(event, Answer))
-        print(name, file=sys.stderr, flush=True)
+        if name not in answers:
+            answers[name] = next(event for event in runner.do(task, arguments) if isinstance(event, Answer))
+            print(name, file=sys.stderr, flush=True)
     for item in (*(step for story in stories().values() for step in story.steps), *questions().values()):
         use(item, reports, answers)
-    rows = {"reports": {name: seen.trimmed() for name, seen in reports.items()}, "answers": {name: plain(answer) for name, answer in answers.items()}}
+    rows = {"reports": {name: seen.trimmed() for name, seen in reports.items()}, "answers": {name: shortened(answer) for name, answer in answers.items()}}
     parts = [f'"{kind}": {{\n' + ",\n".join(f'"{name}": {json.dumps(row)}' for name, row in found.items()) + "\n}" for kind, found in rows.items()]
     RECORDED.write_text("{" + ",\n".join(parts) + "}\n")
 

@@ -17,22 +17,22 @@ def test_a_whole_walkthrough_from_its_link(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, query=f"&tab=learn&story={STORY}&step=1")
     page.locator("#tab-learn").wait_for(state="visible", timeout=10_000)
     for at, step in enumerate(stories()[STORY].steps):
-        page.locator("#step-text h2", has_text=step.title).wait_for(timeout=5000)
-        assert not page.locator("#conclusion .conclusion").count(), "nothing is revealed before the prediction"
+        page.locator("#learn-text h2", has_text=step.title).wait_for(timeout=5000)
+        assert not page.locator("#learn-conclusion .conclusion").count(), "nothing is revealed before the prediction"
         if step.predict.options:
-            page.click("#reveal")
+            page.click("#learn-reveal")
             page.locator("#learn-status", has_text="Choose a prediction first").wait_for(timeout=5000)
-            page.locator("#predict label").first.click()
-        page.click("#reveal")
-        page.locator("#conclusion .said").wait_for(timeout=5000)
-        page.wait_for_selector("#plot-step .main-svg")
-        assert "What not to conclude" in page.inner_text("#conclusion") and "recorded" in page.inner_text("#conclusion")
+            page.locator("#learn-predict label").first.click()
+        page.click("#learn-reveal")
+        page.locator("#learn-conclusion .said").wait_for(timeout=5000)
+        page.wait_for_selector("#plot-learn .main-svg")
+        assert "What not to conclude" in page.inner_text("#learn-conclusion") and "recorded" in page.inner_text("#learn-conclusion")
         if at + 1 < len(stories()[STORY].steps):
-            page.click("#next")
+            page.click("#learn-next")
     page.reload()
-    page.locator("#story input").wait_for()
-    page.wait_for_function("document.querySelector('#story input').value.includes('✓')", timeout=10_000)
-    page.click("#to-compare")
+    page.locator("#learn-story input").wait_for()
+    page.wait_for_function("document.querySelector('#learn-story input').value.includes('✓')", timeout=10_000)
+    page.click("#learn-compare")
     page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
     page.wait_for_function("document.querySelector('#method input').value === 'GPTQ'")
     assert not wrong
@@ -41,11 +41,11 @@ def test_a_whole_walkthrough_from_its_link(browser, address: str) -> None:
 
 def test_a_step_is_measured_here(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, query="&tab=learn&story=basics&step=1")
-    page.locator("#step-text h2", has_text="A code names").wait_for(timeout=10_000)
-    page.locator("#predict label", has_text="16").click()
-    page.click("#measure")
+    page.locator("#learn-text h2", has_text="A code names").wait_for(timeout=10_000)
+    page.locator("#learn-predict label", has_text="16").click()
+    page.click("#learn-measure")
     page.locator("#learn-status", has_text="measured here").wait_for(timeout=60_000)
-    assert "Right." in page.inner_text("#conclusion") and not wrong
+    assert "Right." in page.inner_text("#learn-conclusion") and not wrong
     page.close()
 
 

@@ -6,6 +6,7 @@ Sizes are bytes and bits; GiB is 2^30 bytes, GB 10^9. Parameters are counts. Sta
 from __future__ import annotations
 
 import math
+import statistics
 
 GIB = 2.0**30
 
@@ -171,6 +172,11 @@ def brier(confidence: float, outcome: float) -> float:
 def geometric(values: list[float]) -> float:
     """Geometric mean."""
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def median(values: list[float]) -> float:
+    """Median."""
+    return statistics.median(values)
 
 
 FUNCTIONS = {name: item for name, item in list(globals().items()) if callable(item) and getattr(item, "__module__", "") == __name__}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.learn.answers import FUNCTIONS
-from explorer.records import Answer, Measurement, Report
+from explorer.records import Answer, Measurement, Report, report_from
 
 
 class Facts:
@@ -19,6 +19,14 @@ class Facts:
     def data(self, answer: str, key: str) -> Any:
         """An entry of a task's answer."""
         return self._answers[answer].data[key]
+
+    def planted(self, answer: str, metric: str) -> Any:
+        """A whole-model value of the report that the failure lab gave back."""
+        return report_from(self._answers[answer].data["report"]).value(metric)
+
+    def planted_layers(self, answer: str, metric: str) -> list[float]:
+        """A metric of every layer of that report, in order."""
+        return list(report_from(self._answers[answer].data["report"]).by_layer(metric).values())
 
     def entry(self, nested: Mapping[str, Any], key: str) -> Any:
         """An entry of a nested answer."""
