@@ -18,6 +18,7 @@ from explorer.learn.runs import named_runs, recorded
 from explorer.learn.stories import stories
 from explorer.methods import build
 from explorer.qtensor import affine_codes, affine_parameters, quantize_affine
+from explorer.ui.tab import tabs
 from tests.learn_data import wrong_number
 
 ALL = list(questions().values())
@@ -37,7 +38,7 @@ def test_the_bank_is_large_and_covers_levels_and_kinds() -> None:
 def test_every_question_is_complete_and_short(question: Question) -> None:
     assert question.concept and question.source and question.ask
     kind, _, name = question.see.partition(":")
-    assert kind == "story" and name in stories(), question.see
+    assert name in {"story": stories(), "tab": [tab.name for tab in tabs()]}[kind], question.see
     texts = [question.ask, question.why, question.model, *(text for o in question.options for text in (o.text, o.why)), *question.checklist]
     for text in texts:
         assert len(text.split()) <= (95 if text == question.model else 45), f"too long: {text}"

@@ -67,7 +67,11 @@ def current(state: State) -> Posed | None:
 def see(target: str) -> str:
     """The link that shows it."""
     kind, _, name = target.partition(":")
-    return f"<a href='?tab=learn&amp;story={escape(name)}'>See it: the walkthrough</a>" if kind == "story" else f"<a href='?tab={escape(name)}'>See it</a>"
+    return (
+        f"<a href='?tab=learn&amp;story={escape(name)}'>See it: the walkthrough</a>"
+        if kind == "story"
+        else f"<a href='?tab={escape(name)}'>See it: the {escape(name)} tab</a>"
+    )
 
 
 def picture(question: Question) -> dict[str, Any] | None:
