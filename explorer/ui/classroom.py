@@ -114,6 +114,16 @@ class Classroom:
         code, key = self.rooms.open(found.name, at, names)
         return [{"code": code, "key": key}, invitation(str(address), code), question(found.name, at), bars(names, [0] * len(names)), gr.Timer(active=True)]
 
+    def resume(self, address: Any, room: Any) -> list[Any]:
+        """What a teacher's reloaded page shows: the invitation and the running timer while the room lives."""
+        if isinstance(room, dict) and room.get("code"):
+            try:
+                self.rooms.tally(str(room["code"]))
+                return [invitation(str(address), str(room["code"])), gr.Timer(active=True)]
+            except InputError:
+                pass  # the room has ended: the page starts without one
+        return ["", gr.Timer(active=False)]
+
     def turn(self, room: Any, story: Any, step: Any, by: int = 0) -> list[Any]:
         """Another step for the class: story, step, question, votes, plot, conclusion."""
         found, at = place(story, step)

@@ -90,6 +90,8 @@ def _teacher(room: Classroom) -> None:
     reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK).then(lambda: gr.Timer(active=False), None, timer, **QUICK)
     present.click(None, None, None, js="() => document.body.classList.toggle('presenting')")
     Context.root_block.load(None, None, None, js=keys_script())
+    again = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
+    Context.root_block.load(room.resume, [address, mine], [invite, timer], js=again, **QUICK)
 
 
 TAB = Tab("classroom", "Class", build, order=82)
