@@ -1,20 +1,30 @@
-"""Composition root and Hugging Face Space entry: store + loader + runner -> UI -> launch. torch loads while the page is already served."""
+"""Composition root and Hugging Face Space entry: settings -> runner -> UI -> guarded launch. torch loads while the page is already served."""
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from explorer.records import Event, Progress, Report, report_from
+from explorer.hub import HubSettings, settings_from
+from explorer.jobs import WorkerRunner
+from explorer.limits import Limits
+from explorer.records import Event, InputError, Progress, Report, report_from
+from explorer.worker import WorkerSettings, local_runner
+from explorer.zerogpu import ZeroGpuRunner
 
 
 @contextmanager
@@ -35,7 +45,14 @@ def no_type_stubs() -> Iterator[None]:
 
 
 with no_type_stubs():
+    from starlette.middleware import Middleware
+
+    from explorer.server.guard import Guard
+    from explorer.server.health import Metrics, routes
+    from explorer.server.login import Login, read
     from explorer.ui.app import STYLE, build, theme
+    from explorer.ui.forms import forms
+    from explorer.ui.visitor import session
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -45,17 +62,15 @@ class LazyRunner:
     for torch. A run that comes sooner than torch waits, and says so.
     """
 
-    def __init__(self, store: Path, delay: float = 0.0) -> None:
-        self._store, self._made, self._wanted, self._runner, self._error = store, threading.Event(), threading.Event(), None, None
+    def __init__(self, store: Path, delay: float = 0.0, hub: HubSettings | None = None) -> None:
+        self._settings = WorkerSettings(store, hub or HubSettings())
+        self._made, self._wanted, self._runner, self._error = threading.Event(), threading.Event(), None, None
         threading.Thread(target=self._make, args=(delay,), daemon=True).start()
 
     def _make(self, delay: float) -> None:
         self._wanted.wait(delay)
         try:
-            from explorer.experiment import LocalRunner
-            from explorer.store import Store
-
-            self._runner = LocalRunner(Store(self._store))
+            self._runner = local_runner(self._settings)
         except Exception as error:  # shown to whoever presses Run
             self._error = error
         self._made.set()
@@ -75,6 +90,16 @@ class LazyRunner:
         yield from self._ready()
         yield from self._runner.do(task, arguments)
 
+    def healthy(self) -> bool:
+        """Whether torch is loaded and the store is open."""
+        return self._runner is not None
+
+    def waiting(self) -> int:
+        """Unknown: nobody counts in this process."""
+        return 0
+
+    active = waiting
+
 
 def seeds() -> list[Report]:
     """The results the page shows first, marked as recorded."""
@@ -84,17 +109,85 @@ def seeds() -> list[Report]:
     return reports
 
 
-def main() -> None:
-    store = Path(os.environ.get("QUANTIZATION_EXPLORER_STORE", Path.home() / ".cache" / "quantization-explorer" / "results.db"))
-    catalogue = json.loads((ASSETS / "methods.json").read_text())["methods"]
-    architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
-    blocks = build(LazyRunner(store, delay=4.0), seeds(), catalogue, ["demo", *architectures])
-    blocks.queue(max_size=256).launch(
-        server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
-        server_port=int(os.environ["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in os.environ else None,
-        theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
-        show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser="GRADIO_SERVER_NAME" not in os.environ,
+@dataclass(frozen=True)
+class Settings:
+    """How this server runs. strangers: whether visitors are, although only this machine can reach the port, as behind a proxy."""
+
+    name: str = "127.0.0.1"
+    port: int | None = None
+    store: Path = Path.home() / ".cache" / "quantization-explorer" / "results.db"
+    hub: HubSettings = field(default_factory=HubSettings)
+    auth_file: Path | None = None
+    in_process: bool = False
+    zero_gpu: bool = False
+    open_browser: bool = True
+    strangers: bool = False
+
+    @property
+    def public(self) -> bool:
+        """Whether others than this machine's user can reach it."""
+        return self.strangers or self.name not in ("127.0.0.1", "localhost", "::1")
+
+    @property
+    def limits(self) -> Limits:
+        """Of the queue: a share for each visitor where there are others."""
+        return Limits(seconds_of_session=1800.0 if self.public else 0.0, spare=psutil.virtual_memory().available > 4 * 2**30)
+
+
+def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """From the command line and from the variables that Gradio, the hub's client and Spaces use."""
+    parser = argparse.ArgumentParser(prog="python app.py", description="Serves the Quantization Explorer.")
+    parser.add_argument("--auth-file", type=Path, default=environment.get("QUANTIZATION_EXPLORER_AUTH_FILE"), help="who may log in")
+    parser.add_argument("--in-process", action="store_true", help="compute in this process: less memory, but a fault there ends the server")
+    parser.add_argument("--public", action="store_true", help="visitors are strangers, as behind a proxy: no folders by name, a share of time for each")
+    args = parser.parse_args(argv)
+    name = environment.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    made = Settings(
+        name, int(environment["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in environment else None,
+        Path(environment.get("QUANTIZATION_EXPLORER_STORE", Settings.store)).absolute(), settings_from(environment),
+        Path(args.auth_file) if args.auth_file else None, args.in_process, "SPACES_ZERO_GPU" in environment,
+        "GRADIO_SERVER_NAME" not in environment, args.public,
     )  # fmt: skip
+    folders = environment.get("QUANTIZATION_EXPLORER_FOLDERS", "")
+    if made.public or folders:  # a visitor must not learn which folders there are
+        made = replace(made, hub=replace(made.hub, folders=tuple(map(Path, filter(None, folders.split(os.pathsep))))))
+    return made
+
+
+def runner_of(made: Settings, metrics: Metrics) -> Any:
+    """The runner that fits where this runs."""
+    work = WorkerSettings(made.store, made.hub)
+    if made.zero_gpu:
+        import spaces
+
+        return ZeroGpuRunner(work, spaces.GPU)
+    if made.in_process:
+        return LazyRunner(made.store, delay=4.0, hub=made.hub)
+    return WorkerRunner(work, made.limits, session, metrics, delay=4.0)
+
+
+def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:
+    """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
+    metrics.watch(runner)
+    architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
+    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
+    shapes = forms(blocks)
+    door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names)] if names else [])]
+    blocks.queue(max_size=256).launch(
+        server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
+        theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
+        show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        made = settings(sys.argv[1:] if argv is None else argv, os.environ)
+        names = read(made.auth_file) if made.auth_file else {}
+    except InputError as error:
+        sys.exit(str(error))
+    metrics = Metrics()
+    serve(made, runner_of(made, metrics), metrics, names)
 
 
 if __name__ == "__main__":

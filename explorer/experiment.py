@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from explorer import architectures, models
 from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
 from explorer.held import Held
+from explorer.hub import Hub
 from explorer.methods import Method, build, methods
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
@@ -29,26 +31,12 @@ from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.request import Request
 from explorer.store import Store, code_version
+from explorer.turns import Line, waiting
 
 ROOT = Path(__file__).parent
-SHARED_CODE = [
-    str(ROOT / f"{name}.py")
-    for name in (
-        "qtensor",
-        "floats",
-        "lattice",
-        "rotation",
-        "qlinear",
-        "calibration",
-        "architectures",
-        "models",
-        "data",
-        "decode",
-        "llama",
-        "products",
-        "kvcache",
-    )
-]
+WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "architectures", "checkpoint")
+FORWARD = ("models", "data", "decode", "llama", "products", "kvcache")
+SHARED_CODE = [str(ROOT / f"{name}.py") for name in (*WEIGHTS, *FORWARD)]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
 
@@ -65,10 +53,13 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 
 @dataclass
 class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last."""
+    """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last. hub: where models
+    that are not here come from, None for the process's own.
+    """
 
     device: torch.device = field(default_factory=default_device)
     held: Held = field(default_factory=Held)
+    hub: Hub | None = None
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:
@@ -76,25 +67,12 @@ class Loader:
             self._last = None
             self.held.clear()
             gc.collect()
-            self._last = models.load(ref, self.device)
+            self._last = models.load(ref, self.device, self.hub)
         return self._last
 
-
-class Line:
-    """First come, first served: one experiment at a time computes. What is stored needs no turn."""
-
-    def __init__(self) -> None:
-        self._waiting: list[object] = []
-
-    @contextmanager
-    def place(self) -> Iterator[Callable[[], int]]:
-        """Joins the line; gives a function that says how many are ahead. Leaves it at the end."""
-        ticket = object()
-        self._waiting.append(ticket)
-        try:
-            yield lambda: self._waiting.index(ticket)
-        finally:
-            self._waiting.remove(ticket)
+    def fetch(self, ref: ModelRef) -> Iterator[Progress]:
+        """Yields Progress until the model is on this disk; takes no turn, so that a download keeps nobody from computing."""
+        yield from models.fetching(ref, self.device, self.hub)
 
 
 def run(experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader, line: Line | None = None) -> Iterator[Event]:
@@ -103,16 +81,16 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
     texts: the evaluation and calibration text that the experiment's hashes name. line: where to wait when there is something to compute.
     """
     found, missing = look_up(experiment, store, load.device)
+    unsaved = ""
     if missing:
+        yield from load.fetch(experiment.model)
         with (line or Line()).place() as ahead:
-            while n := ahead():
-                yield Progress("waiting", 0, 1, f"{n} experiment{'s' if n > 1 else ''} ahead in line")
-                time.sleep(0.2)
+            yield from waiting(ahead)
             found, missing = look_up(experiment, store, load.device)  # whoever was ahead may have measured the same
             if missing:
                 for event in _measure(experiment, method, texts, load, missing):
                     if isinstance(event, _Whole):
-                        store.put(event.key, event.name, event.measurements, event.provenance)
+                        unsaved = keep(store, event) or unsaved
                         found[event.name] = (event.measurements, event.provenance)
                     else:
                         yield event
@@ -120,8 +98,17 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
     provenance: dict[str, Any] = {}
     for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
         provenance |= found[name][1] if name in found else {}
-    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing)}
+    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing), "unsaved": unsaved}
     yield Report(experiment, measurements, provenance)
+
+
+def keep(store: Store, whole: _Whole) -> str:
+    """Stores a metric's result; "" or, where the store cannot take it, why: what was measured is shown all the same."""
+    try:
+        store.put(whole.key, whole.name, whole.measurements, whole.provenance)
+    except sqlite3.Error as error:
+        return f"not stored: {error}"
+    return ""
 
 
 def look_up(experiment: Experiment, store: Store, device: torch.device) -> tuple[dict[str, tuple], dict[str, tuple]]:
@@ -276,7 +263,7 @@ class LocalRunner:
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """run() on an experiment made from plain input; options: the further fields of Request. Raises InputError with one sentence on bad input."""
-        experiment, chosen, texts = Request(model, method, params, **options).prepare()
+        experiment, chosen, texts = Request(model, method, params, **options).prepare(self._load.hub)
         yield from run(experiment, chosen, texts, self._store, self._load, self._line)
 
     def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:

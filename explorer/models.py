@@ -1,10 +1,9 @@
-"""Where models come from: the bundled demo, a hub repository, a local folder. Configuration is read as data before any class is built."""
+"""Where models come from: the bundled demo, a hub repository, a local folder; what is too large is refused before a weight is fetched."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,22 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from explorer import architectures
-from explorer.records import InputError, ModelRef
+from explorer import architectures, downloads
+from explorer.checkpoint import check_config, checked, context_of, read_model
+from explorer.devices import free_memory
+from explorer.hub import Hub, Weight, split_id
+from explorer.records import InputError, ModelRef, Progress
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "opt", "gpt_neox", "olmo2", "smollm3")
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-)
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_hub = Hub()  # who is asked when the caller names no hub; a composition root sets it once, before anything is resolved
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,12 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     length: int
+
+
+def use_hub(hub: Hub) -> None:
+    """Sets the hub of this process. For composition roots: the CLI, a worker at its start."""
+    global _hub
+    _hub = hub
 
 
 @cache
@@ -55,88 +52,124 @@ def _folder_ref(name: str, folder: Path) -> ModelRef:
     return ModelRef(name, _content_hash(folder, tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)))
 
 
-def resolve(name: str) -> ModelRef:
+def resolve(name: str, hub: Hub | None = None) -> ModelRef:
     """Which model a name means, pinned by content or commit. Raises InputError with a sentence."""
+    hub = hub or _hub
     if name == "demo":
         return _folder_ref("demo", DEMO)
     if name.startswith(architectures.PREFIX):
         return architectures.resolve(name)
-    folder = Path(name).expanduser()
-    if len(name) < 300 and folder.is_dir():
+    folder = _named_folder(name, hub)
+    if folder is not None:
         check_config(folder)
         return _folder_ref(str(folder), folder)
-    if not _ID.fullmatch(name) or ".." in name or "--" in name:
-        raise InputError(f"{name[:60]!r} is neither a folder here nor a model id such as 'HuggingFaceTB/SmolLM2-135M'.")
-    from huggingface_hub import HfApi
+    repository, _ = split_id(name)
+    if hub.settings.offline and (ref := downloads.newest(hub.settings, name)):
+        return ref
+    listing = hub.listing(name)
+    return ModelRef(repository, listing.commit)
 
+
+def _named_folder(name: str, hub: Hub) -> Path | None:
+    """The folder that a name means, None when it is none, or not one that may be named here."""
+    if not name or len(name) > 300 or "\0" in name:
+        return None
     try:
-        return ModelRef(name, HfApi().model_info(name, timeout=10).sha)
-    except Exception as error:  # the client raises a dozen unrelated types: not found, gated, no network, rate limit
-        kind = type(error).__name__
-        raise InputError(
-            f"The model {name!r} could not be found on the hub ({kind}). Check the id and the network, or choose 'demo' or a local folder."
-        ) from error
+        folder = Path(name).expanduser()
+        allowed = hub.settings.folders
+        return folder if folder.is_dir() and (allowed is None or any(folder.resolve().is_relative_to(root.resolve()) for root in allowed)) else None
+    except (OSError, RuntimeError):  # a name too long, or of a user who is not here
+        return None
 
 
-def check_config(folder: Path) -> dict:
-    """Reads config.json as data. Raises InputError unless it is a supported type that asks for no code of its own."""
-    path = folder / "config.json"
-    if not path.is_file() or path.stat().st_size > 1_000_000:
-        raise InputError(f"The folder {folder.name!r} holds no readable config.json; a model folder has config.json, tokenizer.json and *.safetensors.")
-    try:
-        config = json.loads(path.read_text())
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"config.json of {folder.name!r} is not valid: it must be JSON with a model_type.") from error
-    if kind not in SUPPORTED:
-        raise InputError(f"Models of type {str(kind)[:40]!r} are not supported yet; supported are {', '.join(SUPPORTED)}.")
-    if "auto_map" in config or any(key.startswith("_attn") or key == "quantization_config" for key in config):
-        raise InputError(f"The model {folder.name!r} brings its own code or is already quantized; choose the original 16-bit model of a supported type.")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"The folder {folder.name!r} holds no *.safetensors file; other weight formats can run code and are not loaded.")
-    return config
+def trained(name: str) -> ModelRef:
+    """`resolve` for a model whose weights are to be looked at. Raises InputError for an architecture, which has none."""
+    if name.strip().startswith(architectures.PREFIX):
+        raise InputError("An architecture has no trained weights to look at; choose a model.")
+    return resolve(name.strip())
 
 
-def context(ref: ModelRef) -> int:
+def folder_here(ref: ModelRef, hub: Hub | None = None) -> Path | None:
+    """The folder that holds exactly this model, None when it would have to be downloaded."""
+    hub = hub or _hub
+    folder = DEMO if ref.name == "demo" else _named_folder(ref.name, hub)
+    return folder or downloads.found(hub.settings, ref)
+
+
+def context(ref: ModelRef, hub: Hub | None = None) -> int:
     """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
     if ref.random:
         return min(2048, architectures.known(ref.name)["config"]["max_position_embeddings"])
-    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            folder = Path(hf_hub_download(ref.name, "config.json", revision=ref.revision)).parent
-        except Exception as error:  # as in resolve
-            raise InputError(f"The configuration of {ref.name!r} could not be downloaded ({type(error).__name__}). Check the network and try again.") from error
-    limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    return min(2048, limit) if isinstance(limit, int) and limit > 0 else 2048
+    folder = folder_here(ref, hub)
+    if folder is not None:
+        return context_of(check_config(folder))
+    hub = hub or _hub
+    return context_of(checked(hub.config(hub.listing(f"{ref.name}@{ref.revision}")), ref.name))
 
 
-def load(ref: ModelRef, device: torch.device) -> LoadedModel:
-    """Loads exactly this model from its folder or the hub's cache; of an architecture the skeleton. Raises InputError with a sentence."""
+def check_size(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> None:
+    """Raises InputError when a model of the hub fits neither disk nor memory. Asks for the headers of its weight files and no weight."""
+    if folder_here(ref, hub) is not None:
+        return
+    hub = hub or _hub
+    listing = hub.listing(f"{ref.name}@{ref.revision}")
+    downloads.check_disk(hub.settings, listing)
+    weight = hub.weigh(listing)
+    needs, free = memory_needed(weight, device), free_memory(device)
+    if needs > free:
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        raise InputError(
+            f"{ref.name!r} has {weight.total / 1e9:,.2f} billion parameters and needs about {needs / 1e9:,.1f} GB of memory to be quantized and measured; "
+            f"{where} has {free / 1e9:,.1f} GB free. Choose a smaller model."
+        )
+
+
+def memory_needed(weight: Weight, device: torch.device) -> float:
+    """Bytes that quantizing and measuring take, estimated: for each parameter 2.2, which was measured (codes, packed form, what the allocator
+    holds), the largest matrix in float32 four times over, half a GB for activations; and the 16-bit weights unless they can stay mapped on disk.
+    """
+    mapped = device.type == "cpu" and set(weight.parameters) == {"BF16"}
+    return weight.total * (2.2 if mapped else 4.2) + 16 * weight.largest + 5e8
+
+
+def fetching(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iterator[Progress]:
+    """Yields Progress, returns the folder that holds the model; downloads it unless it is here or will not fit. Raises InputError with a sentence."""
+    folder, hub = None if ref.random else folder_here(ref, hub), hub or _hub
+    if folder is None and not ref.random:
+        listing = hub.listing(f"{ref.name}@{ref.revision}")
+        checked(hub.config(listing), ref.name)
+        check_size(ref, device, hub)
+        folder = yield from downloads.fetch(hub, listing)
+    return folder
+
+
+def load(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> LoadedModel:
+    """Loads exactly this model, fetched first when it is not here; of an architecture the skeleton. Raises InputError with a sentence."""
     if ref.random:
         return LoadedModel(ref, architectures.skeleton(ref.name, device), None, device, context(ref))
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=list(FILES)))
-        except Exception as error:  # as in resolve
-            raise InputError(f"The model {ref.name!r} could not be downloaded ({type(error).__name__}). Check the network and try again.") from error
-    check_config(folder)
+    folder = _drained(fetching(ref, device, hub))
+    config = check_config(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
+        model = read_model(folder, config).to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The files of {ref.name!r} could not be read as a model ({type(error).__name__}); download them again.") from error
     tokenizer.model_max_length = int(1e9)  # texts are cut into windows by us; silences a warning about the whole text's length
-    model.eval().to(device).requires_grad_(False)
-    return LoadedModel(ref, model, tokenizer, device, min(2048, getattr(model.config, "max_position_embeddings", 2048)))
+    return LoadedModel(ref, model, tokenizer, device, context_of(config))
+
+
+def _drained(steps: Iterator[Progress]) -> Any:
+    """What a generator returns, without what it yields."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def weight_of(ref: ModelRef, layer: str) -> torch.Tensor:
@@ -145,12 +178,13 @@ def weight_of(ref: ModelRef, layer: str) -> torch.Tensor:
     """
     from safetensors import safe_open
 
-    folder = DEMO if ref.name == "demo" else Path(ref.name).expanduser()
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+    folder = folder_here(ref)
+    transposed = folder is not None and check_config(folder)["model_type"] == "gpt2"  # its Conv1D keeps [K, N]
+    for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
         with safe_open(path, "pt") as file:
-            for key in (f"model.{layer}.weight", f"{layer}.weight"):
+            for key in (f"model.{layer}.weight", f"{layer}.weight", f"{layer.partition('.')[2]}.weight"):
                 if key in file.keys():  # noqa: SIM118 - the file is no dict
-                    return file.get_tensor(key)
+                    return file.get_tensor(key).T.contiguous() if transposed else file.get_tensor(key)
     raise InputError(f"The model {ref.name!r} has no layer {str(layer)[:60]!r} on this disk; run it once and choose a layer from the list.")
 
 

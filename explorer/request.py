@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from explorer import data, models
+from explorer.hub import Hub
 from explorer.kvcache import WIDTHS
 from explorer.methods import Method, build, spec_of
 from explorer.records import Experiment, InputError
@@ -37,7 +38,7 @@ class Request:
     length: int = 0
     head_bits: int = 16
 
-    def prepare(self) -> tuple[Experiment, Method, dict[str, str]]:
+    def prepare(self, hub: Hub | None = None) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":
@@ -52,10 +53,10 @@ class Request:
             raise InputError(
                 f"Give tokens from 0 (all) up and a length of 0 (the model's own) to 2,048, not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
             )
-        ref = models.resolve(self.model.strip())
+        ref = models.resolve(self.model.strip(), hub)
         if ref.random and (method.reads_inputs() or method.of_model):
             raise InputError(f"{ref.name} has random weights, on which calibration or training means nothing; choose a method that needs no text, such as rtn.")
-        length = self._length(models.context(ref))
+        length = self._length(models.context(ref, hub))
         evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, self.text)
         calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, self.text, self.seed)
         spec = dataclasses.replace(spec_of(method), kv_bits=self.kv_bits, head_bits=self.head_bits)

@@ -17,7 +17,9 @@ LAYERS = tuple(
     for layer in """
 kernels
 explorer.records
+explorer.grid explorer.planner explorer.accelerators explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice
+explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.models explorer.data explorer.qlinear explorer.calibration explorer.kvcache
     explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
@@ -25,6 +27,10 @@ explorer.held explorer.bugs explorer.faults explorer.repetition explorer.detecto
 explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.tasks explorer.figures
     explorer.export explorer.link
 explorer.learn
+explorer.worker
+explorer.child explorer.zerogpu
+explorer.jobs
+explorer.server
 explorer.ui
 app explorer.__main__ explorer.commands explorer.docs assets
 """.strip()
@@ -47,6 +53,9 @@ FORBIDDEN = {
     ),
     "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
     "explorer.learn": ("torch", "gradio", "explorer.methods", "explorer.metrics", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models"),
+    "explorer.server": ("torch", "gradio", "explorer.experiment", "explorer.models", "explorer.store"),
+    "explorer.child": ("torch", "gradio", "explorer.experiment"),
+    "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.export": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),

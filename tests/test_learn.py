@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from explorer import planner
+from explorer.architectures import FOLDER as ARCHITECTURES
 from explorer.kvcache import bytes_at
 from explorer.learn import answers
 from explorer.learn.bank import KINDS, LEVELS, Question, areas, questions
@@ -146,6 +149,19 @@ def test_cache_arithmetic_is_that_of_the_cache() -> None:
     config = SimpleNamespace(num_hidden_layers=6, num_key_value_heads=2, num_attention_heads=6, head_dim=64, hidden_size=384)
     assert answers.kv_bytes_per_token(6, 2, 64) * 512 == bytes_at(config, 512, 16)
     assert answers.kv_gib(6, 2, 64, 512) * 2**30 == bytes_at(config, 512, 16)
+
+
+def test_the_arithmetic_is_the_planner_s() -> None:
+    """The 70B of stories and cards is Llama-3.1-70B as the planner counts it."""
+    model = planner.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text()))
+    assert model.parameters == pytest.approx(70.6e9, rel=1e-3)
+    assert answers.kv_bytes_per_token(80, 8, 128) * 8192 == planner.kv_bytes(model, 8192, 16)
+    inside = answers.matrix_parameters(model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads, model.head_size)
+    assert inside == sum(model.parts()[part] for part in ("attention", "feed-forward"))
+    kept = model.parameters - inside
+    assert kept == pytest.approx(2.1e9, rel=5e-3)
+    found = planner.need(model, planner.Plan(bits=4, group=128))
+    assert sum(found.weights.values()) == pytest.approx(answers.kept_bytes(model.parameters, kept, answers.stored_bits(4, 128)), rel=1e-4)
 
 
 def test_float_steps_are_torch_s() -> None:

@@ -1,21 +1,25 @@
-"""Models and texts: what is refused and in which words, the hub played by a local server that fails, calibration in true-sequential order."""
+"""Models and texts: what is refused and in which words, weights read by map, calibration in true-sequential order."""
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from explorer import data, models
+from explorer import checkpoint, data, models
 from explorer.calibration import sequential_inputs
+from explorer.checkpoint import SUPPORTED
+from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.hub import Hub, HubSettings
 from explorer.qlinear import put
-from explorer.records import InputError, ModelRef
+from explorer.records import InputError
+from explorer.store import Store
+from tests import architectures
+from tests.hub_server import stand_in
 
 CPU = torch.device("cpu")
 
@@ -33,6 +37,9 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
         ({"auto_map": {"AutoModel": "own.Code"}}, "brings its own code"),
         ({"_attn_implementation_internal": "someone/kernel"}, "brings its own code"),
         ({"quantization_config": {"bits": 4}}, "already quantized"),
+        ({"text_config": {"deep": [{"auto_map": {}}]}}, "brings its own code"),
+        ({"vocab_size": 10**12}, "vocab_size is '1000000000000'"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
         (None, "must be JSON"),
     ],
 )
@@ -64,51 +71,6 @@ def test_revision_follows_the_content(folder: Path) -> None:
     data_[-1] ^= 1
     weights.write_bytes(data_)
     assert models.resolve(str(folder)).revision != before.revision
-
-
-class Failing(http.server.BaseHTTPRequestHandler):
-    """A hub that answers every request with one status."""
-
-    code = 404
-
-    def do_GET(self) -> None:
-        self.send_response(self.code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture(params=[404, 401, 500])
-def failing_hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The hub's address leads to a server here that fails in one way."""
-    from huggingface_hub import HfApi, constants
-
-    handler = type("Handler", (Failing,), {"code": request.param})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    original, address = HfApi.__init__, f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(HfApi, "__init__", lambda self, **kw: original(self, **{**kw, "endpoint": address}))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield request.param
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_hub_failures_are_sentences(failing_hub: int) -> None:
-    with pytest.raises(InputError, match="could not be found on the hub") as caught:
-        models.resolve("someone/some-model")
-    assert "choose 'demo'" in str(caught.value)
-
-
-def test_download_failure_is_a_sentence() -> None:
-    with pytest.raises(InputError, match="could not be downloaded"):
-        models.load(ModelRef("someone/some-model", "0" * 40), CPU)
 
 
 @pytest.mark.parametrize("source", ["wikitext2", "c4"])
@@ -147,3 +109,48 @@ def test_each_set_of_layers_sees_the_layers_replaced_before_it(tiny_folder: Path
             put(loaded.model, "layers.0.self_attn.o_proj", silent.requires_grad_(False))
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(plain, changed, strict=True)]
     assert same == [True, True] + [False] * 6
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_each_architecture_is_fetched_quantized_and_measured(kind: str, tmp_path: Path) -> None:
+    """From a hub, whole: every metric, every layer of the blocks quantized, the model left as it came."""
+    folder = architectures.make(kind, tmp_path / kind)
+    with stand_in() as server:
+        server.repositories[f"someone/{kind}"] = folder
+        hub = Hub(HubSettings(server.endpoint, tmp_path / "cache", shared=None))
+        runner = LocalRunner(Store(":memory:"), Loader(CPU, hub))
+        params = {"bits": 4, "granularity": "group", "group_size": 32}
+        report = last_report(runner.run(f"someone/{kind}", "rtn", params, tokens=256, length=128))
+    assert {m.metric for m in report.measurements} >= {"perplexity", "kld_mean", "decode_tokens_per_second", "sample_text", "weight_bytes"}
+    assert 0 < report.value("kld_mean") < 1 and abs(report.value("perplexity") / 4096 - 1) < 0.6 and not any(m.bad for m in report.measurements)
+    inside = {name: why for name, why in report.provenance["skipped"].items() if "outside" not in why}
+    assert len(report.by_layer("weight_error")) >= 8 and (not inside or (kind == "llama" and all("136" in why for why in inside.values())))
+    assert 4 < report.value("bits_per_weight") < 8
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_read_model_is_what_transformers_reads(kind: str, tmp_path: Path) -> None:
+    folder = architectures.make(kind, tmp_path)
+    tokens = torch.randint(0, 4096, (2, 40), generator=torch.Generator().manual_seed(1))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ours = checkpoint.read_model(folder, checkpoint.check_config(folder))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, rtol=0.02, atol=0.02)
+    assert linears_hold_what_blocks_multiply_by(ours)
+
+
+def linears_hold_what_blocks_multiply_by(model: torch.nn.Module) -> bool:
+    """Whether every matrix of the blocks is a layer that can be quantized."""
+    matrices = {id(p) for block in models.blocks(model) for p in block.parameters() if p.ndim == 2}
+    return matrices == {id(layer.weight) for layer in models.linears(model).values()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_weights_in_bfloat16_stay_on_disk_until_they_are_used(kind: str, tmp_path: Path) -> None:
+    bf16 = architectures.make(kind, tmp_path / "bf16", shards="200KB")
+    assert len(list(bf16.glob("*.safetensors"))) > 1
+    mapped = checkpoint._mapped(bf16, AutoModelForCausalLM.from_pretrained(bf16).config)
+    assert mapped is not None and not any(p.is_meta for p in mapped.parameters())
+    single = architectures.make(kind, tmp_path / "f32", torch.float32)
+    assert checkpoint._mapped(single, AutoModelForCausalLM.from_pretrained(single).config) is None
+    assert checkpoint.read_model(single, checkpoint.check_config(single)).dtype == torch.bfloat16

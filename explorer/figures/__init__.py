@@ -19,6 +19,7 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x")
 PATTERNS = ("", "/", "\\", "x", ".")
 GRID = "rgba(128,128,128,0.28)"
 TEXT = "#808080"
+WAITING = "Appears when the engine has started and a layer is chosen."
 FLOOR = 1e-3  # where a measured decrease is drawn, which has no place on a log axis
 
 Plot = dict[str, Any]
@@ -90,10 +91,10 @@ def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
     return base
 
 
-def plot(data: list[dict], shape: Plot) -> Plot:
-    """A complete figure; with nothing to draw, a sentence in its place."""
+def plot(data: list[dict], shape: Plot, nothing: str = "Nothing measured yet: press Run.") -> Plot:
+    """A complete figure; with nothing to draw, the sentence `nothing` in its place."""
     if not data:
-        note = {"text": "Nothing measured yet: press Run.", "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        note = {"text": nothing, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
         shape = shape | {"annotations": [note], "xaxis": {"visible": False}, "yaxis": {"visible": False}}
     return {"data": data, "layout": shape}
 

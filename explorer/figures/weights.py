@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from explorer.figures import COLOURS, DASHES, Figure, Plot, layout, plot, with_metrics
 from explorer.records import Report
@@ -14,9 +15,16 @@ EMPTY = 0.5  # where a bin without weights is drawn on the log axis, just below 
 def draw(reports: Sequence[Report], layer: str) -> Plot:
     data: list[dict] = []
     found = with_metrics(reports, "weight_histogram", layer=layer)
-    for i, report in found:
+    for _, report in found[:1]:
         value = report.value("weight_histogram", layer)
-        middles = [(a + b) / 2 for a, b in zip(value["edges"], value["edges"][1:], strict=False)]
+        middles = [(a + b) / 2 for a, b in pairwise(value["edges"])]
+        filled = {"fill": "tozeroy", "fillcolor": "rgba(127,127,127,0.25)", "line": {"color": COLOURS[0], "width": 1, "shape": "hvh"}}
+        data.append({"type": "scatter", "mode": "lines", "x": middles, "y": [max(c, EMPTY) for c in value["before"]], "name": "16-bit weights"} | filled)
+    for i, report in found:
+        if report.value("weight_error", layer) is None:
+            continue
+        value = report.value("weight_histogram", layer)
+        middles = [(a + b) / 2 for a, b in pairwise(value["edges"])]
         line = {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.6, "shape": "hvh"}
         counts = value["after"]
         data.append({"type": "scatter", "mode": "lines", "x": middles, "y": [max(c, EMPTY) for c in counts], "name": report.name, "line": line})
@@ -44,7 +52,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
 
 FIGURE = Figure(
     "weights", "Weights and their grid",
-    "See how few values the ticks (the grid of the layer's first group) leave, and where the dequantized weights pile up on them.",
+    "See how few values the ticks (the grid of the layer's first group) leave of the 16-bit weights (filled), and where the dequantized ones pile up.",
     "A code of b bits can name 2^b values. The scale stretches that grid over the weights that share it; one large weight stretches it for "
     "all of them, which is why small groups help. Dequantized histograms look comb-like when few grids are in play and fill in when every "
     "group has its own scale.",

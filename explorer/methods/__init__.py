@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from explorer.qtensor import QuantizedTensor
-from explorer.records import InputError, QuantSpec, plain
+from explorer.records import InputError, QuantSpec, key_of, plain
 
 TEXT_LIMIT = 10_000  # characters of a field of kind "text"
 
@@ -180,7 +180,7 @@ def label_of(method: Method) -> str:
         if value != field.default:
             word = field.title.lower()
             if field.kind == "text":
-                parts.append(f"({value.replace(chr(10), '; ')[:60]})")
+                parts.append(f"({value.replace(chr(10), '; ')})" if len(value) < 60 else f"({value.count(chr(10)) + 1} rules, {key_of(value)[:4]})")
                 continue
             parts.append((word if value else field.off or f"no {word}") if field.kind == "bool" else f"{word} {value}")
     return " ".join(parts)

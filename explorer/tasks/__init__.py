@@ -18,10 +18,11 @@ import torch
 
 from explorer import models
 from explorer.devices import device_name
-from explorer.experiment import KERNEL_CODE, ROOT, SHARED_CODE, Line, Loader, run
-from explorer.records import Answer, Event, InputError, Progress, Report, key_of
+from explorer.experiment import KERNEL_CODE, ROOT, SHARED_CODE, Loader, run
+from explorer.records import Answer, Event, InputError, Report, key_of
 from explorer.request import Request
 from explorer.store import Store, code_version
+from explorer.turns import Line, waiting
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Engine:
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """An experiment, as `LocalRunner.run` takes it."""
-        experiment, chosen, texts = Request(model, method, params, **options).prepare()
+        experiment, chosen, texts = Request(model, method, params, **options).prepare(self.load.hub)
         yield from run(experiment, chosen, texts, self.store, self.load, self.line)
 
     def report(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
@@ -83,18 +84,11 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
     if asked.turn != "whole":
         yield from _finish(asked, asked.work(Engine(store, load, line), **arguments), store, key)
         return
+    if isinstance(model := arguments.get("model"), str):
+        yield from load.fetch(models.resolve(model.strip()))  # a download keeps nobody from computing
     with line.place() as ahead:
         yield from waiting(ahead)
         yield from _finish(asked, asked.work(Engine(store, load, Line()), **arguments), store, key)
-
-
-def waiting(ahead: Callable[[], int]) -> Iterator[Progress]:
-    """Progress while others are ahead in line."""
-    import time
-
-    while n := ahead():
-        yield Progress("waiting", 0, 1, f"{n} experiment{'s' if n > 1 else ''} ahead in line")
-        time.sleep(0.2)
 
 
 def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +30,18 @@ def component_for(field: dict[str, Any]) -> gr.components.Component:
     return gr.Number(field["default"], minimum=field["low"], maximum=field["high"], precision=0 if field["kind"] == "int" else None, **shared)
 
 
-def build_controls(catalogue: list[dict[str, Any]], chosen: gr.Dropdown, default: str) -> list[Control]:
-    """Builds all controls and wires which are shown. The handlers are client-side where they can be, so nothing waits for the server."""
+def build_controls(
+    catalogue: list[dict[str, Any]], chosen: gr.Dropdown, default: str, make: Callable[[dict[str, Any]], gr.components.Component] = component_for
+) -> list[Control]:
+    """Builds all controls, each by `make`, and wires which are shown. The handlers are client-side where they can be, so nothing waits for the server."""
     controls: list[Control] = []
     columns = []
     for method in catalogue:
         with gr.Column(visible=method["name"] == default, elem_classes=["method"]) as column:
             for field in method["fields"]:
-                controls.append(Control(method["name"], field, component_for(field)))
+                controls.append(Control(method["name"], field, make(field)))
             if not method["fields"]:
-                gr.Markdown("No parameters: the model as it was trained.")
+                gr.Markdown("No parameters: the model as it was trained." if method["name"] == "none" else "No parameters: the format fixes them all.")
         columns.append(column)
     names = [method["name"] for method in catalogue]
     chosen.change(lambda name: [gr.Column(visible=name == n) for n in names], chosen, columns, queue=False, api_visibility="private")

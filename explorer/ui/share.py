@@ -17,6 +17,7 @@ from explorer.ui.page import Clock, Page, failure, status, watched
 from explorer.ui.session import arrange, is_baseline
 from explorer.ui.tab import tabs
 from explorer.ui.table import comparison
+from explorer.ui.tabs.compare import judged
 
 PAGE_STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 
@@ -32,7 +33,7 @@ def link_of(page: Page, keys: list[str], layer: str | None, active: str, *values
 def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
     """Path of a new file with the compared reports; kind: "csv", "json" or "html"."""
     reports = page.shell.shelf.pick(keys)
-    made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs), PAGE_STYLE.read_text())}[kind](reports)
+    made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs, judged(rs)), PAGE_STYLE.read_text())}[kind](reports)
     path = Path(tempfile.mkdtemp(prefix="quantization-")) / f"quantization.{kind}"
     path.write_text(made, encoding="utf-8")
     return str(path)

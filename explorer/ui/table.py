@@ -100,7 +100,9 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
 def origin(report: Report) -> str:
     """Where a report's numbers come from."""
     p = report.provenance
-    return "recorded" if p.get("recorded") else "from the store" if p.get("from_store") else "measured now"
+    if p.get("recorded") or p.get("from_store"):
+        return "recorded" if p.get("recorded") else "from the store"
+    return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
 
 
 def circumstances(reports: Sequence[Report]) -> str:
@@ -123,14 +125,14 @@ def kernel(report: Report) -> str:
     return "<br>".join(escape(part) for part in parts if part)
 
 
-def comparison(reports: Sequence[Report]) -> str:
-    """The whole table."""
+def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
+    """The whole table. judged: a verdict on each report, as HTML."""
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     base = next((r for r in reports if is_baseline(r)), None)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{origin(r)}</span>" for i, r in enumerate(reports))
     heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
-    bodies = []
+    bodies = [f"<tbody><tr><th scope='row'>Verdict</th>{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
     for title, rows in SECTIONS.items():
         lines = [f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>"]
         for row in rows:

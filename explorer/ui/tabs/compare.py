@@ -1,27 +1,62 @@
-"""Compare: up to four configurations beside the 16-bit baseline, in a table and in the figures that place them against their bits."""
+"""Compare: up to four configurations beside the 16-bit baseline, in a table, in three answers, and in figures that place them against their bits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
 
+from explorer.detectors import level, sentence
 from explorer.records import Report
 from explorer.ui.frame import report_figures
+from explorer.ui.guard import chip, questions, verdict
+from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import Shell, Tab, View
 from explorer.ui.table import comparison
 
 
+def judged(reports: Sequence[Report]) -> list[str]:
+    """A verdict on each report, its reason on hover; the baseline has none."""
+    base = next(filter(is_baseline, reports), None)
+    shown = []
+    for report in reports:
+        found = [] if is_baseline(report) else verdict(report, base, reports)
+        shown.append(f"<span title='{escape(sentence(found), quote=True)}'>{chip(level(found))}</span>" if found else "")
+    return shown
+
+
+def about(reports: Sequence[Report], key: str | None) -> tuple[dict[str, Any], str]:
+    """(choices and value of the picker, the three answers on the picked configuration): the newest one unless another is picked."""
+    quantized = [r for r in reports if not is_baseline(r)]
+    keys = keys_of(quantized)
+    at = keys.index(key) if key in keys else len(keys) - 1
+    picker = {"choices": list(zip([r.name for r in quantized], keys, strict=True)), "value": keys[at] if keys else None}
+    if not quantized:
+        return picker, "<p class='hint'>Run a quantized configuration to see its three answers.</p>"
+    return picker, questions(quantized[at], next(filter(is_baseline, reports), None), reports)
+
+
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
-    table = gr.HTML(comparison(first), elem_id="comparison")
+    table = gr.HTML(comparison(first, judged(first)), elem_id="comparison")
+    choices, answered = about(first, keys_of(first)[3] if len(first) > 3 else None)
+    with gr.Row(elem_id="asked-row"):
+        gr.HTML("<h2 class='figure'>Three questions everybody asks</h2>")
+        picker = gr.Dropdown(**choices, label="About", elem_id="asked", filterable=False, container=False, scale=0, min_width=240)
+    answers = gr.HTML(answered, elem_id="answers")
     figures = report_figures("compare", first)
 
-    def render(reports: Sequence[Report], layer: str) -> list[Any]:
-        return [comparison(reports), *figures.render(reports, layer)]
+    def render(reports: Sequence[Report], layer: str, key: str | None) -> list[Any]:
+        shown, told = about(reports, key)
+        return [comparison(reports, judged(reports)), gr.Dropdown(**shown), told, *figures.render(reports, layer)]
 
-    return View([table, *figures.outputs], render)
+    def picked(keys: list[str], key: str | None) -> str:
+        return about(shell.shelf.pick(keys), key)[1]
+
+    picker.input(picked, [shell.compared, picker], answers, show_progress="hidden", api_visibility="private")
+    return View([table, picker, answers, *figures.outputs], render, [picker])
 
 
 TAB = Tab("compare", "Compare", build, order=0)

@@ -1,13 +1,87 @@
-"""Layers: the report figures of the chosen layer and of all layers."""
+"""Layers: how far each layer moves, which one costs the quality, and where to spend a budget of bits."""
 
 from __future__ import annotations
 
-from explorer.ui.frame import report_figures
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.figures import allocation, sensitivity
+from explorer.ui.frame import chart, heading, report_figures
+from explorer.ui.page import OPTIONS, status
+from explorer.ui.sensitivities import Sensitivities, origin
 from explorer.ui.tab import Shell, Tab, View
+
+RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+METHODS = [("RTN", "rtn"), ("HQQ", "hqq"), ("GPTQ", "gptq"), ("AWQ", "awq")]
+MEASURES = [("KL divergence", "kld"), ("perplexity change", "delta"), ("the layer's output error", "output_error")]
+WIDTH, BUDGET = 3, 3.25  # what a new page shows: bits of the map, bits a weight to spend
+EMPTY = "Nothing measured yet. On the bundled model this takes about a minute."
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    """The sensitivity of the bundled model that ships with the project, {} when there is none."""
+    return json.loads(RECORDED.read_text()) | {"recorded": True} if RECORDED.exists() else {}
 
 
 def build(shell: Shell) -> View:
-    return report_figures("layers")
+    view = report_figures("layers", shell.shelf.first())
+    handlers, first = Sensitivities(shell), recorded()
+    key = gr.Textbox(handlers.kept.put(first) if first else "", visible="hidden", elem_id="sensitivity-key")
+    heading("Quantize one layer at a time", "Every layer alone, at 2, 3, 4 and 8 bits; the rest of the model stays exact.")
+    with gr.Row(equal_height=False, elem_classes=["ly-bar"]):
+        method = gr.Radio(METHODS, value="rtn", label="Method", min_width=250)
+        group = gr.Radio([32, 64, 128], value=64, label="Group size", min_width=190)
+        asymmetric = gr.Checkbox(True, label="Asymmetric", info="RTN, GPTQ and AWQ; HQQ always is.", min_width=160)
+    with gr.Row(elem_classes=["ly-bar"]):
+        measure = gr.Button("Measure sensitivity", variant="primary", min_width=150, elem_id="sensitivity-run")
+        cancel = gr.Button("Cancel", variant="stop", min_width=90)
+    line = gr.HTML(status(origin(first) if first else EMPTY), elem_id="sensitivity-status", padding=False)
+    with gr.Row(equal_height=False, elem_classes=["ly-bar"]):
+        width = gr.Radio([2, 3, 4, 8], value=WIDTH, label="Bits shown", min_width=190)
+        what = gr.Radio(MEASURES, value="kld", label="Measure", min_width=320)
+    maps: list[Any] = []
+    with gr.Row():
+        for item in (sensitivity.MAP, sensitivity.RANKING):
+            with gr.Column(min_width=320):
+                maps += chart(item, first | {"width": WIDTH, "what": "kld"})
+    asked = [shell.controls[0], method, group, asymmetric, width, what, key]
+    running = measure.click(handlers.measured, asked, [line, key, *maps], concurrency_limit=16, **QUIET)
+    cancel.click(lambda: status("Cancelled. The layers measured so far are kept."), None, line, cancels=[running], queue=False, **QUIET)
+    for control in (width, what):
+        control.input(handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
+    allocator(shell, handlers, key)
+    return view
+
+
+def allocator(shell: Shell, handlers: Sensitivities, key: Any) -> None:
+    """Lays out and wires the budget, its map, its rules and the comparison with one width for all."""
+    heading("Spend a budget of bits", "The best width for each layer under a budget, by the sensitivities above; then run it.")
+    budget = gr.Slider(2.0, 8.5, BUDGET, step=0.05, label="Budget, stored bits a weight", info="Codes, scales and zeros counted.", elem_id="budget")
+    start = handlers.allocated(key.value, BUDGET) if key.value else {}
+    outputs: list[Any] = []
+    with gr.Row():
+        for item in (allocation.MAP, allocation.CHART):
+            with gr.Column(min_width=320):
+                outputs += chart(item, start)
+    with gr.Accordion("The assignment as rules of the method “Mixed”", open=False):
+        text = gr.Textbox(start.get("rules", ""), lines=6, max_lines=14, label="Rules", buttons=["copy"], interactive=False, elem_id="rules")
+    with gr.Row(elem_classes=["ly-bar"]):
+        run = gr.Button("Run it", variant="primary", min_width=150, elem_id="allocation-run")
+        cancel = gr.Button("Cancel", variant="stop", min_width=90)
+    sentence = "Runs the allocation and the two nearest uniform widths on the evaluation text, and adds the allocation to Compare."
+    line = gr.HTML(status(sentence), padding=False, elem_id="allocation-status")
+    for event in (budget.input, key.change):
+        event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
+    shared = [shell.compared, shell.layer]
+    asked = [key, budget, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
+    running = run.click(handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16, **QUIET)
+    cancel.click(lambda: status("Cancelled. What was measured before is kept."), None, line, cancels=[running], queue=False, **QUIET)
 
 
 TAB = Tab("layers", "Layers", build, order=30)

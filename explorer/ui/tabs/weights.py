@@ -1,13 +1,125 @@
-"""Weights: the report figures of the chosen layer and of all layers."""
+"""Weights: the histogram and its grid, where the error of a configuration sits, its scales, and a microscope on one group."""
 
 from __future__ import annotations
 
-from explorer.ui.frame import report_figures
-from explorer.ui.tab import Shell, Tab, View
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from explorer.figures import charts
+from explorer.figures.projections import table_of
+from explorer.records import Report
+from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.frame import chart, chart_values, report_figures
+from explorer.ui.lens import Lens
+from explorer.ui.page import status
+from explorer.ui.session import keys_of
+from explorer.ui.tab import Shell, Tab, View, settings
+
+NAMES = ("error_map", "scales")
 
 
 def build(shell: Shell) -> View:
-    return report_figures("weights")
+    figures = report_figures("weights")
+    subject = gr.Textbox("", visible="hidden", elem_id="weights-subject")
+    line = gr.HTML("", elem_id="weights-status", padding=False)
+    Lens(shell, subject, line)
+    gr.HTML("<h2 class='figure'>One configuration on this layer</h2>")
+    with gr.Row(elem_classes=["ms-choice"]):
+        configuration = gr.Dropdown(
+            [], label="Configuration", info="Of the compared ones: whose error, scales and matrices are shown.", filterable=False, scale=3,
+            elem_id="weights-configuration",
+        )  # fmt: skip
+        whole = gr.Button("Quantize the model for its map", size="sm", visible=False, scale=1, min_width=160, elem_id="weights-whole")
+        cancel = gr.Button("Cancel", size="sm", visible=False, scale=0, min_width=90)
+    maps_line = gr.HTML("", elem_id="weights-maps-status", padding=False)
+    with gr.Row():
+        with gr.Column(min_width=320):
+            error_map = chart(charts()["error_map"])
+        with gr.Column(min_width=320):
+            scales = chart(charts()["scales"])
+    overview = chart(charts()["projections"])
+    outputs = [maps_line, *error_map, *scales, *overview, whole, cancel]
+    maps = Maps(shell)
+    subject.change(maps.quick, subject, outputs, **LIVE)
+    configuration.input(maps.choose, [subject, configuration], subject, **QUIET)
+    running = whole.click(maps.whole, subject, outputs, **QUIET)
+    cancel.click(lambda: status("Cancelled."), None, maps_line, cancels=[running], queue=False, **QUIET)
+
+    def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
+        quantized = {key: r for key, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")}
+        wanted = settings(told).get("key")
+        key = wanted if wanted in quantized else next(reversed(quantized), "")
+        now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
+        return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
+
+    return View([*figures.outputs, configuration, subject], render, [subject])
+
+
+class Maps:
+    """The charts of one configuration: at once where its method looks at weights alone, on demand where it needs the whole model."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+
+    def choose(self, subject: str, key: str | None) -> str:
+        """The subject with another configuration."""
+        return json.dumps(settings(subject) | {"key": key or ""})
+
+    def _asked(self, subject: str) -> tuple[dict[str, Any], Report | None]:
+        told = settings(subject)
+        return told, next(iter(self.shell.shelf.pick([str(told.get("key") or "")])), None)
+
+    def _reads(self, report: Report) -> bool:
+        """Whether the configuration's method needs more than the weight."""
+        spec = report.experiment.spec
+        method = next((m for m in self.shell.catalogue if m["name"] == spec.method), {"needs_inputs": True})
+        optional = {"fp8": spec.get("activation") == "static", "kquant": bool(spec.get("importance"))}
+        return optional.get(spec.method, method["needs_inputs"])
+
+    def quick(self, subject: str) -> Iterator[list[Any]]:
+        """Draws what needs no model; says what the rest takes."""
+        told, report = self._asked(subject)
+        if report is None:
+            yield self._drawn({}, None, status("Run a quantized configuration to see where its error sits."))
+            return
+        if self._reads(report):
+            note = status(f"{report.name} reads the model's inputs, so its map takes one pass over the whole model (seconds on the bundled one); it is kept.")
+            yield self._drawn({}, report, note, needs_model=True)
+            return
+        spec = report.experiment.spec
+        wanted = {"model": report.experiment.model.name, "layer": told.get("layer", ""), "method": spec.method, "params": dict(spec.params)}
+        for first, *rest in asked(self.shell.runner, "error_map", wanted, 8, lambda data: self._drawn(data, report, "")[1:]):
+            yield [first, *rest]
+
+    def whole(self, subject: str) -> Iterator[list[Any]]:
+        """Quantizes the model as the report's experiment says and draws the layer's map; later layers come from the store."""
+        told, report = self._asked(subject)
+        if report is None:
+            yield self._drawn({}, None, status("This configuration is no longer on the page.", "error"))
+            return
+        experiment, spec = report.experiment, report.experiment.spec
+        read = experiment.calibration
+        wanted = {
+            "model": experiment.model.name, "method": spec.method, "params": dict(spec.params), "calibration": read.source,
+            "sequences": max(1, read.tokens // read.length), "seed": read.seed, "text": read.text,
+        }  # fmt: skip
+
+        def draw(data: dict[str, Any]) -> list[Any]:
+            layer = told.get("layer", "")
+            found = data["layers"].get(layer)
+            return self._drawn(found | {"label": data["label"], "layer": layer} if found else {}, report, "", needs_model=True)[1:]
+
+        yield from asked(
+            self.shell.runner, "error_maps", wanted, 8, draw, "The maps of all layers are kept: choose another layer and press again, it is instant."
+        )
+
+    def _drawn(self, data: dict[str, Any], report: Report | None, note: str, needs_model: bool = False) -> list[Any]:
+        values = [value for name in NAMES for value in chart_values(charts()[name], data)]
+        overview = chart_values(charts()["projections"], table_of(report) if report else {})
+        return [note, *values, *overview, gr.Button(visible=needs_model), gr.Button(visible=needs_model)]
 
 
 TAB = Tab("weights", "Weights", build, order=10)

@@ -1,0 +1,92 @@
+"""Which bit-width each layer gets under a budget of stored bits: an exact knapsack over measured losses. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from explorer.records import InputError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One layer at one width: `cost` in stored bits, every scale and zero counted; `loss` in any unit that adds up over layers, here nats of KL."""
+
+    layer: str
+    bits: int
+    cost: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """An assignment that no other beats in both cost and loss. `last`: the option of the last layer, `before`: the point of the layers before it."""
+
+    cost: int
+    loss: float
+    last: Option | None = None
+    before: Point | None = None
+
+    def assignment(self) -> dict[str, Option]:
+        """Layer name -> its option."""
+        found, point = [], self
+        while point is not None and point.last is not None:
+            found.append(point.last)
+            point = point.before
+        return {option.layer: option for option in reversed(found)}
+
+
+def frontier(layers: Sequence[Sequence[Option]]) -> list[Point]:
+    """All assignments (one option a layer) that are optimal for some budget, by rising cost and falling total loss.
+
+    Exact for any costs: layer by layer, each kept point is extended by each option and what another point beats is dropped (Nemhauser and
+    Ullmann 1969, Discrete dynamic programming and capital allocation). The number of points stays below the number of distinct total costs,
+    which for layers of one family of sizes is some thousands. Raises InputError when a layer has no option with a finite loss.
+    """
+    points = [Point(0, 0.0)]
+    for options in layers:
+        usable = [option for option in options if math.isfinite(option.loss)]
+        if not usable:
+            name = options[0].layer if options else "without a name"
+            raise InputError(f"No width of the layer {name[:60]} has a finite loss, so no assignment holds; measure more widths.")
+        grown = [Point(p.cost + option.cost, p.loss + option.loss, option, p) for option in usable for p in points]
+        grown.sort(key=lambda p: (p.cost, p.loss))
+        points = []
+        for point in grown:
+            if not points or point.loss < points[-1].loss:
+                points.append(point)
+    return points
+
+
+def best(points: Sequence[Point], budget: float) -> Point:
+    """The frontier's point of least loss that costs at most `budget` stored bits. Raises InputError when even the smallest costs more."""
+    fitting = [p for p in points if p.cost <= budget]
+    if not fitting:
+        raise InputError(f"The smallest assignment takes {points[0].cost:,} bits, more than the budget of {math.floor(budget):,}; raise it.")
+    return fitting[-1]
+
+
+def options_of(rows: Sequence[dict[str, Any]]) -> list[list[Option]]:
+    """Options by layer from the rows of a sensitivity answer: dicts with layer, bits, stored_bits and kld."""
+    layers: dict[str, list[Option]] = {}
+    for row in rows:
+        loss = row["kld"] if isinstance(row["kld"], int | float) else math.inf
+        layers.setdefault(row["layer"], []).append(Option(row["layer"], row["bits"], row["stored_bits"], loss))
+    return list(layers.values())
+
+
+def uniform(rows: Sequence[dict[str, Any]], bits: int) -> tuple[int, float]:
+    """(stored bits, summed loss) of all layers at one width."""
+    chosen = [row for row in rows if row["bits"] == bits]
+    return sum(row["stored_bits"] for row in chosen), sum(float(row["kld"]) for row in chosen)
+
+
+def rules(assignment: dict[str, Option], method: str, params: dict[str, Any]) -> str:
+    """The assignment as rules of the method "mixed": the most frequent width as the last, general rule, one rule for each other layer."""
+    widths = [option.bits for option in assignment.values()]
+    usual = max(sorted(set(widths)), key=widths.count)
+    extra = "".join(f" {name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in sorted(params.items()))
+    lines = [f"{layer}: {method} bits={option.bits}{extra}" for layer, option in assignment.items() if option.bits != usual]
+    return "\n".join([*lines, f"*: {method} bits={usual}{extra}"])

@@ -1,0 +1,71 @@
+"""`plan`: what an architecture needs and which accelerators hold it, from its configuration alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from explorer.accelerators import ACCELERATORS, REACHED, Fit, fit, widths
+from explorer.commands import Command
+from explorer.planner import Architecture, Plan, architecture, gigabytes, need, pasted
+from explorer.records import InputError
+
+ASSETS = Path(__file__).parent.parent.parent / "assets"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="llama-3.1-70b", help="an architecture in assets/architectures, demo, a config.json, or a folder that holds one")
+    parser.add_argument("--bits", type=int, default=4, help="bits of the weights: 16, 8, 6, 5, 4, 3 or 2")
+    parser.add_argument("--group-size", type=int, default=128, help="32, 64 or 128; 0 for one scale an output channel")
+    parser.add_argument("--everything", action="store_true", help="quantize the embedding and the output head too")
+    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2")
+    parser.add_argument("--context", type=int, default=8192, help="tokens of context")
+    parser.add_argument("--users", type=int, default=1, help="users at once")
+    parser.add_argument("--price", type=float, help="dollars an hour of one accelerator; else list prices where known")
+    parser.add_argument("--reached", type=float, default=REACHED, help="share of the bandwidth bound that is reached")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def named(model: str) -> Architecture:
+    """The architecture of a name or path. Raises InputError."""
+    known = {path.stem: path for path in sorted((ASSETS / "architectures").glob("*.json"))} | {"demo": ASSETS / "demo-model" / "config.json"}
+    if model in known:
+        return architecture(json.loads(known[model].read_text()), model)
+    path = Path(model).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"There is no architecture or file {model[:60]!r}; choose {', '.join(known)}, or give a config.json.")
+    try:
+        return pasted(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The file {str(path)[:60]!r} cannot be read as text.") from error
+
+
+def line(found: Fit) -> str:
+    """One accelerator as text."""
+    if not found.count:
+        return f"{found.accelerator.name:22s} more than 64"
+    price = "" if found.dollars is None else f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million tokens"
+    return f"{found.accelerator.name:22s} {found.count:2d} needed, {found.users:5,d} users fit, at most {found.bound:9,.0f} tokens/s{price}"
+
+
+def work(args: argparse.Namespace) -> None:
+    model = named(args.model)
+    plan = Plan(args.bits, args.group_size, args.kv_bits, args.context, args.users, everything=args.everything)
+    found, fits = need(model, plan), [fit(model, plan, device, args.price, args.reached) for device in ACCELERATORS]
+    if args.json:
+        rows = [dataclasses.asdict(one) for one in fits]
+        document = {"model": model.name, "parameters": model.parameters, "plan": dataclasses.asdict(plan), "need": dataclasses.asdict(found), "fits": rows}
+        print(json.dumps(document | {"how": "estimated"}, indent=1))
+        return
+    print(f"{model.name}: {model.parameters:,} parameters ({model.source or 'from its configuration'}); all that follows is estimated")
+    print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)))
+    print(f"asked: {found.bits_per_weight:.3f} stored bits, weights {gigabytes(found.weight_bytes)}, KV cache {gigabytes(found.kv_user)} a user and "
+          f"{gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations {gigabytes(found.activations)}")  # fmt: skip
+    for one in fits:
+        print(line(one))
+
+
+COMMAND = Command("plan", "what an architecture needs and which accelerators hold it", arguments, work, stores=False)

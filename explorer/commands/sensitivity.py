@@ -1,0 +1,60 @@
+"""`sensitivity`: how much each layer costs at each width; `--record` writes what the page shows first to assets/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from explorer.commands import Command, show
+from explorer.records import Answer, plain
+
+RECORDED = Path(__file__).parent.parent.parent / "assets" / "sensitivity.json"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
+    parser.add_argument("--method", default="rtn", help="rtn, hqq, gptq or awq")
+    parser.add_argument("--bits", default="2,3,4,8", help="widths, separated by commas")
+    parser.add_argument("--group-size", type=int, default=64, help="weights that share a scale")
+    parser.add_argument("--symmetric", action="store_true", help="the middle code is zero; else the grid spans min to max")
+    parser.add_argument("--windows", type=int, default=4, help="windows of the calibration text that are scored")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--record", action="store_true", help=f"write it to assets/{RECORDED.name}")
+
+
+def short(value: Any) -> Any:
+    """Floats to six significant digits, in lists and dicts too."""
+    if isinstance(value, dict):
+        return {name: short(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [short(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def work(args: argparse.Namespace) -> None:
+    from explorer.commands.sweep import integers
+    from explorer.experiment import LocalRunner
+    from explorer.store import Store
+
+    params = {"group_size": args.group_size} | ({} if args.method == "hqq" else {"symmetric": args.symmetric})
+    asked = {"model": args.model, "method": args.method, "params": params, "bits": integers(args.bits, "--bits"), "windows": args.windows}
+    for event in LocalRunner(Store(args.store)).do("sensitivity", asked):
+        show(event)
+    assert isinstance(event, Answer)
+    answer = short(plain(event.data | {"provenance": event.provenance}))
+    if args.record:
+        head = {name: value for name, value in answer.items() if name != "rows"}
+        rows = ",\n".join(map(json.dumps, answer["rows"]))
+        RECORDED.write_text(json.dumps(head)[:-1] + ', "rows": [\n' + rows + "\n]}\n")
+        print(f"wrote {RECORDED.name}: {len(answer['rows'])} rows", file=sys.stderr)
+    elif args.json:
+        print(json.dumps(answer))
+    else:
+        for row in answer["rows"]:
+            print(f"{row['layer']:32s} {row['bits']} bits  KL {row['kld']:.6f} nats  [{row['kld_low']:.6f}, {row['kld_high']:.6f}]")
+
+
+COMMAND = Command("sensitivity", "measure how much each layer costs at each width", arguments, work)

@@ -1,0 +1,299 @@
+"""Runs and tasks in a worker process: one queue for everyone, equal requests share one job, limits for each, and a worker that may die at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from explorer.child import Child
+from explorer.limits import Limits, Shares
+from explorer.records import Answer, Event, InputError, Progress, Report, plain
+from explorer.worker import Failure, WorkerSettings
+
+log = logging.getLogger(__name__)
+TICK = 0.1  # seconds between looks at deadlines
+RECENT = 64  # last events of finished jobs that are kept
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is told about a job when it has ended. outcome: "done", "cancelled" or the kind of its failure. event: the last one, of a job that is done."""
+
+    name: str
+    outcome: str
+    waited: float
+    seconds: float
+    event: Event | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that somebody waits for. boxes: a queue for each who does, with its session; owner: the session that asked first.
+
+    started: when it left the line, of the monotonic clock. blamed: whether its process was ended because of it.
+    """
+
+    number: int
+    key: str
+    message: tuple
+    owner: str
+    boxes: dict[queue.SimpleQueue, str] = field(default_factory=dict)
+    kept: list[Event] = field(default_factory=list)
+    last: Progress = field(default_factory=lambda: Progress("starting", 0, 1, "the worker is starting"))
+    asked: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    heard: float = 0.0
+    cancelled: float | None = None
+    child: Child | None = None
+    blamed: bool = False
+    tries: int = 0
+
+
+class WorkerRunner:
+    """`run` and `do` as LocalRunner has them, in a worker. caller: says for whom it is asked, such as the session of the request being served.
+
+    watch: told about every job that ends. delay: seconds until the first worker is started, unless it is wanted sooner.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        limits: Limits = Limits(),
+        caller: Callable[[], str] = lambda: "",
+        watch: Callable[[Finished], None] = lambda finished: None,
+        delay: float = 0.0,
+    ) -> None:
+        self._settings, self.limits, self._caller, self._watch = settings, limits, caller, watch
+        self._lock, self._numbers = threading.RLock(), itertools.count()
+        self._jobs: dict[int, Job] = {}
+        self._recent: OrderedDict[str, tuple[float, Event]] = OrderedDict()
+        self._shares = Shares(limits)
+        self._worker: Child | None = None
+        self._spare: Child | None = None
+        self._usual, self._failures, self._not_before = 10.0, 0, time.monotonic() + delay
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, daemon=True, name="jobs").start()
+
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        """An experiment's events, last a Report. Raises InputError with a sentence on whatever goes wrong."""
+        yield from self._ask(("run", model, method, params, options))
+
+    def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:
+        """A task's events, last an Answer. Raises InputError with a sentence on whatever goes wrong."""
+        yield from self._ask(("do", task, arguments))
+
+    def healthy(self) -> bool:
+        """Whether a worker is there and ready."""
+        worker = self._worker
+        return worker is not None and worker.ready.is_set() and worker.alive()
+
+    def waiting(self) -> int:
+        """Jobs that have not begun to compute."""
+        return sum(job.started is None for job in list(self._jobs.values()))
+
+    def active(self) -> int:
+        """Jobs that compute, those being cancelled included."""
+        return sum(job.started is not None for job in list(self._jobs.values()))
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._closed.set()
+        with self._lock:
+            for child in (self._worker, self._spare):
+                if child is not None:
+                    child.kill("closed")
+
+    def _ask(self, message: tuple) -> Iterator[Event]:
+        session, key = self._caller(), hashlib.sha256(json.dumps(plain(list(message)), sort_keys=True, default=repr).encode()).hexdigest()
+        with self._lock:
+            then, event = self._recent.get(key, (0.0, None))
+            if event is not None and time.monotonic() - then < self.limits.remember:
+                self._watch(Finished(_name(message, event), "done", 0.0, 0.0, _again(event)))
+                job = None
+            else:
+                job, box = self._join(session, key, message)
+        if job is None:
+            yield _again(event)
+            return
+        try:
+            while True:
+                try:
+                    item = box.get(timeout=0.5)
+                except queue.Empty:  # whoever waits must be able to leave
+                    item = job.last
+                if isinstance(item, Failure):
+                    raise InputError(item.sentence)
+                if item is None:
+                    return
+                yield self._placed(job, item)
+        finally:
+            with self._lock:
+                self._shares.leave(session)
+                self._leave(job, box)
+
+    def _join(self, session: str, key: str, message: tuple) -> tuple[Job, queue.SimpleQueue]:
+        self._shares.admit(session)
+        job = next((j for j in self._jobs.values() if j.key == key and j.cancelled is None), None)
+        if job is None:
+            if len(self._jobs) >= self.limits.jobs:
+                raise InputError(f"This server has {len(self._jobs)} runs in line, which is all it takes; try again in {len(self._jobs) * self._usual:.0f} s.")
+            job = Job(next(self._numbers), key, message, session)
+            self._jobs[job.number] = job
+            self._hand_out()
+        box: queue.SimpleQueue = queue.SimpleQueue()
+        for event in [*job.kept, job.last]:
+            box.put(event)
+        job.boxes[box] = session
+        self._shares.enter(session)
+        return job, box
+
+    def _leave(self, job: Job, box: queue.SimpleQueue) -> None:
+        """One who waited is gone; the last one takes the job along."""
+        job.boxes.pop(box, None)
+        if not job.boxes and job.number in self._jobs and job.cancelled is None:
+            job.cancelled = time.monotonic()
+            if job.child is None:
+                self._end(job, "cancelled")
+            else:
+                job.child.send(("cancel", job.number))
+
+    def _placed(self, job: Job, event: Event) -> Event:
+        """Progress of one who waits, with the place in line and the time that it usually takes."""
+        if not isinstance(event, Progress) or event.stage != "waiting":
+            return event
+        ahead = sum(j.number < job.number and j.message[0] == "run" for j in list(self._jobs.values()))
+        return Progress("waiting", 0, 1, f"{max(1, ahead)} ahead in line, about {max(1, ahead) * self._usual:.0f} s")
+
+    # Below here: what happens when a child speaks, dies, or time passes. Always under the lock.
+
+    def _hand_out(self) -> None:
+        """Gives the worker every job that it does not have yet."""
+        if self._worker is None:
+            self._not_before = min(self._not_before, time.monotonic() + (2.0 if self._failures else 0.0))
+            return
+        if self._worker.ready.is_set():
+            for job in self._jobs.values():
+                if job.child is None:
+                    job.child, job.heard = self._worker, time.monotonic()
+                    kind, *rest = job.message
+                    job.child.send((kind, job.number, *rest))
+
+    def _heard(self, child: Child, message: tuple) -> None:
+        with self._lock:
+            if message[0] == "ready":
+                self._failures = 0
+                self._hand_out()
+                return
+            number, what, item = message
+            job = self._jobs.get(number)
+            if job is None or job.child is not child:
+                return
+            job.heard = time.monotonic()
+            if what == "event":
+                if isinstance(item, Progress):
+                    job.last = item
+                else:
+                    job.kept.append(item)
+                if job.started is None and not (isinstance(item, Progress) and item.stage in ("waiting", "download")):
+                    job.started = job.heard
+                for box in job.boxes:
+                    box.put(item)
+            else:
+                self._end(job, "cancelled" if job.cancelled is not None else item.kind if item else "done", item)
+
+    def _end(self, job: Job, outcome: str, failure: Failure | None = None) -> None:
+        """A job is over: those who wait hear of it, and what it was is remembered."""
+        del self._jobs[job.number]
+        now = time.monotonic()
+        seconds = now - job.started if job.started is not None else 0.0
+        event = job.kept[-1] if outcome == "done" and job.kept else None
+        if event is not None:
+            self._recent[job.key] = (now, event)
+            while len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+            if not event.provenance.get("from_store"):
+                self._usual += 0.3 * (seconds - self._usual)
+        if failure is not None and failure.kind != "input":
+            log.warning("a job failed: %s: %s", failure.kind, failure.sentence)
+        for box in job.boxes:
+            box.put(failure)
+        self._shares.charge(list(job.boxes.values()) or [job.owner], seconds)
+        self._watch(Finished(_name(job.message, event), outcome, (job.started or now) - job.asked, seconds, event))
+
+    def _died(self, child: Child) -> None:
+        """A process is gone. The job that computed in it fails; those that only waited are given to the next one."""
+        with self._lock:
+            if self._spare is child:
+                self._spare = None
+            if self._worker is not child:
+                return
+            self._failures += not child.ready.is_set()
+            self._worker, self._spare = self._spare, None
+            self._not_before = time.monotonic() + (2.0 if self._failures else 0.0)
+            for job in [j for j in self._jobs.values() if j.child is child]:
+                job.child, job.tries = None, job.tries + 1
+                if job.cancelled is not None:
+                    self._end(job, "cancelled")
+                elif job.blamed or job.tries > 1 or (child.reason == "died" and job.started is not None and job.message[0] == "run"):
+                    self._end(job, child.reason, Failure(child.reason, _SENTENCES[child.reason]))
+                else:
+                    job.started, job.last = None, Progress("starting", 0, 1, "the worker is starting again")
+            if self._failures >= 3:
+                for job in list(self._jobs.values()):
+                    self._end(job, "no worker", Failure("no worker", _SENTENCES["no worker"]))
+            self._hand_out()
+
+    def _look(self) -> None:
+        """Starts workers, and ends those whose job is over its time."""
+        while not self._closed.wait(TICK):
+            with self._lock:
+                now = time.monotonic()
+                if self._worker is None and now >= self._not_before:
+                    self._worker = Child(self._settings, self._heard, self._died)
+                if self.limits.spare and self._spare is None and self.healthy() and not self._closed.is_set():
+                    self._spare = Child(self._settings, self._heard, self._died)
+                for job in list(self._jobs.values()):
+                    if job.child is not None and (reason := self._overdue(job, now)):
+                        job.blamed = True
+                        job.child.kill(reason)
+
+    def _overdue(self, job: Job, now: float) -> str:
+        if job.cancelled is not None:
+            return "cancelled" if now - job.cancelled > self.limits.cancel else ""
+        if job.started is None:
+            return ""
+        if now - job.started > self.limits.deadline:
+            return "deadline"
+        return "silence" if now - job.heard > self.limits.silence else ""
+
+
+_SENTENCES = {
+    "died": "The worker process died during this run and was started again. What was measured before is kept; run again, or choose a smaller model.",
+    "deadline": "The run took longer than this server allows and was stopped. What was measured before is kept; choose a smaller model or less text.",
+    "silence": "The run gave no sign of life and was stopped. What was measured before is kept; run again, or choose another method.",
+    "cancelled": "Another run had to be stopped by force and took this one along; run again.",
+    "no worker": "The worker cannot be started; whoever runs this server finds the reason in its log. Stored results on the page stay usable.",
+    "closed": "The server is shutting down; try again in a minute.",
+}
+
+
+def _name(message: tuple, event: Event | None) -> str:
+    """The method's or the task's name, for counting: known names only, so that nobody can make up new ones."""
+    if isinstance(event, Report):
+        return event.experiment.spec.method
+    return event.task if isinstance(event, Answer) else message[0]
+
+
+def _again(event: Event) -> Event:
+    """The last event of a finished job as a stored one gives it."""
+    return dataclasses.replace(event, provenance=event.provenance | {"from_store": True})

@@ -1,0 +1,134 @@
+"""One layer's inputs before and after a transform that keeps the product: planted outliers, SmoothQuant, a rotation; and what int8 makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explorer import models
+from explorer.methods.smoothquant import SmoothQuant
+from explorer.metrics import histogram
+from explorer.metrics.activations import kurtosis
+from explorer.qtensor import quantize_affine
+from explorer.records import Answer, Event, InputError
+from explorer.rotation import Rotation
+from explorer.tasks import Engine, Task
+from explorer.tasks.error_map import digits
+from explorer.tasks.inputs import inputs_of
+from kernels.op import Activation, LowBitWeight, multiply
+
+TRANSFORMS = ("none", "smooth", "rotate")
+SORTED, TALL, WIDE = 256, 64, 96  # channels in the sorted plot; tokens and channels of the heat map
+INT8 = {
+    "16-bit inputs": None, "W8A8 per tensor": Activation("int8", "tensor"), "W8A8 per token": Activation("int8"),
+    "LLM.int8()": Activation("int8", threshold=6.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Inputs [M, K] and the weight [N, K] they meet, float32. `peaks` [K]: largest |input| by channel on other tokens, which SmoothQuant reads."""
+
+    inputs: Tensor
+    weight: Tensor
+    peaks: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor, weight: Tensor) -> Pair:
+        """The second half of the tokens, calibrated on the first."""
+        half = len(inputs) // 2
+        return cls(inputs[half:], weight, inputs[:half].abs().amax(0))
+
+    def scaled(self, factor: Tensor) -> Pair:
+        """Channels of the inputs times factor [K], columns of the weight divided by it: the product stays."""
+        return Pair(self.inputs * factor, self.weight / factor, self.peaks * factor)
+
+    def planted(self, strength: float, channels: int) -> Pair:
+        """The largest channels `strength` times larger."""
+        factor = torch.ones_like(self.peaks)
+        factor[self.peaks.topk(min(channels, len(factor))).indices] = strength
+        return self.scaled(factor)
+
+    def smoothed(self, alpha: float) -> Pair:
+        """As SmoothQuant scales them."""
+        tensor = SmoothQuant(alpha=alpha).quantize(self.weight, self.peaks.unsqueeze(0))
+        return self.scaled(1 / tensor.channel_scale)
+
+    def rotated(self) -> Pair:
+        """Both turned by the same Hadamard matrix."""
+        turn = Rotation.of(self.weight.shape[1], self.weight.device)
+        inputs = turn.apply(self.inputs)
+        return Pair(inputs, turn.apply(self.weight), inputs.abs().amax(0))
+
+    def error(self, activation: Activation | None, exact: Tensor | None = None) -> float:
+        """||y' - y|| / ||y|| of the product with int8 weights (a scale a row) and inputs rounded as given."""
+        exact = self.inputs @ self.weight.T if exact is None else exact
+        q = replace(quantize_affine(self.weight, 8, "channel", 0, symmetric=True), activation=activation)
+        rounded = multiply(self.inputs, LowBitWeight(q.codes, q.scale, None, 8, None, activation))
+        return ((rounded - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+
+
+def checked(strength: float, channels: int) -> None:
+    """Raises InputError unless the strength is 1 to 1,024 and the channels are 1 to 64."""
+    if not 1 <= strength <= 1024 or not 1 <= channels <= 64:
+        raise InputError("Outliers take a strength from 1 to 1,024 in 1 to 64 channels.")
+
+
+@torch.no_grad()
+def work(
+    engine: Engine, model: str, layer: str, transform: str = "none", alpha: float = 0.5, strength: float = 1.0, channels: int = 4
+) -> Iterator[Event]:  # fmt: skip
+    """Answer data: layer, transform, alpha, strength, shape [tokens, channels], before and after (see `_told`), errors ({what: [before, after]}),
+    smooth_error (SmoothQuant at this alpha, inputs per token), hist_edges, strongest ([index, token] of the largest input).
+    """
+    checked(strength, channels)
+    if transform not in TRANSFORMS or not 0 <= alpha <= 1:
+        raise InputError(f"The transform is one of {', '.join(TRANSFORMS)}, with an alpha from 0 to 1.")
+    inputs, words = yield from inputs_of(engine, model, layer)
+    weight = models.weight_of(models.trained(model), layer).float()
+    before = Pair.of(inputs, weight).planted(strength, channels)
+    smooth = before.smoothed(alpha)
+    after = {"none": before, "smooth": smooth, "rotate": before.rotated()}[transform]
+    exact = before.inputs @ before.weight.T
+    order = before.peaks.argsort(descending=True)[:SORTED]
+    edges = _edges(before, after)
+    yield Answer("activations", {
+        "layer": layer, "transform": transform, "alpha": alpha, "strength": strength, "channels": channels, "shape": list(before.inputs.shape),
+        "order": order.tolist(), "before": _told(before, order, edges), "after": _told(after, order, edges), "hist_edges": edges,
+        "errors": {name: [before.error(a, exact), after.error(a, exact) if after is not before else None] for name, a in INT8.items()},
+        "smooth_error": smooth.error(Activation("int8"), exact), "strongest": _strongest(before, words[len(words) // 2 :]),
+    })  # fmt: skip
+
+
+def _strongest(pair: Pair, words: list[str]) -> list[Any]:
+    """[index, token] of the row with the largest input."""
+    at = int(pair.inputs.abs().amax(1).argmax())
+    return [at, words[at]]
+
+
+def _edges(before: Pair, after: Pair, bins: int = 96) -> list[float]:
+    top = max(before.inputs.abs().max().item(), after.inputs.abs().max().item(), 1e-6)
+    return histogram(torch.tensor([-top, top]), bins)[0]
+
+
+def _told(pair: Pair, order: Tensor, edges: list[float]) -> dict[str, Any]:
+    """inputs and weights: the largest magnitude of each channel in `order`; heat: the largest |input| by block of tokens and channels; counts of
+    the histogram; kurtosis; ratio: of the largest channel to the median one, for inputs and weights.
+    """
+    peaks, columns = pair.inputs.abs().amax(0), pair.weight.abs().amax(0)
+    tall, wide = -(-pair.inputs.shape[0] // TALL), -(-pair.inputs.shape[1] // WIDE)
+    blocks = torch.nn.functional.pad(pair.inputs.abs(), (0, -pair.inputs.shape[1] % wide, 0, -pair.inputs.shape[0] % tall))
+    heat = blocks.unflatten(0, (-1, tall)).unflatten(2, (-1, wide)).amax((1, 3))
+    counts = histogram(pair.inputs, len(edges) - 1, edges[0], edges[-1])[1]
+    ratio = [(p.max() / p.median().clamp(min=1e-12)).item() for p in (peaks, columns)]
+    return {
+        "inputs": digits(peaks[order]), "weights": digits(columns[order]), "heat": digits(heat), "block": [tall, wide], "counts": counts,
+        "kurtosis": kurtosis(pair.inputs), "ratio": ratio, "largest": peaks.max().item(),
+    }  # fmt: skip
+
+
+TASK = Task("activations", work, turn="none", stored=False)

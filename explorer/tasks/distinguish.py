@@ -1,0 +1,107 @@
+"""Whether two configurations differ: both score the same tokens until the difference, or its absence, is certain, and no longer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from explorer import models
+from explorer.experiment import quantize
+from explorer.kvcache import chunked_logits
+from explorer.methods import label_of
+from explorer.metrics import Subject
+from explorer.qlinear import put
+from explorer.records import Answer, Event, InputError, Measurement, Progress
+from explorer.request import Request
+from explorer.sequential import bound, looks
+from explorer.tasks import Engine, Task
+from explorer.tasks.sensitivity import circumstances
+
+SEGMENT = 64  # tokens whose mean counts as one independent value
+BATCH = 2  # windows between two bars of progress
+
+
+@torch.no_grad()
+def losses(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of every token of windows [B, T] int64 under the quantized model, [B * (T - 1)], in nats, float64 on the CPU."""
+    with subject.quantized():
+        logits = chunked_logits(subject.loaded.model, batch, subject.kv_bits)[:, :-1].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="none").double().cpu()
+
+
+def verdict(low: float, high: float, margin: float) -> str:
+    """Either "first" or "second" (the better one), "equal" (within the margin, %), or "" while neither is certain."""
+    if low > 0:
+        return "second"
+    if high < 0:
+        return "first"
+    return "equal" if -margin < low and high < margin else ""
+
+
+def percent(nats: float) -> float:
+    """A difference of mean log-likelihoods as a change in perplexity, %."""
+    return math.inf if nats > 700 else 100 * math.expm1(nats)
+
+
+def work(
+    engine: Engine, model: str, first: dict[str, Any], second: dict[str, Any], tokens: int = 32768, margin: float = 0.5, evaluation: str = "bundled",
+    text: str = "",
+) -> Iterator[Event]:  # fmt: skip
+    """first, second: method, params and, if wanted, further fields of a Request such as kv_bits and calibration. evaluation, text: as in a Request. The
+    difference is the perplexity of the first over the second's, in %, paired token by token.
+
+    Yields a Measurement "difference" at each look (see explorer.sequential: looks double, and all of them together err with at most 5%).
+    Answer data: names, looks (dicts of tokens, difference, low, high; the ends None while unknown), verdict: "first", "second", "equal" or "undecided".
+    """
+    if not (isinstance(margin, int | float) and 0 < margin <= 100):
+        raise InputError("The margin within which two configurations count as equal is a percentage from above 0 to 100.")
+    asked = [Request(**{"model": model, "tokens": tokens, "evaluation": evaluation, "text": text, **one}).prepare() for one in (first, second)]
+    if asked[0][0] == asked[1][0]:
+        raise InputError("These are the same configuration; choose two different ones.")
+    experiment, _, texts = asked[0]
+    yield Progress("load model", 0, 1, experiment.model.name)
+    loaded = engine.load(experiment.model)
+    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
+    originals = models.linears(loaded.model)
+    try:
+        subjects = []
+        for wanted, method, text in asked:
+            empty = Subject(loaded, {}, {}, originals, rows, 0.0, wanted.spec.kv_bits)
+            subject, _ = yield from quantize(empty, method, wanted.calibration, text["calibration"])
+            subjects.append(subject)
+        found = yield from _compare(subjects, rows, margin)
+    finally:
+        for name, layer in originals.items():
+            put(loaded.model, name, layer)
+    names = [label_of(method) + (f", KV {wanted.spec.kv_bits}-bit" if wanted.spec.kv_bits != 16 else "") for wanted, method, _ in asked]
+    data = {"names": names, "margin": margin, "available": rows[:, 1:].numel(), **found}
+    yield Answer("distinguish", data, circumstances(loaded))
+
+
+def _compare(subjects: list[Subject], rows: torch.Tensor, margin: float) -> Iterator[Any]:
+    """Yields Progress and Measurements, returns looks and the verdict."""
+    segments, taken, before, bad = list[float](), list[dict[str, Any]](), 0.0, 0
+    batches = rows.split(BATCH)
+    stops = looks(len(batches), 1)
+    for done, batch in enumerate(batches, 1):
+        yield Progress("compare", done - 1, len(batches), f"{(done - 1) * batches[0][:, 1:].numel():,} tokens scored by both")
+        difference = losses(subjects[0], batch) - losses(subjects[1], batch)
+        bad += int((~difference.isfinite()).sum())
+        difference = difference[difference.isfinite()]
+        count = difference.numel() // SEGMENT
+        segments += difference[: count * SEGMENT].view(count, SEGMENT).mean(-1).tolist()
+        if done in stops and segments:
+            low, high = (percent(end) for end in bound(segments, done / len(batches), before))
+            before, middle = done / len(batches), percent(sum(segments) / len(segments))
+            ends = {"low": low if math.isfinite(low) and low > -100 else None, "high": high if math.isfinite(high) else None}
+            taken.append({"tokens": len(segments) * SEGMENT, "difference": middle, **ends})
+            yield Measurement("difference", taken[-1], "%", low=ends["low"], high=ends["high"], n=taken[-1]["tokens"], bad=bad)
+            if decided := verdict(low, high, margin):
+                return {"looks": taken, "verdict": decided, "bad": bad}
+    return {"looks": taken, "verdict": "undecided", "bad": bad}
+
+
+TASK = Task("distinguish", work)

@@ -1,0 +1,59 @@
+"""A sample of what enters one layer of the 16-bit model on calibration text, kept so that arithmetic on it needs no model."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explorer import data, models
+from explorer.calibration import first_inputs, record_inputs
+from explorer.records import Answer, Event, InputError, Progress
+from explorer.tasks import Engine, Task, do
+
+TOKENS = 256
+
+
+@torch.no_grad()
+def work(engine: Engine, model: str, layer: str) -> Iterator[Event]:
+    """Answer data: layer, tokens and channels, words (the token before each row, as text), inputs ([tokens, channels] bfloat16 in base64)."""
+    yield Progress("load model", 0, 1, model)
+    loaded = engine.load(models.trained(model))
+    layers = models.linears(loaded.model)
+    if layer not in layers:
+        raise InputError(f"The model has no layer {str(layer)[:60]!r}; choose one from the list.")
+    length = min(TOKENS, loaded.length)
+    rows = models.windows(loaded, data.bundled_text("calibration"), length, length)
+    hidden, arguments = first_inputs(loaded, rows)
+    blocks = models.blocks(loaded.model)
+    for index, block in enumerate(blocks):
+        yield Progress("inputs", index, len(blocks), f"block {index}")
+        if any(module is layers[layer] for module in block.modules()):
+            seen = record_inputs(block, hidden, arguments, {layer: layers[layer]})[layer].bfloat16().cpu()
+            words = [loaded.tokenizer.decode([token]) for token in rows.flatten().tolist()]
+            packed = base64.b64encode(seen.contiguous().view(torch.uint8).numpy().tobytes()).decode()
+            yield Answer("inputs", {"layer": layer, "tokens": seen.shape[0], "channels": seen.shape[1], "words": words, "inputs": packed})
+            return
+        output = [block(batch, **arguments) for batch in hidden]
+        hidden = [o[0] if isinstance(o, tuple) else o for o in output]
+
+
+def inputs_of(engine: Engine, model: str, layer: str) -> Iterator[Any]:
+    """Yields Progress, returns (inputs [tokens, channels] float32, the token of each row): from the store, or as soon as the model is free."""
+    for event in do("inputs", {"model": model, "layer": layer}, engine.store, engine.load, engine.line):
+        if isinstance(event, Answer):
+            return unpacked(event.data), event.data["words"]
+        yield event
+    raise RuntimeError("the inputs ended without an answer")
+
+
+def unpacked(found: dict[str, Any]) -> Tensor:
+    """The inputs of an answer, [tokens, channels] float32."""
+    raw = torch.frombuffer(bytearray(base64.b64decode(found["inputs"])), dtype=torch.bfloat16)
+    return raw.view(found["tokens"], found["channels"]).float()
+
+
+TASK = Task("inputs", work)

@@ -1,0 +1,146 @@
+"""Outliers planted in a copy of a model without changing what it computes, and what int8 methods then do to it.
+
+Wherever a normalisation feeds linear layers, some of its channels are made larger by a factor and the same columns of those layers smaller. With
+a power of two every bfloat16 product stays the same to the last bit, so whatever a method loses, it loses to the outliers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from explorer import data, models
+from explorer.calibration import first_inputs
+from explorer.devices import device_name
+from explorer.experiment import quantize
+from explorer.methods import build, label_of
+from explorer.metrics import Subject
+from explorer.metrics.quality import METRIC as QUALITY
+from explorer.models import LoadedModel
+from explorer.records import Answer, Event, InputError, Measurement, Progress
+from explorer.tasks import Engine, Task
+from explorer.tasks.activations import checked
+
+WINDOWS, CALIBRATION = 2, 2
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "W8A8 per tensor": ("dynamic_int8", {"activation": "tensor"}), "W8A8 per token": ("dynamic_int8", {}), "LLM.int8()": ("llm_int8", {}),
+    "SmoothQuant": ("smoothquant", {"alpha": 0.5}), "8-bit weights only": ("rtn", {"bits": 8, "granularity": "channel"}),
+}  # fmt: skip
+KEPT = ("kld_mean", "top1_agreement", "perplexity_delta")
+CHECKED = 64  # tokens of the check that the function stays
+
+
+def readers(block: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> list[tuple[nn.Module, list[nn.Linear]]]:
+    """(normalisation, the linear layers that read exactly what it gives) of a decoder block, found by running it. hidden [B, T, H]."""
+    outputs: dict[int, nn.Module] = {}
+    pairs: dict[nn.Module, list[nn.Linear]] = {}
+    held = []
+
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        held.append(output)  # keeps the address from being used again
+        outputs[output.data_ptr()] = module
+
+    def before(module: nn.Module, args: tuple) -> None:
+        if args[0].data_ptr() in outputs:
+            pairs.setdefault(outputs[args[0].data_ptr()], []).append(module)
+
+    norms = [
+        m for m in block.modules() if "norm" in type(m).__name__.lower() and getattr(m, "weight", None) is not None and m.weight.shape == hidden.shape[-1:]
+    ]
+    handles = [m.register_forward_hook(after) for m in norms]
+    handles += [m.register_forward_pre_hook(before) for m in block.modules() if isinstance(m, nn.Linear)]
+    try:
+        block(hidden, **arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(pairs.items())
+
+
+@torch.no_grad()
+def plant(loaded: LoadedModel, strength: float, channels: int, tokens: Tensor) -> list[int]:
+    """Makes `channels` channels of every normalisation `strength` times larger and the columns that read them smaller, in place; the channels with
+    the largest inputs in the first block. tokens [B, T] int64, to run once. Returns the channels. Raises InputError where no norm feeds a linear layer.
+    """
+    batches, arguments = first_inputs(loaded, tokens)
+    hidden, chosen = batches[0], None
+    for block in models.blocks(loaded.model):
+        pairs = readers(block, hidden, arguments)
+        output = block(hidden, **arguments)
+        hidden_after = output[0] if isinstance(output, tuple) else output
+        for norm, layers in pairs:
+            if chosen is None:
+                chosen = norm(hidden).abs().amax((0, 1)).topk(min(channels, hidden.shape[-1])).indices
+            one = 1.0 if "gemma" in type(norm).__name__.lower() else 0.0  # Gemma multiplies by 1 + weight
+            norm.weight[chosen] = (norm.weight[chosen] + one) * strength - one
+            if getattr(norm, "bias", None) is not None:
+                norm.bias[chosen] *= strength
+            for layer in layers:
+                layer.weight[:, chosen] /= strength
+        hidden = hidden_after
+    if chosen is None:
+        raise InputError("In this model no normalisation feeds a linear layer directly, so outliers cannot be planted without changing it.")
+    return chosen.tolist()
+
+
+@torch.no_grad()
+def distance(one: nn.Module, other: nn.Module, tokens: Tensor) -> tuple[float, float]:
+    """(largest |difference| of the logits, the same over the largest |logit|) of two models on tokens [B, T]."""
+    a, b = one(tokens, use_cache=False).logits.float(), other(tokens, use_cache=False).logits.float()
+    gap = (a - b).abs().max().item()
+    return gap, gap / a.abs().max().clamp(min=1e-30).item()
+
+
+def work(engine: Engine, model: str, strength: float = 16.0, channels: int = 4) -> Iterator[Event]:
+    """Answer data: strength, channels (which), methods ({name: {label, metric: [value, low, high]}} with the metrics in KEPT, kernel}), gap and
+    gap_relative (of the logits in bfloat16), gap_float32 (relative), tokens. The loaded model is not touched: a copy is.
+    """
+    checked(strength, channels)
+    yield Progress("load model", 0, 1, model)
+    loaded = engine.load(models.trained(model))
+    length = min(512, loaded.length)
+    rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * length, length)
+    reference, text = data.reference("bundled", "calibration", CALIBRATION * length, length)
+    yield Progress("plant outliers", 0, 1, f"{channels} channels, {strength:g} times larger")
+    planted = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+    chosen = plant(planted, strength, channels, rows[:1, :CHECKED])
+    gap, relative = distance(loaded.model, planted.model, rows[:1, :CHECKED])
+    exact = _in_float32(loaded, strength, channels, rows[:1, :CHECKED])
+    if exact > 1e-3:
+        raise InputError(f"Planting changes what this model computes ({exact:.1e} of the largest logit), so nothing could be told from it.")
+    found: dict[str, dict[str, Any]] = {}
+    for index, (name, (method, params)) in enumerate(METHODS.items()):
+        yield Progress("methods", index, len(METHODS), name)
+        found[name] = yield from _measured(planted, build(method, params), reference, text, rows)
+    yield Answer("outlier_dial", {
+        "strength": strength, "channels": chosen, "methods": found, "gap": gap, "gap_relative": relative, "gap_float32": exact, "tokens": rows.numel(),
+    }, {"device": device_name(loaded.device), "torch": torch.__version__})  # fmt: skip
+
+
+def _in_float32(loaded: LoadedModel, strength: float, channels: int, tokens: Tensor) -> float:
+    """The relative difference of the logits that planting makes in float32."""
+    before = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model).float())
+    after = dataclasses.replace(loaded, model=copy.deepcopy(before.model))
+    plant(after, strength, channels, tokens)
+    return distance(before.model, after.model, tokens)[1]
+
+
+def _measured(loaded: LoadedModel, method: Any, reference: Any, text: str, rows: Tensor) -> Iterator[Any]:
+    """Yields Progress, returns {label, kernel, metric: [value, low, high]} of a method on a model."""
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
+    subject, _ = yield from quantize(subject, method, reference, text)
+    told: dict[str, Any] = {"label": label_of(method), "kernel": next((layer.kernel for layer in subject.layers.values()), "")}
+    for event in QUALITY.measure(subject):
+        if isinstance(event, Measurement) and event.metric in KEPT:
+            told[event.metric] = [event.value, event.low, event.high]
+        elif isinstance(event, Progress):
+            yield event
+    return told
+
+
+TASK = Task("outlier_dial", work)

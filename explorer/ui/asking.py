@@ -1,0 +1,41 @@
+"""A task's answer on the page: its status line while it works, what is drawn from it at the end, a sentence when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from explorer.records import Answer, Report
+from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.tab import Runner
+
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+LIVE = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 16}
+
+
+def asked(runner: Runner, task: str, arguments: dict[str, Any], count: int, draw: Callable[[dict[str, Any]], list[Any]], done: str = "") -> Iterator[list[Any]]:
+    """Yields [status line, *count values] for a gr.HTML and the components that `draw` fills: while the task works only the line changes."""
+    same = [gr.skip()] * count
+    try:
+        for event in watched(runner.do(task, arguments), Clock()):
+            if isinstance(event, Answer):
+                yield [status(done, "done") if done else "", *draw(event.data)]
+            elif isinstance(event, str):
+                yield [event, *same]
+    except Exception as error:  # the outermost boundary: whoever moved a control gets a sentence
+        yield [failure(error), *same]
+
+
+def found(runner: Runner, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The data of a quick task's answer."""
+    for event in runner.do(task, arguments):
+        if isinstance(event, Answer):
+            return event.data
+    raise RuntimeError(f"the task {task} ended without an answer")
+
+
+def model_of(reports: list[Report] | tuple[Report, ...]) -> str:
+    """The model that a page's reports are of."""
+    return reports[0].experiment.model.name if reports else "demo"

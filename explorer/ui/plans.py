@@ -1,0 +1,171 @@
+"""Handlers of the Planner tab: an architecture and a few numbers in, bars and a table of accelerators out. Arithmetic only, so all answers are instant."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.accelerators import ACCELERATORS, Accelerator, Fit, fit, widths
+from explorer.figures import finite
+from explorer.figures.plan import CHART
+from explorer.planner import Architecture, Need, Plan, architecture, gigabytes, need, pasted
+from explorer.records import Answer, InputError
+from explorer.ui.frame import chart_values
+from explorer.ui.page import failure, status
+from explorer.ui.tab import Shell
+
+FOLDER = Path(__file__).parents[2] / "assets" / "architectures"
+DEMO = Path(__file__).parents[2] / "assets" / "demo-model" / "config.json"
+FIRST, DEVICE = "llama-3.1-70b", "A100 80 GB"
+
+
+@cache
+def presets() -> dict[str, Architecture]:
+    """The architectures that ship with the project and that the planner can count, by name, smallest first."""
+    found = {"demo": architecture(json.loads(DEMO.read_text()), "demo")}
+    for path in sorted(FOLDER.glob("*.json")):
+        try:
+            found[path.stem] = architecture(json.loads(path.read_text()), path.stem)
+        except InputError:  # a family that only other parts of the project use
+            continue
+    return dict(sorted(found.items(), key=lambda pair: pair[1].parameters))
+
+
+def integer(value: Any, what: str) -> int:
+    """A number box's value. Raises InputError for an empty one or NaN."""
+    if not finite(value) or isinstance(value, bool):
+        raise InputError(f"{what} needs a number.")
+    return int(value)
+
+
+class Plans:
+    """`asked` are the values of the tab's controls: preset, config, bits, group, everything, KV bits, context, users, device, price, share."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+
+    def model(self, preset: str, config: str) -> Architecture:
+        """The pasted architecture where there is one, else the preset. Raises InputError."""
+        if config and config.strip():
+            return pasted(config)
+        if preset not in presets():
+            raise InputError("Choose an architecture from the list, or paste a config.json.")
+        return presets()[preset]
+
+    def read(self, *asked: Any) -> tuple[Architecture, Plan, Accelerator, float]:
+        """(architecture, plan, accelerator, share of the bound). Raises InputError."""
+        preset, config, bits, group, everything, kv_bits, context, users, device, _, reached = asked
+        chosen = next((one for one in ACCELERATORS if one.name == device), None)
+        if chosen is None:
+            raise InputError("Choose an accelerator from the list.")
+        numbers = [integer(value, what) for value, what in ((bits, "Bits"), (group, "The group"), (kv_bits, "KV bits"), (context, "Context"), (users, "Users"))]
+        return self.model(preset, config), Plan(*numbers, everything=bool(everything)), chosen, integer(reached, "The share") / 100
+
+    def solved(self, *asked: Any) -> list[Any]:
+        """[status, table, chart, words]."""
+        try:
+            model, plan, chosen, share = self.read(*asked)
+            price = asked[9] or None  # an empty box comes as 0
+            fits = [fit(model, plan, one, price if one is chosen else None, share) for one in ACCELERATORS]
+            drawn = chart_values(CHART, bars(model, plan, chosen))
+        except InputError as error:
+            return [status(str(error), "error"), *[gr.skip()] * 3]
+        mine = next(f for f in fits if f.accelerator is chosen)
+        return [status(sentence(model, plan, need(model, plan), mine), "done"), table(fits, chosen.name, plan), *drawn]
+
+    def fetched(self, name: str) -> Iterator[list[Any]]:
+        """[config text, status] of a model by name, through the runner."""
+        try:
+            for event in self.shell.runner.do("architecture", {"model": name or ""}):
+                if isinstance(event, Answer):
+                    found = architecture(event.data["config"], name)
+                    yield [json.dumps(event.data["config"], indent=1), status(f"{name}: {found.parameters / 1e9:.3f} billion parameters.", "done")]
+                else:
+                    yield [gr.skip(), status("Reading the configuration.", "busy")]
+        except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
+            yield [gr.skip(), failure(error)]
+
+
+def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]:
+    """The data of the chart: the compared widths, with the plan's own where it is none of them."""
+    shown = widths(model, plan)
+    if plan.bits not in (16, 8, 4, 3, 2):
+        shown.insert(1, (f"INT{plan.bits}", need(model, plan)))
+    parts = [{"name": name, "parts": {**one.weights, "KV cache": one.kv, "activations": one.activations}} for name, one in shown]
+    return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
+
+
+def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit) -> str:
+    """The answer in words."""
+    kind = f", {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
+    text = (
+        f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)} at {found.bits_per_weight:.3f} "
+        f"stored bits, KV cache {gigabytes(found.kv_user)} a user at {plan.context:,} tokens, {gigabytes(found.kv)} for {plan.users:,}, "
+        f"activations {gigabytes(found.activations)}. "
+    )
+    if model.window and plan.context > model.window:
+        text += f"Attention looks back {model.window:,} tokens, so the cache stops growing there. "
+    if model.context and plan.context > model.context:
+        text += f"The model was made for {model.context:,} tokens. "
+    if not chosen.count:
+        return f"{text}More than 64 × {chosen.accelerator.name} would be needed."
+    text += f"It needs {chosen.count} × {chosen.accelerator.name}, which then hold {chosen.users:,} users; "
+    text += f"at most {chosen.bound:,.0f} tokens/s in all (estimated bound)"
+    if chosen.dollars is None:
+        return f"{text}. Give a price to see what a token costs."
+    return f"{text}, ${chosen.dollars:,.2f} a million tokens at the share you gave."
+
+
+def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
+    """The accelerators as HTML."""
+    heads = (
+        "accelerator",
+        "memory, GB",
+        "GB/s",
+        "native floats",
+        "needed",
+        "users that fit",
+        "tokens/s, at most",
+        "each user",
+        "$ an hour",
+        "$ a million tokens",
+    )
+    rows = []
+    for one in fits:
+        a = one.accelerator
+        cells = [f"{a.memory:,}", f"{a.bandwidth:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
+        if one.count:
+            cells += [f"{one.count}", f"{one.users:,}", f"{one.bound:,.0f}", f"{one.bound / plan.users:,.1f}"]
+            cells += ["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}"]
+        else:
+            cells += ["more than 64", "", "", "", "", ""]
+        mark = " class='chosen'" if a.name == chosen else ""
+        rows.append(
+            f"<tr{mark}><th scope='row' title='{escape(a.source, quote=True)}'>{escape(a.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        )
+    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
+    note = (
+        "Estimated: memory and bandwidth from data sheets (the source is under each name); 90% of the memory usable, of unified memory 75%, on small machines "
+        "67%; counts in powers of two. Tokens/s would be reached if reading weights and cache were all that takes time: no arithmetic, no transfer between "
+        "devices, no gaps."
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f"<div class='scroll' tabindex='0'><table class='compare plan'>{body}</table></div><p class='hint'>{note}</p>"
+
+
+def price_of(device: str) -> Any:
+    """The list price of a device, or nothing where none is known."""
+    return next((one.price for one in ACCELERATORS if one.name == device), None)
+
+
+def first() -> list[Any]:
+    """The values of a new page's controls."""
+    plan = dataclasses.replace(Plan(), bits=4, users=10)
+    return [FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), 50]

@@ -1,0 +1,187 @@
+"""Handlers of the Trade-offs tab: a sweep that fills a figure, points that are put into Compare, two configurations told apart."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from explorer.figures import difference, finite, tradeoffs
+from explorer.grid import CHANNEL, Configuration, grid
+from explorer.records import Answer, InputError, Measurement, Report, key_of, report_from
+from explorer.ui.frame import chart_values
+from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.session import arrange, ground, keys_of
+from explorer.ui.tab import Shell
+from explorer.ui.table import origin
+
+SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
+OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
+HEADS = ("configuration", "bits/weight", "KL, nats", "perplexity, %", "ms a token", "quantize, s", "origin")
+
+
+@cache
+def survey() -> dict[str, Report]:
+    """The recorded survey of all methods on the bundled model, by key."""
+    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
+    for report in reports:
+        report.provenance["recorded"] = True
+    return {key_of(report.experiment): report for report in reports}
+
+
+class Points:
+    """What the tab does. A page holds the keys of its own points as JSON text; the reports are on the shelf."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+
+    def reports(self, held: str) -> list[Report]:
+        """The recorded survey, where it is of the same model and text, and a page's own reports, which take the recorded one's place."""
+        keys = [key for key in json.loads(held or "[]") if isinstance(key, str)]
+        own = [report for key in keys for report in self.shell.shelf.pick([key])]
+        recorded = [r for key, r in survey().items() if key not in keys and (not own or ground(r) == ground(own[0]))]
+        return [*recorded, *own]
+
+    def data(self, held: str, view: str, quality: str) -> dict[str, Any]:
+        """The data of the trade-offs chart."""
+        reports = self.reports(held)
+        return {"points": [tradeoffs.point_of(r, k, origin(r)) for k, r in zip(keys_of(reports), reports, strict=True)], "view": view, "quality": quality}
+
+    def drawn(self, held: str, view: str, quality: str) -> list[Any]:
+        """[chart, words]."""
+        return chart_values(tradeoffs.CHART, self.data(held, view, quality))
+
+    def rows(self, held: str) -> list[list[Any]]:
+        """The table, least divergence first."""
+        points = [p for p in self.data(held, "bits", "kld_mean")["points"] if p["method"] != "none"]
+        points.sort(key=lambda p: p["metrics"].get("kld_mean", [None])[0] or 0.0)
+        return [cells(p) for p in points]
+
+    def configurations(self, methods: list[str], bits: list[int], groups: list[int]) -> list[Configuration]:
+        """The grid of these choices. Raises InputError."""
+        return grid(self.shell.catalogue, methods or [], [int(b) for b in bits or []], [int(g) for g in groups or []])
+
+    def count(self, model: str, methods: list[str], bits: list[int], groups: list[int]) -> str:
+        """How many configurations these choices are and about how long they take, as a status line."""
+        try:
+            asked = self.configurations(methods, bits, groups)
+        except InputError as error:
+            return status(str(error), "error")
+        text = f"{len(asked) - 1} configurations and the 16-bit baseline"
+        if model != "demo":
+            return status(f"{text}; the time is told once the first are done. What is stored already takes no time.")
+        seconds = sum(OVERHEAD + quantizing(one.method) for one in asked)
+        return status(
+            f"{text}, about {seconds / 60:.0f} min (estimated from recorded runs)." if seconds > 90 else f"{text}, about {seconds:.0f} s (estimated)."
+        )
+
+    def sweep(
+        self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
+    ) -> Iterator[list[Any]]:
+        """Streams [status, chart, words, rows, held]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
+        clock, keys, same = Clock(), json.loads(held or "[]"), [gr.skip()] * 4
+        try:
+            asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
+            asked |= {"options": dict(zip(OPTIONS, options, strict=True))}
+            self.configurations(methods, bits, groups)
+            for event in watched(self.shell.runner.do("sweep", asked), clock):
+                if isinstance(event, str):
+                    yield [event, *same]
+                elif isinstance(event, Report):
+                    new = self.shell.shelf.add(event)
+                    keys = [*(key for key in keys if key != new), new]
+                    held = json.dumps(keys)
+                    yield [gr.skip(), *self.drawn(held, view, quality), self.rows(held), held]
+                elif isinstance(event, Answer):
+                    left = "".join(f" {name} could not run: {why}" for name, why in list(event.data["failed"].items())[:3])
+                    sentence = f"{event.data['done']} configurations in {clock.seconds():.0f} s. Select a row to put it into Compare.{left}"
+                    yield [status(sentence, "done"), *same]
+        except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
+            yield [failure(error), *same]
+
+    def choose(self, event: gr.SelectData, held: str, keys: list[str], layer: str | None) -> list[Any]:
+        """[status, compared, layer] after a row was selected: its report joins the page."""
+        row = event.row_value
+        found = next((r for r in self.reports(held) if [r.name, origin(r)] == [row[0], row[-1]]), None)
+        if found is None:
+            return [gr.skip()] * 3
+        self.shell.shelf.add(found)
+        shown, note = arrange(self.shell.shelf.pick(keys), found)
+        shown = self.shell.shelf.with_baseline(shown)
+        compared, picker = self.shell.shared(shown, layer)
+        return [status(f"{found.name} is in Compare. {note}", "done"), gr.Dropdown(**compared), gr.Dropdown(**picker)]
+
+    def names(self, held: str, keys: list[str]) -> list[tuple[str, str]]:
+        """(name, key) of the configurations that can be told apart: those of the page and its points."""
+        shown = [*self.shell.shelf.pick(keys), *self.reports(held)]
+        return list({key: (r.name, key) for key, r in zip(keys_of(shown), shown, strict=True)}.values())
+
+    def apart(self, first: str, second: str, held: str, keys: list[str]) -> Iterator[list[Any]]:
+        """Streams [status, chart, words] of the paired comparison of two configurations."""
+        clock, looks, same = Clock(), list[dict[str, Any]](), [gr.skip()] * 2
+        known = {key: r for r in [*self.shell.shelf.pick(keys), *self.reports(held)] for key in keys_of([r])}
+        try:
+            if first not in known or second not in known:
+                raise InputError("Choose two configurations of those on the page.")
+            one, two = known[first], known[second]
+            if ground(one) != ground(two):
+                raise InputError("The two are of different models or texts, so no token can be paired.")
+            text = one.experiment.evaluation
+            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": text.source, "text": text.text}
+            for event in watched(self.shell.runner.do("distinguish", asked), clock):
+                if isinstance(event, str):
+                    yield [event, *same]
+                elif isinstance(event, Measurement):
+                    looks.append(event.value)
+                    yield [gr.skip(), *chart_values(difference.CHART, {"looks": looks, "margin": 0.5, "names": [one.name, two.name]})]
+                elif isinstance(event, Answer):
+                    chart = chart_values(difference.CHART, event.data | {"names": [one.name, two.name]})
+                    yield [status(f"Decided in {clock.seconds():.0f} s. {difference.summary(event.data | {'names': [one.name, two.name]})}", "done"), *chart]
+        except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
+            yield [failure(error), *same]
+
+
+def described(report: Report) -> dict[str, Any]:
+    """A report's configuration as the task "distinguish" takes it."""
+    spec, read = report.experiment.spec, report.experiment.calibration
+    calibration = {"calibration": read.source, "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed}
+    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, **calibration}
+
+
+@cache
+def quantizing(method: str) -> float:
+    """Seconds that quantizing the bundled model takes, from the survey; 0 for an unknown method."""
+    values = [r.value("quantize_seconds") for r in survey().values() if r.experiment.spec.method == method]
+    return statistics.median(v for v in values if finite(v)) if any(map(finite, values)) else 0.0
+
+
+def cells(point: dict[str, Any]) -> list[Any]:
+    """A row of the table."""
+
+    def text(metric: str, form: str, factor: float = 1.0) -> str:
+        value, low, high = point["metrics"].get(metric, [None, None, None])
+        if not finite(value):
+            return ""
+        half = f" ± {factor * (high - low) / 2:{form.lstrip('+')}}" if finite(low) and finite(high) and low != high and factor else ""
+        return f"{factor * value:{form}}{half}"
+
+    rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
+    times = f"{1000 / rate:.2f}" if finite(rate) and rate > 0 else ""
+    numbers = [text("bits_per_weight", ".3f"), text("kld_mean", ".4f"), text("perplexity_delta", "+.2f"), times, text("quantize_seconds", ".1f")]
+    return [point["name"], *numbers, point["origin"]]
+
+
+def group_choices() -> list[tuple[str, int]]:
+    """Group sizes as the sweep offers them."""
+    return [("32", 32), ("64", 64), ("128", 128), ("per channel", CHANNEL)]
+
+
+def method_choices(catalogue: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Methods that a sweep offers: all but the baseline, which is always there, and the one whose rules are text."""
+    return [(escape(entry["title"].split(" (")[0]), entry["name"]) for entry in catalogue if entry["name"] not in ("none", "mixed")]

@@ -1,0 +1,134 @@
+"""Handlers of the Layers tab: measure a sensitivity, spend a budget by it, run the allocation. A page holds the sensitivity's key only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from explorer.allocate import Point, best, frontier, options_of, rules, uniform
+from explorer.figures import allocation, sensitivity
+from explorer.records import Answer, InputError, Measurement, Report
+from explorer.ui.frame import chart_values
+from explorer.ui.kept import Kept
+from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.session import arrange
+from explorer.ui.tab import Shell
+
+
+def origin(data: dict[str, Any]) -> str:
+    """Where a sensitivity comes from, in a sentence."""
+    how = "Recorded" if data.get("recorded") else "Measured here"
+    where = data.get("provenance", {})
+    text = f"{how}: {data.get('label', data['method'])} on {data['model']}, {data.get('text', '')}; {where.get('device', '')}, {where.get('date', '')}."
+    return text + (f" {len(data['kept'])} layers stay in 16 bits." if data.get("kept") else "")
+
+
+class Sensitivities:
+    """What the tab shows of a sensitivity, by the key that the page holds; the frontier is solved once a sensitivity."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell, self.kept, self._points = shell, Kept(), dict[str, list[Point]]()
+
+    def points(self, key: str) -> list[Point]:
+        """The frontier of a sensitivity. Raises InputError when there is none to allocate from."""
+        data = self.kept.get(key)
+        if not data or not data.get("rows"):
+            raise InputError("Measure the sensitivity first; a budget is spent by it.")
+        if key not in self._points:
+            self._points = {**dict(list(self._points.items())[-20:]), key: frontier(options_of(data["rows"]))}
+        return self._points[key]
+
+    def weights(self, key: str) -> tuple[int, int]:
+        """(all weights of the layers, stored bits of those that stay in 16 bits)."""
+        data = self.kept.get(key)
+        one = {row["layer"]: row["weights"] for row in data["rows"]}
+        left = sum(data.get("kept", {}).values())
+        return sum(one.values()) + left, 16 * left
+
+    def allocated(self, key: str, budget: float) -> dict[str, Any]:
+        """The best assignment at a budget of bits a weight, its rules, and the data of both charts."""
+        data, points = self.kept.get(key), self.points(key)
+        weights, fixed = self.weights(key)
+        chosen = best(points, budget * weights - fixed)
+        assignment = chosen.assignment()
+        step = max(1, len(points) // 150)
+        widths = sorted({row["bits"] for row in data["rows"]})
+        marks = []
+        for width in widths:
+            cost, loss = uniform(data["rows"], width)
+            marks.append({"kind": "uniform", "name": f"{width} bits for all", "width": width, "bits": (cost + fixed) / weights, "predicted": loss})
+        bits = (chosen.cost + fixed) / weights
+        marks.append({"kind": "mixed", "name": f"allocated {bits:.2f} bits", "bits": bits, "predicted": chosen.loss})
+        return {
+            "assignment": {layer: option.bits for layer, option in assignment.items()}, "bits": bits, "predicted": chosen.loss, "points": marks,
+            "rules": rules(assignment, data["method"], data["params"]),
+            "frontier": [[(p.cost + fixed) / weights, p.loss] for p in [*points[:-1:step], points[-1]] if p.loss > 0],
+        }  # fmt: skip
+
+    def drawn(self, key: str, width: int, what: str) -> list[Any]:
+        """The map and the ranking, each with its words."""
+        data = (self.kept.get(key) or {}) | {"width": width, "what": what}
+        return [*chart_values(sensitivity.MAP, data), *chart_values(sensitivity.RANKING, data)]
+
+    def measured(self, model: str, method: str, group: int, asymmetric: bool, width: int, what: str, key: str) -> Iterator[list[Any]]:
+        """Streams [status, key, *drawn]; the maps fill layer by layer."""
+        clock, rows, last = Clock(), list[dict[str, Any]](), 0.0
+        params = {"group_size": group} | ({} if method == "hqq" else {"symmetric": not asymmetric})
+        same = [gr.skip()] * 4
+        try:
+            for event in watched(self.shell.runner.do("sensitivity", {"model": model, "method": method, "params": params}), clock):
+                if isinstance(event, str):
+                    late = bool(rows) and clock.seconds() - last > 1.5
+                    last = clock.seconds() if late else last
+                    yield [event, gr.skip(), *(self.drawn(self.kept.put({"rows": list(rows)}), width, what) if late else same)]
+                elif isinstance(event, Measurement):
+                    rows.append(event.value)
+                elif isinstance(event, Answer):
+                    data = event.data | {"provenance": event.provenance}
+                    key = self.kept.put(data)
+                    yield [status(f"{origin(data)} {clock.seconds():.0f} s.", "done"), key, *self.drawn(key, width, what)]
+        except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
+            yield [failure(error), gr.skip(), *same]
+
+    def solved(self, key: str, budget: float) -> list[Any]:
+        """[map, words, chart, words, rules, status] of the best assignment."""
+        try:
+            data = self.allocated(key, budget)
+        except InputError as error:
+            return [*chart_values(allocation.MAP, {}), *chart_values(allocation.CHART, {}), "", status(str(error), "error")]
+        return [*chart_values(allocation.MAP, data), *chart_values(allocation.CHART, data), data["rules"], gr.skip()]
+
+    def asked(self, key: str, data: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], dict | None]]:
+        """(words, method, params, point of the chart) of the runs that judge an allocation: baseline, itself, the two nearest uniform widths."""
+        kept = self.kept.get(key)
+        near = sorted((p for p in data["points"] if p["kind"] == "uniform"), key=lambda p: abs(p["bits"] - data["bits"]))[:2]
+        uniforms = [(f"{p['name']}: ", kept["method"], kept["params"] | {"bits": p["width"]}, p) for p in near]
+        return [("baseline: ", "none", {}, None), ("allocation: ", "mixed", {"rules": data["rules"]}, data["points"][-1]), *uniforms]
+
+    def ran(self, key: str, budget: float, keys: list[str], layer: str | None, *options: Any) -> Iterator[list[Any]]:
+        """Streams [status, chart, words, compared, layer]: the allocation and uniform widths, measured on the evaluation text.
+
+        options: the values of the page's OPTIONS.
+        """
+        same, clock, shown = [gr.skip()] * 4, Clock(), self.shell.shelf.pick(keys)
+        try:
+            data, given = self.allocated(key, budget), dict(zip(OPTIONS, options, strict=True))
+            for what, method, params, point in self.asked(key, data):
+                for event in watched(self.shell.runner.run(self.kept.get(key)["model"], method, params, **given), clock, what):
+                    if isinstance(event, str):
+                        yield [event, *same]
+                    elif isinstance(event, Report):
+                        if point is None or point["kind"] == "mixed":
+                            self.shell.shelf.add(event)
+                            shown, _ = arrange(shown, event)
+                        if point is not None:
+                            found = event.find("kld_mean")
+                            point |= {"kld": found.value, "low": found.low, "high": found.high}
+                        yield [gr.skip(), *chart_values(allocation.CHART, data), gr.skip(), gr.skip()]
+            compared, picker = self.shell.shared(shown, layer)
+            sentence = f"Done in {clock.seconds():.0f} s; the allocation is in Compare."
+            yield [status(sentence, "done"), gr.skip(), gr.skip(), gr.Dropdown(**compared), gr.Dropdown(**picker)]
+        except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
+            yield [failure(error), *same]

@@ -1,0 +1,92 @@
+"""Trade-offs: a sweep over methods, bits and groups as a live frontier; any two points told apart by the fewest tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from explorer.figures import difference, tradeoffs
+from explorer.records import Report
+from explorer.ui.frame import chart, heading
+from explorer.ui.page import OPTIONS, status
+from explorer.ui.points import HEADS, Points, group_choices, method_choices
+from explorer.ui.session import keys_of
+from explorer.ui.tab import Shell, Tab, View
+
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+AXES = [
+    ("stored bits", "bits"),
+    ("memory", "memory"),
+    ("latency", "latency"),
+    ("calibration time", "calibration"),
+    ("predicted against measured speed", "roofline"),
+]
+QUALITY = [("KL divergence", "kld_mean"), ("perplexity change", "perplexity_delta")]
+WIDTHS = ["230px", "100px", "160px", "150px", "110px", "110px", "120px"]
+METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would sweep
+
+
+def build(shell: Shell) -> View:
+    handlers = Points(shell)
+    held = gr.Textbox("[]", visible="hidden", elem_id="points")
+    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+        view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, scale=2, elem_id="axes")
+        quality = gr.Radio(QUALITY, value="kld_mean", label="Quality", min_width=260)
+    plotted = chart(tradeoffs.CHART, handlers.data("[]", "bits", "kld_mean"))
+    heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
+    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+        methods = gr.Dropdown(
+            method_choices(shell.catalogue), value=METHODS, multiselect=True, label="Methods", min_width=300, scale=2, elem_id="sweep-methods"
+        )
+        bits = gr.CheckboxGroup([2, 3, 4, 5, 6, 8], value=BITS, label="Bits", min_width=220)
+        groups = gr.CheckboxGroup(group_choices(), value=GROUPS, label="Groups", min_width=240)
+    with gr.Row(elem_classes=["to-bar"]):
+        run = gr.Button("Run sweep", variant="primary", min_width=150, elem_id="sweep-run")
+        cancel = gr.Button("Cancel", variant="stop", min_width=90, elem_id="sweep-cancel")
+    line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
+    heading("All points", "Select a row to put its report beside the others in Compare.")
+    table = gr.Dataframe(
+        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=WIDTHS,
+        elem_id="points-table", buttons=["copy", "fullscreen"],
+    )  # fmt: skip
+    model = shell.controls[0]
+    asked = [model, methods, bits, groups]
+    for control in asked:
+        control.change(handlers.count, asked, line, trigger_mode="always_last", **QUIET)
+    for control in (view, quality):
+        control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
+    options = shell.controls[2 : 2 + len(OPTIONS)]
+    running = run.click(handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16, **QUIET)
+    cancel.click(lambda: status("Cancelled. Run the sweep again to go on."), None, line, cancels=[running], queue=False, **QUIET)
+    table.select(handlers.choose, [held, shell.compared, shell.layer], [line, shell.compared, shell.layer], **QUIET)
+    return told_apart(shell, handlers, held)
+
+
+def told_apart(shell: Shell, handlers: Points, held: Any) -> View:
+    """Lays out and wires the paired comparison of two configurations; the View fills its lists."""
+    first = shell.shelf.first()
+    heading("Tell two apart", "Both score the same tokens until the difference, or that there is none, is certain; then it stops.")
+    keys = keys_of(first)
+    names = handlers.names("[]", keys)
+    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+        one = gr.Dropdown(names, value=keys[2] if len(keys) > 3 else None, label="First", min_width=220, elem_id="apart-first")
+        two = gr.Dropdown(names, value=keys[3] if len(keys) > 3 else None, label="Second", min_width=220, elem_id="apart-second")
+    with gr.Row(elem_classes=["to-bar"]):
+        run = gr.Button("Tell apart", variant="primary", min_width=150, elem_id="apart-run")
+        cancel = gr.Button("Cancel", variant="stop", min_width=90)
+    line = gr.HTML(status("Within ±0.5% of perplexity two configurations count as the same."), padding=False, elem_id="apart-status")
+    shown = chart(difference.CHART)
+    running = run.click(handlers.apart, [one, two, held, shell.compared], [line, *shown], concurrency_limit=16, **QUIET)
+    cancel.click(lambda: status("Cancelled."), None, line, cancels=[running], queue=False, **QUIET)
+
+    def render(reports: Sequence[Report], layer: str, held: str, first: str | None, second: str | None) -> list[Any]:
+        names = handlers.names(held, keys_of(reports))
+        known = {key for _, key in names}
+        return [gr.Dropdown(names, value=chosen if chosen in known else None) for chosen in (first, second)]
+
+    return View([one, two], render, [held, one, two])
+
+
+TAB = Tab("tradeoffs", "Trade-offs", build, order=40)

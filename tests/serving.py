@@ -1,0 +1,164 @@
+"""The app over a stand-in runner, in a process of its own: `python -m tests.serving PORT FOLDER`; and raw HTTP as a page speaks it. For load and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from explorer.records import Event, Progress, QuantSpec, Report, report_from
+from explorer.worker import WorkerSettings
+
+ROOT = Path(__file__).parent.parent
+SLOW = 30.0  # seconds that absmax takes here, to be cancelled
+
+
+class Canned:
+    """Gives a recorded report of the asked method after `seconds`, one at a time; notes each computation as a line in the file of its store."""
+
+    def __init__(self, settings: WorkerSettings, seconds: float) -> None:
+        from explorer.turns import Line
+
+        data = json.loads((ROOT / "assets" / "seed_results.json").read_text())
+        self.reports = {r.experiment.spec.method: r for r in map(report_from, data)}
+        self.log, self.seconds, self.line, self.made = settings.store, seconds, Line(), dict[str, Report]()
+
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        from explorer.turns import waiting
+
+        key = json.dumps([method, params, options], sort_keys=True)
+        if key not in self.made:
+            with self.line.place() as ahead:
+                yield from waiting(ahead)
+                with self.log.open("a") as file:
+                    file.write(f"{time.monotonic()} start {key}\n")
+                try:
+                    steps = int((SLOW if method == "absmax" else self.seconds) / 0.05)
+                    for i in range(steps):
+                        yield Progress("measure", i, steps)
+                        time.sleep(0.05)
+                finally:
+                    with self.log.open("a") as file:
+                        file.write(f"{time.monotonic()} end {key}\n")
+            found = self.reports.get(method, self.reports["rtn"])
+            spec = QuantSpec.of(method, **params)
+            self.made[key] = dataclasses.replace(found, experiment=dataclasses.replace(found.experiment, spec=spec))
+        yield self.made[key]
+
+
+def canned(settings: WorkerSettings) -> Canned:
+    """What WorkerSettings.factory names."""
+    return Canned(settings, float(os.environ.get("CANNED_SECONDS", "0.3")))
+
+
+@contextmanager
+def served(folder: Path, seconds: float = 0.3, auth: Path | None = None) -> Iterator[str]:
+    """The address of the app over the stand-in runner."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.serving", str(port), str(folder), *([str(auth)] if auth else [])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "CANNED_SECONDS": str(seconds)}) as process:
+        address = f"http://127.0.0.1:{port}"
+        (folder / "pid").write_text(str(process.pid))
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/healthz", timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the app ended"
+                time.sleep(0.1)
+        yield address
+        process.terminate()
+
+
+class Visitor:
+    """One page: calls handlers as its script does, over the queue."""
+
+    def __init__(self, client: httpx.AsyncClient, config: dict[str, Any]) -> None:
+        self.client, self.config, self.session = client, config, secrets.token_hex(5)
+        self.components = {c["id"]: c for c in config["components"]}
+        self.run_handler = next(d for d in config["dependencies"] if any(self.named(t[0]) == "run" for t in d["targets"]))
+
+    def named(self, component: int) -> str:
+        return self.components[component]["props"].get("elem_id") or ""
+
+    def body(self, handler: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        """A request with every input as the page starts with it; changes: by elem_id."""
+        data = [changes.get(self.named(i), self.components[i]["props"].get("value")) for i in handler["inputs"]]
+        return {"data": data, "fn_index": handler["id"], "session_hash": self.session, "trigger_id": None, "event_data": None}
+
+    async def call(self, handler: dict[str, Any], **changes: Any) -> list[Any]:
+        """The last output of a handler. Raises AssertionError when it is refused or fails."""
+        return [output async for output in self.stream(handler, **changes)][-1]
+
+    async def stream(self, handler: dict[str, Any], **changes: Any) -> Any:
+        """Yields every output of a handler."""
+        joined = await self.client.post("/gradio_api/queue/join", json=self.body(handler, **changes))
+        assert joined.status_code == 200, joined.text
+        self.event = joined.json()["event_id"]
+        async with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as answer:
+            async for line in answer.aiter_lines():
+                message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+                if message.get("msg") == "process_generating":
+                    yield message["output"].get("data")
+                if message.get("msg") == "process_completed":
+                    assert message["success"], message
+                    yield message["output"].get("data")
+                    return
+
+    async def cancel(self, handler: dict[str, Any]) -> None:
+        """What the page does on Cancel."""
+        asked = {"session_hash": self.session, "fn_index": handler["id"], "event_id": self.event}
+        assert (await self.client.post("/gradio_api/cancel", json=asked)).status_code == 200
+
+
+def client(address: str) -> httpx.AsyncClient:
+    """For hundreds of visitors at once."""
+    return httpx.AsyncClient(base_url=address, timeout=60, limits=httpx.Limits(max_connections=None), trust_env=False)
+
+
+async def warm(address: str) -> dict[str, Any]:
+    """The app's config, once its worker is ready."""
+    async with client(address) as http:
+        visitor = Visitor(http, (await http.get("/config")).json())
+        await visitor.call(visitor.run_handler)  # wakes the worker
+        for _ in range(200):
+            if (await http.get("/healthz")).status_code == 200:
+                return visitor.config
+            await asyncio.sleep(0.1)
+    raise AssertionError("no worker after 20 s")
+
+
+def main() -> None:
+    import app
+    from explorer.hub import HubSettings
+    from explorer.jobs import WorkerRunner
+    from explorer.limits import Limits
+    from explorer.server.health import Metrics
+    from explorer.server.login import read
+    from explorer.ui.visitor import session
+
+    port, folder = int(sys.argv[1]), Path(sys.argv[2])
+    metrics = Metrics()
+    work = WorkerSettings(folder / "log", HubSettings(offline=True), "tests.serving:canned")
+    made = app.Settings(port=port, store=folder / "log", open_browser=False)
+    names = read(Path(sys.argv[3])) if len(sys.argv) > 3 else {}
+    app.serve(made, WorkerRunner(work, Limits(spare=False), session, metrics), metrics, names)
+
+
+if __name__ == "__main__":
+    main()

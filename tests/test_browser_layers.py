@@ -1,0 +1,62 @@
+"""Layers, Trade-offs and Planner in a real Chromium: what is recorded is there at once, controls answer, a sweep streams, a row joins Compare."""
+
+from __future__ import annotations
+
+import time
+
+from tests.driving import browser_test, open_tab, visit
+
+pytestmark = browser_test
+
+
+def numbers(page, selector: str) -> str:
+    return " ".join(page.inner_text(selector).split())
+
+
+def test_a_budget_moves_the_map(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "layers")
+    for name in ("sensitivity", "sensitivity_ranking", "allocation_map", "allocation"):
+        page.wait_for_selector(f"#plot-{name} .main-svg")
+    before = page.locator("#tab-layers .summary", has_text="stored bits a weight").inner_text()
+    box = page.locator("#budget input[type=number]")
+    box.fill("4")
+    box.press("Enter")
+    start = time.monotonic()
+    page.wait_for_function("before => ![...document.querySelectorAll('#tab-layers .summary')].some(e => e.innerText === before)", arg=before)
+    assert time.monotonic() - start < 3
+    assert "at 4 bits" in page.locator("#tab-layers .summary", has_text="stored bits a weight").inner_text() and not wrong
+    page.close()
+
+
+def test_a_sweep_streams_and_a_row_joins_compare(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "tradeoffs")
+    page.wait_for_selector("#plot-tradeoffs .main-svg")
+    rows = page.locator("#points-table tbody tr").count()
+    assert rows > 5 and "6 configurations" in numbers(page, "#sweep-status")
+    page.locator("#points-table td", has_text="GPTQ 4-bit g64 asymmetric").first.click()
+    page.locator("#sweep-status", has_text="is in Compare").wait_for(timeout=10_000)
+    assert "GPTQ 4-bit g64 asymmetric" in numbers(page, "#compared")
+    page.get_by_label("Latency", exact=False).first.check(force=True)
+    page.locator("#tab-tradeoffs .summary", has_text="Device:").wait_for(timeout=5000)
+    for label in ("2", "3"):
+        page.locator("#tab-tradeoffs").get_by_label(label, exact=True).first.uncheck(force=True)
+    page.locator("#sweep-status", has_text="2 configurations").wait_for(timeout=5000)
+    page.click("#sweep-run")
+    page.locator("#sweep-status progress").wait_for(timeout=30_000)
+    page.locator("#sweep-status", has_text="configurations in").wait_for(timeout=90_000)
+    assert not wrong
+    page.close()
+
+
+def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 390, 844, "dark")
+    open_tab(page, "planner")
+    page.wait_for_selector("#plot-plan .main-svg")
+    assert "70.554 billion" in numbers(page, "#plan-status") and page.locator("#plan-table tbody tr").count() >= 15
+    page.locator("#tab-planner").get_by_label("16", exact=True).first.check(force=True)
+    start = time.monotonic()
+    page.locator("#plan-status", has_text="Weights 141 GB").wait_for(timeout=5000)
+    assert time.monotonic() - start < 2 and page.evaluate("document.documentElement.scrollWidth") <= 390 and not wrong
+    page.close()

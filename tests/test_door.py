@@ -1,0 +1,134 @@
+"""The door: only listed routes, bodies of the right shape and size, headers, login with lockout, health and metrics; nothing invalid gets behind it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import generate_latest
+
+import app
+from explorer.jobs import Finished
+from explorer.records import InputError, report_from
+from explorer.server.health import Metrics
+from explorer.server.login import TRIES, Lockout, hashed, matches, read
+from tests.serving import ROOT, served
+
+CLOSED = (
+    "/docs", "/redoc", "/openapi.json", "/monitoring", "/monitoring/summary", "/login", "/gradio_api/openapi.json", "/gradio_api/runs", "/gradio_api/upload",
+    "/gradio_api/run-history/records", "/gradio_api/proxy=http://127.0.0.1:1/", "/gradio_api/file=http://127.0.0.1:1/", "/gradio_api/deep_link",
+    "/gradio_api/vibe-code/", "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/dev/reload", "/gradio_api/file=../../etc/passwd", "/assets/../app.py",
+    "/gradio_api/mcp/sse", "/gradio_api/call/run/1", "/static/%2e%2e/app.py", "/gradio_api/token",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(tmp_path_factory.mktemp("app")) as url:
+        yield url
+
+
+def test_only_what_a_page_needs_is_open(address: str) -> None:
+    with httpx.Client(base_url=address, trust_env=False) as http:
+        page = http.get("/")
+        assert page.status_code == 200 and "frame-ancestors" in page.headers["content-security-policy"]
+        assert page.headers["x-content-type-options"] == "nosniff" and page.headers["referrer-policy"] == "no-referrer"
+        for path in CLOSED:
+            assert http.get(path).status_code in (403, 404), path
+            assert http.post(path, json={}).status_code in (404, 405), path
+        for path in ("/gradio_api/call/run", "/gradio_api/call/v2/run", "/gradio_api/api/run", "/gradio_api/component_server", "/gradio_api/reset"):
+            assert http.post(path, json={"data": []}).status_code == 404
+        for method in ("PUT", "DELETE", "PATCH", "TRACE"):
+            assert http.request(method, "/").status_code == 405
+
+
+def test_bodies_have_a_shape_and_a_size(address: str) -> None:
+    join = "/gradio_api/queue/join"
+    with httpx.Client(base_url=address, trust_env=False) as http:
+        large = http.post(join, content=b"x" * 2_000_000)
+        assert large.status_code == 413 and "at most" in large.json()["error"]
+        assert http.post(join, content=(b"x" * 65536 for _ in range(40))).status_code == 413  # no length told
+        assert http.post("/gradio_api/cancel", content=b"x" * 70_000).status_code == 413
+        for body in ({}, {"fn_index": 10**6, "data": [], "session_hash": "abcdef"}, {"fn_index": True}, [], None, {"fn_index": 0, "data": [], "more": 1}):
+            answer = http.post(join, json=body)
+            assert answer.status_code == 422 and answer.json()["error"].endswith("."), body
+            assert http.post("/gradio_api/run/predict", json=body).status_code == 422
+            assert http.post("/gradio_api/cancel", json=body).status_code == 422
+
+
+def test_health_and_metrics(address: str) -> None:
+    with httpx.Client(base_url=address, trust_env=False) as http:
+        for _ in range(100):
+            if http.get("/healthz").status_code == 200:
+                break
+            time.sleep(0.1)
+        assert http.get("/healthz").json() == {"worker": "ready"}
+        assert "explorer_worker_up 1.0" in http.get("/metrics").text
+        assert http.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}).status_code == 403
+
+
+def test_metrics_count_what_was_run() -> None:
+    metrics = Metrics()
+    report = next(r for r in map(report_from, json.loads((app.ASSETS / "seed_results.json").read_text())) if r.experiment.spec.method == "gptq")
+    metrics(Finished("gptq", "done", 0.1, 2.0, report))
+    metrics(Finished("run", "died", 0.1, 2.0))
+    text = generate_latest(metrics.registry).decode()
+    for line in ('jobs_total{name="gptq",outcome="done"} 1.0', 'outcome="died"} 1.0', 'kl_divergence_nats_count{method="gptq"} 1.0', "cache_hits_total 0.0"):
+        assert line in text
+
+
+def test_ten_thousand_mutations_and_none_invalid_gets_through() -> None:
+    """In a process of its own, because gradio leaves an event loop open."""
+    counts = json.loads(subprocess.run([sys.executable, "-m", "tests.mutations", "10000"], check=True, cwd=ROOT, timeout=120, capture_output=True).stdout)
+    assert counts["requests"] == 10_000 and counts["through"] > 300 and counts["422"] > 3000
+
+
+def test_login_and_lockout(tmp_path: Path) -> None:
+    file = tmp_path / "names"
+    file.write_text(f"ada:{hashed('correct horse')}\n")
+    with served(tmp_path, auth=file) as address, httpx.Client(base_url=address, trust_env=False) as http:
+        assert http.get("/").headers["location"] == "login" and http.get("/config").status_code == 401
+        assert http.post("/gradio_api/queue/join", json={"fn_index": 0, "data": []}).status_code in (401, 422)
+        assert http.get("/gradio_api/queue/data?session_hash=abc").status_code == 401 and http.get("/metrics").status_code == 401
+        assert "password" in http.get("/login").text and http.get("/healthz").status_code in (200, 503)
+        assert http.post("/login", data={"name": "<b>eve</b>", "password": "x"}).status_code == 401
+        good = http.post("/login", data={"name": "ada", "password": "correct horse"})
+        cookie = good.headers["set-cookie"].lower()
+        assert good.status_code == 303 and "httponly" in cookie and "samesite=lax" in cookie and "correct" not in cookie
+        assert http.get("/").status_code == 200 and http.get("/config").status_code == 200
+        value = http.cookies.get("explorer_login")
+        http.cookies.clear()
+        forged = value[:-1] + ("0" if value[-1] != "0" else "1")
+        assert http.get("/config", headers={"Cookie": f"explorer_login={forged}"}).status_code == 401
+        for _ in range(TRIES["name"]):
+            assert http.post("/login", data={"name": "ada", "password": "guess"}).status_code == 401
+        locked = http.post("/login", data={"name": "ada", "password": "correct horse"})
+        assert locked.status_code == 429 and int(locked.headers["retry-after"]) > 200
+
+
+def test_passwords_and_their_file(tmp_path: Path) -> None:
+    stored = hashed("correct horse")
+    assert matches("correct horse", stored) and not matches("correct horse ", stored) and hashed("correct horse") != stored
+    for content in ("", "ada\n", "ada:nohash\n"):
+        (tmp_path / "names").write_text(content)
+        with pytest.raises(InputError, match="must have a line"):
+            read(tmp_path / "names")
+    with pytest.raises(InputError, match="cannot be read"):
+        read(tmp_path / "none")
+    lockout = Lockout()
+    for i in range(TRIES["address"]):
+        lockout.wrong(f"name {i}", "address 1.2.3.4")
+    assert lockout.left("address 1.2.3.4") > 0 and lockout.left("name 1") == 0 and len(lockout._wrong) <= 10_000
+
+
+@pytest.mark.parametrize(("name", "arguments", "folders"), [("127.0.0.1", [], None), ("0.0.0.0", [], ()), ("127.0.0.1", ["--public"], ())])
+def test_a_public_server_names_no_folders_and_shares_its_time(name: str, arguments: list[str], folders: tuple | None) -> None:
+    made = app.settings(arguments, {"GRADIO_SERVER_NAME": name, "GRADIO_SERVER_PORT": "7860", "HF_TOKEN": "hf_secret"})
+    assert made.hub.folders == folders and made.public == (folders is not None) and bool(made.limits.seconds_of_session) == made.public
+    assert "hf_secret" not in repr(made)

@@ -1,0 +1,136 @@
+"""Handlers of Layers and Trade-offs over a fake runner: what streams, what joins Compare, what is refused with a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from explorer.docs import CATALOGUE, SEEDS
+from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
+from explorer.ui.points import Points, described, survey
+from explorer.ui.sensitivities import Sensitivities
+from explorer.ui.session import Shelf, keys_of
+from explorer.ui.tab import Shell
+
+SEED = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
+METHODS = json.loads(CATALOGUE.read_text())["methods"]
+OPTIONS = ("bundled", "", "bundled", 16, 0, 16)
+
+
+def row(layer: str, bits: int, kld: float) -> dict:
+    return {"layer": layer, "bits": bits, "stored_bits": 100 * bits, "weights": 100, "kld": kld, "kld_low": kld / 2, "kld_high": 2 * kld, "delta": kld,
+            "delta_low": 0.0, "delta_high": 1.0, "output_error": 0.1, "tokens": 2044, "bad": 0}  # fmt: skip
+
+
+ROWS = [row(f"layers.{i}.mlp.up_proj", bits, (1 + 9 * i) * 4.0**-bits) for i in range(2) for bits in (2, 4)]
+
+
+class FakeRunner:
+    """Answers like a runner, from the seeds; raises `error` at the second event of a task."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.asked, self.closed = error, list[tuple](), 0
+
+    def run(self, model: str, method: str, params: dict, **options: object) -> Iterator:
+        self.asked.append((method, params, options))
+        yield Progress("perplexity", 1, 4)
+        yield SEED[0] if method == "none" else dataclasses.replace(SEED[2], experiment=dataclasses.replace(
+            SEED[2].experiment, spec=dataclasses.replace(SEED[2].experiment.spec, method=method, params=tuple(sorted(params.items())))))  # fmt: skip
+
+    def do(self, task: str, arguments: dict) -> Iterator:
+        self.asked.append((task, arguments))
+        try:
+            yield Progress(task, 0, 2, "first")
+            if self.error:
+                raise self.error
+            if task == "sensitivity":
+                yield from (Measurement("sensitivity", one, layer=one["layer"]) for one in ROWS)
+                yield Answer(task, {"model": "demo", "method": "rtn", "params": {"group_size": 64}, "rows": ROWS, "kept": {}, "label": "RTN"}, {"device": "d"})
+            elif task == "sweep":
+                yield from (SEED[0], SEED[2])
+                yield Answer(task, {"done": 2, "failed": {"rtn bits=5": "It cannot."}, "seconds": 1.0})
+            else:
+                look = {"tokens": 960, "difference": 2.0, "low": 1.0, "high": 3.0}
+                yield Measurement("difference", look)
+                yield Answer(task, {"names": [], "looks": [look], "margin": 0.5, "verdict": "second"})
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def shell() -> Shell:
+    return Shell(FakeRunner(), Shelf(SEED), METHODS, ["demo"])
+
+
+def test_count_says_how_many_and_how_long(shell: Shell) -> None:
+    points = Points(shell)
+    assert "6 configurations" in points.count("demo", ["rtn", "hqq"], [2, 3, 4], [64]) and "estimated" in points.count("demo", ["rtn"], [4], [64])
+    assert "once the first are done" in points.count("other/model", ["rtn"], [4], [64])
+    assert "error" in points.count("demo", [], [4], [64]) and "error" in points.count("demo", ["rtn"], [], [64])
+
+
+def test_a_sweep_draws_each_report_and_keeps_its_key(shell: Shell) -> None:
+    points = Points(shell)
+    outputs = list(points.sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))
+    held = [output[-1] for output in outputs if isinstance(output[-1], str)]
+    assert json.loads(held[-1]) == keys_of([SEED[0], SEED[2]]) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
+    assert shell.runner.asked[0][1]["options"]["kv_bits"] == 16 and shell.runner.closed == 1
+    rows = points.rows(held[-1])
+    assert len(rows) == len(survey()) - 1 and sum(one[-1] != "recorded" for one in rows) == 1, "its own point stands for the recorded one"
+    shell.runner.error = RuntimeError("<b>")
+    assert "error" in (last := list(points.sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))[-1][0]) and "<b>" not in last
+    refused = list(points.sweep("demo", [], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))
+    assert len(refused) == 1 and "No configuration is left" in refused[0][0]
+
+
+def test_a_cancelled_sweep_is_closed(shell: Shell) -> None:
+    events = Points(shell).sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS)
+    next(events)
+    events.close()
+    assert shell.runner.closed == 1
+
+
+def test_a_row_joins_compare(shell: Shell) -> None:
+    points = Points(shell)
+    recorded = next(r for r in survey().values() if r.name == "GPTQ 3-bit g64")
+    row = next(one for one in points.rows("[]") if one[0] == recorded.name)
+    said, compared, _ = points.choose(SimpleNamespace(row_value=row), "[]", keys_of(SEED[:2]), None)
+    assert "GPTQ 3-bit g64 is in Compare" in said and compared.value == [*keys_of(SEED[:2]), *keys_of([recorded])]
+    assert "__type__" in points.choose(SimpleNamespace(row_value=["?", "?"]), "[]", keys_of(SEED[:2]), None)[0]
+
+
+def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:
+    points, keys = Points(shell), keys_of(SEED)
+    last = list(points.apart(keys[2], keys[3], "[]", keys))[-1]
+    assert "GPTQ 4-bit g64 is better than RTN 4-bit g64" in last[0]
+    asked = shell.runner.asked[0][1]
+    assert asked["first"] == described(SEED[2]) and asked["second"]["method"] == "gptq" and asked["second"]["sequences"] == 16
+    assert "Choose two" in list(points.apart(keys[2], "", "[]", keys))[-1][0]
+
+
+def test_sensitivity_streams_and_an_allocation_is_run(shell: Shell) -> None:
+    layers = Sensitivities(shell)
+    outputs = list(layers.measured("demo", "rtn", 64, True, 4, "kld", ""))
+    key = outputs[-1][1]
+    assert layers.kept.get(key)["rows"] == ROWS and shell.runner.asked[0][1]["params"] == {"group_size": 64, "symmetric": False}
+    solved = layers.solved(key, 3.0)
+    assert "1 at 2 bits, 1 at 4 bits" in solved[1] and "layers.1" in solved[4] + " layers.1"
+    assert layers.allocated(key, 3.0)["assignment"] == {"layers.0.mlp.up_proj": 2, "layers.1.mlp.up_proj": 4}, "the sensitive layer gets the bits"
+    ran = list(layers.ran(key, 3.0, keys_of(SEED[:1]), None, *OPTIONS))
+    methods = [one[0] for one in shell.runner.asked[1:]]
+    assert methods == ["none", "mixed", "rtn", "rtn"] and "in Compare" in ran[-1][0]
+    shown = shell.shelf.pick(ran[-1][3].value)
+    assert [r.experiment.spec.method for r in shown] == ["none", "mixed"] and isinstance(shown[1], Report)
+
+
+def test_a_budget_that_cannot_be_met_is_a_sentence(shell: Shell) -> None:
+    layers = Sensitivities(shell)
+    key = layers.kept.put({"model": "demo", "method": "rtn", "params": {}, "rows": ROWS, "kept": {"layers.9.x": 100}})
+    assert layers.weights(key) == (300, 1600)
+    assert "more than the budget" in layers.solved(key, 2.0)[-1] and "Measure the sensitivity first" in layers.solved("gone", 3.0)[-1]
+    shell.runner.error = InputError("No such layer.")
+    assert "No such layer." in list(layers.measured("demo", "rtn", 64, True, 4, "kld", key))[-1][0]

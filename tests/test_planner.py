@@ -1,0 +1,172 @@
+"""The planner against what is measured, against published counts, against transformers' own models; bounds by hand; bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from explorer import kvcache, models
+from explorer.__main__ import main
+from explorer.accelerators import ACCELERATORS, fit, widths
+from explorer.devices import DATA_SHEET_BANDWIDTH
+from explorer.methods import build
+from explorer.planner import Plan, activation_bytes, architecture, kv_bytes, need, pasted, step_bytes
+from explorer.records import InputError
+from explorer.ui.plans import Plans, first, presets
+
+FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
+# As the models' publishers count them (safetensors metadata of each repository).
+PUBLISHED = {
+    "llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800,
+    "qwen2.5-0.5b": 494_032_768, "qwen2.5-7b": 7_615_616_512, "qwen2.5-72b": 72_706_203_648, "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+}  # fmt: skip
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}
+
+
+@pytest.fixture(scope="module")
+def demo() -> models.LoadedModel:
+    return models.load(models.resolve("demo"), torch.device("cpu"))
+
+
+def shipped(name: str):
+    return architecture(json.loads((FOLDER / f"{name}.json").read_text()), name)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    assert shipped(name).parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("llama", {}), ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}), ("mistral", {"head_dim": 32}), ("qwen2", {}),
+        ("qwen3", {"head_dim": 8}), ("mixtral", {"num_local_experts": 4}),
+    ],
+)  # fmt: skip
+def test_counts_equal_those_of_transformers(family: str, more: dict) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **{**SMALL, **more}, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    counted = architecture({**SMALL, **more, "model_type": family, "tie_word_embeddings": bool(config.tie_word_embeddings)})
+    assert counted.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_the_demo_models_bytes_are_exact(demo: models.LoadedModel) -> None:
+    model = presets()["demo"]
+    assert need(model, Plan()).weight_bytes == sum(p.numel() * p.element_size() for p in demo.model.parameters())
+    for bits, group, zeros in ((8, 0, False), (4, 64, False), (3, 32, True), (2, 128, True)):
+        params = {"bits": bits, "symmetric": not zeros} | ({"group_size": group} if group else {"granularity": "channel"})
+        method = build("rtn", params)
+        stored = sum(method.quantize(layer.weight.float(), None).stored_bits() for layer in models.linears(demo.model).values())
+        found = need(model, Plan(bits, group, zeros=zeros))
+        assert found.weights["attention"] + found.weights["feed-forward"] == stored // 8
+        assert found.bits_per_weight == pytest.approx(stored / sum(x.weight.numel() for x in models.linears(demo.model).values()), rel=1e-12)
+    for bits in (16, 8, 4, 2):
+        assert kv_bytes(model, 512, bits) == kvcache.bytes_at(demo.model.config, 512, bits)
+
+
+def test_seventy_billion_parameters() -> None:
+    """141 GB in BF16; in INT4 the blocks are a quarter, about 35 GB, and embedding and head in 16 bits come on top."""
+    model = shipped("llama-3.1-70b")
+    sizes = dict(widths(model, Plan()))
+    assert sizes["BF16"].weight_bytes / 1e9 == pytest.approx(141.1, abs=0.05)
+    blocks = sizes["INT4"].weights["attention"] + sizes["INT4"].weights["feed-forward"]
+    assert blocks / 1e9 == pytest.approx(35.3, abs=0.1) and sizes["INT4"].weight_bytes / 1e9 == pytest.approx(39.5, abs=0.1)
+    assert need(model, Plan(bits=4, everything=True)).weight_bytes / 1e9 == pytest.approx(36.4, abs=0.1)
+    assert kv_bytes(model, 1, 16) == 320 * 1024, "320 KiB a token with eight key and value heads"
+
+
+def test_bounds_by_hand() -> None:
+    """H100 at 3.35 TB/s, one user, no context to speak of: 8 B parameters read 16.06 GB less the embedding's 1.05 GB: 223 tokens/s."""
+    model, device = shipped("llama-3.1-8b"), next(a for a in ACCELERATORS if a.name == "H100")
+    plan = Plan(context=1)
+    found = need(model, plan)
+    read = 2 * (8_030_261_248 - 128256 * 4096) + 131072
+    assert step_bytes(model, plan, found) == read
+    one = fit(model, plan, device, price=3.6, reached=0.5)
+    assert one.count == 1 and one.bound == pytest.approx(3.35e12 / read)
+    assert one.dollars == pytest.approx(3.6 / (0.5 * one.bound * 3600) * 1e6) and fit(model, plan, device).dollars is None
+    assert fit(shipped("llama-3.1-70b"), Plan(), device).count == 2 and fit(shipped("llama-3.1-405b"), Plan(users=10**5), device).count == 0
+    assert one.users == int((80 * 2**30 * 0.9 - found.weight_bytes - found.activations) / 131072)
+
+
+def test_experts_meet_more_weights_as_users_grow() -> None:
+    model = shipped("mixtral-8x7b")
+    blocks = need(model, Plan()).weights["feed-forward"]
+    one, many = (step_bytes(model, plan, need(model, plan)) - need(model, plan).kv for plan in (Plan(users=1), Plan(users=64)))
+    assert many - one == pytest.approx(0.75 * blocks, rel=1e-6), "one token meets two experts of eight, 64 meet all"
+
+
+def test_window_bounds_the_cache() -> None:
+    assert kv_bytes(shipped("mistral-7b"), 32768, 16) == kv_bytes(shipped("mistral-7b"), 4096, 16) < kv_bytes(shipped("llama-3.1-8b"), 32768, 16)
+
+
+def test_activations_cover_what_a_block_holds(demo: models.LoadedModel) -> None:
+    """The estimate for one prefill of 512 tokens is at least what the feed-forward alone keeps alive: gate, up and product."""
+    model = presets()["demo"]
+    assert activation_bytes(model, Plan(context=512)) >= 2 * 512 * 3 * model.intermediate + 4 * model.vocabulary
+
+
+def test_data_sheets_agree() -> None:
+    """One number for one device in the whole project."""
+    same = {
+        "H200": "H200",
+        "H100": "H100",
+        "A100 80 GB": "A100-SXM4-80GB",
+        "A100 40 GB": "A100",
+        "L40S": "L40S",
+        "L4": "L4",
+        "T4": "T4",
+        "RTX 4090": "RTX 4090",
+    }
+    table = {a.name: a.bandwidth for a in ACCELERATORS}
+    assert all(table[ours] == pytest.approx(DATA_SHEET_BANDWIDTH[theirs] / 1e9) for ours, theirs in same.items())
+    assert len({a.name for a in ACCELERATORS}) == len(ACCELERATORS) and all(a.source for a in ACCELERATORS)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("{", "no JSON"), ("[]", "no object"), ("{}", "none of them"), ('{"model_type": "llama"}', "needs 'num_attention_heads'"),
+     (json.dumps({**SMALL, "model_type": "llama", "hidden_size": "64"}), "needs 'hidden_size'"),
+     (json.dumps({**SMALL, "model_type": "llama", "vocab_size": -1}), "needs 'vocab_size'"), ("[" * 50_000, "no JSON")],
+)  # fmt: skip
+def test_bad_configurations_are_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        pasted(text)
+
+
+def test_the_tab_answers_or_says_why_not() -> None:
+    plans = Plans(None)
+    words, table, _, _ = plans.solved(*first())
+    assert "70.554 billion" in words and "class='chosen'" in table and "A100 80 GB" in table
+    evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
+    assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])
+    for position, value, said in (
+        (1, "{", "no JSON"),
+        (6, None, "Context needs a number"),
+        (7, float("nan"), "Users needs"),
+        (9, float("nan"), "dollars"),
+        (8, "X", "Choose"),
+    ):
+        asked = first()
+        asked[position] = value
+        assert said in plans.solved(*asked)[0], (position, value)
+
+
+def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert main(["plan", "--model", "llama-3.1-70b", "--bits", "4", "--group-size", "128", "--context", "8192", "--users", "10", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["parameters"] == PUBLISHED["llama-3.1-70b"] and document["need"]["weights"]["output head"] == 2 * 128256 * 8192
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "model_type": "llama"}))
+    assert main(["plan", "--model", str(tmp_path)]) == 0 and "estimated" in capsys.readouterr().out
+    assert main(["plan", "--model", "nothing"]) == 2 and main(["plan", "--bits", "7"]) == 2 and main(["plan", "--price", "nan"]) == 2
+    assert dataclasses.asdict(Plan())["bits"] == 16

@@ -1,0 +1,226 @@
+"""Sweeps: the grid, the stream, resuming, the command; sensitivity and the paired comparison on the bundled model; their charts' rules."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from explorer import data, models
+from explorer.__main__ import main
+from explorer.docs import SEEDS
+from explorer.experiment import Loader, LocalRunner, quantize
+from explorer.figures import ladder, tradeoffs
+from explorer.grid import CHANNEL, LIMIT, grid
+from explorer.methods import build, catalogue
+from explorer.metrics import Subject
+from explorer.metrics.depth import METRIC as DEPTH
+from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
+from explorer.store import Store
+from explorer.tasks import distinguish, sensitivity, sweep
+
+REPORTS = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
+
+
+@pytest.fixture(scope="module")
+def load() -> Loader:
+    return Loader()
+
+
+def finish(events: Iterator) -> Answer:
+    return list(events)[-1]
+
+
+def test_grid_holds_each_configuration_once() -> None:
+    found = grid(catalogue(), ["gptq", "rtn", "nf4", "fp8"], [3, 4], [64, 128, CHANNEL])
+    names = [one.method for one in found]
+    assert names[0] == "none" and names.count("rtn") == names.count("gptq") == 6 and names.count("nf4") == 2 and names.count("fp8") == 1
+    assert names.index("rtn") < names.index("gptq"), "what reads calibration text comes last"
+    assert len(set(found)) == len(found)
+    for one in found:
+        build(one.method, dict(one.params))
+    assert {dict(one.params).get("granularity") for one in found if one.method == "rtn"} == {"group", "channel"}
+    assert [one.method for one in grid(catalogue(), ["hqq", "rtn"], [7], [64])] == ["none", "rtn"], "HQQ has no 7 bits"
+
+
+@pytest.mark.parametrize(
+    ("methods", "bits", "groups", "sentence"),
+    [(["magic"], [4], [64], "no method"), ([], [4], [64], "No configuration"), (["rtn"], [], [64], "No configuration"),
+     (["none"], [4], [64], "No configuration"),
+     (["rtn", "gptq"], list(range(2, 9)) * 40, [32, 64, 128], "")],
+)  # fmt: skip
+def test_grids_that_cannot_be(methods: list[str], bits: list[int], groups: list[int], sentence: str) -> None:
+    if not sentence:
+        assert len(grid(catalogue(), methods, bits, groups)) == 1 + 2 * 7 * 3 <= LIMIT, "a width given twice counts once"
+        return
+    with pytest.raises(InputError, match=sentence):
+        grid(catalogue(), methods, bits, groups)
+
+
+class FakeEngine:
+    """Reports from the seeds; refuses 5 bits."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict]] = []
+
+    def run(self, model: str, method: str, params: dict, **options: object) -> Iterator:
+        self.asked.append((method, params))
+        yield Progress("quality", 1, 2)
+        if params.get("bits") == 5:
+            raise InputError("This layer will not have it.")
+        yield REPORTS[0 if method == "none" else 2]
+
+
+def test_sweep_streams_a_report_each_and_passes_over_what_is_refused() -> None:
+    engine = FakeEngine()
+    events = list(sweep.work(engine, "demo", ["rtn"], [4, 5], [64]))
+    assert [type(e) for e in events if not isinstance(e, Progress)] == [Report, Report, Answer]
+    assert len(engine.asked) == 3 and events[-1].data["done"] == 2 and list(events[-1].data["failed"].values()) == ["This layer will not have it."]
+    assert all(e.total == 3 for e in events if isinstance(e, Progress))
+
+
+def test_sweep_command_resumes_and_writes_csv_and_json(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = [
+        "sweep",
+        "--model",
+        str(tiny_folder),
+        "--methods",
+        "rtn",
+        "--bits",
+        "4",
+        "--group-size",
+        "32",
+        "--tokens",
+        "2048",
+        "--store",
+        str(tmp_path / "r.db"),
+    ]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["label"] for row in rows] == ["16-bit baseline", "RTN 4-bit g32"] and float(rows[1]["kld_mean"]) > 0 and "sweep: 1/2" in err
+    assert main([*argv, "--json", "--csv", str(tmp_path / "rows.csv")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert all(entry["provenance"]["from_store"] for entry in document["reports"]) and not document["failed"]
+    again = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
+    assert [row["kld_mean"] for row in again] == [row["kld_mean"] for row in rows]
+    assert main([*argv[:6], "4,x"]) == 2 and main([*argv[:4], "magic"]) == 2
+    assert main([*argv, "--csv", "/no/such/place.csv"]) == 2
+
+
+def test_sensitivity_of_one_layer_equals_a_run_of_the_whole_model(store: Store, load: Loader) -> None:
+    """Starting at the layer's block gives what the full model gives, and the model comes back to the bit."""
+    loaded = load(models.resolve("demo"))
+    before = [p.clone() for p in loaded.model.parameters()]
+    text = data.bundled_text("calibration")
+    rows = models.windows(loaded, text, 2 * 512, 512)
+    name = "layers.3.mlp.down_proj"
+    with sensitivity.in_float32(loaded.model):
+        scorer = sensitivity.Scorer(loaded, rows)
+        weight = build("rtn", {"bits": 3}).quantize(scorer.originals[name].weight, None).dequantize()
+        found = scorer.score(name, weight)
+        with torch.no_grad():
+            reference = loaded.model(rows, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+            own = scorer.originals[name].weight.data
+            scorer.originals[name].weight.data = weight
+            logits = loaded.model(rows, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+            scorer.originals[name].weight.data = own
+        exact = (reference.exp() * (reference - logits)).sum(-1).mean().item()
+        assert scorer.score(name, own)["kld"] < 1e-9, "an unchanged layer costs nothing"
+    assert found["kld"] == pytest.approx(exact, rel=1e-4) and found["kld_low"] < found["kld"] < found["kld_high"]
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(before, loaded.model.parameters(), strict=True))
+    assert not any("forward" in vars(block) for block in models.blocks(loaded.model))
+
+
+def test_sensitivity_streams_stores_by_layer_and_resumes(store: Store, tiny_folder: Path) -> None:
+    asked = {"model": str(tiny_folder), "method": "rtn", "params": {"group_size": 32}, "bits": [2, 4], "windows": 1}
+    runner = LocalRunner(store)
+    events = runner.do("sensitivity", asked)
+    cut = []
+    for event in events:
+        cut.append(event)
+        if sum(isinstance(e, Measurement) for e in cut) == 6:
+            break
+    events.close()
+    done = list(runner.do("sensitivity", asked))
+    rows = done[-1].data["rows"]
+    assert rows[:6] == [e.value for e in cut if isinstance(e, Measurement)], "the layers measured before the cut come from the store"
+    assert {row["bits"] for row in rows} == {2, 4} and len(rows) == 2 * 12 and len(done[-1].data["kept"]) == 2, "80 inputs are not divided by 32"
+    method = build("rtn", {"bits": 4, "group_size": 32})
+    loaded = runner._load(models.resolve(str(tiny_folder)))
+    layer = models.linears(loaded.model)[rows[1]["layer"]]
+    assert rows[1]["stored_bits"] == method.quantize(layer.weight.float(), None).stored_bits()
+    with pytest.raises(InputError, match="choose one of"):
+        finish(runner.do("sensitivity", asked | {"method": "nf4"}))
+    assert finish(runner.do("sensitivity", asked)).provenance["from_store"]
+
+
+def test_gptq_sensitivity_reads_inputs_of_the_unchanged_model(store: Store, tiny_folder: Path) -> None:
+    asked = {"model": str(tiny_folder), "method": "gptq", "params": {"group_size": 32}, "bits": [3], "windows": 1, "sequences": 1}
+    assert len(finish(LocalRunner(store).do("sensitivity", asked)).data["rows"]) == 12
+
+
+def test_error_through_depth(load: Loader) -> None:
+    loaded = load(models.resolve("demo"))
+    rows = models.windows(loaded, data.bundled_text("evaluation"), 1024, 512)
+    empty = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
+    assert list(DEPTH.measure(empty))[-1].value == [0.0] * 6
+    found = []
+    for bits in (8, 4):
+        events = quantize(empty, build("rtn", {"bits": bits}), None, "")
+        while True:
+            try:
+                next(events)
+            except StopIteration as stop:
+                found.append(list(DEPTH.measure(stop.value[0]))[-1].value)
+                break
+    assert all(0 < small < large / 4 for small, large in zip(*found, strict=True)) and len(found[0]) == 6
+
+
+def test_two_configurations_are_told_apart_no_later_than_needed(store: Store) -> None:
+    runner = LocalRunner(store)
+    asked = {"model": "demo", "tokens": 8192, "first": {"method": "rtn", "params": {"bits": 4}}, "second": {"method": "rtn", "params": {"bits": 2}}}
+    answer = finish(runner.do("distinguish", asked)).data
+    assert answer["verdict"] == "first" and answer["looks"][-1]["tokens"] < answer["available"] / 3, "2 bits are ruined: a few windows tell"
+    assert answer["looks"][-1]["high"] < 0 and answer["names"] == ["RTN 4-bit g64", "RTN 2-bit g64"]
+    with pytest.raises(InputError, match="same configuration"):
+        finish(runner.do("distinguish", asked | {"second": asked["first"]}))
+    assert distinguish.verdict(-0.2, 0.3, 0.5) == "equal" and distinguish.verdict(-0.2, 0.6, 0.5) == "" and distinguish.verdict(0.1, 0.2, 0.5) == "second"
+
+
+def test_a_point_is_beaten_only_beyond_the_intervals() -> None:
+    points = [(4.0, 0.02, 0.01, 0.03), (4.2, 0.025, 0.02, 0.035), (4.3, 0.08, 0.07, 0.09), (3.0, 0.2, None, None), (4.0, 0.02, 0.01, 0.03)]
+    assert tradeoffs.standing(points) == ["best", "near", "beaten", "best", "best"]
+
+
+def test_times_of_two_devices_are_never_put_together() -> None:
+    points = [tradeoffs.point_of(report, str(i), "recorded") for i, report in enumerate(REPORTS)]
+    other = points[1] | {"device": "another", "origin": "measured now"}
+    kept, left, device = tradeoffs.comparable({"points": [*points, other], "view": "latency"})
+    assert (kept, left, device) == ([other], len(points), "another")
+    assert tradeoffs.comparable({"points": [*points, other], "view": "bits"})[1] == 0
+    assert "left out" in tradeoffs.summary({"points": [*points, other], "view": "latency"})
+
+
+def rung(bits: int, kld: float) -> Report:
+    spec = ladder.RUNGS | {"bits": bits}
+    experiment = REPORTS[0].experiment
+    made = type(experiment.spec).of("rtn", **{k: v for k, v in spec.items() if k != "method"})
+    moved = {"kld_mean": kld, "bits_per_weight": bits + 0.25, "top1_agreement": 100 - 100 * kld}
+    values = [Measurement(name, value) for name, value in moved.items()] + [Measurement("perplexity_delta", 100 * kld, low=90 * kld, high=110 * kld)]
+    return Report(type(experiment)(experiment.model, made, experiment.evaluation, experiment.calibration), tuple(values), {"label": f"rung {bits}"})
+
+
+def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "recorded", lambda: ())
+    rungs = [rung(4, 0.04), rung(3, 0.16), rung(2, 0.64)]
+    assert ladder.place("kld_mean", 0.08, rungs) == pytest.approx(3.75) and ladder.place("kld_mean", 0.16, rungs) == pytest.approx(3.25)
+    assert ladder.place("kld_mean", 0.001, rungs) == 4.25 and ladder.place("kld_mean", 5.0, rungs) == 2.25 and ladder.place("kld_mean", -0.1, rungs) == 4.25
+    assert ladder.place("top1_agreement", 84.0, rungs) == pytest.approx(3.25) and ladder.place("kld_mean", 0.1, rungs[:1]) is None
+    assert ladder.rungs_for(REPORTS[2], rungs[::-1]) == rungs and ladder.rungs_for(rung(4, 0.1)) == []
+    assert "No ladder" in ladder.summary(REPORTS[:3], "") and "plain rounding at" in ladder.summary([*REPORTS[:3], *rungs], "")
