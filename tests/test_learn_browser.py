@@ -99,9 +99,15 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page.close()
 
 
-def post(address: str, code: str, ticket: str, choice: int) -> str:
+def voting(address: str) -> int:
+    """The number of the voting handler."""
+    with urllib.request.urlopen(f"{address}config", timeout=10) as response:
+        return next(d["id"] for d in json.load(response)["dependencies"] if d["api_name"] == "vote")
+
+
+def post(address: str, handler: int, code: str, ticket: str, choice: int) -> str:
     """A vote as a script sends it."""
-    body = json.dumps({"data": [code, ticket, choice]}).encode()
+    body = json.dumps({"data": [code, ticket, choice], "fn_index": handler, "session_hash": ticket}).encode()
     request = urllib.request.Request(f"{address}gradio_api/run/vote", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as response:
         return json.load(response)["data"][0]
@@ -114,10 +120,11 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     page.locator("#invitation .code").wait_for(timeout=10_000)
     code = page.inner_text("#invitation .code").strip()
     assert page.locator("#invitation svg.qr path").count() and f"room={code}" in page.inner_text("#invitation")
-    said = [post(address, code, f"{i:016x}", i % 4) for i in range(30)]
+    handler = voting(address)
+    said = [post(address, handler, code, f"{i:016x}", i % 4) for i in range(30)]
     assert all(text.startswith("Voted") for text in said)
-    assert "no valid ticket" in post(address, code, "me", 0) and "not one of the choices" in post(address, code, f"{1:016x}", 9)
-    assert post(address, code, f"{0:016x}", 1).startswith("Voted"), "a vote can be changed"
+    assert "no valid ticket" in post(address, handler, code, "nobody", 0) and "not one of the choices" in post(address, handler, code, f"{1:016x}", 9)
+    assert post(address, handler, code, f"{0:016x}", 1).startswith("Voted"), "a vote can be changed"
     page.locator("#votes", has_text="30 votes").wait_for(timeout=10_000)
     assert [int(cell) for cell in page.locator("#votes td:last-child").all_inner_texts()] == [7, 9, 7, 7]
     student, also_wrong = visit(browser, address, 390, 844, query=f"&tab=classroom&room={code}")

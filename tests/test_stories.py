@@ -15,6 +15,7 @@ from explorer.learn.stories import Step, conclude, judge, stories
 from explorer.models import resolve
 from explorer.records import Answer
 from explorer.store import Store
+from explorer.ui.tab import tabs
 
 STEPS = [(name, i, step) for name, story in stories().items() for i, step in enumerate(story.steps)]
 # Claims of the literature that this small model does not bear out; the text of these steps says so and names a model that does.
@@ -25,7 +26,7 @@ SAMPLE = ("rtn4", "gptq3_asym", "kv4", "smooth50")
 def test_the_stories_of_the_field_are_there() -> None:
     assert len(stories()) == 18
     for story in stories().values():
-        assert 4 <= len(story.steps) <= 7 and 1 <= story.stars <= 4 and story.summary and story.source
+        assert 4 <= len(story.steps) <= 7 and 1 <= story.stars <= 4 and story.summary and story.source and story.see in [tab.name for tab in tabs()]
 
 
 @pytest.mark.parametrize(("name", "at", "step"), STEPS, ids=lambda value: str(value) if not isinstance(value, Step) else "")

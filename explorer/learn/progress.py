@@ -19,7 +19,7 @@ from explorer.learn.bank import Area, Question
 START, K_EARLY, K_LATE, EARLY = 1100.0, 64.0, 24.0, 15
 DIFFICULTY = {"junior": 1000.0, "mid": 1200.0, "senior": 1400.0}
 SPREAD = (-150.0, -50.0, 0.0, 50.0, 150.0)  # of a set's five difficulties around the person's rating
-BOXES, RIGHT, LOG = 5, 0.75, 300
+BOXES, RIGHT, LOG = 5, 0.75, 200
 State = dict[str, Any]
 
 

@@ -59,13 +59,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Story:
-    """A walkthrough. stars: difficulty from 1 to 4."""
+    """A walkthrough. stars: difficulty from 1 to 4. see: the tab in which to go on."""
 
     name: str
     title: str
     stars: int
     summary: str
     source: str
+    see: str
     steps: tuple[Step, ...]
 
 

@@ -14,7 +14,7 @@ from explorer.learn.interview import TEXT_LIMIT, cards, entry, markdown
 from explorer.ui.tab import Shell
 from explorer.ui.trainer import see
 
-ENTRIES = 30
+ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold
 
 
 def shown_card(name: str) -> str:
@@ -74,6 +74,8 @@ class Interviewer:
         runs = [r for r in self.shell.shelf.pick(keys or []) if not r.experiment.spec.is_baseline]
         confidence = min(1.0, max(0.0, float(sure) / 100)) if isinstance(sure, int | float) and sure == sure else 0.5
         new = [*checked(notes), entry(cards()[card], str(answer or ""), confidence, [], runs)][-ENTRIES:]
+        while len(new) > 1 and len(json.dumps(new).encode()) > SIZE:
+            new = new[1:]
         points = [(point, i) for i, point in enumerate(cards()[card].points)]
         return [new, gr.update(choices=points, value=[], visible=True), page(new)]
 

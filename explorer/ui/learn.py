@@ -15,7 +15,7 @@ from explorer.learn.stories import Predict, Step, Story, conclude, judge, storie
 from explorer.records import Answer, Report
 from explorer.ui.frame import plotted
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.tab import Runner, Shell
+from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
 
 Done = dict[str, list[int]]
@@ -52,12 +52,17 @@ def link(story: Story, at: int) -> str:
     return f"?tab=learn&story={story.name}&step={at + 1}"
 
 
+def titled(tab: str) -> str:
+    """The title of a tab."""
+    return next((found.title for found in tabs() if found.name == tab), tab)
+
+
 def heading(story: Story, at: int) -> str:
     """What a step says, before its prediction."""
     step = story.steps[at]
     return (
         f"<div class='story'><p class='where'>{escape(story.title)} · step {at + 1} of {len(story.steps)} · "
-        f"<a href='{escape(link(story, at))}'>link to this step</a></p><h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
+        f"<a href='{escape(link(story, at))}'>link to this step</a> · go on in <a href='?tab={escape(story.see)}'>{escape(titled(story.see))}</a></p><h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
     )
 
 

@@ -51,7 +51,7 @@ def _student(room: Classroom) -> list:
         return ticket, room.voted(code, ticket, choice)
 
     choice.input(cast, [code, ticket, choice], [ticket, line], js=NEW_TICKET, **QUICK)
-    # The same vote for scripts: POST /gradio_api/run/vote with {"data": [code, ticket, position]}.
+    # The same vote for scripts: POST /gradio_api/run/vote with data, fn_index (from /config) and session_hash.
     gr.api(room.vote, api_name="vote", queue=False)
 
     return [code, asked, choice, line]
