@@ -60,10 +60,9 @@ def titled(tab: str) -> str:
 def heading(story: Story, at: int) -> str:
     """What a step says, before its prediction."""
     step = story.steps[at]
-    return (
-        f"<div class='story'><p class='where'>{escape(story.title)} · step {at + 1} of {len(story.steps)} · "
-        f"<a href='{escape(link(story, at))}'>link to this step</a> · go on in <a href='?tab={escape(story.see)}'>{escape(titled(story.see))}</a></p><h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
-    )
+    links = f"<a href='{escape(link(story, at))}'>link to this step</a> · go on in <a href='?tab={escape(story.see)}'>{escape(titled(story.see))}</a>"
+    where = f"<p class='where'>{escape(story.title)} · step {at + 1} of {len(story.steps)} · {links}</p>"
+    return f"<div class='story'>{where}<h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
 
 
 def widgets(predict: Predict) -> tuple[dict[str, Any], dict[str, Any]]:
