@@ -52,7 +52,7 @@ with no_type_stubs():
     from explorer.server.login import Login, read
     from explorer.ui.app import STYLE, build, theme
     from explorer.ui.forms import forms
-    from explorer.ui.visitor import session
+    from explorer.ui.visitor import remember_signatures, session
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -171,6 +171,7 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     metrics.watch(runner)
     architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
     blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
+    remember_signatures(blocks)
     shapes = forms(blocks)
     door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names)] if names else [])]
     blocks.queue(max_size=256).launch(

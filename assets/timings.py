@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from assets.served import chromium, open_tab, served
+
 RESULT = Path(__file__).with_suffix(".json")
 RUNS = {"RTN 4-bit g64": ("rtn", "4"), "GPTQ 4-bit g64": ("gptq", "4")}
+FILLED = "document.querySelectorAll('#tab-compare .js-plotly-plot .main-svg').length >= 4 && document.querySelector('#comparison table')"
 
 
 def report_seconds() -> dict[str, float]:
@@ -35,43 +33,62 @@ def report_seconds() -> dict[str, float]:
     return taken
 
 
-def page_seconds(repeats: int = 3) -> float:
-    """Seconds from the start of the process to a page with every figure drawn in an open browser; the median."""
-    from playwright.sync_api import sync_playwright
-
+def page_seconds(browser: Any, repeats: int = 3) -> float:
+    """Seconds from the start of the process to a page with every figure of the first tab drawn in an open browser; the median."""
     taken = []
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        for _ in range(repeats):
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "QUANTIZATION_EXPLORER_STORE": f"{folder}/r.db"}
-            start = time.perf_counter()
-            with subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL) as process:
-                while True:
-                    with socket.socket() as probe:
-                        if probe.connect_ex(("127.0.0.1", port)) == 0:
-                            break
-                    time.sleep(0.02)
-                page.goto(f"http://127.0.0.1:{port}/")
-                page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 8 && document.querySelector('#comparison table')")
-                taken.append(time.perf_counter() - start)
-                page.close()
-                process.terminate()
-        browser.close()
+    for _ in range(repeats):
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        start = time.perf_counter()
+        with served() as address:
+            page.goto(address)
+            page.wait_for_function(FILLED)
+            taken.append(time.perf_counter() - start)
+            page.close()
     return sorted(taken)[repeats // 2]
+
+
+def picture_seconds(browser: Any, picks: int = 30) -> tuple[list[float], float]:
+    """(seconds from the choice of a layer to its new picture in the Weights tab, sorted; megabytes that the first visit took)."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    weight = [0]
+    network = context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.on("Network.loadingFinished", lambda event: weight.append(event["encodedDataLength"]))
+    taken = []
+    with served() as address:
+        page.goto(address)
+        page.wait_for_function(FILLED)
+        page.wait_for_load_state("networkidle")
+        megabytes = sum(weight) / 1e6
+        open_tab(page, "weights", "Weights")
+        page.wait_for_selector("#plot-weights .main-svg")
+        page.wait_for_timeout(12_000)  # torch has been imported by then
+        for pick in range(picks):
+            layer = ("0 up_proj", "1 q_proj", "2 down_proj")[pick % 3]
+            page.click("#layer input")
+            option = page.get_by_role("option", name=layer, exact=True)
+            option.wait_for()
+            path = "layers." + layer.replace(" ", ".mlp." if "proj" in layer and layer.split()[1][0] in "ud" else ".self_attn.")
+            start = time.perf_counter()
+            option.click()
+            page.wait_for_function("path => document.querySelector('#tab-weights').innerText.includes('Weights of ' + path)", arg=path)
+            taken.append(time.perf_counter() - start)
+        context.close()
+    return sorted(taken), megabytes
 
 
 def main() -> None:
     from explorer.devices import default_device, device_name
 
-    rows = {"process start to a filled page": page_seconds(), **report_seconds()}
+    with chromium() as browser:
+        rows = {"process start to a filled page": page_seconds(browser)}
+        pictures, megabytes = picture_seconds(browser)
+    rows |= {"choice of a layer to its picture, median": pictures[len(pictures) // 2], "the same, 95th percentile": pictures[len(pictures) * 19 // 20]}
+    rows |= report_seconds()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    RESULT.write_text(
-        json.dumps({"device": device_name(default_device()), "date": date, "seconds": {k: round(v, 2) for k, v in rows.items()}}, indent=1) + "\n"
-    )
+    record = {"device": device_name(default_device()), "date": date, "page_mb": round(megabytes, 2), "seconds": {k: round(v, 2) for k, v in rows.items()}}
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(RESULT.read_text())
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from explorer.detectors import Finding, known, level, sentence, verdicts
+from explorer.detectors import sentence, verdicts
+from explorer.findings import Finding, known, level
 from explorer.records import Report
 
 MIB = 2**20
@@ -38,7 +39,9 @@ def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -
 
 
 def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
-    """The rungs for a report among others: plain rounding to nearest of the same model, on the same text, most bits first; one a width."""
+    """The rungs for a report among others: plain rounding to nearest of the same model, on the same text, most bits first; one a width, in groups of 64 where
+    there is a choice, the later one of two.
+    """
     ground = report.experiment.model, report.experiment.evaluation.digest
     rungs: dict[int, Report] = {}
     for other in reports:
@@ -46,7 +49,7 @@ def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
         plain = spec.method == "rtn" and spec.kv_bits == 16 and not any(spec.get(name) for name in ("clip", "rotate", "planted"))
         if theirs == ground and plain and spec.get("symmetric") and spec.get("granularity") in ("group", "channel"):
             bits = int(spec.get("bits", 0))
-            if bits not in rungs or spec.get("granularity") == "group":
+            if bits not in rungs or spec.get("group_size", 0) == 64 or "group_size" not in dict(rungs[bits].experiment.spec.params):
                 rungs[bits] = other
     return [rungs[bits] for bits in sorted(rungs, reverse=True)]
 
@@ -64,7 +67,7 @@ def size(report: Report, base: Report | None) -> str:
     if start is None or kept is None:
         return words
     ratio, hoped = start.value / total.value, 16 / stored.value
-    words += f" All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less and not {hoped:.1f}: "
+    words += f" All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less, not {hoped:.1f}: "
     skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != "outside the decoder blocks"]
     left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
     return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."
@@ -77,6 +80,8 @@ def speed(report: Report, base: Report | None) -> str:
         return "Its speed was not measured."
     kernel, limit = report.provenance.get("kernel_summary", "an unknown kernel"), known(report, "decode_limit")
     words = f"It decodes {ours.value:.0f} tokens/s on {kernel}"
+    refused = report.provenance.get("kernel_why", [])
+    words += f" (no faster one serves it: {refused[0]})" if refused and "reference" in str(kernel) else ""
     if limit is not None and limit.value > 0:
         bound = report.value("decode_bound")
         why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
@@ -102,7 +107,7 @@ def place(report: Report, rungs: Sequence[Report]) -> str:
         return "It cannot be said: no token had a finite probability." if report.find("kld_mean") else "Its quality was not measured."
     measurable = delta.low is None or not math.isfinite(delta.low) or not delta.low <= 0 <= (delta.high or 0)
     change = f"{delta.value:+.2f}% ({delta.low:.2f} to {delta.high:.2f})" if delta.low is not None else f"{delta.value:+.2f}%"
-    words = f"Perplexity changes by {change}" + ("." if measurable else ": no measurable change on this text. The divergence still tells.")
+    words = f"Perplexity changes by {change}" + ("." if measurable else ": no measurable change on this text, but the divergence is finer.")
     steps = [(r, k.value) for r in rungs if (k := known(r, "kld_mean")) and k.value > 0]
     if len(steps) < 2:
         return f"{words} Mean KL divergence is {kld.value:.4f} nats; there is no ladder of this model on this text to place it on."
@@ -113,11 +118,15 @@ def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> s
     """A divergence between two rungs (report, divergence), most bits first: as many bits of plain rounding, interpolated on its logarithm."""
     stored = known(report, "bits_per_weight")
     cost = f" for {stored.value:.2f} bits stored" if stored else ""
-    if kld <= steps[0][1]:
+    itself = next((r for r, _ in steps if r.experiment.spec == report.experiment.spec), None)
+    if itself is not None:
+        around = "; ".join(f"{r.name} {value:.4f}" for r, value in steps if r is not itself)
+        return f"It is a rung of the ladder itself, at a mean KL divergence of {kld:.4f} nats{cost}. The other rungs: {around}."
+    if kld < steps[0][1]:
         return f"A mean KL divergence of {kld:.4f} nats is below {steps[0][0].name}, the top of the ladder ({steps[0][1]:.4f}){cost}: as good as lossless."
     if kld > steps[-1][1]:
         return f"A mean KL divergence of {kld:.3f} nats is worse than {steps[-1][0].name}, the foot of the ladder ({steps[-1][1]:.3f}){cost}."
-    (upper, near), (lower, far) = next((a, b) for a, b in pairwise(steps) if a[1] < kld <= b[1])
+    (upper, near), (lower, far) = next((a, b) for a, b in pairwise(steps) if a[1] <= kld <= b[1])
     share = math.log(kld / near) / math.log(far / near)
     bits = [float(r.value("bits_per_weight")) for r in (upper, lower)]
     worth = bits[0] + share * (bits[1] - bits[0])

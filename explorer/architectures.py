@@ -17,6 +17,7 @@ from explorer.records import InputError, ModelRef, Progress
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 PREFIX = "arch:"
+RUN = ("llama", "mistral", "qwen2", "qwen3")  # types whose blocks hold their weights in linear layers, each quantized on its own
 SPREAD = 0.02  # standard deviation of the weights: what these families are initialised with
 ROOM = 1 << 30  # bytes for activations, the cache and the process itself
 
@@ -46,11 +47,14 @@ def skeleton(name: str, device: torch.device) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options = dict(known(name)["config"])
+    if options["model_type"] not in RUN:
+        raise InputError(f"{name} is here for planning: models of type {options['model_type']} are not run; choose one of type {', '.join(RUN)}.")
     config = AutoConfig.for_model(options.pop("model_type"), **options, bos_token_id=0, eos_token_id=0)
-    outside = 2 * config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    require(name, outside, device, "its embedding and head")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    outside = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    inside = sum(p.numel() for p in model.parameters()) - outside
+    require(name, 2 * outside + inside // 4, device, "its embedding and head, and the rest in 2 bits,")
     head = model.get_output_embeddings()
     for path, module in model.named_modules():
         for part, parameter in module.named_parameters(recurse=False):

@@ -98,13 +98,19 @@ def folder_here(ref: ModelRef, hub: Hub | None = None) -> Path | None:
 
 def context(ref: ModelRef, hub: Hub | None = None) -> int:
     """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
+    config = configuration(ref, hub)
+    return min(2048, config["max_position_embeddings"]) if ref.random else context_of(checked(config, ref.name))
+
+
+def configuration(ref: ModelRef, hub: Hub | None = None) -> Any:
+    """A model's config.json as data; no weight is read. Raises InputError with a sentence when it does not come."""
     if ref.random:
-        return min(2048, architectures.known(ref.name)["config"]["max_position_embeddings"])
+        return architectures.known(ref.name)["config"]
     folder = folder_here(ref, hub)
     if folder is not None:
-        return context_of(check_config(folder))
+        return check_config(folder)
     hub = hub or _hub
-    return context_of(checked(hub.config(hub.listing(f"{ref.name}@{ref.revision}")), ref.name))
+    return hub.config(hub.listing(f"{ref.name}@{ref.revision}"))
 
 
 def check_size(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> None:

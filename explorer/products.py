@@ -37,12 +37,18 @@ def product(layers: Sequence[nn.Module]) -> Product:
 
 
 def _apart(layers: Sequence[nn.Module]) -> Product:
-    names = dict.fromkeys(layer.kernel if type(layer) is QuantizedLinear else "torch linear" for layer in layers)
+    names = dict.fromkeys(getattr(layer, "kernel", "torch linear") for layer in layers)
     runs = [layer.rows if type(layer) is QuantizedLinear else layer for layer in layers]
-    shapes = [layer.shape if type(layer) is QuantizedLinear else tuple(layer.weight.shape) for layer in layers]
-    read = sum(sum(layer.packed_bytes().values()) if type(layer) is QuantizedLinear else layer.weight.nbytes for layer in layers)
+    shapes = [_shape(layer) for layer in layers]
+    read = sum(sum(layer.packed_bytes().values()) if hasattr(layer, "packed_bytes") else layer.weight.nbytes for layer in layers)
     run = runs[0] if len(runs) == 1 else lambda x: torch.cat([run(x) for run in runs], -1)
     return Product(run, "; ".join(names), (sum(shape[0] for shape in shapes), shapes[0][1]), read)
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """(N, K) of a layer, or of the one that it wraps."""
+    own = next(inner for inner in layer.modules() if isinstance(inner, QuantizedLinear | nn.Linear))
+    return own.shape if isinstance(own, QuantizedLinear) else tuple(own.weight.shape)
 
 
 def _dense(layers: Sequence[nn.Linear]) -> Product:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer.rotation import Rotation
-from kernels.op import Activation, LowBitWeight, per_group
+from kernels.op import Activation, LowBitWeight, Nested, per_group
 from kernels.op import dequantize as _dequantize
 
 
@@ -32,6 +32,9 @@ def nearest(values: Tensor, code: Tensor) -> Tensor:
     return torch.bucketize(values, (code[1:] + code[:-1]) / 2).to(torch.uint8)
 
 
+RUN = 256  # blocks that share an outer scale
+
+
 @dataclass(frozen=True)
 class NestedScale:
     """Double-quantized block scales (QLoRA, section 3): scale = codebook[code] * outer + offset.
@@ -49,7 +52,7 @@ class NestedScale:
         """Block scales in 8 bits, centred, in runs of 256 blocks."""
         flat = absmax.flatten()
         offset = flat.mean()
-        runs = torch.nn.functional.pad(flat - offset, (0, -flat.numel() % 256)).reshape(-1, 256)
+        runs = torch.nn.functional.pad(flat - offset, (0, -flat.numel() % RUN)).reshape(-1, RUN)
         outer = runs.abs().amax(-1)
         book = dynamic_code().to(flat.device)
         codes = nearest(runs / torch.where(outer > 0, outer, 1.0).unsqueeze(-1), book).flatten()[: flat.numel()]
@@ -57,7 +60,7 @@ class NestedScale:
 
     def scales(self) -> Tensor:
         """The block scales, [B] float32."""
-        run = torch.arange(self.codes.numel(), device=self.codes.device) // 256
+        run = torch.arange(self.codes.numel(), device=self.codes.device) // RUN
         return self.codebook[self.codes.long()] * self.outer[run] + self.offset
 
     def stored_bits(self) -> int:
@@ -70,7 +73,8 @@ class QuantizedTensor:
 
     codes: [N, K] uint8, values in [0, 2**bits). scale: [R, K/G], bfloat16 or float32, R = N, 1, or N / 128. zero: of the same shape as
     scale, the code that means 0, or None when that is 2**(bits-1). codebook: [2**bits] float32, then w = codebook[code] * scale.
-    nested: how the scales themselves are stored when they are quantized too (`scale` then holds their dequantized values).
+    nested: how the scales themselves are stored when they are quantized too (`scale` then holds their dequantized values). scale_unit: float32
+    scalar, then every scale is an E4M3 number times it.
     code_bits, scale_bits, zero_bits: stored width of one code, scale and zero; None for `bits`, the scale's own dtype, and `bits`. Fewer
     code_bits than bits: eight codes of a lattice point are stored together. zero_bits 0: the zero is a constant of the format.
     extra_bits: further bits stored with the tensor, such as a scale of all scales.
@@ -84,6 +88,7 @@ class QuantizedTensor:
     zero: Tensor | None = None
     codebook: Tensor | None = None
     nested: NestedScale | None = None
+    scale_unit: Tensor | None = None
     code_bits: int | None = None
     scale_bits: int | None = None
     zero_bits: int | None = None
@@ -95,7 +100,8 @@ class QuantizedTensor:
     def weight(self) -> LowBitWeight:
         """The view of this tensor that kernels take: it multiplies inputs that were divided, rotated and rounded."""
         zero = None if self.zero is None else self.zero.float()
-        return LowBitWeight(self.codes, self.scale, zero, self.bits, self.codebook, self.activation)
+        nested = None if self.nested is None else Nested(*(getattr(self.nested, name) for name in ("codes", "outer", "codebook", "offset")), RUN)
+        return LowBitWeight(self.codes, self.scale, zero, self.bits, self.codebook, self.activation, self.scale_unit, nested)
 
     def transform(self, x: Tensor) -> Tensor:
         """Inputs [..., K] as the packed weight wants them, not yet rounded."""

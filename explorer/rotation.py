@@ -8,6 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from kernels.hadamard import Turn, refuses
+from kernels.hadamard import hadamard as turn_by_kernel
+
 PALEY = (12, 20, 24, 28, 44)  # orders 4m that are no power of two and that `paley` builds
 
 
@@ -75,7 +78,9 @@ class Rotation:
         return (left.float() @ x.reshape(-1, p, q) @ right.float()).reshape(x.shape) * (p * q) ** -0.5
 
     def apply(self, x: Tensor) -> Tensor:
-        """x [..., K] -> [..., K] in x's dtype."""
+        """x [..., K] -> [..., K] in x's dtype; on a GPU by one kernel."""
+        if x.is_cuda and not refuses(Turn(self.signs, self.left, self.right)):
+            return turn_by_kernel(x.reshape(-1, x.shape[-1]), self.signs, self.left, self.right.shape[0], "")[0].view(x.shape)
         return self._turn(x.float() * self.signs, self.left.T, self.right).to(x.dtype)
 
     def invert(self, x: Tensor) -> Tensor:

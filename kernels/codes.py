@@ -1,17 +1,27 @@
 """Codes to floats inside a kernel, without a conversion instruction: in plain Triton, and in inline assembly for four bytes at a time.
 
-A code OR-ed into the mantissa of 1024 (fp16) or 128 (bf16) makes 1024 + code or 128 + code. Where a code lies higher up in its byte, one fused
-multiply-add brings it down: (1024 + 2^s c) 2^-s - (2^(10-s) + middle) = c - middle, exactly. A 32-bit word of four bytes, masked with a pattern
-that repeats every 16 bits, gives the codes of bytes 0 and 2 as one pair of halves, and shifted by 8 those of bytes 1 and 3: four weights in
-two masks and two multiply-adds. Bytes are stored in the order 0, 2, 1, 3 for that reason (packing.py).
+Integers: a code OR-ed into the mantissa of 1024 (fp16) or 128 (bf16) makes 1024 + code or 128 + code. Where a code lies higher up in its byte,
+one fused multiply-add brings it down: (1024 + 2^s c) 2^-s - (2^(10-s) + middle) = c - middle, exactly. A 32-bit word of four bytes, masked with
+a pattern that repeats every 16 bits, gives the codes of bytes 0 and 2 as one pair of halves, and shifted by 8 those of bytes 1 and 3: four
+weights in two masks and two multiply-adds. Bytes are stored in the order 0, 2, 1, 3 for that reason (packing.py).
+
+Small floats: sign and magnitude are moved to where fp16 or bf16 keep them. The exponent then means 2^(bias - 15) or 2^(bias - 127) of what it
+meant: in fp16 the factor is left to the caller, who multiplies sums by it; in bf16, whose products would vanish, the weights are multiplied.
+
+Tables of 16 values: `prmt` looks four codes up in eight bytes at once. Four lookups (low and high byte, lower and upper half of the table), two
+choices between the halves, and two that put bytes together: four weights from 16 bits of codes.
 """
 
 from __future__ import annotations
 
 import struct
+from functools import cache
 
 import triton
 import triton.language as tl
+
+from kernels.floats import FORMATS, bias
+from kernels.packing import PLANES
 
 
 def _pair(value: float, bf16: bool) -> str:
@@ -29,12 +39,50 @@ def _shift(target: str, source: str, right: int) -> str:
     return f"{'shr' if right > 0 else 'shl'}.b32 {target}, {source}, {abs(right)};" if right else f"mov.b32 {target}, {source};"
 
 
-def assembly(bits: int, bf16: bool) -> str:
-    """PTX for one 32-bit word of codes (3 bits: two words and one of upper bits) -> two registers a plane, values code - 2**(bits-1).
-
-    Operands: the outputs in the order of planes, then the inputs. bf16 has seven mantissa bits: planes that reach above bit 6 are shifted down.
+@cache
+def assembly(bits: int, bf16: bool, name: str = "", table: tuple[float, ...] = ()) -> str:
+    """PTX for one 32-bit word of codes (3 bits: two words and one of upper bits) -> two registers a plane. Values: of the float format `name`,
+    of the table, or code - 2**(bits-1). Operands: the outputs in the order of planes, then the inputs.
     """
-    planes, kind = {2: 4, 3: 8, 4: 2, 8: 1}[bits], "bf16x2" if bf16 else "f16x2"
+    return _float_assembly(bits, bf16, name) if name else _table_assembly(bf16, table) if table else _integer_assembly(bits, bf16)
+
+
+def _float_assembly(bits: int, bf16: bool, name: str) -> str:
+    mantissa, planes = FORMATS[name][1], PLANES[bits]
+    low = (7 if bf16 else 10) - mantissa  # where the magnitude goes
+    lines = ["{ .reg .b32 t, u, a, c;"]
+    if bf16:
+        lines.append(f"mov.b32 a, {_pair(2.0 ** (127 - bias(name)), True)}; mov.b32 c, {_pair(-0.0, True)};")
+    for plane in range(planes):
+        for odd in range(2):
+            place, out = plane * bits + 8 * odd, f"${2 * plane + odd}"
+            lines.append(_shift("t", f"${2 * planes}", place + bits - 16))
+            lines.append(f"and.b32 {out}, t, 0x80008000;")
+            lines.append(_shift("u", f"${2 * planes}", place - low))
+            lines.append(f"lop3.b32 {out}, u, {_repeat((2 ** (bits - 1) - 1) << low)}, {out}, 0xea;")
+            if bf16:
+                lines.append(f"fma.rn.bf16x2 {out}, {out}, a, c;")
+    return " ".join([*lines, "}"])
+
+
+def _table_assembly(bf16: bool, table: tuple[float, ...]) -> str:
+    halves = [int(_pair(value, bf16), 16) & 0xFFFF for value in table]
+    words = [
+        f"0x{sum((half >> 8 * part & 255) << 8 * i for i, half in enumerate(halves[start : start + 4])):08x}" for part in (0, 1) for start in (0, 4, 8, 12)
+    ]
+    lines = ["{ .reg .b32 s, q, l, h, r;"]
+    for half in range(2):
+        lines.append(_shift("r", "$4", 16 * half))
+        lines.append(f"and.b32 s, r, {_repeat(0x7777)}; shr.b32 q, r, 1; lop3.b32 q, q, {_repeat(0x4444)}, {_repeat(0x3210)}, 0xea;")
+        for target, (a, b, c, d) in (("l", words[:4]), ("h", words[4:])):
+            lines.append(f"prmt.b32 {target}, {a}, {b}, s; prmt.b32 r, {c}, {d}, s; prmt.b32 {target}, {target}, r, q;")
+        lines.append(f"prmt.b32 ${half}, l, h, 0x5140; prmt.b32 ${2 + half}, l, h, 0x7362;")
+    return " ".join([*lines, "}"])
+
+
+def _integer_assembly(bits: int, bf16: bool) -> str:
+    """bf16 has seven mantissa bits: planes that reach above bit 6 are shifted down."""
+    planes, kind = PLANES[bits], "bf16x2" if bf16 else "f16x2"
     base, top, middle = (128, 7, 2 ** (bits - 1)) if bf16 else (1024, 10, 2 ** (bits - 1))
     magic, low = _pair(base, bf16), min(bits, 2) if bits == 3 else bits
     lines = ["{ .reg .b32 t, u, a, c;"]
@@ -57,14 +105,8 @@ def assembly(bits: int, bf16: bool) -> str:
 
 def constraints(bits: int) -> str:
     """Register constraints of `assembly`: outputs are written before all inputs are read."""
-    planes = {2: 4, 3: 8, 4: 2, 8: 1}[bits]
+    planes = PLANES[bits]
     return ",".join(["=&r"] * (2 * planes) + ["r"] * (3 if bits == 3 else 1))
-
-
-_FP16_2, _BF16_2, _R2 = tl.constexpr(assembly(2, False)), tl.constexpr(assembly(2, True)), tl.constexpr(constraints(2))
-_FP16_3, _BF16_3, _R3 = tl.constexpr(assembly(3, False)), tl.constexpr(assembly(3, True)), tl.constexpr(constraints(3))
-_FP16_4, _BF16_4, _R4 = tl.constexpr(assembly(4, False)), tl.constexpr(assembly(4, True)), tl.constexpr(constraints(4))
-_FP16_8, _R8 = tl.constexpr(assembly(8, False)), tl.constexpr(constraints(8))
 
 
 @triton.jit
@@ -84,28 +126,46 @@ def to_float(code, MIDDLE: tl.constexpr):
 
 
 @triton.jit
-def planes_by_assembly(word, second, high, BITS: tl.constexpr, BF16: tl.constexpr):
-    """All planes of a tile of bytes as a tuple of tiles, fp16 or bf16, with values code - 2**(BITS-1). second: bytes of planes 4 to 7 of
+def to_small_float(code, BITS: tl.constexpr, MANTISSA: tl.constexpr):
+    """uint8 codes of a float, sign first -> fp16 with sign and magnitude in place: the value over 2**(15 - bias)."""
+    wide = code.to(tl.int16)
+    sign, size = wide >> (BITS - 1), wide & (2 ** (BITS - 1) - 1)
+    return ((sign << 15) | (size << (10 - MANTISSA))).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def table_code(word, PLANE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """The 4-bit codes of one plane, uint8 [ROWS, WIDTH], in the order of inputs, from bytes in the layout of tables (packing.py)."""
+    even, odd = tl.split(tl.reshape(word, (ROWS, WIDTH // 4, 2, 2)))
+    byte = even if PLANE == 0 else odd
+    return tl.reshape(tl.join(byte & 15, byte >> 4), (ROWS, WIDTH))
+
+
+@triton.jit
+def planes_by_assembly(word, second, high, ASM: tl.constexpr, REGISTERS: tl.constexpr, BITS: tl.constexpr, BF16: tl.constexpr):
+    """All planes of a tile of bytes as a tuple of tiles, fp16 or bf16, as `assembly` gives them. second: bytes of planes 4 to 7 of
     3-bit codes. The dtypes stand as literals because the compiler asks for them.
     """
     if BITS == 2 and BF16:
-        tiles = tl.inline_asm_elementwise(_BF16_2, _R2, [word], (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), True, 4)
+        tiles = tl.inline_asm_elementwise(ASM, REGISTERS, [word], (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), True, 4)
     elif BITS == 2:
-        tiles = tl.inline_asm_elementwise(_FP16_2, _R2, [word], (tl.float16, tl.float16, tl.float16, tl.float16), True, 4)
+        tiles = tl.inline_asm_elementwise(ASM, REGISTERS, [word], (tl.float16, tl.float16, tl.float16, tl.float16), True, 4)
     elif BITS == 3 and BF16:
         tiles = tl.inline_asm_elementwise(
-            _BF16_3, _R3, [word, second, high],
+            ASM, REGISTERS, [word, second, high],
             (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), True, 4,
         )  # fmt: skip
     elif BITS == 3:
         tiles = tl.inline_asm_elementwise(
-            _FP16_3, _R3, [word, second, high],
+            ASM, REGISTERS, [word, second, high],
             (tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16), True, 4,
         )  # fmt: skip
     elif BITS == 4 and BF16:
-        tiles = tl.inline_asm_elementwise(_BF16_4, _R4, [word], (tl.bfloat16, tl.bfloat16), True, 4)
+        tiles = tl.inline_asm_elementwise(ASM, REGISTERS, [word], (tl.bfloat16, tl.bfloat16), True, 4)
     elif BITS == 4:
-        tiles = tl.inline_asm_elementwise(_FP16_4, _R4, [word], (tl.float16, tl.float16), True, 4)
+        tiles = tl.inline_asm_elementwise(ASM, REGISTERS, [word], (tl.float16, tl.float16), True, 4)
+    elif BF16:
+        tiles = (tl.inline_asm_elementwise(ASM, REGISTERS, [word], tl.bfloat16, True, 4),)
     else:
-        tiles = (tl.inline_asm_elementwise(_FP16_8, _R8, [word], tl.float16, True, 4).to(tl.bfloat16 if BF16 else tl.float16),)
+        tiles = (tl.inline_asm_elementwise(ASM, REGISTERS, [word], tl.float16, True, 4),)
     return tiles

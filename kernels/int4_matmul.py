@@ -1,43 +1,35 @@
-"""Weight-only matmul of codes of 2 to 4 bits: integers with optional zeros, and codebooks (NF4, MXFP4, NVFP4)."""
+"""Weight-only matmul of codes of 1 to 4 bits: integers with optional zeros, small floats (MXFP4, NVFP4) and tables of 16 values (NF4, FP4)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from kernels import low_bit_matmul
-from kernels.op import Case, Form, LowBitWeight, Op, Packed
-
-CPU_GROUPS = (256, 128, 64, 32)  # what torch's CPU operator takes
-
-
-def _storage(w: LowBitWeight) -> int:
-    """The narrowest storage whose planes the groups fit: the codes' own width where they do."""
-    return next((bits for bits in (2, 3, 4) if bits >= w.bits and not low_bit_matmul.refuses(w, bits)), 4)
+from kernels import formats, low_bit_matmul
+from kernels.cpu_forms import COPY, CPU_GROUPS, NIBBLES, by_rows
+from kernels.op import Form, LowBitWeight, Packed
+from kernels.product import Case, product_op
 
 
 def _triton_refuses(w: LowBitWeight) -> str:
-    return "more than 4 bits" if w.bits > 4 else low_bit_matmul.refuses(w, _storage(w))
+    return "more than 4 bits" if w.bits > 4 else formats.refuses(w)
 
 
 def _cpu_group(w: LowBitWeight) -> int:
     """The group size the CPU operator runs with: the weight's own, or for one scale a row (or in all) the largest that divides K; 0 if none."""
-    _n, k = w.codes.shape
-    groups = w.scale.shape[1]
-    if groups > 1:
-        return k // groups if k // groups in CPU_GROUPS else 0
-    return next((g for g in CPU_GROUPS if k % g == 0), 0)
+    k, group = w.codes.shape[1], formats.group_of(w)
+    return next((g for g in CPU_GROUPS if k % g == 0 and group in (0, g)), 0)
 
 
 def _cpu_refuses(w: LowBitWeight) -> str:
     n, k = w.codes.shape
     if w.bits > 4:
         return "more than 4 bits"
-    if w.codebook is not None:
+    if formats.integers(w).codebook is not None:
         return "torch has no CPU operator for codebooks"
     if n % 16:
         return f"{n} outputs are not a multiple of 16"
-    return "" if _cpu_group(w) else f"no group of 32, 64, 128 or 256 fits {k} inputs"
+    return "" if _cpu_group(w) else f"no group of 32, 64, 128 or 256 fits {k} inputs in groups of {formats.group_of(w)}"
 
 
 def _cpu_pack(w: LowBitWeight) -> Packed:
@@ -45,6 +37,7 @@ def _cpu_pack(w: LowBitWeight) -> Packed:
 
     A narrower code is moved up so that the code that means 0 becomes 8: its value is unchanged.
     """
+    w = formats.integers(w)
     n, k = w.codes.shape
     group, middle = _cpu_group(w), 2 ** (w.bits - 1)
     codes = w.codes.to(torch.int32) + (8 - middle)
@@ -58,21 +51,33 @@ def _cpu_pack(w: LowBitWeight) -> Packed:
 def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
     # Other dtypes than bf16 take a scalar path that is 50 times slower.
     t = packed.tensors
-    return torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), t["codes"], packed.meta[0], t["scale"]).to(x.dtype)
+    return by_rows(x.bfloat16(), lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, t["codes"], packed.meta[0], t["scale"])).to(x.dtype)
 
 
-OP = Op(
-    name="int4_matmul",
-    title="y = x W^T, W in codes of 2 to 4 bits",
-    bits=(2, 4),
-    triton=Form("triton", _triton_refuses, lambda w: low_bit_matmul.pack(w, _storage(w)), low_bit_matmul.run, "codes occupy their own 2, 3 or 4 bits"),
-    cpu=Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 2- and 3-bit codes occupy 4 bits"),
+TRITON = Form("triton", _triton_refuses, formats.pack, low_bit_matmul.run, "codes occupy their own 2, 3 or 4 bits")
+
+OP = product_op(
+    "int4_matmul",
+    "y = x W^T, W in codes of 1 to 4 bits",
+    gpu=(TRITON,),
+    cpu=(Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 1- to 3-bit codes occupy 4 bits"), NIBBLES, COPY),
+    bits=(1, 4),
+    timed=(
+        Case(0, 0, 0, 4, 128), Case(0, 0, 0, 3, 128), Case(0, 0, 0, 2, 128), Case(0, 0, 0, 4, 64, codebook="table", scale="float32"),
+        Case(0, 0, 0, 4, 32, codebook="e2m1", scale="e8m0"), Case(0, 0, 0, 4, 16, codebook="e2m1", scale="e4m3"),
+    ),
     cases=(
         *(Case(m, 64, 256, 4, g, s) for m in (1, 5, 33) for g in (32, 64, 128, 0, -1) for s in (True, False)),
         *(Case(m, 48, 384, bits, g, s) for m in (1, 33) for bits in (2, 3) for g in (32, 64, 128, 0) for s in (True, False)),
         Case(7, 37, 128, 4, 32), Case(2, 16, 80, 4, 0), Case(2, 21, 80, 3, 0, False), Case(2, 21, 300, 2, 0), Case(130, 21, 300, 3, -1, False),
-        Case(5, 64, 4096, 4, 128), Case(130, 64, 256, 4, 64, False), Case(100, 33, 96, 4, 32, codebook=True), Case(3, 48, 64, 4, 16, codebook=True),
+        Case(5, 64, 4096, 4, 128), Case(130, 64, 256, 4, 64, False),
         *(Case(m, 64, 256, 4, g, False, fractional=True) for m in (1, 33) for g in (64, 0)),
-        Case(1, 64, 256, 4, 64, codebook=True), Case(9, 33, 96, 4, 32, codebook=True),
+        *(Case(m, 64, 256, 4, g, codebook="table", scale="float32") for m in (1, 9) for g in (16, 64, 0)),
+        Case(130, 33, 96, 4, 32, codebook="table"), Case(9, 33, 96, 4, 32, codebook="table"), Case(1, 16, 64, 2, 32, codebook="table"),
+        *(Case(m, 48, 256, 4, 64, codebook="table", scale="nested") for m in (1, 130)), Case(3, 300, 256, 4, 64, codebook="table", scale="nested"),
+        *(Case(m, 48, 256, 4, 32, codebook="e2m1", scale="e8m0") for m in (1, 33, 130)), Case(3, 37, 96, 4, 32, codebook="e2m1", scale="e8m0"),
+        *(Case(m, 48, 256, 4, 16, codebook="e2m1", scale="e4m3") for m in (1, 33, 130)), Case(3, 37, 80, 4, 16, codebook="e2m1", scale="e4m3"),
+        Case(300, 48, 128, 4, 64), Case(300, 48, 128, 4, 32, codebook="table"),
+        *(Case(m, 48, 256, 1, g, codebook="table") for m in (1, 33) for g in (0, 64)),
     ),
 )  # fmt: skip

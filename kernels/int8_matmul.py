@@ -1,12 +1,14 @@
-"""Weight-only matmul with 8-bit storage: int8, and codes of 5 to 7 bits widened to it."""
+"""Weight-only matmul with 8-bit storage: int8, codes of 5 to 7 bits widened to it, and small floats of 6 and 8 bits."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from kernels import low_bit_matmul
-from kernels.op import Case, Form, LowBitWeight, Op, Packed
+from kernels import formats, low_bit_matmul
+from kernels.cpu_forms import COPY, NIBBLES
+from kernels.op import Form, LowBitWeight, Packed
+from kernels.product import Case, product_op
 
 
 def _cpu_refuses(w: LowBitWeight) -> str:
@@ -42,16 +44,19 @@ def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
     return torch.ops.aten._weight_int8pack_mm(narrow, t["codes"], t["scale"]).to(x.dtype)
 
 
-OP = Op(
-    name="int8_matmul",
-    title="y = x W^T, W in 8-bit codes",
+OP = product_op(
+    "int8_matmul",
+    "y = x W^T, W in 8-bit codes",
+    gpu=(Form("triton", formats.refuses, formats.pack, low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),),
+    cpu=(Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"), NIBBLES, COPY),
     bits=(5, 8),
-    triton=Form("triton", lambda w: low_bit_matmul.refuses(w, 8), lambda w: low_bit_matmul.pack(w, 8), low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),
-    cpu=Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"),
+    timed=(Case(0, 0, 0, 8, 0), Case(0, 0, 0, 6, 16)),
     cases=(
         *(Case(m, 64, 256, 8, g, s) for m in (1, 5, 33) for g in (64, 0, -1) for s in (True, False)),
-        Case(3, 32, 2048, 8, 0), Case(130, 48, 384, 6, 128, False),
+        Case(3, 32, 2048, 8, 0), Case(130, 48, 384, 6, 128, False), Case(2, 48, 384, 6, 16), Case(33, 48, 96, 8, 32, scale="float32"),
         Case(3, 48, 384, 5, 0), Case(3, 48, 384, 6, 128, False), Case(7, 37, 128, 8, 32), Case(2, 21, 80, 7, 0, False),
         Case(5, 64, 256, 8, 64, False, fractional=True), Case(5, 64, 256, 8, 0, False, fractional=True), Case(3, 21, 90, 8, 0), Case(5, 40, 84, 6, -1, False),
+        *(Case(m, 48, 128, bits, 32, codebook=name, scale="e8m0") for m in (1, 130) for name, bits in (("e2m3", 6), ("e3m2", 6), ("e4m3", 8), ("e5m2", 8))),
+        Case(3, 128, 256, 8, -128, codebook="e4m3", scale="float32"), Case(3, 37, 80, 8, 0, codebook="table"),
     ),
 )  # fmt: skip

@@ -1,9 +1,10 @@
-"""The Triton kernel behind int4_matmul and int8_matmul: y = x W^T, W in codes of 2, 3, 4 or 8 bits, scale a group, optional zero or codebook.
+"""The Triton kernel behind int4_matmul and int8_matmul: y = x W^T, W in codes of 1 to 8 bits, scale a group, optional zero or codebook.
 
 The weights are the left operand of the dot product (swap-AB): for a few rows of x the tile is wide in N, where the work is. Codes become
 floats without a conversion instruction (codes.py). Products are summed in float32 over one group, then multiplied by the group's scale, so a
 scale costs one multiplication a group and not one a weight. K is split over several programs when N and M alone are too few for the GPU; the
 partial sums go to a workspace that needs no zeroing and a second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy.
+What the tensors hold is packed by formats.py.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.codes import plane_code, planes_by_assembly, to_float
-from kernels.op import LowBitWeight, Packed
-from kernels.packing import PLANES, pack_planar, pad_columns, swizzle
+from kernels import table
+from kernels.codes import assembly, constraints, plane_code, planes_by_assembly, table_code, to_float, to_small_float
+from kernels.floats import FORMATS, bias
+from kernels.formats import Layout
+from kernels.op import Packed
+from kernels.table import Tile
 
 MANY_ROWS = 96  # from here on a dequantized copy and a 16-bit matmul are faster (estimate: KERNELS.md, section 7.1)
 
@@ -23,24 +27,60 @@ MANY_ROWS = 96  # from here on a dequantized copy and a 16-bit matmul are faster
 @triton.jit
 def _values(
     word, second, high, book_ptr,
-    PLANE: tl.constexpr, BITS: tl.constexpr, CODEBOOK: tl.constexpr, DTYPE: tl.constexpr,
+    PLANE: tl.constexpr, BITS: tl.constexpr, KIND: tl.constexpr, MANTISSA: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """One plane of a tile as DTYPE, in plain Triton: code - 2**(BITS-1), or the codebook's value."""
+    """One plane of a tile [ROWS, WIDTH] as DTYPE, in plain Triton: what codes.assembly gives in fp16."""
+    if KIND == "table":
+        return tl.load(book_ptr + table_code(word, PLANE, ROWS, WIDTH).to(tl.int32)).to(DTYPE)
     code = plane_code(second if BITS == 3 and PLANE >= 4 else word, high, PLANE, BITS)
-    if CODEBOOK:
+    if KIND == "gather":
         return tl.load(book_ptr + code.to(tl.int32)).to(DTYPE)
+    if KIND == "float":
+        return to_small_float(code, BITS, MANTISSA).to(DTYPE)
     return to_float(code, 2 ** (BITS - 1)).to(DTYPE)
 
 
 @triton.jit
+def _scale(scale_ptr, nest_ptr, where, SCALE: tl.constexpr, RUN: tl.constexpr):
+    """Scales as float32. e8m0: a byte is the exponent; e4m3: the number over 256, the unit comes last; nested: codebook[code] * outer + offset."""
+    stored = tl.load(scale_ptr + where)
+    if SCALE == "e8m0":
+        return (stored.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+    if SCALE == "e4m3":
+        return to_small_float(stored, 8, 3).to(tl.float32)
+    if SCALE == "nested":
+        return tl.load(nest_ptr + stored.to(tl.int32)) * tl.load(nest_ptr + 257 + where // RUN) + tl.load(nest_ptr + 256)
+    return stored.to(tl.float32)
+
+
+@triton.jit
+def _unit(nest_ptr, SCALE: tl.constexpr, FACTOR: tl.constexpr):
+    """What all of a weight is multiplied by besides its scales."""
+    return tl.load(nest_ptr) * FACTOR if SCALE == "e4m3" else FACTOR
+
+
+@triton.jit
+def _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS: tl.constexpr, WIDTH: tl.constexpr):
+    """The bytes of one block of some rows, [rows, WIDTH], and for 3-bit codes the second run of them and the upper bits."""
+    inside = tl.arange(0, WIDTH)[None, :]
+    start = codes_ptr + row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside
+    word = tl.load(start)
+    if BITS == 3:
+        return word, tl.load(start + WIDTH), tl.load(high_ptr + row[:, None] * stride_high + step * WIDTH + inside)
+    return word, word, word
+
+
+@triton.jit
 def low_bit_matmul_kernel(
-    x_ptr, codes_ptr, high_ptr, scale_ptr, zero_ptr, book_ptr, y_ptr,  # [M, K] act, [N, .] u8, [N, .] u8, [N, groups], [N, groups], [2**b] f32, out
+    x_ptr, codes_ptr, high_ptr, scale_ptr, zero_ptr, book_ptr, nest_ptr, y_ptr,  # [M, K] act, [N, .] u8 twice, [N, groups] twice, [2**b] f32, f32, out
     m_size, n_size, k_size, steps, stride_x, stride_codes, stride_high, groups, scale_stride,  # scale_stride: 0 when one scale serves all rows
     BITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
-    ZERO: tl.constexpr, CODEBOOK: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr, ASSEMBLY: tl.constexpr,
+    ZERO: tl.constexpr, KIND: tl.constexpr, MANTISSA: tl.constexpr, SCALE: tl.constexpr, RUN: tl.constexpr, FACTOR: tl.constexpr,
+    EVEN: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
 ):  # fmt: skip
     """One [BLOCK_N, BLOCK_M] tile of y^T over every SPLITS-th run of steps; BLOCK_K codes a step. GROUP: codes that share a scale, 0 for all of a
-    row. EVEN: K is a multiple of BLOCK_K. out: y [M, N], or with SPLITS > 1 float32 partial sums [SPLITS, M, N].
+    row. EVEN: K is a multiple of BLOCK_K. FACTOR: what sums are multiplied by at the end. ASM: codes.assembly, "" for the plain form. out: y
+    [M, N], or with SPLITS > 1 float32 partial sums [SPLITS, M, N]. nest: the unit of E4M3 scales, or codebook, offset and outer scales.
     """
     split = tl.program_id(2)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -50,19 +90,16 @@ def low_bit_matmul_kernel(
     WIDTH: tl.constexpr = BLOCK_K // PLANE_COUNT
     TOGETHER: tl.constexpr = PLANE_COUNT if GROUP == 0 or GROUP >= BLOCK_K else GROUP // WIDTH  # planes that share a scale
     inside = tl.arange(0, WIDTH)
-    order = inside if CODEBOOK or ASSEMBLY else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2  # which input meets a stored byte
+    order = inside if KIND == "table" or ASM != "" else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2  # which input meets a stored byte
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     first = split * tl.cdiv(steps, SPLITS)
     for step in range(first, tl.minimum(first + tl.cdiv(steps, SPLITS), steps)):
-        words = row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside[None, :]
-        word = tl.load(codes_ptr + words)
-        second = tl.load(codes_ptr + words + WIDTH) if BITS == 3 else word
-        high = tl.load(high_ptr + row[:, None] * stride_high + step * WIDTH + inside[None, :]) if BITS == 3 else word
-        if ASSEMBLY:
-            tiles = planes_by_assembly(word, second, high, BITS, tl.bfloat16 == DTYPE)
+        word, second, high = _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS, WIDTH)
+        if ASM != "":
+            tiles = planes_by_assembly(word, second, high, ASM, REGISTERS, BITS, ASM_BF16)
         part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for plane in tl.static_range(PLANE_COUNT):
-            w = tiles[plane] if ASSEMBLY else _values(word, second, high, book_ptr, plane, BITS, CODEBOOK, DTYPE)
+            w = tiles[plane].to(DTYPE) if ASM != "" else _values(word, second, high, book_ptr, plane, BITS, KIND, MANTISSA, BLOCK_N, WIDTH, DTYPE)
             # The last block may reach beyond the last group: its codes meet no inputs, but its scale must be a number.
             where = row * scale_stride + (tl.minimum((step * BLOCK_K + plane * WIDTH) // GROUP, groups - 1) if GROUP else 0)
             if ZERO:  # zeros are kept less the middle code: small numbers, exact when they are integers
@@ -72,13 +109,12 @@ def low_bit_matmul_kernel(
             x = tl.load(inputs) if EVEN else tl.load(inputs, mask=(k < k_size)[:, None], other=0.0)
             part = tl.dot(w, x.to(DTYPE), part, input_precision="ieee")
             if (plane + 1) % TOGETHER == 0:
-                if GROUP:
-                    acc += part * tl.load(scale_ptr + where).to(tl.float32)[:, None]
-                else:
-                    acc += part
+                acc += part * _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None] if GROUP else part
                 part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     if not GROUP:
-        acc *= tl.load(scale_ptr + row * scale_stride).to(tl.float32)[:, None]
+        acc *= _scale(scale_ptr, nest_ptr, row * scale_stride, SCALE, RUN)[:, None]
+    if SCALE == "e4m3" or FACTOR != 1.0:
+        acc *= _unit(nest_ptr, SCALE, FACTOR)
     out = y_ptr + (split * m_size + m[None, :]).to(tl.int64) * n_size + n[:, None]
     tl.store(out, acc.to(y_ptr.dtype.element_ty), mask=(n < n_size)[:, None] & (m < m_size)[None, :])
 
@@ -95,110 +131,106 @@ def add_splits_kernel(work_ptr, y_ptr, size, SPLITS: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def dequantize_kernel(
-    codes_ptr, high_ptr, scale_ptr, zero_ptr, book_ptr, w_ptr,  # as above; [N, K] act
+    codes_ptr, high_ptr, scale_ptr, zero_ptr, book_ptr, nest_ptr, w_ptr,  # as above; [N, K] act
     n_size, k_size, stride_codes, stride_high, groups, scale_stride,
-    BITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, CODEBOOK: tl.constexpr,
+    BITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, KIND: tl.constexpr, MANTISSA: tl.constexpr,
+    SCALE: tl.constexpr, RUN: tl.constexpr, FACTOR: tl.constexpr, ASM: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
-    """One [BLOCK_N, BLOCK_K] tile of the weight in 16 bits a program."""
+    """One [BLOCK_N, BLOCK_K] tile of the weight in 16 bits a program. ASM gives fp16."""
     n, step = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
+    row = tl.minimum(n, n_size - 1)
     PLANE_COUNT: tl.constexpr = 1 if BITS == 8 else 2 if BITS == 4 else 4 if BITS == 2 else 8
     WIDTH: tl.constexpr = BLOCK_K // PLANE_COUNT
     inside, mask_n = tl.arange(0, WIDTH), n < n_size
-    order = inside if CODEBOOK else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2
-    words = n[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside[None, :]
-    word = tl.load(codes_ptr + words, mask=mask_n[:, None], other=0)
-    second = tl.load(codes_ptr + words + WIDTH, mask=mask_n[:, None], other=0) if BITS == 3 else word
-    high = tl.load(high_ptr + n[:, None] * stride_high + step * WIDTH + inside[None, :], mask=mask_n[:, None], other=0) if BITS == 3 else word
+    order = inside if KIND == "table" or ASM != "" else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2
+    word, second, high = _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS, WIDTH)
+    if ASM != "":
+        tiles = planes_by_assembly(word, second, high, ASM, REGISTERS, BITS, False)
+    unit = _unit(nest_ptr, SCALE, FACTOR)
     for plane in tl.static_range(PLANE_COUNT):
-        w = _values(word, second, high, book_ptr, plane, BITS, CODEBOOK, tl.float32)
-        where = n * scale_stride + (tl.minimum((step * BLOCK_K + plane * WIDTH) // GROUP, groups - 1) if GROUP else 0)
+        w = tiles[plane].to(tl.float32) if ASM != "" else _values(word, second, high, book_ptr, plane, BITS, KIND, MANTISSA, BLOCK_N, WIDTH, tl.float32)
+        where = row * scale_stride + (tl.minimum((step * BLOCK_K + plane * WIDTH) // GROUP, groups - 1) if GROUP else 0)
         if ZERO:
-            w -= tl.load(zero_ptr + where, mask=mask_n, other=0.0)[:, None].to(tl.float32)
-        w *= tl.load(scale_ptr + where, mask=mask_n, other=0.0).to(tl.float32)[:, None]
+            w -= tl.load(zero_ptr + where)[:, None].to(tl.float32)
+        w *= _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None] * unit
         k = step * BLOCK_K + plane * WIDTH + order
-        tl.store(w_ptr + n[:, None].to(tl.int64) * k_size + k[None, :], w.to(w_ptr.dtype.element_ty), mask=mask_n[:, None] & (k < k_size)[None, :])
+        out = w_ptr + n[:, None].to(tl.int64) * k_size + k[None, :]
+        tl.store(out, w.to(w_ptr.dtype.element_ty), mask=mask_n[:, None] & (k < k_size)[None, :])
 
 
-def block_of(bits: int, group: int) -> int:
-    """Codes a step along K: 128 (256 for 3 bits), fewer where the group, 0 for none, is smaller than a plane of that; 0 when no block fits it."""
-    planes = PLANES[bits]
-    for block in (256, 128, 64, 32) if bits == 3 else (128, 64, 32):
-        width = block // planes
-        if width >= 16 and (group == 0 or group % block == 0 or (block % group == 0 and group % width == 0)):
-            return block
-    return 0
-
-
-def refuses(w: LowBitWeight, bits: int) -> str:
-    """Whether the Triton form serves a weight stored in `bits`: groups must be made of whole planes of at least 16 codes."""
-    groups = w.scale.shape[1]
-    group = 0 if groups == 1 else w.codes.shape[1] // groups
-    return "" if block_of(bits, group) else f"groups of {group} do not fit the planes of {bits}-bit codes"
-
-
-def pack(w: LowBitWeight, bits: int) -> Packed:
-    """Packs for `run`: codes, for 3 bits their high bits, scale, and zero (less the middle code, fp16) or codebook where there is one.
-
-    bits: of the storage, at least those of the codes. meta = (bits, block, group or 0, N, K).
-    """
-    n, k = w.codes.shape
-    group = 0 if w.scale.shape[1] == 1 else k // w.scale.shape[1]
-    block = block_of(bits, group)
-    lift = 2 ** (bits - 1) - 2 ** (w.bits - 1) if w.codebook is None else 0  # narrower codes move up, so that the middle code means 0 again
-    middle = 0 if w.codebook is not None else 2 ** (bits - 1)
-    codes = pad_columns(w.codes + lift, block, middle)
-    tensors = pack_planar(codes if w.codebook is not None else swizzle(codes), block, bits)
-    tensors["scale"] = w.scale.contiguous()
-    if w.codebook is not None:
-        tensors["codebook"] = torch.nn.functional.pad(w.codebook, (0, 2**bits - len(w.codebook)))
-    elif w.zero is not None:
-        tensors["zero"] = (w.zero - 2 ** (w.bits - 1)).to(torch.float16).contiguous()
-    return Packed(tensors, (bits, block, group, n, k))
-
-
-def tiles(m: int, n: int, steps: int, processors: int = 132) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, splits of K, warps) by arithmetic: a tile as narrow as the rows allow, and K split until every multiprocessor has two
+def default_tile(m: int, n: int, steps: int, bits: int, kind: str, processors: int = 132) -> Tile:
+    """By arithmetic, for shapes that no table holds: a tile as narrow as the rows allow, and K split until every multiprocessor has four
     programs, but no program fewer than four steps.
+
+    Two warps, not four, for up to 32 rows: then Hopper's compiler takes the matrix instructions whose operands stay where they were unpacked,
+    and an instruction count a weight of half (tests/test_machine_code.py).
     """
     rows = max(8, 1 << (m - 1).bit_length()) if m <= 64 else 64
-    columns = 64 if m <= 64 else 128
+    if m <= 32:
+        columns, warps = (32, 1) if kind == "table" and rows <= 16 else (64, 2)
+    else:
+        columns, warps = (128, 8) if m > 64 else (64, 4) if bits in (3, 8) else (128, 4)  # as many columns as fit the registers
     programs = -(-n // columns) * -(-m // rows)
-    return rows, columns, max(1, min(2 * processors // programs, steps // 4, 16)), 4 if m <= 64 else 8
+    stages = 2 if bits == 3 and rows == 64 else 3  # a block of 256 codes meets 32 KiB of inputs
+    return Tile(rows, columns, max(1, min(4 * processors // programs, steps // 4, 16)), warps, stages)
 
 
 @torch.library.custom_op("quantization_explorer::low_bit_matmul", mutates_args=())
 def low_bit_matmul(
-    x: Tensor, codes: Tensor, high: Tensor | None, scale: Tensor, zero: Tensor | None, codebook: Tensor | None, meta: list[int]
+    x: Tensor, codes: Tensor, high: Tensor | None, scale: Tensor, zero: Tensor | None, codebook: Tensor | None, nest: Tensor | None,
+    layout: list[int], values: list[float],
 ) -> Tensor:  # fmt: skip
-    """x [M, K] bf16, fp16 or fp32 -> y [M, N] in the same dtype. The other arguments are those of `pack`."""
-    bits, block, group, n, k = meta
+    """x [M, K] bf16, fp16 or fp32 -> y [M, N] in the same dtype. The other arguments are what `formats.pack` made."""
+    at = Layout(*layout)
     m, x = x.shape[0], x.contiguous()
-    # The interpreter computes bf16 dot products wrongly, so on a CPU bf16 activations are multiplied in float32.
-    interpreted = x.device.type == "cpu"
-    wide = interpreted and x.dtype == torch.bfloat16
-    dtype = {torch.float16: tl.float16, torch.bfloat16: tl.float32 if wide else tl.bfloat16, torch.float32: tl.float32}[x.dtype]
-    upper, offset, book = (scale if t is None else t for t in (high, zero, codebook))
-    shared = {"BITS": bits, "BLOCK_K": block, "GROUP": group, "ZERO": zero is not None, "CODEBOOK": codebook is not None}
-    scale_stride, steps = scale.shape[1] if scale.shape[0] > 1 else 0, triton.cdiv(k, block)
-    if m >= MANY_ROWS:
-        weight = torch.empty(n, k, dtype=x.dtype, device=x.device)
-        dequantize_kernel[(triton.cdiv(n, 64), steps)](
-            codes, upper, scale, offset, book, weight, n, k, codes.stride(0), upper.stride(0), scale.shape[1], scale_stride, BLOCK_N=64, **shared
-        )
-        return torch.nn.functional.linear(x, weight)
-    rows, columns, splits, warps = tiles(m, n, steps, _processors(x.device))
-    out = torch.empty((splits, m, n) if splits > 1 else (m, n), dtype=torch.float32 if splits > 1 or wide else x.dtype, device=x.device)
-    low_bit_matmul_kernel[(triton.cdiv(n, columns), triton.cdiv(m, rows), splits)](
-        x.float() if wide else x, codes, upper, scale, offset, book, out,
-        m, n, k, steps, x.stride(0), codes.stride(0), upper.stride(0), scale.shape[1], scale_stride,
-        BLOCK_N=columns, BLOCK_M=rows, SPLITS=splits, EVEN=k % block == 0, DTYPE=dtype,
-        ASSEMBLY=not interpreted and codebook is None and x.dtype != torch.float32, num_warps=warps, **shared,
+    steps = triton.cdiv(at.k, at.block)
+    tile = chosen_tile(m, at, steps, x.device)
+    return launch(x, {"codes": codes, "high": high, "scale": scale, "zero": zero, "codebook": codebook, "nest": nest}, at, tuple(values), tile)
+
+
+def chosen_tile(m: int, at: Layout, steps: int, device: torch.device) -> Tile | None:
+    """The table's tile for this GPU and shape, else the default; None for a dequantized copy and a 16-bit matmul."""
+    found = table.lookup(device, "low_bit_matmul", at.bits, at.n, at.k, at.group, m)
+    if found is None:
+        return None if m >= MANY_ROWS else default_tile(m, at.n, steps, at.bits, at.kind, _processors(device))
+    return found if found.rows else None
+
+
+def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tuple[float, ...], tile: Tile | None) -> Tensor:
+    """y of x [M, K] with one tile, or by a dequantized copy where the tile is None."""
+    # The interpreter computes bf16 dot products wrongly and cuts bits off where it should round, so on a CPU bf16 is computed in float32.
+    interpreted, bf16, m = x.device.type == "cpu", x.dtype == torch.bfloat16, x.shape[0]
+    wide = interpreted and bf16
+    dtype = torch.float32 if wide else x.dtype
+    codes, scale = tensors["codes"], tensors["scale"]
+    upper, offset, book, nest = (scale if tensors[name] is None else tensors[name] for name in ("high", "zero", "codebook", "nest"))
+    in_asm = not interpreted and x.dtype != torch.float32 and at.kind != "gather"
+    asm_bf16 = in_asm and bf16 and tile is not None and not (at.bits == 8 and at.kind == "integer")
+    shared = {
+        "BITS": at.bits, "BLOCK_K": at.block, "GROUP": at.group, "ZERO": tensors["zero"] is not None, "KIND": at.kind, "SCALE": at.scale_kind, "RUN": at.run,
+        "MANTISSA": FORMATS[at.float_name][1] if at.float_name else 0, "FACTOR": 2.0 ** (15 - bias(at.float_name)) if at.float_name and not asm_bf16 else 1.0,
+        "ASM": assembly(at.bits, asm_bf16, at.float_name, values) if in_asm else "", "REGISTERS": constraints(at.bits),
+    }  # fmt: skip
+    strides = (codes.stride(0), upper.stride(0), scale.shape[1], scale.shape[1] if scale.shape[0] > 1 else 0)
+    steps = triton.cdiv(at.k, at.block)
+    if tile is None:
+        weight = torch.empty(at.n, at.k, dtype=dtype, device=x.device)
+        dequantize_kernel[(triton.cdiv(at.n, 64), steps)](codes, upper, scale, offset, book, nest, weight, at.n, at.k, *strides, BLOCK_N=64, **shared)
+        return torch.nn.functional.linear(x, weight.to(x.dtype))
+    out = torch.empty((tile.splits, m, at.n) if tile.splits > 1 else (m, at.n), dtype=torch.float32 if tile.splits > 1 else dtype, device=x.device)
+    low_bit_matmul_kernel[(triton.cdiv(at.n, tile.columns), triton.cdiv(m, tile.rows), tile.splits)](
+        x.float() if wide else x, codes, upper, scale, offset, book, nest, out, m, at.n, at.k, steps, x.stride(0), *strides,
+        BLOCK_N=tile.columns, BLOCK_M=tile.rows, SPLITS=tile.splits, EVEN=at.k % at.block == 0, DTYPE=DTYPES[dtype],
+        ASM_BF16=asm_bf16, num_warps=tile.warps, num_stages=tile.stages, **shared,
     )  # fmt: skip
-    if splits == 1:
+    if tile.splits == 1:
         return out.to(x.dtype)
-    y = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    add_splits_kernel[(triton.cdiv(m * n, 1024),)](out, y, m * n, SPLITS=splits, BLOCK=1024)
-    return y
+    y = torch.empty(m, at.n, dtype=dtype, device=x.device)
+    add_splits_kernel[(triton.cdiv(m * at.n, 1024),)](out, y, m * at.n, SPLITS=tile.splits, BLOCK=1024)
+    return y.to(x.dtype)
+
+
+DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def _processors(device: torch.device) -> int:
@@ -206,11 +238,11 @@ def _processors(device: torch.device) -> int:
 
 
 @low_bit_matmul.register_fake
-def _(x: Tensor, codes: Tensor, high: Tensor | None, scale: Tensor, zero: Tensor | None, codebook: Tensor | None, meta: list[int]) -> Tensor:
-    return x.new_empty(x.shape[0], meta[3])
+def _(x, codes, high, scale, zero, codebook, nest, layout, values) -> Tensor:
+    return x.new_empty(x.shape[0], layout[3])
 
 
 def run(x: Tensor, packed: Packed) -> Tensor:
-    """Form.run on what `pack` made."""
+    """Form.run on what `formats.pack` made."""
     t = packed.tensors
-    return low_bit_matmul(x, t["codes"], t.get("high"), t["scale"], t.get("zero"), t.get("codebook"), list(packed.meta))
+    return low_bit_matmul(x, t["codes"], t.get("high"), t["scale"], t.get("zero"), t.get("codebook"), t.get("nest"), list(packed.meta[0]), list(packed.meta[1]))

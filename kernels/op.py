@@ -1,4 +1,4 @@
-"""Op: one operation as its plain PyTorch meaning, its Triton form and its CPU form; discovery of ops and the choice between forms."""
+"""Op: one operation as its plain PyTorch meaning, its forms on GPU and CPU, cases and cost; the meaning of a low-bit weight; discovery and choice."""
 
 from __future__ import annotations
 
@@ -7,34 +7,51 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
 class Activation(NamedTuple):
-    """How the inputs [M, K] of a product are rounded. kind: "int8", "e4m3" or "e5m2"; per: "token" (one scale a row) or "tensor".
+    """How the inputs [M, K] of a product are rounded. kind: "int8", "e4m3" or "e5m2"; per: "token" (one scale a row), "tensor", or "block" (one
+    scale for BLOCK consecutive inputs of a row, float8 only).
 
     scale: a static scale found beforehand (per tensor only), 0 for a dynamic one. threshold: input columns with a magnitude above it are
-    left out of the rounding and multiplied in 16 bits (LLM.int8, arXiv 2208.07339, section 3.2); 0 for none.
+    left out of the rounding and multiplied in 16 bits (LLM.int8, arXiv 2208.07339, section 3.2); 0 for none. columns: the same for columns
+    named beforehand; then nothing depends on the data at hand, and a GPU need not wait for it.
     """
 
     kind: str
     per: str = "token"
     scale: float = 0.0
     threshold: float = 0.0
+    columns: tuple[int, ...] = ()
 
     def name(self) -> str:
         """Such as "int8 per token"."""
         return f"{self.kind} per {self.per}{', static' if self.scale else ''}"
 
 
+class Nested(NamedTuple):
+    """Scales that are codes themselves: scale = codebook[code] * outer[block // run] + offset, blocks counted row by row.
+
+    codes [N, K/G] uint8; outer [ceil(N K / G / run)], codebook [256] and offset [] float32.
+    """
+
+    codes: Tensor
+    outer: Tensor
+    codebook: Tensor
+    offset: Tensor
+    run: int = 256
+
+
 class LowBitWeight(NamedTuple):
     """A weight [N, K] in low bits: w = (code - zero) * scale, or codebook[code] * scale; and how the inputs it meets are rounded.
 
     codes [N, K] uint8; scale [R, K/G], bfloat16 or float32, R = N, or 1, or N / 128 where 128 rows share one; zero: float32 of scale's
-    shape, or None for 2**(bits-1); codebook [2**bits] float32 or None; activation: None for 16-bit inputs.
+    shape, or None for 2**(bits-1); codebook [2**bits] float32 or None; activation: None for 16-bit inputs. unit [] float32 and nested say
+    how the scales may be stored in 8 bits: as E4M3 numbers times the unit, or as codes; None for neither.
     """
 
     codes: Tensor
@@ -43,64 +60,76 @@ class LowBitWeight(NamedTuple):
     bits: int
     codebook: Tensor | None = None
     activation: Activation | None = None
+    unit: Tensor | None = None
+    nested: Nested | None = None
 
 
 class Packed(NamedTuple):
-    """A weight as one form keeps it: named tensors that stay resident, and constants the form needs to run."""
+    """An operand as one form keeps it: named tensors that stay resident, and constants the form needs to run."""
 
     tensors: dict[str, Tensor]
     meta: tuple
 
+    def nbytes(self) -> int:
+        """Bytes that stay resident."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
 
 @dataclass(frozen=True)
 class Form:
-    """One way of running an op: pack once, run many times.
+    """One way of running an op: pack its operand once, run many times.
 
-    refuses(weight): "" when this form serves the weight, else a clause that says why not. run(x [M, K] bf16/fp16/fp32, packed) -> [M, N]
-    in x's dtype. rounds_to: the dtype that results pass through when it is not x's.
+    The operand is what stays the same between calls: a weight (LowBitWeight), a rotation, a cache. refuses(operand): "" when this form serves
+    it, else a clause that says why not. run(x bf16/fp16/fp32, packed) -> the result, in x's dtype where it is not codes. For a weight x is
+    [M, K] and the result [M, N]. rounds_to: the dtype that results pass through when it is not x's. capability: the least compute capability
+    of a GPU, times ten; 0 for any.
     """
 
     name: str
-    refuses: Callable[[LowBitWeight], str]
-    pack: Callable[[LowBitWeight], Packed]
-    run: Callable[[Tensor, Packed], Tensor]
+    refuses: Callable[[Any], str]
+    pack: Callable[[Any], Packed]
+    run: Callable[[Tensor, Packed], Any]
     note: str = ""
     rounds_to: torch.dtype | None = None
+    capability: int = 0
 
 
-@dataclass(frozen=True)
-class Case:
-    """One shape and format an op is checked on. group 0 is one scale a row, -1 one scale in all. fractional: zeros that are no integers, as
-    HQQ finds them.
-    """
+class Baseline(NamedTuple):
+    """The 16-bit operation an op is timed against: its name, its own operand in bfloat16, and how it runs."""
 
-    m: int
-    n: int
-    k: int
-    bits: int
-    group: int
-    symmetric: bool = True
-    codebook: bool = False
-    activation: Activation | None = None
-    fractional: bool = False
+    name: str
+    tensors: dict[str, Tensor]
+    run: Callable[[Tensor, dict[str, Tensor]], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Op:
-    """An operation y = x W^T with W in low bits. bits: the widths it stores without loss, narrowest and widest. activation: the kind of
-    rounded inputs it multiplies ("int8" or "fp8"), "" for 16-bit ones.
+    """One operation on inputs x and an operand in low bits.
+
+    gpu, cpu: its forms, the preferred one first. cases: shapes and formats that it is checked on; timed: those that it is timed on.
+    problem(case, generator) -> (x float32, operand): random and complete. reference(x, operand) -> float64: what the op means, in plain
+    PyTorch. value(result) -> Tensor: the numbers a result stands for, when it is codes. flops(case): floating-point operations.
+    baseline(case, generator): the 16-bit operation it replaces. bits: where the operand is a weight, the widths of codes it stores without
+    loss, narrowest and widest. activation: the kind of rounded inputs it multiplies ("int8" or "fp8"), "" for 16-bit ones.
     """
 
     name: str
     title: str
-    bits: tuple[int, int]
-    triton: Form
-    cpu: Form
-    cases: tuple[Case, ...]
+    gpu: tuple[Form, ...]
+    cpu: tuple[Form, ...]
+    cases: tuple[Any, ...]
+    timed: tuple[Any, ...] = ()
+    problem: Callable[[Any, torch.Generator], tuple[Tensor, Any]]
+    reference: Callable[[Tensor, Any], Tensor]
+    flops: Callable[[Any], float]
+    baseline: Callable[[Any, torch.Generator], Baseline]
+    value: Callable[[Any], Tensor] = lambda result: result
+    bits: tuple[int, int] | None = None
     activation: str = ""
 
     def forms(self) -> tuple[Form, ...]:
-        return self.triton, self.cpu, REFERENCE
+        """Every form once, those of the GPU first."""
+        return tuple(dict.fromkeys((*self.gpu, *self.cpu)))
 
 
 def per_group(values: Tensor, n: int, k: int) -> Tensor:
@@ -113,9 +142,15 @@ LIMIT = {"int8": 127.0, "e4m3": 448.0, "e5m2": 57344.0}
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
+BLOCK = 128  # inputs of a row that share a scale per block; a weight's block is BLOCK x BLOCK
+
+
 def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
-    """(codes [M, K] int8 or float8, scale [M, 1] or [1, 1] float32) with x = codes * scale; absmax scales (dynamic) or the given one."""
+    """(codes [M, K] int8 or float8, scale [M, 1], [1, 1] or [M, K / BLOCK] float32) with x = codes * scale; absmax scales or the given one."""
     x = x.float()
+    if a.per == "block":
+        codes, scale = round_activation(x.reshape(-1, BLOCK), a._replace(per="token"))
+        return codes.view(x.shape), scale.view(len(x), -1)
     if a.scale:
         scale = torch.full((1, 1), a.scale, device=x.device)
     else:
@@ -127,9 +162,12 @@ def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
 
 def split_outliers(x: Tensor, a: Activation) -> tuple[Tensor, Tensor | None]:
     """(x with its outlier columns zeroed, indices of those columns or None). x [M, K]."""
-    if not a.threshold:
+    if a.columns:
+        columns = torch.tensor(a.columns, device=x.device)
+    elif a.threshold:
+        columns = (x.abs() > a.threshold).any(0).nonzero().flatten()
+    else:
         return x, None
-    columns = (x.abs() > a.threshold).any(0).nonzero().flatten()
     return (x.index_fill(1, columns, 0.0), columns) if columns.numel() else (x, None)
 
 
@@ -149,7 +187,8 @@ def multiply(x: Tensor, w: LowBitWeight) -> Tensor:
         return x.float() @ weight.T
     rest, columns = split_outliers(x.float(), w.activation)
     codes, scale = round_activation(rest, w.activation)
-    y = codes.float() @ weight.T * scale
+    codes = codes.float()
+    y = (codes * per_group(scale, *codes.shape)) @ weight.T if w.activation.per == "block" else codes @ weight.T * scale
     return y if columns is None else y + x.float()[:, columns] @ weight[:, columns].T
 
 
@@ -174,44 +213,31 @@ def ops() -> dict[str, Op]:
     """Every OP in this folder, by name."""
     import kernels
 
-    names = [m.name for m in pkgutil.iter_modules(kernels.__path__) if m.name.endswith("matmul") and m.name != "low_bit_matmul"]
-    found = [importlib.import_module(f"kernels.{name}").OP for name in names]
-    return {op.name: op for op in found}
+    names = [m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.ispkg and m.name != "__main__"]
+    found = [getattr(importlib.import_module(f"kernels.{name}"), "OP", None) for name in names]
+    return {op.name: op for op in found if op is not None}
+
+
+def compute_capability(device: torch.device) -> int:
+    """Ten times the GPU's compute capability, 0 where there is no GPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def choose(weight: LowBitWeight, device: torch.device) -> tuple[str, Form, str]:
-    """(op name, form, why) for a weight on a device: the narrowest op whose fast form serves it, else the reference and why nothing did."""
+    """(op name, form, why) for a weight on a device: the narrowest op with a fast form that serves it, else the reference and why nothing did."""
     reasons = []
     wanted = "" if weight.activation is None else "int8" if weight.activation.kind == "int8" else "fp8"
-    for op in sorted(ops().values(), key=lambda op: op.bits):
+    able = compute_capability(device)
+    for op in sorted((op for op in ops().values() if op.bits), key=lambda op: op.bits):
         if weight.bits > op.bits[1] or wanted != op.activation:
             continue
-        form = op.triton if device.type == "cuda" else op.cpu
-        refusal = form.refuses(weight)
-        if not refusal:
-            return op.name, form, ""
-        reasons.append(f"{op.name} ({form.name}): {refusal}")
+        for form in op.gpu if device.type == "cuda" else op.cpu:
+            refusal = f"needs compute capability {form.capability / 10}" if 0 < able < form.capability else form.refuses(weight)
+            if form is not REFERENCE and not refusal:
+                return op.name, form, ""
+            if form is not REFERENCE:
+                reasons.append(f"{op.name} ({form.name}): {refusal}")
     return "dequantize + linear", REFERENCE, "; ".join(reasons) or f"no op multiplies {wanted} inputs"
-
-
-def random_weight(case: Case, generator: torch.Generator) -> LowBitWeight:
-    """A weight of a case's shape and format in which every code occurs."""
-    groups = {0: 1, -1: 1}.get(case.group) or case.k // case.group
-    rows = 1 if case.group == -1 else case.n
-    codes = torch.randint(0, 2**case.bits, (case.n, case.k), generator=generator, dtype=torch.uint8)
-    codes.flatten()[: 2**case.bits] = torch.arange(2**case.bits, dtype=torch.uint8)[: codes.numel()]
-    scale = (torch.rand(rows, groups, generator=generator) * 0.02 + 0.005).bfloat16()
-    zero = None if case.symmetric else torch.randint(0, 2**case.bits, (rows, groups), generator=generator).float()
-    if case.fractional:
-        zero = (zero + torch.rand(zero.shape, generator=generator)).half().float()
-    book = torch.linspace(-1, 1, 2**case.bits) ** 3 if case.codebook else None
-    if case.activation is not None and case.activation.kind in FLOAT8:
-        book = float8_values(case.activation.kind)
-        codes = codes.where(book[codes.long()] != 0, 0)  # no infinities and no NaN
-    return LowBitWeight(codes, scale, zero, case.bits, book, case.activation)
-
-
-@cache
-def float8_values(kind: str) -> Tensor:
-    """The value of every float8 bit pattern, [256] float32; patterns that are no number are 0."""
-    return torch.arange(256, dtype=torch.uint8).view(FLOAT8[kind]).float().nan_to_num(0.0, 0.0, 0.0)

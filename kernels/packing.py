@@ -9,7 +9,11 @@ One row of the weight, a block of B codes along K, P planes of W = B / P codes:
                       in a tensor of its own the upper bits, byte i holds those of code pW + i in bit p        B/4 + B/8 bytes
 
 A plane of a loaded tile is W consecutive inputs and feeds its own dot product: nothing has to be interleaved in registers. Inside every four
-bytes the order is 0, 2, 1, 3 ("swizzled"), so that one mask on a 32-bit word gives two neighbouring codes as two halves; not with a codebook.
+bytes the order is 0, 2, 1, 3 ("swizzled"), so that one mask on a 32-bit word gives two neighbouring codes as two halves.
+
+4-bit codes that are looked up in a table keep two neighbours of one plane in a byte instead, so that 16 bits of codes select four table entries:
+
+    inputs 4i .. 4i+3     byte 4i holds p0[0], p0[1], byte 4i+1 p1[0], p1[1], byte 4i+2 p0[2], p0[3], byte 4i+3 p1[2], p1[3], the first in bits 0-3
 """
 
 from __future__ import annotations
@@ -39,6 +43,13 @@ def pack_planar(codes: Tensor, block: int, bits: int) -> dict[str, Tensor]:
         low = _merge((planes & 3).unflatten(2, (2, 4)), 2).flatten(1)
         return {"codes": low.contiguous(), "high": _merge(planes >> 2, 1).flatten(1).contiguous()}
     return {"codes": _merge(planes, bits).flatten(1).contiguous()}
+
+
+def pack_table(codes: Tensor, block: int) -> dict[str, Tensor]:
+    """codes [N, K] uint8 below 16 -> {"codes": [N, K/2] uint8} in the layout of tables."""
+    quads = codes.unflatten(1, (-1, 2, block // 8, 2, 2))  # [N, blocks, planes, quads, pairs, 2]
+    pairs = quads.transpose(2, 3).transpose(3, 4)  # [N, blocks, quads, pairs, planes, 2]
+    return {"codes": (pairs[..., 0] | pairs[..., 1] << 4).flatten(1).contiguous()}
 
 
 def _merge(planes: Tensor, bits: int) -> Tensor:

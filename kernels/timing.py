@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,16 @@ class Timing(NamedTuple):
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU architecture with the number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    """The GPU's name, or the CPU's with the number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -29,12 +38,33 @@ def cache_bytes(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 96 * 2**20
 
 
-def time_call(calls: Sequence[Callable[[], object]], device: torch.device, samples: int = 20) -> Timing:
-    """Seconds per call, over `samples` rounds through all calls. The calls do the same work on different copies of the weights."""
+LEAST = 5  # rounds that a median with a spread takes
+
+
+def time_call(calls: Sequence[Callable[[], object]], device: torch.device, samples: int = 20, limit: float = 3.0) -> Timing:
+    """Seconds per call, over `samples` rounds through all calls, fewer (but LEAST) when they take longer than `limit` seconds. The calls do the same
+    work on different copies of the weights.
+    """
     round_trip = _graph_round(calls) if device.type == "cuda" else _plain_round(calls)
-    round_trip()
-    seconds = sorted(round_trip() / len(calls) for _ in range(samples))
-    return Timing(seconds[samples // 2], seconds[samples // 5], seconds[samples * 4 // 5], samples)
+    first = round_trip()
+    count = min(samples, max(LEAST, int(limit / max(first, 1e-9))))
+    seconds = sorted(round_trip() / len(calls) for _ in range(count))
+    return Timing(seconds[count // 2], seconds[count // 5], seconds[count * 4 // 5], count)
+
+
+def busy() -> str:
+    """A clause that says how busy the CPUs are with other work, "" when at least as many are idle as threads are used. Timings beside other work
+    say little: a thread that waits for a core holds up all the others at every barrier.
+    """
+    waiting, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return "" if waiting + torch.get_num_threads() <= cores + 0.5 else f"{waiting:.1f} processes run or wait on {cores} cores"
+
+
+def copy_bandwidth(device: torch.device, samples: int = 9) -> float:
+    """Bytes/s that a copy of 256 MiB reads and writes: what a kernel can reach on this device, measured."""
+    source = torch.ones(64 * 2**20, dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / time_call([lambda: target.copy_(source)], device, samples).median
 
 
 def _plain_round(calls: Sequence[Callable[[], object]]) -> Callable[[], float]:

@@ -1,6 +1,7 @@
-"""Matmul of float8 inputs with float8 weights, through torch's scaled product on GPUs (compute capability 8.9 and later) and CPUs.
+"""Matmul of float8 inputs with float8 weights, E4M3 or E5M2, with scales per tensor, per token and row, or per block; sums in float32.
 
-A weight's codes are float8 bit patterns, its codebook the values of all 256 of them. Sums are in float32; scales per tensor or per row.
+A weight's codes are float8 bit patterns, its codebook the values of all 256 of them. GPUs without float8 units (before compute capability 8.9)
+multiply the same numbers in 16 bits.
 """
 
 from __future__ import annotations
@@ -8,41 +9,65 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.op import FLOAT8, Activation, Case, Form, LowBitWeight, Op, Packed, float8_values, round_activation
+from kernels import formats, low_bit_matmul, scaled_matmul
+from kernels.cpu_forms import COPY
+from kernels.floats import float_format
+from kernels.op import BLOCK, FLOAT8, Activation, Form, LowBitWeight, Packed, per_group, round_activation
+from kernels.product import Case, product_op
 
 
 def _refuses(w: LowBitWeight) -> str:
-    if w.codebook is None or not torch.equal(w.codebook.cpu(), float8_values("e4m3")) or w.activation.kind != "e4m3":
-        return "torch's scaled product takes E4M3 weights and inputs"
-    if w.scale.shape[1] != 1 or w.scale.shape[0] not in (1, w.codes.shape[0]):
-        return "torch's scaled product takes one scale a row, not blocks"
-    return "" if w.codes.shape[1] % 16 == 0 and w.codes.shape[0] % 16 == 0 else "torch's scaled product takes sizes that 16 divides"
+    if w.codebook is None or float_format(w.codebook) != w.activation.kind:
+        return "float8 products take weights and inputs of one float8 format"
+    if w.activation.threshold or w.activation.columns:
+        return "float8 products have no outlier columns"
+    n, k = w.codes.shape
+    if w.scale.shape == (n // BLOCK, k // BLOCK) and n % BLOCK == 0 and k % BLOCK == 0:
+        return ""
+    if w.activation.per == "block" and k % BLOCK:
+        return f"blocks of {BLOCK} do not divide {k} inputs"
+    return "" if w.scale.shape in ((n, 1), (1, 1)) else "float8 products take one scale a row or a block of 128 x 128"
 
 
 def _pack(w: LowBitWeight) -> Packed:
-    """codes [N, K] float8, scale [1, N] float32; meta = (activation,)."""
+    """codes [N, K] float8, scale [N] or [N / 128, K / 128] float32; meta = (activation,)."""
     n = w.codes.shape[0]
-    return Packed({"codes": w.codes.view(FLOAT8["e4m3"]).contiguous(), "scale": w.scale.float().expand(n, 1).T.contiguous()}, (w.activation,))
+    scale = w.scale.float() if w.scale.shape[1] > 1 or w.scale.shape[0] not in (1, n) else w.scale.float().expand(n, 1)[:, 0]
+    return Packed({"codes": w.codes.contiguous().view(FLOAT8[w.activation.kind]), "scale": scale.contiguous()}, (w.activation,))
 
 
-def _run(x: Tensor, packed: Packed) -> Tensor:
-    codes, scale = round_activation(x, packed.meta[0])
-    y = torch._scaled_mm(codes, packed.tensors["codes"].T, scale.expand(len(x), 1).contiguous(), packed.tensors["scale"], out_dtype=torch.bfloat16)
-    return y.to(x.dtype)
+def _wide_pack(w: LowBitWeight) -> Packed:
+    """As the weight-only kernel keeps it; meta = (activation, that kernel's)."""
+    packed = formats.pack(w._replace(activation=None))
+    return Packed(packed.tensors, (w.activation, packed.meta))
 
 
-TOKEN, TENSOR = Activation("e4m3"), Activation("e4m3", "tensor")
-FORM = Form("scaled_mm", _refuses, _pack, _run, "torch's scaled product; bf16 results", torch.bfloat16)
+def _wide_run(x: Tensor, packed: Packed) -> Tensor:
+    activation, meta = packed.meta
+    codes, scale = round_activation(x, activation)  # float8 numbers are exact in bfloat16
+    if activation.per == "block":
+        numbers = codes.float() * per_group(scale, *codes.shape)
+        return low_bit_matmul.run(numbers.to(x.dtype), Packed(packed.tensors, meta))
+    return (low_bit_matmul.run(codes.bfloat16(), Packed(packed.tensors, meta)).float() * scale).to(x.dtype)
 
-OP = Op(
-    name="w8a8_fp8_matmul",
-    title="y = x W^T, x and W in float8",
+
+TOKEN, TENSOR, RUN = Activation("e4m3"), Activation("e4m3", "tensor"), Activation("e4m3", "block")
+
+OP = product_op(
+    "w8a8_fp8_matmul",
+    "y = x W^T, x and W in float8",
+    gpu=(
+        Form("triton", _refuses, _pack, scaled_matmul.run, "float32 sums", capability=89),
+        Form("triton 16-bit", _refuses, _wide_pack, _wide_run, "this GPU has no float8 units: products in 16 bits", torch.bfloat16),
+    ),
+    cpu=(COPY,),
     bits=(8, 8),
-    triton=FORM,
-    cpu=FORM,
+    activation="fp8",
+    timed=(Case(0, 0, 0, 8, 0, activation=TOKEN), Case(0, 0, 0, 8, -128, activation=RUN)),
     cases=(
         *(Case(m, 64, 256, 8, g, activation=a) for m in (1, 5, 33) for g in (0, -1) for a in (TOKEN, TENSOR)),
-        Case(7, 48, 80, 8, 0, activation=Activation("e4m3", "tensor", 0.01)),
+        *(Case(m, 128, 256, 8, g, activation=a) for m in (1, 130) for g, a in ((-128, RUN), (-128, TOKEN), (0, RUN))),
+        Case(7, 37, 80, 8, 0, activation=Activation("e4m3", "tensor", 0.01)), Case(3, 48, 96, 8, 0, activation=Activation("e5m2")),
+        Case(3, 128, 128, 8, -128, activation=Activation("e5m2", "block")),
     ),
-    activation="fp8",
 )  # fmt: skip

@@ -13,8 +13,15 @@ from triton import language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.low_bit_matmul import add_splits_kernel, block_of, dequantize_kernel, low_bit_matmul_kernel, tiles
-from kernels.w8a8_int8_matmul import int8_kernel
+from kernels.codes import assembly, constraints
+from kernels.floats import FORMATS, bias
+from kernels.formats import block_of
+from kernels.hadamard import hadamard_kernel, warps
+from kernels.kv_attention import join_splits_kernel, kv_attention_kernel
+from kernels.low_bit_matmul import add_splits_kernel, default_tile, dequantize_kernel, low_bit_matmul_kernel
+from kernels.round_inputs import grid, round_rows_kernel
+from kernels.scaled_matmul import default_tile as scaled_tile
+from kernels.scaled_matmul import scaled_matmul_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16}
@@ -22,18 +29,18 @@ MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA")
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
 
-def machine_code(kernel, signature: dict, constants: dict, capability: int, warps: int) -> dict:
+def machine_code(kernel, signature: dict, constants: dict, capability: int, warps: int, stages: int = 3) -> dict:
     """Facts about one compiled kernel. Pointers and sizes count as multiples of 16."""
-    signature = signature | dict.fromkeys(constants, "constexpr")
-    names = list(signature)
-    aligned = [n for n in signature if n.endswith("_ptr") or n in ("n_size", "k_size", "stride_x", "stride_codes", "stride_high", "size")]
+    types, names = signature | dict.fromkeys(constants, "constexpr"), kernel.arg_names
+    signature = {name: types[name] for name in names}
+    aligned = [n for n in signature if n.endswith("_ptr") or n in ("n_size", "k_size", "stride_x", "stride_codes", "stride_high", "size", "part_size")]
     source = ASTSource(
         fn=kernel,
         signature=signature,
         constexprs={(names.index(n),): v for n, v in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": 3})
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -58,50 +65,119 @@ def main_loop(code: list[tuple[int, str, str]]) -> int:
     return best[1]
 
 
-def low_bit(capability: int, bits: int, rows: int, dtype: str, codebook: bool = False, zero: bool = False, group: int = 128) -> dict:
-    """The weight-only matmul."""
-    block = block_of(bits, group)
-    block_m, block_n, _, warps = tiles(rows, 8192, 64)
-    constants = {
-        "BITS": bits, "BLOCK_K": block, "BLOCK_N": block_n, "BLOCK_M": block_m, "GROUP": group, "SPLITS": 1, "ZERO": zero, "CODEBOOK": codebook,
-        "EVEN": True, "DTYPE": DTYPES[dtype], "ASSEMBLY": not codebook,
+POINTERS = {"codes_ptr": "*u8", "high_ptr": "*u8", "scale_ptr": "*bf16", "zero_ptr": "*fp16", "book_ptr": "*fp32", "nest_ptr": "*fp32"}
+STRIDES = ("stride_codes", "stride_high", "groups", "scale_stride")
+NF4_LIKE = tuple(i / 15 - 0.5 for i in range(16))
+
+
+def weight_constants(bits: int, block: int, group: int, zero: bool, kind: str, scale: str, bf16: bool) -> dict:
+    """What the product and the dequantized copy have in common. kind: "integer", "table" or a float's name."""
+    name = kind if kind in FORMATS else ""
+    return {
+        "BITS": bits, "BLOCK_K": block, "GROUP": group, "ZERO": zero, "KIND": "float" if name else kind, "MANTISSA": FORMATS[name][1] if name else 0,
+        "SCALE": scale, "RUN": 256, "FACTOR": 2.0 ** (15 - bias(name)) if name and not bf16 else 1.0,
+        "ASM": assembly(bits, bf16, name, NF4_LIKE if kind == "table" else ()), "REGISTERS": constraints(bits),
     }  # fmt: skip
-    types = {"x_ptr": f"*{dtype}", "codes_ptr": "*u8", "high_ptr": "*u8", "scale_ptr": "*bf16", "zero_ptr": "*fp16", "book_ptr": "*fp32", "y_ptr": f"*{dtype}"}
-    sizes = ("m_size", "n_size", "k_size", "steps", "stride_x", "stride_codes", "stride_high", "groups", "scale_stride")
-    facts = machine_code(low_bit_matmul_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability, warps)
-    name = f"sm_{capability} {bits}-bit {dtype} rows {rows}" + (" codebook" if codebook else "") + (" zero" if zero else "")
-    per_thread = block_n * block / (warps * 32)
-    return {"variant": name, "bits": bits, "rows": rows, "plain": not codebook and not zero, "per_weight": round(facts["loop"] / per_thread, 2), **facts}
+
+
+def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "integer", group: int = 128, scale: str = "number", zero: bool = False) -> dict:
+    """The weight-only matmul."""
+    block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16" and not (bits == 8 and kind == "integer")
+    tile = default_tile(rows, 8192, 64, bits, kind)
+    constants = weight_constants(bits, block, group, zero, kind, scale, bf16) | {
+        "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16,
+    }  # fmt: skip
+    types = {"x_ptr": f"*{dtype}"} | POINTERS | {"scale_ptr": "*bf16" if scale == "number" else "*u8"} | {"y_ptr": f"*{dtype}"}
+    sizes = ("m_size", "n_size", "k_size", "steps", "stride_x", *STRIDES)
+    facts = machine_code(low_bit_matmul_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability, tile.warps, tile.stages)
+    name = f"sm_{capability} {bits}-bit {kind} {dtype} rows {rows} group {group} scale {scale}{' zero' if zero else ''}"
+    per_thread = tile.columns * block / (tile.warps * 32)
+    plain = kind == "integer" and not zero
+    return {"variant": name, "bits": bits, "kind": kind, "rows": rows, "plain": plain, "per_weight": round(facts["loop"] / per_thread, 2), **facts}
 
 
 def others(capability: int) -> list[dict]:
-    """The kernels around it: the sum of splits, the dequantized copy, the integer product."""
-    pointers = {"codes_ptr": "*u8", "high_ptr": "*u8", "scale_ptr": "*bf16", "zero_ptr": "*fp16", "book_ptr": "*fp32", "w_ptr": "*bf16"}
-    sizes = ("n_size", "k_size", "stride_codes", "stride_high", "groups", "scale_stride")
-    grid = {"BITS": 4, "BLOCK_K": 128, "BLOCK_N": 64, "GROUP": 128, "ZERO": True, "CODEBOOK": False}
-    copy = machine_code(dequantize_kernel, pointers | dict.fromkeys(sizes, "i32"), grid, capability, 4)
+    """The kernels around it: the sum of splits, the dequantized copy, rounding, and the W8A8 products."""
+    sizes = dict.fromkeys(("n_size", "k_size", *STRIDES), "i32")
+    copies = {
+        f"dequantize {kind}": machine_code(
+            dequantize_kernel, POINTERS | {"w_ptr": "*bf16"} | sizes, weight_constants(4, 128, 128, kind == "integer", kind, "number", False) | {"BLOCK_N": 64},
+            capability, 4,
+        )
+        for kind in ("integer", "table")
+    }  # fmt: skip
     added = machine_code(add_splits_kernel, {"work_ptr": "*fp32", "y_ptr": "*bf16", "size": "i32"}, {"SPLITS": 4, "BLOCK": 1024}, capability, 4)
-    types = {
-        "x_ptr": "*i8",
-        "w_ptr": "*i8",
-        "scale_x_ptr": "*fp32",
-        "scale_w_ptr": "*fp32",
-        "y_ptr": "*fp32",
-        "m_size": "i32",
-        "n_size": "i32",
-        "k_size": "i32",
-    }
-    product = machine_code(int8_kernel, types, {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128}, capability, 4)
-    return [{"variant": f"sm_{capability} {name}", **facts} for name, facts in (("dequantize", copy), ("add splits", added), ("int8 product", product))]
+    rows = copies | {"add splits": added}
+    kinds = {"int8": "*i8"} | ({"e4m3": "*fp8e4nv", "e5m2": "*fp8e5"} if capability >= 89 else {})
+    for kind, pointer in kinds.items():
+        rows[f"rounding {kind}"] = machine_code(
+            round_rows_kernel,
+            {"x_ptr": "*bf16", "keep_ptr": "*fp32", "given_ptr": "*fp32", "codes_ptr": pointer, "scale_ptr": "*fp32", "k_size": "i32", "stride_x": "i32",
+             "part_size": "i32"},
+            {"WIDTH": 4096, "KEEP": False, "GIVEN": False} | grid(kind), capability, 4,
+        )  # fmt: skip
+    for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e5m2", 16)):
+        if kind in kinds:
+            rows[f"{kind} product rows {m}"] = scaled(capability, kind, m, kinds[kind])
+    return [{"variant": f"sm_{capability} {name}", "product": "product" in name, **facts} for name, facts in rows.items()]
+
+
+def scaled(capability: int, kind: str, m: int, pointer: str) -> dict:
+    """The W8A8 product, with outlier columns for int8 and blocks for wide float8 tiles."""
+    blocks, tile = kind == "e4m3", scaled_tile(m, kind == "int8")
+    types = {"x_ptr": pointer, "w_ptr": pointer, "scale_x_ptr": "*fp32", "scale_w_ptr": "*fp32", "y_ptr": "*bf16", "plain_ptr": "*bf16", "columns_ptr": "*i32",
+             "kept_ptr": "*i8"} | dict.fromkeys(("m_size", "n_size", "k_size", "stride_plain", "column_count"), "i32")  # fmt: skip
+    constants = {
+        "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": 128, "INTEGER": kind == "int8", "BLOCKS_X": blocks, "BLOCKS_W": blocks,
+        "COLUMNS": kind == "int8" and m == 16, "EVEN": True, "DTYPE": tl.bfloat16,
+    }  # fmt: skip
+    return machine_code(scaled_matmul_kernel, types, constants, capability, tile.warps)
+
+
+def attention(capability: int, bits: int) -> list[dict]:
+    """Attention over a cache of heads of 128 channels, and the joining of its splits."""
+    names = ("q", "key_codes", "key_scale", "key_low", "value_codes", "value_scale", "value_low", "keys", "values", "part", "peak", "total")
+    types = {f"{name}_ptr": "*u8" if "codes" in name else "*fp32" if name in ("part", "peak", "total") else "*bf16" for name in names}
+    types |= dict.fromkeys(("tokens", "newest", "heads"), "i32") | {"factor": "fp32", "splits": "i32"}
+    constants = {"D": 128, "BITS": bits, "HEADS": 8, "TOKENS": 32, "DTYPE": tl.bfloat16, "REGISTERS": constraints(bits), "ASM_BF16": bits < 8}
+    constants["ASM"] = assembly(bits, bits < 8)
+    facts = machine_code(kv_attention_kernel, types, constants, capability, 4)
+    parts = {"part_ptr": "*fp32", "peak_ptr": "*fp32", "total_ptr": "*fp32", "y_ptr": "*bf16", "parts": "i32", "heads": "i32"}
+    joined = machine_code(join_splits_kernel, parts, {"D": 128, "PARTS": 32}, capability, 4)
+    return [
+        {"variant": f"sm_{capability} attention {bits}-bit", "product": True, **facts, "per_code": round(facts["loop"] / (2 * 32 * 128 / 128), 2)},
+        {"variant": f"sm_{capability} joining splits", **joined},
+    ]
+
+
+def turned(capability: int, sizes: tuple[int, int, int], kind: str) -> dict:
+    """The Hadamard transform of one row."""
+    pointer = {"": "*bf16", "int8": "*i8", "e4m3": "*fp8e4nv"}[kind]
+    types = {"x_ptr": "*bf16", "signs_ptr": "*i8", "left_ptr": "*i8", "y_ptr": pointer, "scale_ptr": "*fp32"}
+    types |= dict.fromkeys(("m_size", "runs", "a_size", "b_size", "c_size"), "i32") | {"factor": "fp32"}
+    constants = {"ROWS": 1, "RUNS": 1, "A": sizes[0], "B": sizes[1], "C": sizes[2], "AXES": 2 if sizes[0] == 1 else 3, "GIVEN": sizes[0] == 32,
+                 "PARTS": 2, "DTYPE": tl.bfloat16}  # fmt: skip
+    facts = machine_code(hadamard_kernel, types, constants | {"ROUND": bool(kind)} | grid(kind or "int8"), capability, warps(sizes[0] * sizes[1] * sizes[2]))
+    return {"variant": f"sm_{capability} hadamard {sizes} {kind}", "product": True, **facts}
 
 
 VARIANTS = (
     *((bits, rows, dtype) for bits in (2, 3, 4, 8) for rows, dtype in ((1, "fp16"), (16, "bf16"))),
-    (4, 1, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", True), (4, 1, "bf16", False, True), (4, 1, "bf16", True, False, 32), (8, 64, "bf16"),
+    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 256, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
+    (4, 1, "fp16", "table", 64, "nested"), (4, 16, "bf16", "table", 64), (4, 1, "fp16", "e2m1", 32, "e8m0"), (4, 16, "bf16", "e2m1", 32, "e8m0"),
+    (4, 1, "bf16", "e2m1", 16, "e4m3"), (8, 1, "fp16", "e4m3", 32, "e8m0"), (8, 16, "bf16", "e5m2", 0),
 )  # fmt: skip
 
-FEWER = ((4, 1, "fp16"), (3, 16, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", True))  # on the GPUs whose loop is not counted
+FEWER = ((4, 1, "fp16"), (3, 64, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", "table", 64), (4, 1, "bf16", "e2m1", 16, "e4m3"))  # where no loop is counted
+
+
+def facts_of(capability: int) -> list[dict]:
+    """All variants that are compiled for one GPU."""
+    rows = [low_bit(capability, *variant) for variant in (VARIANTS if capability == 90 else FEWER)] + others(capability)
+    rows += [row for bits in ((8, 4) if capability == 90 else (4,)) for row in attention(capability, bits)]
+    shapes = (((1, 64, 64), ""), ((32, 16, 16), "int8"), *([((1, 64, 64), "e4m3")] if capability == 90 else []))
+    return rows + [turned(capability, sizes, kind) for sizes, kind in shapes]
+
 
 if __name__ == "__main__":
-    rows = [low_bit(capability, *variant) for capability in (80, 90, 120) for variant in (VARIANTS if capability == 90 else FEWER)]
-    print(json.dumps(rows + [row for capability in (80, 90, 120) for row in others(capability)]))
+    print(json.dumps([row for capability in (80, 90, 120) for row in facts_of(capability)]))

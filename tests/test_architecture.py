@@ -23,7 +23,7 @@ explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limi
 explorer.devices explorer.models explorer.data explorer.qlinear explorer.calibration explorer.kvcache
     explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
-explorer.held explorer.bugs explorer.faults explorer.repetition explorer.detectors
+explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
 explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.tasks explorer.figures
     explorer.export explorer.link
 explorer.learn

@@ -16,7 +16,17 @@ from explorer.records import InputError, Report
 from explorer.store import Store
 
 CPU = torch.device("cpu")
-PUBLISHED = {"llama-3.2-1b": 1.236e9, "llama-3.1-8b": 8.03e9, "llama-3.1-70b": 70.55e9, "qwen2.5-0.5b": 0.494e9, "qwen2.5-7b": 7.616e9}
+PUBLISHED = {
+    "llama-3.2-1b": 1.236e9,
+    "llama-3.1-8b": 8.03e9,
+    "llama-3.1-70b": 70.55e9,
+    "qwen2.5-0.5b": 0.494e9,
+    "qwen2.5-7b": 7.616e9,
+    "mistral-7b": 7.248e9,
+    "qwen2.5-72b": 72.7e9,
+    "llama-3.1-405b": 405.9e9,
+    "mixtral-8x7b": 46.7e9,
+}
 TINY = {
     "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 512, "max_position_embeddings": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
@@ -47,6 +57,8 @@ def test_shipped_architectures_have_the_published_size(name: str) -> None:
 
 def test_names_are_exactly_the_shipped_ones() -> None:
     assert set(architectures.architectures()) == {f"arch:{name}" for name in PUBLISHED}
+    with pytest.raises(InputError, match="here for planning: models of type mixtral are not run"):
+        models.load(models.resolve("arch:mixtral-8x7b"), CPU)
     with pytest.raises(InputError, match=r"no architecture 'arch:gpt-9'; there are arch:llama"):
         models.resolve("arch:gpt-9")
 
@@ -89,7 +101,7 @@ def test_what_means_nothing_or_does_not_fit_is_a_sentence(tiny: str, store: Stor
     with pytest.raises(InputError, match="arch:tiny does not fit here: its weights in 16 bits need"):
         last_report(runner.run(tiny, "none", {}))
     monkeypatch.setattr(architectures, "free_memory", lambda device: 0)
-    with pytest.raises(InputError, match="its embedding and head need"):
+    with pytest.raises(InputError, match="its embedding and head, and the rest in 2 bits, need"):
         last_report(LocalRunner(store).run(tiny, "rtn", {}))
 
 

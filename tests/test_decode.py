@@ -152,6 +152,27 @@ def test_layers_of_different_formats_are_not_joined_but_run() -> None:
     assert (found - expected).norm() / expected.norm() < 1e-2
 
 
+class Wrapped(nn.Module):
+    """A layer that changes what another computes, as the planted faults do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.kernel, self.packed_bytes = layer, layer.kernel, layer.packed_bytes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+
+def test_a_wrapped_layer_runs_as_it_is() -> None:
+    model, ids = model_of("llama"), prompt_of(1, 8)
+    layers = quantized(model, bits=4, group_size=32)
+    changed = layers | {name: Wrapped(layers[name]) for name in ("layers.1.mlp.down_proj", "layers.0.self_attn.k_proj")}
+    with swapped(model, changed, linears(model)), torch.no_grad():
+        loop, expected = LlamaLoop(model, 16), model(ids).logits[:, -1]
+        found = loop.prefill(ids)
+    assert (found - expected).norm() / expected.norm() < 1e-2 and loop.blocks[1].down.shape == (128, 192)
+
+
 def test_concatenation_means_the_parts() -> None:
     weights = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (48, 16, 32)]
     for granularity, symmetric in (("tensor", True), ("channel", False), ("group", True)):
@@ -198,3 +219,16 @@ def test_timing_counts_every_token_after_the_first() -> None:
     first, rest = decoder.timed(prompt_of(2, 8), 7)
     assert first > 0 and len(rest) == 6 and min(rest) > 0 and decoder.token.shape == (2, 1) and decoder.logits.shape == (2, 512)
     assert llama.refuses(model_of("llama"), 24) == ""
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_large_rotary_table_is_not_kept_for_every_head(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = model_of("qwen3"), prompt_of(2, 12)
+    kept = LlamaLoop(model, 16, batch=2, static=static)
+    monkeypatch.setattr(llama, "TABLE", 0)
+    made = LlamaLoop(model, 16, batch=2, static=static)
+    assert kept.whole is not None and made.whole is None
+    with torch.no_grad():
+        for loop in (kept, made):
+            loop.prefill(ids[:, :10])
+        assert torch.equal(kept.step(ids[:, 10:11]), made.step(ids[:, 10:11]))

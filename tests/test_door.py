@@ -132,3 +132,16 @@ def test_a_public_server_names_no_folders_and_shares_its_time(name: str, argumen
     made = app.settings(arguments, {"GRADIO_SERVER_NAME": name, "GRADIO_SERVER_PORT": "7860", "HF_TOKEN": "hf_secret"})
     assert made.hub.folders == folders and made.public == (folders is not None) and bool(made.limits.seconds_of_session) == made.public
     assert "hf_secret" not in repr(made)
+
+
+def test_a_remembered_signature_changes_no_session() -> None:
+    """In a process of its own, because gradio leaves an event loop open."""
+    code = (
+        "import app, json\n"
+        "from gradio.state_holder import SessionState\n"
+        "blocks = app.build(None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
+        "before = SessionState(blocks).config_values\n"
+        "app.remember_signatures(blocks)\n"
+        "assert SessionState(blocks).config_values == before and before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -115,8 +115,21 @@ def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:
     from explorer.ui.tabs.speed import kernel_tables
 
     assert "No kernel timings are here yet" in kernel_tables(tmp_path)
-    rows = [{"op": "w4", "us": 1.5, "peers": {"x": 2}}, {"op": "w8", "note": ""}]
+    rows = [{"op": "w4", "us": 1.5, "peers": {}}, {"op": "w8", "GB/s": 3.0}]
     (tmp_path / "a.json").write_text(json.dumps({"device": "<b>X</b>", "torch": "2", "rows": rows}))
     (tmp_path / "b.json").write_text("{")
     shown = kernel_tables(tmp_path)
     assert "&lt;b&gt;X" in shown and "<td>w4</td><td>1.5</td><td></td>" in shown and "peers" not in shown and "b.json cannot be read" in shown
+
+
+def test_speed_command_prints_both_answers(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(devices, "read_rate", lambda device: ROOF["read"])
+    monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
+    asked = ["speed", "--model", str(tiny_folder), "--granularity", "channel", "--store", str(tmp_path / "s.db")]
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "roof: read 10.0 GB/s" in shown and "int4_matmul (cpu)" in shown and "ms a token" in shown
+    assert main([*asked, "--batch", "2", "--context", "16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [p["batch"] for p in found["arms"][0]["points"]] == [1, 2] and found["provenance"]["device"]
+    assert main([*asked, "--batch", "1000"]) == 2 and "at most 256 sequences" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner, quantize
 from explorer.figures import ladder, tradeoffs
 from explorer.grid import CHANNEL, LIMIT, grid
-from explorer.methods import build, catalogue
+from explorer.methods import build, catalogue, spec_of
 from explorer.metrics import Subject
 from explorer.metrics.depth import METRIC as DEPTH
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
@@ -208,9 +208,8 @@ def test_times_of_two_devices_are_never_put_together() -> None:
 
 
 def rung(bits: int, kld: float) -> Report:
-    spec = ladder.RUNGS | {"bits": bits}
     experiment = REPORTS[0].experiment
-    made = type(experiment.spec).of("rtn", **{k: v for k, v in spec.items() if k != "method"})
+    made = spec_of(build("rtn", ladder.RUNGS | {"bits": bits}))
     moved = {"kld_mean": kld, "bits_per_weight": bits + 0.25, "top1_agreement": 100 - 100 * kld}
     values = [Measurement(name, value) for name, value in moved.items()] + [Measurement("perplexity_delta", 100 * kld, low=90 * kld, high=110 * kld)]
     return Report(type(experiment)(experiment.model, made, experiment.evaluation, experiment.calibration), tuple(values), {"label": f"rung {bits}"})
@@ -223,4 +222,4 @@ def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch
     assert ladder.place("kld_mean", 0.001, rungs) == 4.25 and ladder.place("kld_mean", 5.0, rungs) == 2.25 and ladder.place("kld_mean", -0.1, rungs) == 4.25
     assert ladder.place("top1_agreement", 84.0, rungs) == pytest.approx(3.25) and ladder.place("kld_mean", 0.1, rungs[:1]) is None
     assert ladder.rungs_for(REPORTS[2], rungs[::-1]) == rungs and ladder.rungs_for(rung(4, 0.1)) == []
-    assert "No ladder" in ladder.summary(REPORTS[:3], "") and "plain rounding at" in ladder.summary([*REPORTS[:3], *rungs], "")
+    assert "No ladder" in ladder.summary([REPORTS[0], REPORTS[3]], "") and "plain rounding at" in ladder.summary([*REPORTS[:4], *rungs], "")

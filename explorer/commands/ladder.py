@@ -24,8 +24,8 @@ def work(args: argparse.Namespace) -> None:
     from explorer.experiment import LocalRunner, last_report
     from explorer.store import Store
 
-    runner, params = LocalRunner(Store(args.store)), {name: value for name, value in RUNGS.items() if name != "method"}
-    reports = [last_report(runner.run(args.model, "rtn", params | {"bits": width}), show) for width in WIDTHS]
+    runner = LocalRunner(Store(args.store))
+    reports = [last_report(runner.run(args.model, "rtn", RUNGS | {"bits": width}), show) for width in WIDTHS]
     reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in KEPT)) for r in reports]
     rows = [plain(report) for report in reports]
     for row in rows:

@@ -10,11 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from explorer.answers import ladder
 from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, plot
 from explorer.records import Report, report_from
 
 LADDER = Path(__file__).parent.parent.parent / "assets" / "ladder.json"
-RUNGS = {"method": "rtn", "granularity": "group", "group_size": 64, "symmetric": False, "clip": False, "rotate": False}  # and every width
+RUNGS = {"granularity": "group", "group_size": 64}  # of plain rounding, and every width
 METRICS = {"kld_mean": "KL divergence", "perplexity_delta": "perplexity change", "top1_agreement": "same top token"}
 UNITS = {"kld_mean": "nats", "perplexity_delta": "%", "top1_agreement": "%"}
 
@@ -26,21 +27,9 @@ def recorded() -> tuple[Report, ...]:
     return tuple(reports)
 
 
-def is_rung(report: Report) -> bool:
-    """Whether a report is one of the ladder's configurations."""
-    spec = report.experiment.spec
-    return spec.method == "rtn" and spec.kv_bits == 16 and all(spec.get(name, value) == value for name, value in RUNGS.items() if name != "method")
-
-
 def rungs_for(report: Report, others: Sequence[Report] = ()) -> list[Report]:
-    """The ladder of a report's model and text, widest first: from the recorded one or, for other models, from the rungs among `others`."""
-    same = [r for r in (*recorded(), *others) if is_rung(r) and ground(r) == ground(report)]
-    return sorted({r.experiment.spec.get("bits"): r for r in same}.values(), key=lambda r: -int(r.experiment.spec.get("bits", 0)))
-
-
-def ground(report: Report) -> tuple[Any, Any]:
-    """What two reports must share to stand on one ladder."""
-    return report.experiment.model, report.experiment.evaluation
+    """The ladder of a report's model and text, widest first: the recorded one or, for other models, the rungs among `others`."""
+    return ladder([*others, *recorded()], report)
 
 
 def loss(metric: str, value: float) -> float:
@@ -126,11 +115,15 @@ def summary(reports: Sequence[Report], layer: str) -> str:
             f", {abs(middle - stored):.1f} {'more' if middle > stored else 'fewer'} than it stores" if finite(stored) and abs(middle - stored) >= 0.1 else ""
         )
         rungs = [r.value("bits_per_weight") for r in rungs_for(report, reports)]
-        beyond = " (the end of the ladder)" if middle in (rungs[0], rungs[-1]) else ""
-        parts.append(f"{report.name}: its divergence is that of plain rounding at {middle:.1f} bits{beyond}{worth}")
+        own = report.experiment.spec.method == "rtn"
+        if middle == rungs[-1] and not own:
+            parts.append(f"{report.name}: worse than the lowest rung, plain rounding at {middle:.1f} bits")
+            continue
+        least = "at least " if middle == rungs[0] and not own else ""
+        parts.append(f"{report.name}: its divergence is that of plain rounding at {least}{middle:.1f} bits{worth}")
     if parts:
         return "; ".join(parts) + "."
-    return "No ladder of this model yet: sweep RTN, asymmetric, at 8 to 2 bits in Trade-offs and compare its points." if reports else "Nothing to place yet."
+    return "No ladder of this model yet: sweep RTN at 8 to 2 bits in Trade-offs and compare its points." if reports else "Nothing to place yet."
 
 
 FIGURE = Figure(
@@ -138,6 +131,6 @@ FIGURE = Figure(
     "See how far right each marker stands: the ladder's rungs are plain rounding of the same model at 8 down to 2 bits, measured on the same text.",
     "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
     "says: as good as plain rounding at this many bits. A method earns its effort when it stands right of the bits it stores. Where the three metrics "
-    "disagree, trust the divergence: it uses every token's whole distribution.",
+    "disagree, trust the divergence: it uses every token's whole distribution. From seven bits up the rungs hold little but bfloat16's own rounding noise.",
     ("kld_mean", "bits_per_weight"), draw, summary, wide=True, order=2,
 )  # fmt: skip

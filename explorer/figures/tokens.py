@@ -9,7 +9,7 @@ from typing import Any
 from explorer.figures import Chart, Plot, layout, plot
 
 FLOOR, CEILING = 1e-4, 10.0  # nats
-LEVELS = (1e-4, 1e-3, 1e-2, 1e-1, 1, 10)
+LEVELS = (1e-4, 1e-2, 1)
 # From transparent grey to the orange of a bad number: it reads on white and on a dark card.
 SCALE = [[0, "rgba(127,127,127,0.06)"], [0.4, "#56b4e9"], [0.7, "#d55e00"], [1, "#7a2300"]]
 
@@ -29,7 +29,8 @@ def draw(data: dict[str, Any]) -> Plot:
     names = [run["label"] for run in runs]
     bar = {
         "title": {"text": "nats", "side": "top"}, "tickvals": [math.log10(v) for v in LEVELS], "ticktext": [f"{v:g}" for v in LEVELS], "thickness": 12,
-        "orientation": "h", "y": 1.02, "yanchor": "bottom", "len": 0.6, "x": 0, "xanchor": "left",
+        "tickangle": 0,
+        "orientation": "h", "y": 1.02, "yanchor": "bottom", "len": 1, "x": 0, "xanchor": "left",
     }  # fmt: skip
     heat = {
         "type": "heatmap", "z": [[shade(v) for v in run["kl"]] for run in runs], "y": list(range(len(runs))), "x": list(range(1, len(text) + 1)),
@@ -42,7 +43,7 @@ def draw(data: dict[str, Any]) -> Plot:
         "marker": {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": "#7f7f7f"}},
     }  # fmt: skip
     shape["yaxis"] |= {"tickvals": list(range(len(runs))), "ticktext": names, "autorange": "reversed", "showgrid": False}
-    shape["xaxis"] |= {"showgrid": False}
+    shape["xaxis"] |= {"showgrid": False, "range": [0.5, len(text) + 0.5]}
     start = told.get("start", 0) + 0.5
     shape["shapes"] = [{"type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "#808080", "dash": "dot", "width": 1.5}}]
     return plot([heat, flips] if at else [heat], shape)

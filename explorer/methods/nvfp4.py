@@ -30,7 +30,7 @@ class Nvfp4(Method):
         absmax = group_view(weight, "group", BLOCK).abs().amax(-1)
         whole = (absmax.max() / (448 * 6)).clamp(min=torch.finfo(torch.float32).tiny)
         block = (absmax / 6 / whole).clamp(max=448).to(torch.float8_e4m3fn).float()
-        return quantize_float(weight, block * whole, "e2m1", scale_bits=8, extra_bits=32)
+        return quantize_float(weight, block * whole, "e2m1", scale_bits=8, extra_bits=32, scale_unit=whole)
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of {BLOCK} do not divide its {shape[1]} inputs" if shape[1] % BLOCK else ""

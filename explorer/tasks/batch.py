@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,8 @@ from explorer.request import Request
 from explorer.tasks import Engine, Task
 from explorer.tasks.roofline import measured_roof
 
-LARGEST, SLOWEST, NEW, RUNS = 256, 2.0, 9, 3  # sequences at most; seconds of a step beyond which larger batches are not tried; tokens and runs a point
+LARGEST, NEW, RUNS = 256, 9, 3  # sequences at most; tokens and runs a point
+SLOWEST, PATIENCE = 2.0, 40.0  # seconds of a step, or of a configuration, beyond which larger batches are not tried
 W8A8 = ("dynamic_int8", {"granularity": "channel", "activation": "token"})
 
 
@@ -52,7 +54,7 @@ def work(
 
 
 def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) -> Iterator[Any]:
-    """Yields Progress, returns a point a batch size, until the next would not fit or a step takes too long."""
+    """Yields Progress, returns a point a batch size, until the next would not fit or it takes too long."""
     loaded, points = subject.loaded, []
     one = bytes_at(loaded.model.config, context + NEW, subject.kv_bits)
     sizes = [size for size in sizes if size == 1 or 4 * size * one < free_memory(loaded.device)]
@@ -62,6 +64,7 @@ def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) 
         matrices = [*(layer.weight for layer in subject.originals.values()), loaded.model.get_input_embeddings().weight]  # the head's shape
         multiplied = 2 * sum(math.prod(weight.shape) for weight in matrices)
         rows = subject.windows.flatten()
+        start = time.monotonic()
         for size in sizes:
             prompt = rows.repeat(-(-size * context // rows.numel()))[: size * context].view(size, context)
             firsts, steps = [], []
@@ -78,7 +81,7 @@ def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) 
                 "batch": size, "tokens_per_second": size / statistics.median(steps), "low": quantile(rates, 0.2), "high": quantile(rates, 0.8), "n": len(steps),
                 "prefill_tokens_per_second": size * context / statistics.median(firsts), "bytes": read + size * one, "flops": size * multiplied,
             })  # fmt: skip
-            if statistics.median(steps) > SLOWEST or max(firsts) > 4 * SLOWEST:
+            if statistics.median(steps) > SLOWEST or max(firsts) > 4 * SLOWEST or time.monotonic() - start > PATIENCE:
                 break
     return points
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from explorer import models
-from explorer.experiment import quantize
+from explorer.experiment import prepared, released
 from explorer.kvcache import chunked_logits
-from explorer.methods import label_of
 from explorer.metrics import Subject
-from explorer.qlinear import put
+from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Measurement, Progress
 from explorer.request import Request
 from explorer.sequential import bound, looks
@@ -58,27 +57,21 @@ def work(
     """
     if not (isinstance(margin, int | float) and 0 < margin <= 100):
         raise InputError("The margin within which two configurations count as equal is a percentage from above 0 to 100.")
-    asked = [Request(**{"model": model, "tokens": tokens, "evaluation": evaluation, "text": text, **one}).prepare() for one in (first, second)]
+    models.trained(model)
+    asked = [Request(**{"model": model, "tokens": tokens, "evaluation": evaluation, "text": text, **one}).prepare(engine.load.hub) for one in (first, second)]
     if asked[0][0] == asked[1][0]:
         raise InputError("These are the same configuration; choose two different ones.")
-    experiment, _, texts = asked[0]
-    yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = engine.load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
-    originals = models.linears(loaded.model)
-    try:
+    with released() as hold:
         subjects = []
-        for wanted, method, text in asked:
-            empty = Subject(loaded, {}, {}, originals, rows, 0.0, wanted.spec.kv_bits)
-            subject, _ = yield from quantize(empty, method, wanted.calibration, text["calibration"])
+        for experiment, method, texts in asked:
+            subject, _ = yield from prepared(experiment, method, texts, engine.load, hold)
             subjects.append(subject)
+        rows = subjects[0].windows
         found = yield from _compare(subjects, rows, margin)
-    finally:
-        for name, layer in originals.items():
-            put(loaded.model, name, layer)
-    names = [label_of(method) + (f", KV {wanted.spec.kv_bits}-bit" if wanted.spec.kv_bits != 16 else "") for wanted, method, _ in asked]
+        where = circumstances(subjects[0].loaded)
+    names = [name_of(wanted.spec, method) for wanted, method, _ in asked]
     data = {"names": names, "margin": margin, "available": rows[:, 1:].numel(), **found}
-    yield Answer("distinguish", data, circumstances(loaded))
+    yield Answer("distinguish", data, where)
 
 
 def _compare(subjects: list[Subject], rows: torch.Tensor, margin: float) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from explorer import data, models
 from explorer.calibration import sequential_inputs
-from explorer.devices import device_name
+from explorer.devices import device_name, free_memory
 from explorer.experiment import finite
 from explorer.methods import Method, build, fields_of, label_of, methods
 from explorer.metrics import mean_interval
@@ -28,7 +28,7 @@ from explorer.tasks import Engine, Task, task_key
 
 WIDTHS = (2, 3, 4, 8)
 WINDOWS = 4  # scored, all in one batch
-FLOAT_LIMIT = 2 * 10**9  # parameters of the largest model that is run in float32; a larger one keeps bfloat16 and its rounding noise
+ROOM = 0.4  # share of the free memory that float32 copies of the weights may take; a larger model keeps bfloat16 and its rounding noise
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def work(
     params: the method's parameters without bits. Layers measured before are taken from the store.
     """
     chosen = checked(method, params or {}, tuple(bits), windows)
-    ref = models.resolve(model.strip())
+    ref = models.trained(model)
     length = min(1024, models.context(ref))
     key = task_key(TASK, {"model": model, "method": method, "params": params, "bits": bits, "windows": windows, "sequences": sequences}, engine.load.device)
     yield Progress("load model", 0, 1, ref.name)
@@ -152,7 +152,7 @@ def work(
     apart = sequences if one.reads_inputs() else 0
     rows = models.windows(loaded, data.text_of("bundled", "calibration"), (apart + windows) * length, length)
     kept, found = dict[str, int](), list[dict[str, Any]]()
-    small = sum(p.numel() for p in loaded.model.parameters()) <= FLOAT_LIMIT
+    small = 4 * sum(p.numel() for p in loaded.model.parameters()) <= ROOM * free_memory(loaded.device)
     with in_float32(loaded.model) if small else nullcontext():
         scorer = Scorer(loaded, rows[-windows:])
         for done, (name, inputs) in enumerate(inputs_of(loaded, one, rows[:-windows])):

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from explorer.answers import answers, ladder
-from explorer.detectors import Finding, level, sentence, verdicts
+from explorer.detectors import sentence, verdicts
+from explorer.findings import UNSURE, Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
+from explorer.ui.table import origin
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 RECORDED = ("ladder.json", "survey.json", "seed_results.json")  # the first that has a rung of a width wins
 WORDS = {"ok": "✓ ok", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
+
+PARTLY = "<span class='level unknown'>? partly checked</span>"
 
 
 @cache
@@ -64,7 +68,8 @@ def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
     for at, (i, report) in enumerate(quantized, start=1):
         pair = [runs[0], runs[at]] if len(runs) == len(quantized) + 1 and runs[at]["label"] == report.name else []
         found = verdict(report, base, reports, pair)
-        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {chip(level(found))}</h3><p>{escape(sentence(found))}</p>"
+        mark = PARTLY if level(found) == UNSURE else chip(level(found))
+        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {mark}</h3><p>{escape(sentence(found))}</p>"
         cards.append(f"<article class='guarded'>{head}<details><summary>{len(found)} checks</summary>{findings(found)}</details></article>")
     return f"<div class='guard'>{''.join(cards)}</div>"
 
@@ -73,4 +78,7 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     """The three questions of one configuration as a card."""
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><p>{escape(a.text)}</p>" for a in told)
-    return f"<article class='three'><h3>{escape(report.name)}</h3>{''.join(rows)}</article>" if told else ""
+    p = report.provenance
+    where = escape(f"{p.get('device', '')}, {p.get('date', '')}; {p.get('text', '')}", quote=True)
+    head = f"<h3>{escape(report.name)} <span class='chip' title='{where}'>{origin(report)}</span></h3>"
+    return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

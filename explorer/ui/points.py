@@ -151,7 +151,7 @@ def described(report: Report) -> dict[str, Any]:
     """A report's configuration as the task "distinguish" takes it."""
     spec, read = report.experiment.spec, report.experiment.calibration
     calibration = {"calibration": read.source, "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed}
-    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, **calibration}
+    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration}
 
 
 @cache

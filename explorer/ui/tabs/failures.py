@@ -29,8 +29,12 @@ from explorer.ui.written import samples
 
 GUESS = "?"
 CHOICES = [(bug.title, bug.name) for bug in BUGS.values()]
-PLOTS = [dataclasses.replace(figures()[name], name=f"lab-{name}") for name in ("layers", "weights")]  # of the healthy run and the one with the bug
-RESULTS = 3 + 2 * len(PLOTS) + 2 + 1  # status, guess and report; plots with their words, the chart of groups alike; state
+SEE = {
+    "layers": "See whether all layers lose alike, one stands out, or some lose nothing: that alone tells most bugs apart.",
+    "weights": "See whether the dequantized weights still lie where the healthy run's do; bugs in scales and zero-points move them, swapped codes do not.",
+}
+PLOTS = [dataclasses.replace(figures()[name], name=f"lab-{name}", see=see) for name, see in SEE.items()]  # of the healthy run and the one with the bug
+RESULTS = 4 + 2 * len(PLOTS) + 2 + 1  # status, guess, report and column; plots with their words, the chart of groups alike; state
 ROWS = (
     Row("kld_mean", "KL divergence, mean", "nats", 4), Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
     Row("perplexity_delta", "Perplexity change, paired", "%"), Row("top1_agreement", "Same top token", "%", 1, more=True),
@@ -44,8 +48,8 @@ START = "Choose a configuration and a bug, then press Plant: a copy of the run g
 def build(shell: Shell) -> View:
     heading(
         "Failure lab",
-        "See how a real bug looks from outside: nothing crashes, and most numbers stay plausible. The copy with the bug is measured like any run, on 2,048 "
-        "tokens, beside the healthy one.",
+        "See how a real bug looks from outside: nothing crashes, and some bugs leave most numbers plausible. The copy with the bug is measured like any run, "
+        "on 2,048 tokens, beside the healthy one.",
     )
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
@@ -59,8 +63,9 @@ def build(shell: Shell) -> View:
         guess = gr.Radio(CHOICES, label="Which bug is it?", scale=4)
         reveal = gr.Button("Reveal", elem_id="reveal", min_width=100, scale=1)
     shown = gr.HTML(catalogue(), elem_id="lab")
-    plots = [item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], ""))]
-    plots += chart(charts()["groups"])
+    with gr.Column(visible=False) as below:
+        plots = [below, *(item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], "")))]
+        plots += chart(charts()["groups"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
     event = plant.click(partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16, **QUIET)
@@ -170,7 +175,10 @@ def redrawn(shell: Shell, told: str, layer: str) -> list[Any]:
 
 def drawn(reports: Sequence[Report], layer: str) -> list[Any]:
     """New values of all plots and their words."""
-    values = [value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))]
+    values = [
+        gr.Column(visible=True),
+        *(value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))),
+    ]
     runs = [{"label": r.name, "errors": (r.value("integrity", layer) or {}).get("group_error", [])} for r in reports]
     return values + chart_values(charts()["groups"], {"layer": layer, "runs": runs})
 

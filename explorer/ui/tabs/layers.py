@@ -19,7 +19,7 @@ RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 METHODS = [("RTN", "rtn"), ("HQQ", "hqq"), ("GPTQ", "gptq"), ("AWQ", "awq")]
 MEASURES = [("KL divergence", "kld"), ("perplexity change", "delta"), ("the layer's output error", "output_error")]
-WIDTH, BUDGET = 3, 3.25  # what a new page shows: bits of the map, bits a weight to spend
+WIDTH, BUDGET = 3, 3.3  # what a new page shows: bits of the map, bits a weight to spend
 EMPTY = "Nothing measured yet. On the bundled model this takes about a minute."
 
 

@@ -74,27 +74,11 @@ def build(shell: Shell) -> View:
     heading("Kernels by shape and device", "See how close each kernel comes to the copy bandwidth that was measured in the same run.")
     gr.HTML(kernel_tables(), elem_id="speed-kernels")
 
-    def measure(task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
-        same, clock = [gr.skip()] * (2 * len(names)), Clock()
-        try:
-            found = shell.shelf.pick([key])
-            if not found:
-                raise InputError("That configuration is no longer on the page; choose one from the list.")
-            for event in watched(shell.runner.do(task, asked(found[0]) | more), clock):
-                if isinstance(event, Answer):
-                    where = "from the store" if event.provenance.get("from_store") else "measured now"
-                    said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
-                    yield [said, *(value for name in names for value in chart_values(charts()[name], event.data))]
-                elif isinstance(event, str):
-                    yield [event, *same]
-        except Exception as error:  # the outermost boundary of this tab's buttons: whoever pressed gets a sentence
-            yield [failure(error), *same]
-
     def limits(key: str) -> Iterator[list[Any]]:
-        yield from measure("roofline", ("roofline", "token_times"), key)
+        yield from measured(shell, "roofline", ("roofline", "token_times"), key)
 
     def sweeps(key: str, most: int) -> Iterator[list[Any]]:
-        yield from measure("batch", ("batch",), key, largest=int(most))
+        yield from measured(shell, "batch", ("batch",), key, largest=int(most))
 
     running = [
         limit.click(limits, which, [line, *roof, *times], concurrency_limit=8, **QUIET),
@@ -107,6 +91,24 @@ def build(shell: Shell) -> View:
         return [gr.Dropdown(**choices(reports, chosen))]
 
     return View([which], render, [which])
+
+
+def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
+    """Streams [status, plot and words of each chart in `names`] of a task on the configuration with this key."""
+    same, clock = [gr.skip()] * (2 * len(names)), Clock()
+    try:
+        found = shell.shelf.pick([key])
+        if not found:
+            raise InputError("That configuration is no longer on the page; choose one from the list.")
+        for event in watched(shell.runner.do(task, asked(found[0]) | more), clock):
+            if isinstance(event, Answer):
+                where = "from the store" if event.provenance.get("from_store") else "measured now"
+                said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
+                yield [said, *(value for name in names for value in chart_values(charts()[name], event.data))]
+            elif isinstance(event, str):
+                yield [event, *same]
+    except Exception as error:  # the outermost boundary of this tab's buttons: whoever pressed gets a sentence
+        yield [failure(error), *same]
 
 
 def choices(reports: Sequence[Report], chosen: str | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def build(shell: Shell) -> View:
         "for its numbers.",
     )
     with gr.Row(elem_id="prompt-row"):
-        prompt = gr.Textbox(PROMPTS["Databases"], label="Prompt", lines=3, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
+        prompt = gr.Textbox(PROMPTS["Databases"], label="Prompt", lines=5, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
         with gr.Column(scale=2, min_width=240):
             new = gr.Slider(16, 256, value=64, step=16, label="New tokens")
             with gr.Row():
@@ -48,7 +48,8 @@ def build(shell: Shell) -> View:
         stop = gr.Button("Stop", variant="stop", elem_id="write-stop", min_width=110, scale=0)
     line = gr.HTML(status("Recorded texts of one prompt. Press Write for your own: up to four configurations and the baseline, side by side."), padding=False)
     written = gr.HTML(samples([]), elem_id="samples")
-    strip = chart(charts()["tokens"])
+    with gr.Column(visible=False) as below:
+        strip = [below, *chart(charts()["tokens"])]
     heading("Silent-failure guard", "See the verdict on each configuration; open it for every check, its numbers and its limit.")
     guarded = gr.HTML(guard([]), elem_id="guard")
     _robustness(shell)
@@ -64,11 +65,13 @@ def build(shell: Shell) -> View:
 def _robustness(shell: Shell) -> None:
     """Lays out the experiment with perturbed prompts, which runs for each compared configuration."""
     item = charts()["robustness"]
-    shown = chart(item)
+    heading(item.title, "Does a typo, a missing word or a word in capitals change the next token of a quantized model more often than the baseline's?")
     with gr.Row():
-        start = gr.Button("Perturb the prompts", elem_id="perturb", min_width=160, scale=0)
+        start = gr.Button("Perturb the prompts", elem_id="perturb", min_width=210, scale=0)
         stop = gr.Button("Stop", variant="stop", min_width=110, scale=0)
     line = gr.HTML(status("About a thousand prompts for each compared configuration; half a minute each on the bundled model."), padding=False)
+    with gr.Column(visible=False) as below:
+        shown = [below, *chart(item)]
     event = start.click(partial(perturbed, shell), shell.compared, [line, *shown], concurrency_limit=16, **QUIET)
     stop.click(lambda: status("Stopped. Configurations that were finished stay."), None, line, cancels=[event], queue=False, **QUIET)
 
@@ -87,7 +90,7 @@ def asked(report: Report) -> dict[str, Any]:
 def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, seed: int) -> Iterator[list[Any]]:
     """Streams the texts as they are written; at the end the divergence by token and the guard, which then knows them."""
     reports = shell.shelf.pick(keys)
-    kept = [gr.skip()] * 5
+    kept = [gr.skip()] * 6
     if not reports:
         yield [status("No configuration is on the page; press Run first.", "error"), *kept[1:]]
         return
@@ -106,7 +109,7 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
                 data = event.data
                 each = [next(filter(is_baseline, reports), reports[0]), *quantized]
                 verdicts = guard(each if is_baseline(each[0]) else reports, data)
-                yield [status(ended(data, event, clock), "done"), texts(data), *chart_values(charts()["tokens"], data), verdicts]
+                yield [status(ended(data, event, clock), "done"), texts(data), gr.Column(visible=True), *chart_values(charts()["tokens"], data), verdicts]
     except Exception as error:  # the outermost boundary: whoever pressed Write gets a sentence
         yield [failure(error), *kept[1:]]
 
@@ -123,9 +126,9 @@ def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
 def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
     """Streams the robustness of one configuration after the other."""
     reports = shell.shelf.pick(keys)
-    quantized = [r for r in reports if not is_baseline(r)]
+    quantized, kept = [r for r in reports if not is_baseline(r)], [gr.skip()] * 3
     if not quantized:
-        yield [status("No quantized configuration is on the page; run one first.", "error"), gr.skip(), gr.skip()]
+        yield [status("No quantized configuration is on the page; run one first.", "error"), *kept]
         return
     clock, rows = Clock(), []
     try:
@@ -133,13 +136,13 @@ def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
             arguments = {"model": report.experiment.model.name, "method": report.experiment.spec.method, "params": dict(report.experiment.spec.params)}
             for event in watched(shell.runner.do("perturb", arguments), clock, f"{report.name}: "):
                 if isinstance(event, str):
-                    yield [event, gr.skip(), gr.skip()]
+                    yield [event, *kept]
                 elif isinstance(event, Answer):
                     rows.append(event.data)
-                    yield [gr.skip(), *chart_values(charts()["robustness"], {"rows": rows})]
-        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), gr.skip(), gr.skip()]
+                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()["robustness"], {"rows": rows})]
+        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), *kept]
     except Exception as error:  # the outermost boundary, as above
-        yield [failure(error), gr.skip(), gr.skip()]
+        yield [failure(error), *kept]
 
 
 TAB = Tab("text", "Text", build, order=50)

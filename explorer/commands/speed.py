@@ -1,0 +1,60 @@
+"""`speed`: what limits decoding a configuration on this machine, and with --batch how it fares with many sequences beside 16 bits and W8A8."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from explorer.commands import Command, show
+from explorer.commands.run import add_method, parameters
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_method(parser)
+    parser.add_argument("--batch", type=int, default=0, help="sweep batches of 1, 2, 4, ... up to this many sequences")
+    parser.add_argument("--context", type=int, default=64, help="tokens of each prompt in the sweep")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def work(args: argparse.Namespace) -> None:
+    from explorer.experiment import LocalRunner
+    from explorer.records import Answer
+    from explorer.store import Store
+
+    runner = LocalRunner(Store(args.store))
+    asked: dict[str, Any] = {
+        "model": args.model, "method": args.method, "params": parameters(args), "kv_bits": args.kv_bits, "head_bits": args.head_bits,
+    }  # fmt: skip
+    more = {"batch": {"context": args.context, "largest": args.batch}} if args.batch else {"roofline": {}}
+    for task, further in more.items():
+        for event in runner.do(task, asked | further):
+            show(event)
+            if isinstance(event, Answer):
+                text = {"batch": sweep, "roofline": limits}[task](event.data)
+                print(json.dumps(event.data | {"provenance": event.provenance}) if args.json else f"{event.provenance['device']}\n{text}")
+
+
+def limits(data: dict[str, Any]) -> str:
+    """The answer of the task roofline as text."""
+    roof, step = data["roof"], data["step"]
+    rows = [f"{data['label']} on {data['model']}, {data['loop']}: p50 {1e3 * step['p50']:.3f} ms, p95 {1e3 * step['p95']:.3f} ms a token"]
+    rows.append(f"roof: read {roof['read'] / 1e9:.1f} GB/s, copy {roof['copy'] / 1e9:.1f} GB/s, bfloat16 matmul {roof['matmul_16'] / 1e9:,.0f} GFLOP/s")
+    for op in data["ops"]:
+        rate, share = op["bytes"] / op["seconds"], op["bytes"] / op["seconds"] / roof["read"]
+        rows.append(f"{op['op']:18s} {1e3 * op['seconds']:8.3f} ms  {op['bytes'] / 1e6:9.2f} MB  {rate / 1e9:7.1f} GB/s  {share:5.0%}  {op['kernel']}")
+    return "\n".join([*rows, data["sentence"]])
+
+
+def sweep(data: dict[str, Any]) -> str:
+    """The answer of the task batch as text."""
+    rows = []
+    for arm in data["arms"]:
+        rows.append(f"{arm['role']}: {arm['label']}")
+        for p in arm["points"]:
+            rate = f"{p['tokens_per_second']:10,.1f} tokens/s [{p['low']:,.1f}, {p['high']:,.1f}]"
+            rows.append(f"  batch {p['batch']:4d} {rate}  prompts {p['prefill_tokens_per_second']:10,.1f} tokens/s")
+    return "\n".join([*rows, data["sentence"]])
+
+
+COMMAND = Command("speed", "what limits decoding here, or with --batch a sweep over batch sizes", arguments, work)

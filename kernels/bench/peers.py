@@ -1,0 +1,100 @@
+"""Others' kernels for the same products, where they can be imported: torch's own low-bit operators, gemlite and bitsandbytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.op import LowBitWeight, dequantize, round_activation
+
+Made = tuple[dict[str, Tensor], Callable[[Tensor, dict[str, Tensor]], Any]]
+
+
+class Peer(NamedTuple):
+    """name, the op it competes with, and make(x [M, K] bfloat16, weight) -> (tensors, run), or a clause that says why it does not compete."""
+
+    name: str
+    op: str
+    make: Callable[[Tensor, LowBitWeight], Made | str]
+
+
+def tinygemm(x: Tensor, w: LowBitWeight) -> Made | str:
+    """torch's 4-bit matmul for GPUs: bf16, groups of 32 to 256, w = (q - 8) s + z."""
+    n, k = w.codes.shape
+    if x.device.type != "cuda":
+        return "needs a CUDA GPU"
+    if w.bits != 4 or w.codebook is not None or w.scale.shape[1] == 1 or k % 128 or n % 8:
+        return "takes 4-bit integers in groups"
+    codes = w.codes.to(x.device)
+    packed = torch.ops.aten._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
+    zero = torch.zeros_like(w.scale) if w.zero is None else (8 - w.zero) * w.scale
+    pairs = torch.stack([w.scale, zero], -1).transpose(0, 1).contiguous().bfloat16().to(x.device)
+    group = k // w.scale.shape[1]
+    return {"codes": packed, "scale": pairs}, lambda x, t: torch.ops.aten._weight_int4pack_mm(x, t["codes"], group, t["scale"])
+
+
+def scaled_mm(x: Tensor, w: LowBitWeight) -> Made | str:
+    """torch's float8 product, inputs rounded by torch's operators."""
+    if w.activation.kind != "e4m3" or w.scale.shape[1] != 1:
+        return "takes E4M3 with one scale a row"
+    codes = w.codes.view(torch.float8_e4m3fn).to(x.device)
+    scale = w.scale.float().expand(len(codes), 1).T.contiguous().to(x.device)
+
+    def run(x: Tensor, t: dict[str, Tensor]) -> Tensor:
+        rounded, scale_x = round_activation(x, w.activation)
+        return torch._scaled_mm(rounded, t["codes"].T, scale_x.expand(len(x), 1).contiguous(), t["scale"], out_dtype=torch.bfloat16)
+
+    return {"codes": codes, "scale": scale}, run
+
+
+def int_mm(x: Tensor, w: LowBitWeight) -> Made | str:
+    """torch's int8 product, inputs rounded and sums scaled by torch's operators."""
+    if x.device.type == "cuda" and len(x) <= 16:
+        return "takes more than 16 rows"
+    codes = (w.codes.to(torch.int16) - 128).to(torch.int8).to(x.device)
+    scale = w.scale.float().expand(len(codes), 1)[:, 0].contiguous().to(x.device)
+
+    def run(x: Tensor, t: dict[str, Tensor]) -> Tensor:
+        rounded, scale_x = round_activation(x, w.activation)
+        return (torch._int_mm(rounded, t["codes"].T).float() * scale_x * t["scale"]).to(x.dtype)
+
+    return {"codes": codes, "scale": scale}, run
+
+
+def gemlite(x: Tensor, w: LowBitWeight) -> Made | str:
+    """gemlite's Triton kernels, tuned by itself at the first call."""
+    if x.device.type != "cuda":
+        return "needs a CUDA GPU"
+    if w.codebook is not None or w.bits not in (1, 2, 4, 8):
+        return "takes integers of 1, 2, 4 or 8 bits"
+    from gemlite.core import DType, GemLiteLinear
+
+    (n, k), groups = w.codes.shape, w.scale.shape[1]
+    layer = GemLiteLinear(w.bits, k // groups, k, n, input_dtype=DType.BF16, output_dtype=DType.BF16)
+    zero = torch.full_like(w.scale, 2.0 ** (w.bits - 1)) if w.zero is None else w.zero
+    layer.pack(w.codes.to(x.device), w.scale.to(x.device, torch.bfloat16), zero.to(x.device, torch.bfloat16), None)
+    return {}, lambda x, _tensors: layer(x)
+
+
+def bitsandbytes(x: Tensor, w: LowBitWeight) -> Made | str:
+    """bitsandbytes' NF4 product of the same weight, rounded by itself."""
+    if w.codebook is None or w.scale.shape[1] == 1 or w.codes.shape[1] // w.scale.shape[1] != 64:
+        return "timed for NF4 in blocks of 64"
+    from bitsandbytes import matmul_4bit
+    from bitsandbytes.functional import quantize_4bit
+
+    codes, state = quantize_4bit(dequantize(w).bfloat16().to(x.device), blocksize=64, quant_type="nf4")
+    return {"codes": codes}, lambda x, t: matmul_4bit(x, t["codes"].t(), quant_state=state)
+
+
+PEERS = (
+    Peer("tinygemm", "int4_matmul", tinygemm),
+    Peer("gemlite", "int4_matmul", gemlite),
+    Peer("bitsandbytes", "int4_matmul", bitsandbytes),
+    Peer("gemlite", "int8_matmul", gemlite),
+    Peer("torch _scaled_mm", "w8a8_fp8_matmul", scaled_mm),
+    Peer("torch _int_mm", "w8a8_int8_matmul", int_mm),
+)

@@ -1,0 +1,98 @@
+"""Searches tiles by timing them and writes the table that kernels look tiles up in: an explicit command, never done at first use."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import triton
+
+from kernels import low_bit_matmul, scaled_matmul, table
+from kernels.bench.measure import cases_of, rotated
+from kernels.op import compute_capability, ops
+from kernels.table import Tile
+from kernels.timing import time_call
+
+COPY = Tile(0, 0, 0, 0, 0)
+
+
+def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Tile]:
+    """Tiles worth timing: of few rows the one width that holds them, split along K only while that leaves four steps a program."""
+    heights = [max(8, 1 << (m - 1).bit_length())] if m <= 64 else [64, 128]
+    heights = heights if weight_only else [max(16, height) for height in heights]
+    splits = [s for s in (1, 2, 4, 8, 16) if s == 1 or (weight_only and m <= 64 and s <= -(-k // block) // 4)]
+    found = [Tile(rows, columns, s, warps, stages)
+             for rows in heights for columns in (32, 64, 128) for s in splits for warps in ((1, 2, 4, 8) if weight_only else (4, 8)) for stages in (2, 3, 4)
+             if columns <= max(32, n) and rows * columns >= 32 * warps]  # fmt: skip
+    return [*found, COPY] if weight_only and m >= 32 else found
+
+
+def search(tiles: Iterable[Tile], seconds: Callable[[Tile, int], float]) -> tuple[Tile, float]:
+    """(the fastest tile, its seconds). seconds(tile, samples) raises RuntimeError where a tile cannot run. All are timed briefly, the best four again.
+
+    RuntimeError when none runs.
+    """
+    brief = []
+    for tile in tiles:
+        try:
+            brief.append((seconds(tile, 5), tile))
+        except RuntimeError:  # out of shared memory or registers
+            continue
+    if not brief:
+        raise RuntimeError("no tile runs on this device")
+    best = [tile for _time, tile in sorted(brief)[:4]]
+    return min(((tile, seconds(tile, 20)) for tile in best), key=lambda found: found[1])
+
+
+def tuned(device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterable[int], samples_of: Callable | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), each as it is found."""
+    seen = set()
+    for op in (op for op in ops().values() if op.bits):
+        for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows})):
+            x, weight = op.problem(case, torch.Generator().manual_seed(0))
+            form, weight_only = op.gpu[0], not op.activation
+            if 0 < compute_capability(device) < form.capability or form.refuses(weight):
+                continue
+            packed = form.pack(weight)
+            at = packed.meta[0] if weight_only else None
+            key = table.key("low_bit_matmul" if weight_only else "scaled_matmul", at.bits if at else 8, case.n, case.k, at.group if at else 0, case.m)
+            if key in seen:
+                continue
+            seen.add(key)
+            copies = rotated(x.bfloat16(), packed.tensors, device)
+            seconds = samples_of(key) if samples_of else _timer(copies, packed.meta, weight_only, device)
+            default = scaled_matmul.default_tile(case.m, op.activation == "int8")
+            if at:
+                default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.block), at.bits, at.kind)
+            tile, best = search(candidates(case.m, case.n, case.k, at.block if at else 128, weight_only), seconds)
+            yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
+
+
+def _timer(copies: list, meta: tuple, weight_only: bool, device: torch.device) -> Callable[[Tile, int], float]:
+    def seconds(tile: Tile, samples: int) -> float:
+        if weight_only:
+            names = ("codes", "high", "scale", "zero", "codebook", "nest")
+            chosen = tile if tile.rows else None
+            calls = [lambda x=x, t=t: low_bit_matmul.launch(x, {n: t.get(n) for n in names}, meta[0], meta[1], chosen) for x, t in copies]
+        else:
+            calls = [lambda x=x, t=t: scaled_matmul.launch(x, t, meta[0], tile) for x, t in copies]
+        return time_call(calls, device, samples).median
+
+    return seconds
+
+
+def write(device_name: str, rows: Iterable[dict[str, Any]], command: str) -> str:
+    """Writes the device's file after every row, rows of other shapes kept, and returns its path."""
+    path = table.FOLDER / table.file_name(device_name)
+    old = {row["key"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    for row in rows:
+        old[row["key"]] = row
+        head = {"device": device_name, "torch": torch.__version__, "triton": triton.__version__, "date": datetime.date.today().isoformat(), "command": command}
+        path.write_text(json.dumps(head | {"rows": list(old.values())}, indent=1) + "\n")
+    table.tiles.cache_clear()
+    return str(path)

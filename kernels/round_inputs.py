@@ -1,0 +1,138 @@
+"""Rounds inputs to int8 or float8 with a scale per token, per tensor or per block, in one pass: what the W8A8 products read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.floats import FORMATS, bias
+from kernels.op import BLOCK, FLOAT8, LIMIT, Activation, Baseline, Form, Op, Packed, per_group, round_activation
+
+
+def grid(kind: str) -> dict[str, float]:
+    """What `rounded` needs to know of int8, "e4m3" or "e5m2"."""
+    if kind == "int8":
+        return {"LARGEST": LIMIT[kind], "MANTISSA": 0, "STEP": 1.0}
+    mantissa = FORMATS[kind][1]
+    return {"LARGEST": LIMIT[kind], "MANTISSA": mantissa, "STEP": 2.0 ** (1 - bias(kind) - mantissa)}
+
+
+@triton.jit
+def rounded(x, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr):
+    """x / scale, float32, clamped and rounded half to even to integers (MANTISSA 0) or to a float with STEP between its subnormals.
+
+    Adding 1.5 * 2**23 steps leaves no bits below one step. Rounded here, the conversion that follows is exact wherever it is done.
+    """
+    value = tl.minimum(tl.maximum(x / scale, -LARGEST), LARGEST)
+    even = (value + 12582912.0 * STEP) - 12582912.0 * STEP
+    if MANTISSA == 0:
+        return even
+    bits = value.to(tl.int32, bitcast=True)
+    half: tl.constexpr = (1 << (22 - MANTISSA)) - 1
+    normal = ((bits + half + ((bits >> (23 - MANTISSA)) & 1)) & (-(1 << (23 - MANTISSA)))).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(value) < STEP * 2**MANTISSA, even, normal)
+
+
+@triton.jit
+def round_rows_kernel(
+    x_ptr, keep_ptr, given_ptr, codes_ptr, scale_ptr,  # [M, K] act, [K] f32, [] f32, [M, K] i8 or float8, [M, K / part] f32
+    k_size, stride_x, part_size,
+    WIDTH: tl.constexpr, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr, KEEP: tl.constexpr, GIVEN: tl.constexpr,
+):  # fmt: skip
+    """One part of a row, `part_size` inputs that share a scale, a program. KEEP: inputs are multiplied by keep, 0 or 1. GIVEN: the scale is given."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    inside = tl.arange(0, WIDTH)
+    k = part * part_size + inside
+    mask = (inside < part_size) & (k < k_size)
+    x = tl.load(x_ptr + row.to(tl.int64) * stride_x + k, mask=mask, other=0.0).to(tl.float32)
+    if KEEP:
+        x *= tl.load(keep_ptr + k, mask=mask, other=0.0)
+    if GIVEN:
+        scale = tl.load(given_ptr)
+    else:
+        peak = tl.max(tl.abs(x), 0)
+        scale = tl.where(peak > 0, peak / LARGEST, 1.0)
+    tl.store(scale_ptr + row * tl.num_programs(1) + part, scale)
+    codes = rounded(x, scale, LARGEST, MANTISSA, STEP)
+    tl.store(codes_ptr + row.to(tl.int64) * k_size + k, codes.to(codes_ptr.dtype.element_ty), mask=mask)
+
+
+@torch.library.custom_op("quantization_explorer::round_inputs", mutates_args=())
+def round_inputs(x: Tensor, kind: str, per: str, given: float, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(codes [M, K], scale float32 [M, 1], or [M, K / BLOCK] per block) of x [M, K]; keep [K] float32 is 0 for inputs that are left out."""
+    m, k = x.shape
+    x = x.contiguous()
+    part = BLOCK if per == "block" else k
+    codes = torch.empty(m, k, dtype=torch.int8 if kind == "int8" else FLOAT8[kind], device=x.device)
+    scale = torch.empty(m, triton.cdiv(k, part), dtype=torch.float32, device=x.device)
+    one = scale  # a pointer that is not read
+    if per == "tensor":
+        kept = x if keep is None else x * keep
+        peak = kept.abs().amax().float() / LIMIT[kind]
+        one = torch.where(peak > 0, peak, 1.0) if not given else torch.full((), given, device=x.device)
+    round_rows_kernel[(m, scale.shape[1])](
+        x, one if keep is None else keep, one, codes, scale, k, x.stride(0), part,
+        WIDTH=triton.next_power_of_2(part), KEEP=keep is not None, GIVEN=per == "tensor", num_warps=4 if part <= 4096 else 16, **grid(kind),
+    )  # fmt: skip
+    return codes, scale
+
+
+@round_inputs.register_fake
+def _(x, kind, per, given, keep):
+    m, k = x.shape
+    codes = x.new_empty(m, k, dtype=torch.int8 if kind == "int8" else FLOAT8[kind])
+    return codes, x.new_empty(m, -(-k // BLOCK) if per == "block" else 1, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs [M, K] and how they are rounded."""
+
+    m: int
+    k: int
+    activation: Activation
+
+
+def _refuses(a: Activation) -> str:
+    return "outliers found at run time need the data" if a.threshold else ""
+
+
+def _run(x: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+    a = packed.meta[0]
+    return round_inputs(x, a.kind, a.per, a.scale, None)
+
+
+def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, Activation]:
+    x = torch.randn(case.m, case.k, generator=generator)
+    x[0] = 0
+    return x, case.activation
+
+
+def value(result: tuple[Tensor, Tensor]) -> Tensor:
+    """The numbers that codes and scale stand for, float64."""
+    codes, scale = result
+    return codes.double() * per_group(scale.expand(len(codes), -1), *codes.shape)
+
+
+CPU = Form("cpu", lambda a: "", lambda a: Packed({}, (a,)), lambda x, packed: round_activation(x, packed.meta[0]), "torch operators, one after the other")
+
+OP = Op(
+    name="round_inputs",
+    title="x rounded to int8 or float8",
+    gpu=(Form("triton", _refuses, lambda a: Packed({}, (a,)), _run, "one pass"),),
+    cpu=(CPU,),
+    cases=(
+        *(Case(m, k, Activation(kind, per)) for m, k in ((2, 64), (5, 300)) for kind in ("int8", "e4m3", "e5m2") for per in ("token", "tensor")),
+        Case(3, 256, Activation("e4m3", "block")), Case(3, 256, Activation("e5m2", "block")), Case(4, 80, Activation("int8", "tensor", 0.02)),
+    ),
+    timed=tuple(Case(m, k, Activation("int8")) for m in (1, 16, 1024) for k in (4096, 14336)),
+    problem=_problem,
+    reference=lambda x, a: value(round_activation(x, a)),
+    flops=lambda case: 3.0 * case.m * case.k,
+    baseline=lambda case, generator: Baseline("copy", {}, lambda x, tensors: x.clone()),
+    value=value,
+)  # fmt: skip

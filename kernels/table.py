@@ -1,0 +1,56 @@
+"""Tiles of kernels by GPU, shape and rows, from JSON files that `python -m kernels tune` writes. Nothing here runs or tunes a kernel."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+FOLDER = Path(__file__).parent.parent / "assets" / "kernels"
+
+
+class Tile(NamedTuple):
+    """How a product is cut up: rows and columns of y a program (0 rows: not at all, a dequantized copy is multiplied), splits of K, warps a
+    program, stages of its pipeline.
+    """
+
+    rows: int
+    columns: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def file_name(device: str) -> str:
+    """The JSON file of a device by its name, such as "nvidia-h100-80gb-hbm3.json"."""
+    return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split()) + ".json"
+
+
+def bucket(m: int) -> int:
+    """Rows that share a tile: the next power of two."""
+    return 1 << (m - 1).bit_length()
+
+
+def key(op: str, bits: int, n: int, k: int, group: int, m: int) -> str:
+    """The name of a row of the table."""
+    return f"{op} {bits} {n} {k} {group} {bucket(m)}"
+
+
+@cache
+def tiles(device: str) -> dict[str, Tile]:
+    """The table of a device, empty when it was never tuned."""
+    path = FOLDER / file_name(device)
+    return {row["key"]: Tile(*row["tile"]) for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+
+
+@cache
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def lookup(device: torch.device, op: str, bits: int, n: int, k: int, group: int, m: int) -> Tile | None:
+    """The tuned tile, or None: then the op takes its default."""
+    return tiles(_name(device)).get(key(op, bits, n, k, group, m)) if device.type == "cuda" else None

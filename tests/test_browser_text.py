@@ -1,0 +1,66 @@
+"""Text and Failure lab in a real Chromium: texts stream and are marked, the guard speaks, a bug is guessed and revealed, a phone's width."""
+
+from __future__ import annotations
+
+import pytest
+from test_browser import LOW_CONTRAST, address, browser, pytestmark, visit
+
+__all__ = ["address", "browser", "pytestmark"]  # fixtures and marks that pytest finds here
+
+
+def open_tab(page, name: str) -> None:
+    page.locator("button[role=tab]", has_text=name).first.click()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(400)  # the tab's colour fades
+
+
+def unreadable(page) -> list[str]:
+    """Texts of too little contrast, the labels of the tabs aside, which are the page's and tested there."""
+    tabs = set(page.locator("button[role=tab]").all_inner_texts())
+    return [found for found in page.evaluate(LOW_CONTRAST) if found.split(" ", 1)[1] not in tabs]
+
+
+def keep_two(page) -> None:
+    """Leaves the baseline, 8 and 4 bits: what needs no calibration."""
+    for heads in (5, 4):
+        page.locator("#compared .token-remove").nth(3).click()
+        page.wait_for_function(f"document.querySelectorAll('#comparison thead th').length === {heads}")
+
+
+def test_texts_stream_and_a_bug_is_guessed(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    keep_two(page)
+    open_tab(page, "Text")
+    page.get_by_role("button", name="Python", exact=True).click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('def main')")
+    page.click("#write")
+    page.locator(".written .sample").nth(2).wait_for(timeout=60_000)
+    page.locator(".status.done", has_text="Left the baseline").wait_for(timeout=60_000)
+    assert page.locator(".written .tk").count() >= 3 * 16 and page.locator(".tk.parted").count() >= 1
+    assert "rank" in page.locator(".written .tk").nth(3).get_attribute("title")
+    page.locator("#plot-tokens .main-svg").first.wait_for(timeout=10_000)
+    assert page.locator("#guard article").count() == 2, page.inner_text("#guard")
+    assert unreadable(page) == []
+    open_tab(page, "Failure lab")
+    page.click("#lab-bug input")
+    page.get_by_role("option", name="Guess").click()
+    page.click("#plant")
+    page.locator("#lab-status", has_text="Which one?").wait_for(timeout=60_000)
+    assert page.locator("#lab .told").count() == 0
+    page.click("#reveal")
+    page.locator("#lab .told").wait_for(timeout=20_000)
+    page.locator("#plot-lab-layers .main-svg").first.wait_for(timeout=10_000)
+    assert "The guard names it." in page.inner_text("#lab .told")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not wrong
+    page.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_catalogue_of_bugs_reads_well(browser, address: str, theme: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900, theme)
+    open_tab(page, "Failure lab")
+    page.locator(".bugs article").nth(6).wait_for(timeout=10_000)
+    assert unreadable(page) == [] and not wrong
+    page.close()

@@ -1,0 +1,174 @@
+"""Every bug planted on the bundled model is named by its detector, and no healthy run is; the parts that need no model, against plain cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from explorer.answers import answers, ladder, place, speed
+from explorer.bugs import BUGS
+from explorer.commands.survey import SURVEY
+from explorer.detectors import named, sentence, verdicts
+from explorer.docs import SEEDS
+from explorer.experiment import LocalRunner
+from explorer.faults import FAULTS, planted
+from explorer.findings import BROKEN, OK, level
+from explorer.records import Answer, InputError, Measurement, Report, report_from
+from explorer.repetition import cycle, repetition
+from explorer.store import Store
+
+RECORDED = [report_from(data) for file in (SURVEY, SEEDS) for data in json.loads(file.read_text())]
+FEW = {"tokens": 1024, "sequences": 4}
+
+
+class Lab:
+    """Measured copies by (method, bug), each made once."""
+
+    def __init__(self, store: Store) -> None:
+        self.runner, self.kept = LocalRunner(store), {}
+
+    def report(self, method: str, fault: str = "", **params: object) -> Report:
+        key = method, fault, tuple(params.items())
+        if key not in self.kept:
+            asked = {"model": "demo", "method": method, "params": params, "fault": fault, "options": FEW}
+            answer = next(e for e in self.runner.do("failure", asked) if isinstance(e, Answer))
+            self.kept[key] = report_from(answer.data["report"])
+        return self.kept[key]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    store = Store(tmp_path_factory.mktemp("lab") / "r.db")
+    yield Lab(store)
+    store.close()
+
+
+@pytest.mark.parametrize("fault", [name for name, fault in FAULTS.items() if fault.text is None])
+def test_the_guard_names_the_planted_bug(lab: Lab, fault: str) -> None:
+    found = verdicts(lab.report("rtn", fault, bits=4), None)
+    assert named(found) == fault and level(found) == BROKEN
+    words = sentence(found)
+    assert words.startswith("Broken: ") and any(character.isdigit() for character in words)
+
+
+def test_wrong_calibration_is_named_and_right_calibration_is_not(lab: Lab) -> None:
+    assert named(verdicts(lab.report("gptq", "calibration", bits=4), None)) == "calibration"
+    healthy = lab.report("gptq", bits=4)
+    assert not named(verdicts(healthy, None)) and level(verdicts(healthy, None)) == OK
+    assert lab.report("gptq", "calibration", bits=4).find("kld_mean").low > healthy.find("kld_mean").value
+
+
+@pytest.mark.parametrize(("method", "params"), [("rtn", {"bits": 4}), ("nf4", {}), ("rtn", {"bits": 3, "symmetric": False})])
+def test_healthy_runs_have_no_finding(lab: Lab, method: str, params: dict) -> None:
+    found = verdicts(lab.report(method, **params), None)
+    assert [f.name for f in found if f.bad] == [] and len(found) >= 10 and "No sign of failure" in sentence(found)
+
+
+def test_a_bug_in_a_few_layers_is_named_with_them(lab: Lab) -> None:
+    """K-quants round most layers of this model to more than 4 bits, so that only some can have their nibbles swapped."""
+    found = next(f for f in verdicts(lab.report("kquant", "nibbles"), None) if f.name == "nibbles")
+    assert found.level == BROKEN and 0 < len(found.layers) < 42 and all("down_proj" in name for name in found.layers)
+
+
+def test_a_copy_with_a_bug_never_passes_for_the_run(lab: Lab) -> None:
+    healthy, broken = lab.report("rtn", bits=4), lab.report("rtn", "stale", bits=4)
+    assert broken.experiment != healthy.experiment and ("planted", "stale") in broken.experiment.spec.params and "bug" in broken.name
+    assert healthy.value("bits_per_weight") == broken.value("bits_per_weight") == 4.25
+    groups = broken.value("integrity", "layers.0.mlp.down_proj")["group_error"]
+    assert groups[1] > 2 * max(groups[0], groups[2])
+
+
+@pytest.mark.parametrize(
+    ("method", "fault", "why"), [("nf4", "zero", "no zero-point"), ("rtn", "calibration", "no calibration text"), ("none", "zero", "baseline")]
+)
+def test_bugs_that_cannot_happen_are_refused(store: Store, method: str, fault: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        list(LocalRunner(store).do("failure", {"model": "demo", "method": method, "params": {}, "fault": fault}))
+    with pytest.raises(InputError, match="There is no bug"):
+        list(LocalRunner(store).do("failure", {"model": "demo", "method": method, "params": {}, "fault": "gremlins"}))
+
+
+def test_every_bug_has_words_and_a_way_to_plant_it() -> None:
+    assert list(BUGS) == list(FAULTS)
+    for fault in FAULTS.values():
+        assert sum(way is not None for way in (fault.change, fault.plant, fault.text)) == 1
+
+
+def test_planting_leaves_the_subject_as_it_is(lab: Lab, store: Store) -> None:
+    from explorer.request import Request
+    from explorer.subjects import subject_of
+
+    experiment, method, texts = Request("demo", "rtn", {"bits": 4}).prepare()
+    events = subject_of(lab.runner._load, experiment, method, texts)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(events)
+    subject = end.value.value
+    before = {name: q.scale.clone() for name, q in subject.qtensors.items()}
+    for name in ("stale", "transposed", "zero", "nibbles", "fallback"):
+        copy = planted(FAULTS[name], subject)
+        assert copy is not subject and any(copy.layers[layer] is not subject.layers[layer] for layer in copy.layers)
+    assert all(torch.equal(subject.qtensors[name].scale, scale) for name, scale in before.items())
+
+
+def changed(report: Report, **values: float) -> Report:
+    return dataclasses.replace(report, measurements=tuple(dataclasses.replace(m, value=values.get(m.metric, m.value)) for m in report.measurements))
+
+
+def test_garbage_without_a_bug_is_said_to_be_that() -> None:
+    two = next(r for r in RECORDED if r.name == "RTN 2-bit g64" and r.find("kld_p99"))
+    found = verdicts(two, RECORDED[0], ladder(RECORDED, two))
+    assert level(found) == BROKEN and not named(found) and "10231" in sentence(found)
+
+
+def test_the_verdict_on_old_reports_says_what_was_not_checked() -> None:
+    old = next(r for r in RECORDED if r.name == "GPTQ 4-bit g64" and r.find("kld_p99"))
+    found = verdicts(dataclasses.replace(old, measurements=tuple(m for m in old.measurements if m.metric != "integrity")), None)
+    assert "not checked" in sentence(found) and level(found) == "unknown"
+
+
+def test_nothing_finite_is_broken() -> None:
+    report = next(r for r in RECORDED if r.name == "GPTQ 4-bit g64" and r.find("kld_p99"))
+    lost = dataclasses.replace(report, measurements=tuple(
+        dataclasses.replace(m, value=math.nan, low=math.nan, high=math.nan, bad=512) if m.metric in ("kld_mean", "perplexity_delta", "perplexity") else m
+        for m in report.measurements))  # fmt: skip
+    assert named(verdicts(lost, None)) == "overflow" and "cannot be said" in place(lost, [])
+
+
+def test_repetition_and_cycles() -> None:
+    assert repetition("abcdefgh") == 0 and repetition("ab") == 0 and repetition([7] * 13) == pytest.approx(0.9)
+    assert cycle("the end" * 4) == {"period": 7, "copies": 4, "start": 0}
+    assert cycle("xy" + "abc" * 5 + "a") == {"period": 3, "copies": 5, "start": 2}
+    assert cycle([5] * 12) == {"period": 1, "copies": 12, "start": 0} and cycle([1, 2] + [5] * 9) is None
+    assert cycle("once upon a time there was no cycle here") is None and cycle("") is None
+    assert cycle(list(range(128)) * 3)["period"] == 128 and cycle(list(range(129)) * 3) is None
+
+
+def test_ladder_takes_plain_rounding_of_the_same_model_only() -> None:
+    report = next(r for r in RECORDED if r.name == "GPTQ 4-bit g64")
+    names = [r.name for r in ladder(RECORDED, report)]
+    assert names[0].startswith("RTN 8-bit") and names[-1] == "RTN 2-bit g64" and len({n.split()[1] for n in names}) == len(names)
+    other = dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, model=dataclasses.replace(report.experiment.model, revision="x")))
+    assert ladder(RECORDED, other) == []
+
+
+def test_answers_follow_the_numbers() -> None:
+    base, gptq = (next(r for r in RECORDED if r.name == name and r.find("weight_bytes")) for name in ("16-bit baseline", "GPTQ 4-bit g64"))
+    size, good, garbage = answers(gptq, base, ladder(RECORDED, gptq))
+    assert "4.25 bits" in size.text and "stayed in 16 bits" in size.text and gptq.provenance["kernel_summary"] in size.text
+    assert "between" in good.text and "better than its size" in good.text
+    assert garbage.level in ("ok", "unknown") and answers(base, base) == []
+    rate = base.value("decode_tokens_per_second")
+    slow = dataclasses.replace(gptq, measurements=(*(m for m in gptq.measurements if m.metric != "decode_tokens_per_second"),
+        Measurement("decode_tokens_per_second", rate / 3, "tokens/s", low=rate / 4, high=rate / 2.5)))  # fmt: skip
+    assert "slower, although it reads fewer bytes" in speed(slow, base)
+    same = dataclasses.replace(
+        slow, measurements=(*(m for m in slow.measurements[:-1]), Measurement("decode_tokens_per_second", rate, low=rate / 2, high=2 * rate))
+    )
+    assert "no measurable difference" in speed(same, base)
+    assert "worse than" in place(changed(gptq, kld_mean=9.0), ladder(RECORDED, gptq)) and "no ladder" in place(gptq, [])

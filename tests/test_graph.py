@@ -1,0 +1,79 @@
+"""The order of GPU calls in the token loop, played without a GPU: when the host waits, what a graph replays, when it must be captured anew."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from explorer import llama
+from explorer.decode import Decoder
+from tests.test_decode import loaded_of, model_of, prompt_of
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: counts waits, gives events a clock of their own, and replays a captured step by running it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits, self.clock, self.replays, self.step = 0, 0.0, 0, None
+        outer = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                outer.clock += 2.0
+                self.at = outer.clock
+
+            def elapsed_time(self, later: Event) -> float:
+                assert outer.waits == 2, "read only once all is settled"
+                return later.at - self.at
+
+        class Stream:
+            def wait_stream(self, other: object) -> None:
+                """Nothing runs beside anything here."""
+
+        class Graph:
+            def replay(self) -> None:
+                outer.replays += 1
+                outer.step()
+
+        for name, item in {
+            "synchronize": lambda device: setattr(outer, "waits", outer.waits + 1), "Event": Event, "Stream": Stream, "CUDAGraph": Graph,
+            "current_stream": Stream, "stream": lambda stream: contextlib.nullcontext(), "graph": lambda graph: contextlib.nullcontext(),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, item)
+
+
+def test_on_a_gpu_the_host_waits_twice_a_run_and_a_graph_replays_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of calls, without a GPU: capture, a new prefill, replays that give the tokens of plain steps, a new graph for a new batch."""
+    model, ids = model_of("llama"), prompt_of(2, 8)
+    plain = Decoder(loaded_of(model), 24, batch=2)
+    expected = [list(plain.generate(ids[:1], 6)), plain.timed(ids, 6) and plain.token.clone()]
+    monkeypatch.setattr(llama.LlamaLoop.__init__, "__defaults__", (16, 1, True))
+    decoder = Decoder(loaded_of(model), 24, batch=2)
+    fake = FakeCuda(monkeypatch)
+    decoder.device = torch.device("cuda")
+
+    def run() -> None:
+        # A replay runs on the device alone: what the host counts must be counted by `step`.
+        length = decoder.forward.length
+        decoder._forward()
+        decoder.forward.length = length
+
+    fake.step = torch.no_grad()(run)
+    decoder.prefill(ids[:1])
+    decoder.capture()
+    assert list(decoder.generate(ids[:1], 6)) == expected[0] and fake.replays == 5
+    first, rest = decoder.timed(ids, 6)
+    assert fake.waits == 2 and fake.replays == 5 and decoder.graph is None, "another batch needs another graph"
+    assert first == 0.002 and rest == pytest.approx([0.002] * 5) and torch.equal(decoder.token, expected[1])
+    decoder.capture()
+    decoder.prefill(ids)
+    for _ in range(16):
+        decoder.step()
+    assert fake.replays == 21
+    with pytest.raises(ValueError, match="is full"):
+        decoder.step()

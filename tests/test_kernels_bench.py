@@ -1,0 +1,138 @@
+"""The kernels' command: checks, timings, bad input; the search for tiles and the table it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import __main__ as command
+from kernels import low_bit_matmul, table
+from kernels.bench import tune
+from kernels.bench.measure import cases_of, divides
+from kernels.bench.peers import PEERS
+from kernels.bench.shapes import SHAPES
+from kernels.op import ops
+from kernels.product import Case, random_weight
+from kernels.table import Tile
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def test_check_prints_one_document(capsys: pytest.CaptureFixture) -> None:
+    assert command.main(["--check", "--json", "--device", "cpu"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["device"] and all(row["ok"] for row in document["checks"]) and {row["op"] for row in document["checks"]} == set(ops())
+
+
+def test_timings_say_what_moved_and_what_it_is_compared_with(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", ((64, 256),))
+    monkeypatch.setattr(command, "SHAPES", SHAPES)
+    monkeypatch.setattr(command, "BENCH", tmp_path)
+    monkeypatch.setattr("kernels.bench.measure.MOST_COPIES", 3)
+    monkeypatch.setattr(command, "copy_bandwidth", lambda device: 1e10)
+    assert (
+        command.main(["--device", "cpu", "--ops", "int4_matmul,w8a8_int8_matmul", "--shapes", "tiny", "--rows", "1,3", "--samples", "5", "--peers", "--write"])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    document = json.loads(next(tmp_path.iterdir()).read_text())
+    rows = document["timings"]
+    assert len(rows) == shown.count("bf16 linear") and {row["case"]["m"] for row in rows} == {1, 3}
+    for row in rows:
+        assert row["p20"] <= row["us"] <= row["p80"] and row["gb_per_s"] == pytest.approx(row["bytes"] / row["us"] / 1e3)
+        assert row["of_copy"] == pytest.approx(row["gb_per_s"] / 10) and row["ratio"] == pytest.approx(row["baseline_us"] / row["us"])
+    four = next(row for row in rows if row["format"] == "4-bit g128" and row["case"]["m"] == 1)
+    assert four["bytes"] == 64 * 128 + 2 * 64 * 2 * 2 + 2 * 256 + 2 * 64  # codes, scale and shift, x, y
+    assert four["peers"]["tinygemm"] == {"why": "needs a CUDA GPU"}
+    eight = [row for row in rows if row["op"] == "w8a8_int8_matmul"]
+    assert all(row["peers"]["torch _int_mm"].get("ratio", 0) > 0 for row in eight if "columns" not in row["format"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shapes", "nonsense"], "no shapes named nonsense"), (["--ops", "x"], "no op named x"), (["--rows", "0"], "positive"),
+        (["--samples", "1"], "at least 5"), (["tune", "--device", "cpu"], "on a GPU"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_formats_are_timed_where_they_divide() -> None:
+    op = ops()["w8a8_fp8_matmul"]
+    assert not divides(Case(1, 0, 0, 8, -128), 896, 900) and divides(Case(1, 0, 0, 4, 128), 896, 896)
+    assert {case.m for case in cases_of(op, [(896, 896)], [1, 4])} == {1, 4}
+    assert all(torch.Size((n, k)) for shapes in SHAPES.values() for n, k in shapes) and {peer.op for peer in PEERS} <= set(ops())
+
+
+def test_search_finds_the_fastest_tile_and_survives_those_that_do_not_run() -> None:
+    best = Tile(8, 64, 4, 4, 3)
+    calls: dict[Tile, int] = {}
+
+    def seconds(tile: Tile, samples: int) -> float:
+        calls[tile] = calls.get(tile, 0) + samples
+        if tile.stages == 4:
+            raise RuntimeError("out of resource: shared memory")
+        return 1.0 + sum(abs(a - b) for a, b in zip(tile, best, strict=True)) + (0.5 if samples == 5 and tile == best else 0)
+
+    tiles = tune.candidates(1, 4096, 4096, 128, weight_only=True)
+    assert best in tiles and tune.COPY not in tiles and tune.COPY in tune.candidates(64, 4096, 4096, 128, weight_only=True)
+    assert tune.search(tiles, seconds) == (best, 1.0)
+    assert calls[best] == 25 and sum(count == 25 for count in calls.values()) == 4
+    with pytest.raises(RuntimeError, match="no tile"):
+        tune.search([Tile(8, 64, 1, 4, 4)], seconds)
+
+
+def test_every_candidate_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles that tuning may choose, one of each height, width and split, on a case with tails."""
+    weight = random_weight(Case(20, 70, 640, 4, 64), torch.Generator().manual_seed(0))
+    op = ops()["int4_matmul"]
+    packed, x = op.gpu[0].pack(weight), torch.randn(20, 640, generator=torch.Generator().manual_seed(1)).half()
+    names = ("codes", "high", "scale", "zero", "codebook", "nest")
+    tensors = {name: packed.tensors.get(name) for name in names}
+    expected = op.gpu[0].run(x, packed).float()
+    for tile in (Tile(32, 32, 1, 4, 2), Tile(8, 128, 3, 8, 3), Tile(64, 64, 2, 4, 4), None):
+        found = low_bit_matmul.launch(x, tensors, packed.meta[0], packed.meta[1], tile).float()
+        assert (found - expected).norm() / expected.norm() < 1e-3, tile
+
+
+def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(table, "_name", lambda device: "Some GPU (2)")
+    fake = lambda key: lambda tile, samples: 1e-6 * (tile.columns + tile.splits + tile.warps + tile.stages + tile.rows)  # noqa: E731
+    rows = tune.tuned(CPU, [(256, 512)], [3], fake)
+    assert Path(tune.write("Some GPU (2)", rows, "python -m kernels tune")) == tmp_path / "some-gpu-2.json"
+    document = json.loads((tmp_path / "some-gpu-2.json").read_text())
+    assert document["device"] == "Some GPU (2)" and document["command"] and document["date"] and all(row["us"] <= row["default_us"] for row in document["rows"])
+    assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul"}
+    cuda = torch.device("cuda")
+    found = table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 4)
+    assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 1, 2)
+    assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None and table.lookup(CPU, "low_bit_matmul", 4, 256, 512, 128, 4) is None
+    table.tiles.cache_clear()
+
+
+def test_committed_tables_and_timings_say_where_they_come_from() -> None:
+    for path in [*(ROOT / "assets" / "bench").glob("*.json"), *(ROOT / "assets" / "kernels").glob("*.json")]:
+        document = json.loads(path.read_text())
+        assert document["command"].startswith("python -m kernels") and re.fullmatch(r"\d{4}-\d\d-\d\d", document["date"])
+        assert table.file_name(document["device"]) == path.name and document["torch"]
+
+
+def test_the_gpu_script_is_sound_and_names_commands_that_exist() -> None:
+    script = ROOT / "kernels" / "gpu_session.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    for options in re.findall(r"-m kernels ([^|>'\"\n]*)", script.read_text()):
+        words = [word for word in options.split() if word not in ("\\",)]
+        device = [] if "tune" in words else ["--device", "cpu"]
+        if "tune" not in words:
+            command.arguments([*words, *device])

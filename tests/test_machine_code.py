@@ -1,0 +1,57 @@
+"""Machine code of the kernels for three GPUs that need not be here: no spills, shared memory, matrix instructions, instructions a weight."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
+# Instructions a weight in the main loop for Hopper, for 1 and for 16 rows. At 3 TB/s the budgets are 2.5, 3.7, 4.9 and 9.9 for 2, 3, 4 and 8 bits:
+# integers meet them up to 16 rows (2 bits for few), MXFP4 nearly, tables and groups of 16 do not: a table costs 2.8 instructions a weight to look up.
+CEILING = {2: (2.3, 2.8), 3: (3.1, 3.5), 4: (2.5, 3.0), 8: (2.5, 4.5)}
+CEILING_OF_KIND = {"table": 6.3, "e2m1": 11.8, "e4m3": 4.4, "e5m2": 3.7}
+ATTENTION_CEILING = {4: 9.3, 8: 12.7}  # a code of the cache
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What tests/offline_compile.py finds, compiled afresh."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "PYTHONPATH": str(ROOT),
+        "TRITON_DEFAULT_FP_FUSION": "1",
+    }
+    done = subprocess.run([sys.executable, "tests/offline_compile.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_kernels_fit_three_gpus(facts: list[dict]) -> None:
+    assert {row["capability"] for row in facts} == {80, 90, 120}
+    for row in facts:
+        assert row["stack"] == 0 and row["local"] == 0, row
+        assert row["shared"] <= SHARED_LIMIT[row["capability"]], row
+
+
+def test_products_run_on_matrix_units_and_convert_no_weight(facts: list[dict]) -> None:
+    products = [row for row in facts if row.get("product") or "per_weight" in row]
+    assert {row["variant"].split()[1] for row in products} >= {"attention", "hadamard", "int8", "e4m3", "4-bit", "3-bit", "2-bit", "8-bit"}
+    for row in products:
+        assert row["matrix"] > 0, row
+        assert row["i2f"] == 0 or "per_weight" not in row, row
+
+
+def test_instructions_a_weight_stay_under_their_ceilings(facts: list[dict]) -> None:
+    counted = [row for row in facts if row["capability"] == 90 and "per_weight" in row and row["rows"] <= 16]
+    assert {row["bits"] for row in counted if row["plain"]} == set(CEILING) and {row["kind"] for row in counted} >= set(CEILING_OF_KIND)
+    for row in counted:
+        limit = CEILING[row["bits"]][row["rows"] > 1] if row["plain"] else CEILING_OF_KIND.get(row["kind"], 3.4)
+        assert 0 < row["per_weight"] <= limit, row
+    for row in (row for row in facts if row["capability"] == 90 and "per_code" in row):
+        assert 0 < row["per_code"] <= ATTENTION_CEILING[8 if "8-bit" in row["variant"] else 4], row
