@@ -26,6 +26,7 @@ explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
 explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.tasks explorer.figures
     explorer.export explorer.link
+explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
 explorer.jobs
@@ -51,6 +52,7 @@ FORBIDDEN = {
         "explorer.qtensor",
     ),
     "explorer.ui": ("torch", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models", "explorer.metrics"),
+    "explorer.learn": ("torch", "gradio", "explorer.methods", "explorer.metrics", "explorer.store", "explorer.experiment", "explorer.tasks", "explorer.models"),
     "explorer.server": ("torch", "gradio", "explorer.experiment", "explorer.models", "explorer.store"),
     "explorer.child": ("torch", "gradio", "explorer.experiment"),
     "explorer.jobs": ("torch", "gradio", "explorer.experiment"),

@@ -1,0 +1,97 @@
+"""Class votes: rooms that live in memory and forget. A vote belongs to a random ticket of a browser, so it can be changed and counts once."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from explorer.records import InputError
+
+ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a room, life of a room, changes of one ticket a minute
+LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ"
+TICKET = re.compile(r"[0-9a-f]{16,64}")
+
+
+@dataclass
+class Room:
+    """One class: what is asked now, and the votes on it by ticket."""
+
+    code: str
+    key: str
+    born: float
+    story: str
+    step: int
+    choices: tuple[str, ...]
+    votes: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Rooms:
+    """All rooms of one server. Safe to call from several threads; the oldest room goes when there are too many."""
+
+    def __init__(self, clock: type[time] | None = None) -> None:
+        self._lock, self._rooms, self._now = threading.Lock(), OrderedDict[str, Room](), (clock or time).monotonic
+
+    def open(self, story: str, step: int, choices: tuple[str, ...]) -> tuple[str, str]:
+        """(code for the class, key for the teacher) of a new room."""
+        with self._lock:
+            self._forget()
+            code = next(c for c in iter(lambda: "".join(secrets.choice(LETTERS) for _ in range(5)), None) if c not in self._rooms)
+            self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), story, step, choices)
+            while len(self._rooms) > ROOMS:
+                self._rooms.popitem(last=False)
+            return code, self._rooms[code].key
+
+    def ask(self, code: str, key: str, story: str, step: int, choices: tuple[str, ...]) -> None:
+        """The next question: only with the teacher's key. Votes on the last one are forgotten."""
+        with self._lock:
+            room = self._room(code)
+            if not (isinstance(key, str) and secrets.compare_digest(room.key.encode(), key.encode())):
+                raise InputError("Only whoever opened this room can change its question.")
+            if (room.story, room.step) != (story, step):
+                room.story, room.step, room.choices, room.votes = story, step, choices, {}
+
+    def vote(self, code: str, ticket: str, choice: int) -> str:
+        """Counts a vote, or changes it. Raises InputError with a sentence."""
+        if not (isinstance(ticket, str) and TICKET.fullmatch(ticket)):
+            raise InputError("This vote carries no valid ticket; reload the page.")
+        with self._lock:
+            room = self._room(code)
+            if not isinstance(choice, int) or isinstance(choice, bool) or not 0 <= choice < len(room.choices):
+                raise InputError("That is not one of the choices.")
+            now = self._now()
+            recent = [t for t in room.changes.get(ticket, []) if now - t < 60]
+            if len(recent) >= RATE:
+                raise InputError("Too many votes from this browser; wait a minute.")
+            if ticket not in room.changes and len(room.changes) >= VOTES:
+                raise InputError("This room is full.")
+            room.changes[ticket] = [*recent, now]
+            room.votes[ticket] = choice
+            return room.choices[choice]
+
+    def question(self, code: str) -> tuple[str, int, tuple[str, ...]]:
+        """(story, step, choices) of what a room asks now."""
+        with self._lock:
+            room = self._room(code)
+            return room.story, room.step, room.choices
+
+    def tally(self, code: str) -> tuple[tuple[str, ...], list[int]]:
+        """(choices, votes for each)."""
+        with self._lock:
+            room = self._room(code)
+            return room.choices, [sum(choice == i for choice in room.votes.values()) for i in range(len(room.choices))]
+
+    def _room(self, code: str) -> Room:
+        self._forget()
+        room = self._rooms.get(str(code).strip().upper()[:8])
+        if room is None:
+            raise InputError("There is no room with this code now; ask for the code on the screen.")
+        return room
+
+    def _forget(self) -> None:
+        for code in [c for c, room in self._rooms.items() if self._now() - room.born > HOURS * 3600]:
+            del self._rooms[code]

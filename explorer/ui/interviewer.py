@@ -1,0 +1,93 @@
+"""Interviewer mode on the page: cards without explanations, answers with runs as evidence, a transcript to download. State lives in the browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from explorer.learn.interview import TEXT_LIMIT, cards, entry, markdown
+from explorer.ui.tab import Shell
+from explorer.ui.trainer import see
+
+ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold
+
+
+def shown_card(name: str) -> str:
+    """A card: what is asked and what would be evidence, nothing that helps."""
+    card = cards()[name]
+    return (
+        f"<div class='question'><p class='where'>{escape(card.level)}</p><p class='ask'>{escape(card.ask)}</p><p class='hint'>{escape(card.evidence)}</p></div>"
+    )
+
+
+def checked(notes: Any) -> list[dict[str, Any]]:
+    """The transcript as a browser sent it; [] for anything that is none."""
+    wanted = {"card": str, "answer": str, "confidence": int | float, "met": list, "evidence": list}
+    if not isinstance(notes, list) or len(notes) > ENTRIES:
+        return []
+    for note in notes:
+        if not isinstance(note, dict) or any(not isinstance(note.get(key), kind) for key, kind in wanted.items()) or note["card"] not in cards():
+            return []
+        runs = note["evidence"]
+        if (
+            len(note["answer"]) > TEXT_LIMIT
+            or len(runs) > 5
+            or any(not isinstance(r, dict) or not {"run", "name", "model", "device"} <= r.keys() for r in runs)
+        ):
+            return []
+    return notes
+
+
+def page(notes: list[dict[str, Any]]) -> str:
+    """The transcript with its two downloads."""
+    if not notes:
+        return ""
+    text, data = markdown(notes), json.dumps(notes, indent=1)
+    links = " · ".join(
+        f"<a class='handout' download='transcript.{end}' href='data:{kind};charset=utf-8,{quote(body)}'>{title}</a>"
+        for end, kind, title, body in (("md", "text/markdown", "Markdown", text), ("json", "application/json", "JSON", data))
+    )
+    last = cards()[notes[-1]["card"]]
+    return f"<p>{len(notes)} on record. Download as {links}. {see(last.see)}</p><pre class='transcript'>{escape(text)}</pre>"
+
+
+class Interviewer:
+    """Handlers of interviewer mode over the shell."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+
+    def turn(self, card: Any) -> list[Any]:
+        """Another card: its text, an empty answer, no list."""
+        name = card if card in cards() else next(iter(cards()))
+        return [shown_card(name), "", gr.update(visible=False)]
+
+    def record(self, notes: Any, card: Any, answer: Any, sure: Any, keys: Sequence[str]) -> list[Any]:
+        """Puts an answer on record with the quantized runs on the page as evidence: notes, the interviewer's list, the transcript."""
+        if card not in cards():
+            return [gr.skip(), gr.skip(), "<p>Choose a card first.</p>"]
+        runs = [r for r in self.shell.shelf.pick(keys or []) if not r.experiment.spec.is_baseline]
+        confidence = min(1.0, max(0.0, float(sure) / 100)) if isinstance(sure, int | float) and sure == sure else 0.5
+        new = [*checked(notes), entry(cards()[card], str(answer or ""), confidence, [], runs)][-ENTRIES:]
+        while len(new) > 1 and len(json.dumps(new).encode()) > SIZE:
+            new = new[1:]
+        points = [(point, i) for i, point in enumerate(cards()[card].points)]
+        return [new, gr.update(choices=points, value=[], visible=True), page(new)]
+
+    def tick(self, notes: Any, met: Any) -> list[Any]:
+        """Notes what the last answer covered."""
+        known = checked(notes)
+        if not known or not isinstance(met, list):
+            return [gr.skip(), gr.skip()]
+        ticked = sorted({i for i in met if isinstance(i, int) and 0 <= i < len(cards()[known[-1]["card"]].points)})
+        new = [*known[:-1], known[-1] | {"met": ticked}]
+        return [new, page(new)]
+
+    def show(self, notes: Any) -> str:
+        """The transcript of a reloaded page."""
+        return page(checked(notes))

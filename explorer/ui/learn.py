@@ -1,0 +1,207 @@
+"""Walkthroughs on the page: what a step shows before and after its prediction, and how its runs are measured here. Handlers hold no session's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from explorer.figures import figures
+from explorer.learn.charts import draw, words
+from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
+from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
+from explorer.records import Answer, Report
+from explorer.ui.frame import plotted
+from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.tab import Runner, Shell, tabs
+from explorer.ui.table import origin
+
+Done = dict[str, list[int]]
+
+
+def checked(done: Any) -> Done:
+    """Which steps a browser says are done: {story: [step]}; {} for anything else."""
+    if not isinstance(done, dict):
+        return {}
+    known = stories()
+    return {name: [i for i in found if isinstance(i, int)][:20] for name, found in done.items() if name in known and isinstance(found, list)}
+
+
+def listed(done: Done) -> list[tuple[str, str]]:
+    """(label, name) of every story, with how much of it is done."""
+    rows = []
+    for number, (name, story) in enumerate(stories().items(), 1):
+        count, total = len(set(done.get(name, []))), len(story.steps)
+        mark = "✓ " if count >= total else f"{count}/{total} " if count else ""
+        rows.append((f"{number}. {mark}{story.title} {'★' * story.stars}", name))
+    return rows
+
+
+def place(story: Any, step: Any) -> tuple[Story, int]:
+    """The story and step that a page or a link names; the first ones for anything unknown."""
+    found = stories().get(story) if isinstance(story, str) else None
+    found = found or next(iter(stories().values()))
+    at = int(step) if isinstance(step, int | float) and step == step and 0 <= step < len(found.steps) else 0
+    return found, at
+
+
+def link(story: Story, at: int) -> str:
+    """The address of a step, relative to the page."""
+    return f"?tab=learn&story={story.name}&step={at + 1}"
+
+
+def titled(tab: str) -> str:
+    """The title of a tab."""
+    return next((found.title for found in tabs() if found.name == tab), tab)
+
+
+def heading(story: Story, at: int) -> str:
+    """What a step says, before its prediction."""
+    step = story.steps[at]
+    links = f"<a href='{escape(link(story, at))}'>link to this step</a> · go on in <a href='?tab={escape(story.see)}'>{escape(titled(story.see))}</a>"
+    where = f"<p class='where'>{escape(story.title)} · step {at + 1} of {len(story.steps)} · {links}</p>"
+    return f"<div class='story'>{where}<h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
+
+
+def widgets(predict: Predict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(properties of the choice, of the slider): one of the two is shown."""
+    choices = [(text, i) for i, text in enumerate(predict.options)]
+    unit = f" ({predict.unit})" if predict.unit else ""
+    middle = round((predict.low * predict.high) ** 0.5 if predict.low > 0 else (predict.low + predict.high) / 2, predict.digits)
+    amount = {"minimum": predict.low, "maximum": predict.high, "value": middle, "step": 10.0**-predict.digits, "label": predict.ask + unit}
+    return {"choices": choices, "value": None, "label": predict.ask, "visible": bool(choices)}, amount | {"visible": not choices}
+
+
+def asked(story: Story, at: int) -> list[Any]:
+    """Updates of heading, choice and slider."""
+    choice, amount = widgets(story.steps[at].predict)
+    return [heading(story, at), gr.update(**choice), gr.update(**amount)]
+
+
+def drawn(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> tuple[dict[str, Any] | None, str]:
+    """(plot, the same in words) of a step; None for a step without a figure."""
+    if step.figure:
+        figure, shown = figures()[step.figure], [reports[name] for name in step.runs]
+        return figure.draw(shown, step.layer), figure.summary(shown, step.layer)
+    if step.chart:
+        return draw(step.chart, step.runs, reports, answers), words(step.chart, step.runs, reports)
+    return None, ""
+
+
+def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
+    """Where the numbers of a step come from."""
+    if step.answers and not step.runs:
+        found = answers[step.answers[0]]
+        return f"Task {found.task!r} on the bundled model, {found.provenance.get('device') or 'weights alone'}."
+    if not step.runs:
+        return "Arithmetic; what is called a limit is estimated, not measured."
+    report = reports[step.runs[0]]
+    return f"{origin(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
+
+
+def revealed(step: Step, prediction: Any, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> list[Any]:
+    """Updates of plot, words and conclusion after a prediction (None: none was made)."""
+    found = conclude(step, reports, answers)
+    said = ""
+    if prediction is not None:
+        score, right = judge(step, prediction, reports, answers)
+        verdict = "Right" if score == 1 else f"Close: {100 * score:.0f}% by distance" if score > 0 else "Not so"
+        said = f"<p class='said'><b>{verdict}.</b> Measured: {escape(right)}.</p>"
+    chip = "holds here" if found.holds else "does not hold on this model"
+    body = (
+        f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{chip}</span> {escape(found.text)}</p>"
+        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p><p class='hint'>{escape(provenance(step, reports, answers))}</p></div>"
+    )
+    plot, said_in_words = drawn(step, reports, answers)
+    if plot is None:
+        return [gr.Plot(visible=False), "", body]
+    return [gr.Plot(plotted("step", plot), visible=True), said_in_words, body]
+
+
+class Walk:
+    """Handlers of the Learn tab over a runner and the shell."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+        self.runner: Runner = shell.runner
+
+    def show(self, story: Any, step: Any, done: Any) -> list[Any]:
+        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status."""
+        found, at = place(story, step)
+        steps = [(str(i + 1), i) for i in range(len(found.steps))]
+        picker = gr.Dropdown(choices=listed(checked(done)), value=found.name)
+        return [picker, gr.Radio(choices=steps, value=at), *asked(found, at), gr.Plot(visible=False), "", "", gr.HTML("", visible=False)]
+
+    def turn(self, story: Any, step: Any, done: Any, by: int) -> list[Any]:
+        """The step after or before this one; at the end of a story the next story."""
+        found, at = place(story, step)
+        names = list(stories())
+        if 0 <= at + by < len(found.steps):
+            return self.show(found.name, at + by, done)
+        other = names[(names.index(found.name) + by) % len(names)]
+        return self.show(other, 0 if by > 0 else len(stories()[other].steps) - 1, done)
+
+    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, done: Any) -> list[Any]:
+        """What was recorded, at once: plot, words, conclusion, done, story, status."""
+        found, at = place(story, step)
+        own = found.steps[at]
+        prediction = choice if own.predict.options else amount
+        if own.predict.options and not isinstance(choice, int):
+            asks = status("Choose a prediction first.", "error")
+            return [gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.HTML(asks, visible=True)]
+        state = checked(done)
+        state = state | {found.name: sorted({*state.get(found.name, []), at})}
+        shown = revealed(own, prediction, recorded(), recorded_answers())
+        return [*shown, state, gr.Dropdown(choices=listed(state), value=found.name), gr.HTML("", visible=False)]
+
+    def measure(self, story: Any, step: Any, choice: Any, amount: Any) -> Iterator[list[Any]]:
+        """Runs the step's experiments and tasks here, from the store where it has them: plot, words, conclusion, status."""
+        found, at = place(story, step)
+        own, clock = found.steps[at], Clock()
+        reports, answers = dict[str, Report](), dict[str, Answer]()
+        prediction = choice if own.predict.options else amount
+        try:
+            for name in own.runs:
+                positional, options = named_runs()[name].arguments()
+                for event in watched(self.runner.run(*positional, **options), clock, f"{name}: "):
+                    if isinstance(event, Report):
+                        reports[name] = event
+                        self.shell.shelf.add(event)
+                    elif isinstance(event, str):
+                        yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
+            for name in own.answers:
+                for event in watched(self.runner.do(*named_tasks()[name]), clock, f"{name}: "):
+                    if isinstance(event, Answer):
+                        answers[name] = event
+                    elif isinstance(event, str):
+                        yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
+            # What a predicate compares with, but this step does not run, stays as it was recorded.
+            shown = revealed(own, prediction, recorded() | reports, recorded_answers() | answers)
+            count = len(reports) + len(answers)
+            yield [*shown, gr.HTML(status(f"{count} run{'s' if count != 1 else ''} measured here in {clock.seconds():.1f} s.", "done"), visible=True)]
+        except Exception as error:  # the outermost boundary: whoever pressed the button gets a sentence
+            yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(failure(error), visible=True)]
+
+    def compare(self, story: Any, step: Any) -> list[Any]:
+        """Puts the step's runs on the page and the last of them into the controls: bar, compared, then the controls."""
+        found, at = place(story, step)
+        runs = found.steps[at].runs
+        keys = [self.shell.shelf.add(recorded()[name]) for name in runs]
+        reports = self.shell.shelf.with_baseline(self.shell.shelf.pick(keys))
+        compared, _ = self.shell.shared(reports, None)
+        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *self._controls(runs[-1] if runs else "")]
+
+    def _controls(self, run: str) -> list[Any]:
+        """Values of the shell's controls for a run: model, method, options, then the fields of every method in the catalogue's order."""
+        if not run:
+            return [gr.skip() for _ in self.shell.controls]
+        ask = named_runs()[run]
+        options = ask.arguments()[1]
+        values: list[Any] = ["demo", ask.method, "bundled", options.get("text", ""), options.get("calibration", "bundled")]
+        values += [options.get("sequences", 16), options.get("seed", 0), options.get("kv_bits", 16)]
+        for method in self.shell.catalogue:
+            for field in method["fields"]:
+                values.append(ask.params.get(field["name"], field["default"]) if method["name"] == ask.method else gr.skip())
+        return values

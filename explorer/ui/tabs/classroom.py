@@ -1,0 +1,97 @@
+"""Class: a teacher opens a room and leads through a walkthrough; everyone predicts; the votes show live before the run answers."""
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import parse_qs
+
+import gradio as gr
+from gradio.context import Context
+
+from explorer.learn.stories import stories
+from explorer.ui.classroom import Classroom, keys_script, question
+from explorer.ui.tab import Shell, Tab, View
+
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+QUICK = QUIET | {"queue": False}
+NEW_TICKET = (
+    "(code, ticket, choice) => [code, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"
+)
+
+
+def build(shell: Shell) -> View | None:
+    """Lays out the student's side first, then the teacher's."""
+    room = Classroom()
+    joining = _student(room)
+    with gr.Accordion("Lead a class", open=True, elem_id="teacher") as teacher:
+        _teacher(room)
+
+    def arrived(search: object) -> list:
+        """A room named in the page's address is joined at once, and the teacher's side is folded away."""
+        found = parse_qs(str(search).lstrip("?")[:500]).get("room", [""])[0]
+        return [found[:8], *room.join(found[:8]), gr.Accordion(open=False) if found else gr.skip()]
+
+    search = gr.Textbox("", visible="hidden")
+    Context.root_block.load(arrived, search, [*joining, teacher], js="() => [window.location.search]", **QUICK)
+    return None
+
+
+def _student(room: Classroom) -> list:
+    ticket = gr.BrowserState("", storage_key="ticket")
+    with gr.Row(elem_id="join-row"):
+        code = gr.Textbox(label="Room code", max_length=8, elem_id="room-code", scale=2, placeholder="five letters from the screen")
+        join = gr.Button("Join, or see the next question", elem_id="join", scale=1, min_width=160)
+    asked = gr.HTML("", elem_id="class-asked")
+    choice = gr.Radio([], label="Your prediction", visible=False, elem_id="class-choice")
+    line = gr.HTML("", elem_id="class-line", padding=False)
+    for happens in (join.click, code.submit):
+        happens(room.join, code, [asked, choice, line], **QUICK)
+
+    def cast(code: object, ticket: object, choice: object) -> tuple[object, str]:
+        return ticket, room.voted(code, ticket, choice)
+
+    choice.input(cast, [code, ticket, choice], [ticket, line], js=NEW_TICKET, **QUICK)
+    # The same vote for scripts: POST /gradio_api/run/vote with data, fn_index (from /config) and session_hash.
+    gr.api(room.vote, api_name="vote", queue=False)
+
+    return [code, asked, choice, line]
+
+
+def _teacher(room: Classroom) -> None:
+    first = next(iter(stories()))
+    with gr.Row(elem_id="class-pick"):
+        story = gr.Dropdown(
+            [(s.title, name) for name, s in stories().items()], value=first, label="Walkthrough", filterable=False, elem_id="class-story", scale=4
+        )
+        step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="class-step", scale=3)
+    with gr.Row():
+        opened = gr.Button("Open a room", variant="primary", elem_id="open-room", min_width=120)
+        present = gr.Button("Present", elem_id="present", min_width=120)
+        back = gr.Button("Back", elem_id="class-back", min_width=70)
+        following = gr.Button("Next", elem_id="class-next", min_width=70)
+        reveal = gr.Button("Reveal", elem_id="class-reveal", min_width=80)
+    gr.HTML("<p class='hint presenter-hint'>Presenter view: → and ← turn the steps, r reveals, Escape leaves. Votes are kept in memory and carry no name.</p>")
+    mine, address, timer = gr.BrowserState({}, storage_key="room"), gr.Textbox("", visible="hidden"), gr.Timer(1.5, active=False)
+    with gr.Column(elem_id="stage"):
+        asked = gr.HTML(question(first, 0), elem_id="class-question")
+        with gr.Row():
+            votes = gr.HTML("", elem_id="votes")
+            invite = gr.HTML("", elem_id="invitation")
+        plot = gr.Plot(visible=False, show_label=False, elem_id="plot-class", container=False)
+        conclusion = gr.HTML("", elem_id="class-conclusion")
+    here = "(address, story, step) => [window.location.origin + window.location.pathname, story, step]"
+    opened.click(room.open, [address, story, step], [mine, invite, asked, votes, timer], js=here, **QUICK)
+    timer.tick(room.watch, mine, votes, **QUICK)
+    turned = [story, step, asked, votes, plot, conclusion]
+    story.input(lambda mine, name: room.turn(mine, name, 0), [mine, story], turned, **QUICK)
+    step.input(room.turn, [mine, story, step], turned, **QUICK)
+    for button, by in ((back, -1), (following, 1)):
+        button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK).then(lambda: gr.Timer(active=True), None, timer, **QUICK)
+    reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK).then(lambda: gr.Timer(active=False), None, timer, **QUICK)
+    present.click(None, None, None, js="() => document.body.classList.toggle('presenting')")
+    Context.root_block.load(None, None, None, js=keys_script())
+    again = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
+    Context.root_block.load(room.resume, [address, mine], [invite, timer], js=again, **QUICK)
+
+
+TAB = Tab("classroom", "Class", build, order=82)

@@ -1,0 +1,66 @@
+"""Learn: guided walkthroughs. Predict, reveal what was recorded, measure it here, conclude; each step has a link."""
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import parse_qs
+
+import gradio as gr
+from gradio.context import Context
+
+from explorer.learn.handout import handout_link
+from explorer.learn.stories import stories
+from explorer.ui.learn import Walk, heading, listed, place, widgets
+from explorer.ui.tab import Shell, Tab, View
+
+# On a phone the controls stand above the tabs: a link leads to what it names.
+TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(shell: Shell) -> View | None:
+    """Lays out the story picker, one step, and what it reveals."""
+    walk, first = Walk(shell), next(iter(stories()))
+    choice, amount = widgets(stories()[first].steps[0].predict)
+    done = gr.BrowserState({}, storage_key="learn-done")
+    with gr.Row(elem_id="learn-pick"):
+        story = gr.Dropdown(listed({}), value=first, label="Walkthrough", elem_id="learn-story", filterable=False, scale=5)
+        step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="learn-step", scale=3)
+    text = gr.HTML(heading(*place(first, 0)), elem_id="learn-text")
+    choices = gr.Radio(**choice, elem_id="learn-predict")
+    slider = gr.Slider(**amount, elem_id="learn-number")
+    with gr.Row():
+        reveal = gr.Button("Reveal", variant="primary", elem_id="learn-reveal", min_width=110)
+        measure = gr.Button("Measure here", elem_id="learn-measure", min_width=130)
+        compare = gr.Button("In Compare", elem_id="learn-compare", min_width=110)
+        back = gr.Button("Back", elem_id="learn-back", min_width=70)
+        following = gr.Button("Next", elem_id="learn-next", min_width=70)
+    line = gr.HTML("", visible=False, elem_id="learn-status", padding=False)
+    plot = gr.Plot(visible=False, show_label=False, elem_id="plot-learn", container=False)
+    words = gr.Markdown("", elem_classes=["summary"])
+    conclusion = gr.HTML("", elem_id="learn-conclusion")
+    handout = gr.HTML(handout_link(first), elem_id="learn-handout")
+    shown = [story, step, text, choices, slider, plot, words, conclusion, line]
+    quick = QUIET | {"queue": False}
+    story.input(lambda name, state: walk.show(name, 0, state), [story, done], shown, **quick)
+    step.input(walk.show, [story, step, done], shown, **quick)
+    back.click(partial(walk.turn, by=-1), [story, step, done], shown, **quick)
+    following.click(partial(walk.turn, by=1), [story, step, done], shown, **quick)
+    reveal.click(walk.reveal, [story, step, choices, slider, done], [plot, words, conclusion, done, story, line], **quick)
+    measure.click(walk.measure, [story, step, choices, slider], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
+    compare.click(walk.compare, [story, step], [shell.bar, shell.compared, *shell.controls], **quick)
+    story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
+    search = gr.Textbox("", visible="hidden", elem_id="learn-search")
+
+    def opened(asked: str, state: object) -> list:
+        """The story and step that the page's address names; which tab is open is the shell's to read."""
+        found = {key: values[0] for key, values in parse_qs(str(asked).lstrip("?")[:500]).items()}
+        at = int(found["step"]) - 1 if found.get("step", "").isascii() and found.get("step", "").isdigit() else 0
+        return walk.show(found.get("story", first), at, state)
+
+    loaded = Context.root_block.load(opened, [search, done], shown, js="(search, done) => [window.location.search, done]", **quick)
+    loaded.then(None, None, None, js=TO_TAB)
+    return None
+
+
+TAB = Tab("learn", "Learn", build, order=80)

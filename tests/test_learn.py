@@ -1,0 +1,179 @@
+"""The question bank, its arithmetic and its grading: one right answer by computation where there is one, and nothing ambiguous."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from explorer import planner
+from explorer.architectures import FOLDER as ARCHITECTURES
+from explorer.kvcache import bytes_at
+from explorer.learn import answers
+from explorer.learn.bank import KINDS, LEVELS, Question, areas, questions
+from explorer.learn.expression import evaluate
+from explorer.learn.pose import distance_score, grade, number_asked, pose, run_of
+from explorer.learn.runs import named_runs, recorded
+from explorer.learn.stories import stories
+from explorer.methods import build
+from explorer.qtensor import affine_codes, affine_parameters, quantize_affine
+from explorer.ui.tab import tabs
+from tests.learn_data import wrong_number
+
+ALL = list(questions().values())
+WEIGHT = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_bank_is_large_and_covers_levels_and_kinds() -> None:
+    assert len(ALL) >= 130 and len(areas()) >= 13
+    assert len(ALL) == sum(len(area.questions) for area in areas().values()), "an id is used twice"
+    assert {q.kind for q in ALL} == set(KINDS)
+    for area in areas().values():
+        assert {q.level for q in area.questions} == set(LEVELS), area.title
+        assert len(area.questions) >= 10, area.title
+
+
+@pytest.mark.parametrize("question", ALL, ids=lambda q: q.id)
+def test_every_question_is_complete_and_short(question: Question) -> None:
+    assert question.concept and question.source and question.ask
+    kind, _, name = question.see.partition(":")
+    assert name in {"story": stories(), "tab": [tab.name for tab in tabs()]}[kind], question.see
+    texts = [question.ask, question.why, question.model, *(text for o in question.options for text in (o.text, o.why)), *question.checklist]
+    for text in texts:
+        assert len(text.split()) <= (95 if text == question.model else 45), f"too long: {text}"
+    assert all(len(text.split(". ")) <= 6 for text in texts)
+    assert set(question.runs) <= set(named_runs())
+
+
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind in ("choice", "figure")], ids=lambda q: q.id)
+def test_choices_have_one_right_option_and_reasons(question: Question) -> None:
+    assert [option.right for option in question.options].count(True) == 1
+    assert len({option.text.lower() for option in question.options}) == len(question.options) >= 3
+    assert all(option.why for option in question.options)
+    for seed in "abcdefgh":
+        posed = pose(question, seed)
+        scores = [grade(posed, i, recorded()).score for i in range(len(question.options))]
+        assert sorted(scores)[-2:] == [0.0, 1.0] and sum(scores) == 1
+    assert grade(pose(question, "a"), None, recorded()).score == 0
+
+
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind == "numeric"], ids=lambda q: q.id)
+def test_numbers_are_computed_finite_and_differ(question: Question) -> None:
+    assert any(f"{name}(" in question.answer for name in (*answers.FUNCTIONS, "value")) or question.draw
+    found = set()
+    for seed in range(60):
+        posed = pose(question, str(seed))
+        right = number_asked(posed, recorded())
+        assert math.isfinite(right)
+        found.add(right)
+        assert grade(posed, right, recorded()).score == 1
+        assert grade(posed, wrong_number(right), recorded()).score < 0.5
+        assert "{" not in posed.ask + grade(posed, right, recorded()).why
+    assert len(found) >= 3 or len(question.draw) <= 2
+
+
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind == "order"], ids=lambda q: q.id)
+def test_orders_are_beyond_their_intervals(question: Question) -> None:
+    found = sorted((recorded()[run].find(question.metric) for run in question.runs), key=lambda m: m.value)
+    assert all(a.high < b.low for a, b in pairwise(found)), "two of them cannot be told apart"
+    posed = pose(question, "x")
+    names = posed.shown()
+    right = sorted(range(len(names)), key=lambda i: recorded()[names[i]].value(question.metric))
+    assert grade(posed, right, recorded()).score == 1 and grade(posed, right[::-1], recorded()).score == 0
+    assert 0 < grade(posed, [right[1], right[0], *right[2:]], recorded()).score < 1
+    assert grade(posed, [right[0]] * len(right), recorded()).score == 0
+
+
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind == "configure"], ids=lambda q: q.id)
+def test_constraints_can_be_met_and_missed(question: Question) -> None:
+    posed, reports = pose(question, "x"), {}
+    for answer, met in ((question.example, 1.0), (question.wrong, 0.0)):
+        if question.runs_model:
+            method, params, options = run_of(question, answer)
+            build(method, params)
+            same = [n for n, ask in named_runs().items() if ask.method == method and {**params, **ask.params} == params and ask.options == options]
+            reports = {"run": recorded()[same[0]]}
+        assert grade(posed, answer, reports).score == met
+    assert grade(posed, {"bits": 99}, reports).score == 0 and grade(posed, "nonsense", reports).score == 0
+
+
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind == "explain"], ids=lambda q: q.id)
+def test_explanations_have_a_model_and_a_list(question: Question) -> None:
+    assert question.model and 4 <= len(question.checklist) <= 6
+    posed = pose(question, "x")
+    assert grade(posed, list(range(len(question.checklist))), {}).score == 1 and grade(posed, [99, "no"], {}).score == 0
+
+
+def test_distance_score() -> None:
+    assert distance_score(100, 101, 0.02) == 1 and distance_score(200, 100, 0.02) == 0 and distance_score(-100, 100, 0.02) == 0
+    assert 0.3 < distance_score(150, 100, 0.02) < 0.6 and distance_score(math.nan, 1, 0.1) == 0
+    assert distance_score(0.0, 0.0, 0.1) == 1
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_stored_bits_are_those_of_the_tensors(bits: int, group: int) -> None:
+    for symmetric, zero in ((True, 0), (False, bits)):
+        stored = quantize_affine(WEIGHT, bits, "group", group, symmetric).stored_bits() / WEIGHT.numel()
+        assert stored == pytest.approx(answers.stored_bits(bits, group, 16, zero))
+    assert answers.scales_of(64, 512, group) == quantize_affine(WEIGHT, bits, "group", group, True).scale.numel()
+
+
+def test_formats_cost_what_the_methods_store() -> None:
+    for name, params, bits in (
+        ("nf4", {"double_quant": True}, answers.nested_bits(4)),
+        ("mxfp", {"element": "e2m1"}, answers.block_float_bits(4, 32)),
+        ("mxfp", {"element": "e4m3"}, answers.block_float_bits(8, 32)),
+        ("nvfp4", {}, answers.block_float_bits(4, 16)),
+    ):
+        stored = build(name, params).quantize(WEIGHT, None).stored_bits() / WEIGHT.numel()
+        assert stored == pytest.approx(bits, abs=2e-3), name
+
+
+def test_scales_zeros_and_codes_are_those_of_the_rounding() -> None:
+    values = torch.tensor([[[-0.5, 0.25, 0.1, 1.5]]])
+    scale, zero = affine_parameters(values, 8, symmetric=False)
+    assert scale.item() == pytest.approx(answers.step_asymmetric(-0.5, 1.5, 8), rel=4e-3)
+    assert zero.item() == pytest.approx(answers.zero_point(-0.5, 1.5, 8), abs=1)
+    scale, none = affine_parameters(values, 4, symmetric=True)
+    assert none is None and scale.item() == pytest.approx(answers.step_symmetric(1.5, 4), rel=4e-3)
+    codes = affine_codes(values, scale, None, 4).flatten().tolist()
+    assert [code - 8 for code in codes] == [answers.code_symmetric(v, 7 * scale.item(), 4) for v in (-0.5, 0.25, 0.1, 1.5)]
+
+
+def test_cache_arithmetic_is_that_of_the_cache() -> None:
+    config = SimpleNamespace(num_hidden_layers=6, num_key_value_heads=2, num_attention_heads=6, head_dim=64, hidden_size=384)
+    assert answers.kv_bytes_per_token(6, 2, 64) * 512 == bytes_at(config, 512, 16)
+    assert answers.kv_gib(6, 2, 64, 512) * 2**30 == bytes_at(config, 512, 16)
+
+
+def test_the_arithmetic_is_the_planner_s() -> None:
+    """The 70B of stories and cards is Llama-3.1-70B as the planner counts it."""
+    model = planner.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text()))
+    assert model.parameters == pytest.approx(70.6e9, rel=1e-3)
+    assert answers.kv_bytes_per_token(80, 8, 128) * 8192 == planner.kv_bytes(model, 8192, 16)
+    inside = answers.matrix_parameters(model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads, model.head_size)
+    assert inside == sum(model.parts()[part] for part in ("attention", "feed-forward"))
+    kept = model.parameters - inside
+    assert kept == pytest.approx(2.1e9, rel=5e-3)
+    found = planner.need(model, planner.Plan(bits=4, group=128))
+    assert sum(found.weights.values()) == pytest.approx(answers.kept_bytes(model.parameters, kept, answers.stored_bits(4, 128)), rel=1e-4)
+
+
+def test_float_steps_are_torch_s() -> None:
+    for value in (1.3, 5.0, 20.0, 300.0):
+        x = torch.tensor(value).to(torch.float8_e4m3fn)
+        up = torch.tensor([x.view(torch.uint8).item() + 1], dtype=torch.uint8).view(torch.float8_e4m3fn).float().item()
+        assert up - x.float().item() == answers.float_step(value, 3)
+
+
+def test_expressions_are_arithmetic_and_nothing_else() -> None:
+    assert evaluate("max(1, x) * 2 if x > 0 and not y else -1", {"x": 3, "y": False}, {}) == 6
+    assert evaluate("f(2, b=3)", {}, {"f": lambda a, b: a * b}) == 6 and evaluate("1 < 2 < 3", {}, {}) is True
+    for bad in ("__import__('os')", "x.y", "[i for i in x]", "lambda: 1", "open('f')", "1 +", "x", "1 / 0", "(1).real"):
+        with pytest.raises(ValueError, match=r"expression|evaluate"):
+            evaluate(bad, {}, {})

@@ -1,0 +1,148 @@
+"""Learning as a person meets it, in a real Chromium: one whole walkthrough, one set of questions, one class with thirty votes over raw HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+
+from explorer.learn.stories import stories
+from tests.driving import browser_test, open_tab, visit
+
+pytestmark = browser_test
+STORY = "gptq"
+
+
+def test_a_whole_walkthrough_from_its_link(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900, query=f"&tab=learn&story={STORY}&step=1")
+    page.locator("#tab-learn").wait_for(state="visible", timeout=10_000)
+    for at, step in enumerate(stories()[STORY].steps):
+        page.locator("#learn-text h2", has_text=step.title).wait_for(timeout=5000)
+        assert not page.locator("#learn-conclusion .conclusion").count(), "nothing is revealed before the prediction"
+        if step.predict.options:
+            page.click("#learn-reveal")
+            page.locator("#learn-status", has_text="Choose a prediction first").wait_for(timeout=5000)
+            page.locator("#learn-predict label").first.click()
+        page.click("#learn-reveal")
+        page.locator("#learn-conclusion .said").wait_for(timeout=5000)
+        page.wait_for_selector("#plot-learn .main-svg")
+        assert "What not to conclude" in page.inner_text("#learn-conclusion") and "recorded" in page.inner_text("#learn-conclusion")
+        if at + 1 < len(stories()[STORY].steps):
+            page.click("#learn-next")
+    page.reload()
+    page.locator("#learn-story input").wait_for()
+    page.wait_for_function("document.querySelector('#learn-story input').value.includes('✓')", timeout=10_000)
+    page.click("#learn-compare")
+    page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
+    page.wait_for_function("document.querySelector('#method input').value === 'GPTQ'")
+    assert not wrong
+    page.close()
+
+
+def test_a_step_is_measured_here(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900, query="&tab=learn&story=basics&step=1")
+    page.locator("#learn-text h2", has_text="A code names").wait_for(timeout=10_000)
+    page.locator("#learn-predict label", has_text="16").click()
+    page.click("#learn-measure")
+    page.locator("#learn-status", has_text="measured here").wait_for(timeout=60_000)
+    assert "Right." in page.inner_text("#learn-conclusion") and not wrong
+    page.close()
+
+
+def answer(page) -> None:
+    """Gives some answer to the question that is open."""
+    for kind in ("choice", "number", "order", "text", "field-0"):
+        widget = page.locator(f"#answer-{kind}")
+        if not (widget.count() and widget.is_visible()):
+            continue
+        if kind == "choice":
+            widget.locator("label").first.click()
+        elif kind == "number":
+            widget.locator("input").fill("4.25")
+            widget.locator("input").press("Tab")
+        elif kind == "order":
+            for _ in range(6):
+                widget.locator("input").click()
+                options = page.get_by_role("option")
+                if not options.count():
+                    break
+                options.first.click()
+            page.keyboard.press("Escape")
+        elif kind == "text":
+            widget.locator("textarea").fill("Scales, codes and zero-points.")
+        break
+
+
+def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "trainer")
+    page.click("#set-daily")
+    for number in range(1, 6):
+        page.locator("#question .where", has_text=f"{number} of 5").wait_for(timeout=10_000)
+        answer(page)
+        page.click("#answer")
+        page.locator("#feedback .feedback", has_text="Source").wait_for(timeout=10_000)
+        assert page.locator("#feedback a").count() == 1
+        page.click("#next-question")
+    page.locator("#question h2", has_text="of 5").wait_for(timeout=10_000)
+    kept = page.evaluate("JSON.stringify(localStorage)")
+    assert "rating" in kept, "progress is in the browser"
+    page.reload()
+    open_tab(page, "trainer")
+    page.get_by_text("Result sheet").click()
+    page.locator("#sheet", has_text="5 answers").wait_for(timeout=10_000)
+    page.get_by_text("Interviewer mode").click()
+    page.fill("#card-answer textarea", "Four bits and an 8-bit cache.")
+    page.click("#record-answer")
+    page.locator("#transcript pre", has_text="evidence: run").wait_for(timeout=10_000)
+    assert re.search(r"run `[0-9a-f]{32}`", page.inner_text("#transcript pre")) and not wrong
+    page.close()
+
+
+def voting(address: str) -> int:
+    """The number of the voting handler."""
+    with urllib.request.urlopen(f"{address}config", timeout=10) as response:
+        return next(d["id"] for d in json.load(response)["dependencies"] if d["api_name"] == "vote")
+
+
+def post(address: str, handler: int, code: str, ticket: str, choice: int) -> str:
+    """A vote as a script sends it."""
+    body = json.dumps({"data": [code, ticket, choice], "fn_index": handler, "session_hash": ticket}).encode()
+    request = urllib.request.Request(f"{address}gradio_api/run/vote", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)["data"][0]
+
+
+def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "classroom")
+    page.click("#open-room")
+    page.locator("#invitation .code").wait_for(timeout=10_000)
+    code = page.inner_text("#invitation .code").strip()
+    assert page.locator("#invitation svg.qr path").count() and f"room={code}" in page.inner_text("#invitation")
+    handler = voting(address)
+    said = [post(address, handler, code, f"{i:016x}", i % 4) for i in range(30)]
+    assert all(text.startswith("Voted") for text in said)
+    assert "no valid ticket" in post(address, handler, code, "nobody", 0) and "not one of the choices" in post(address, handler, code, f"{1:016x}", 9)
+    assert post(address, handler, code, f"{0:016x}", 1).startswith("Voted"), "a vote can be changed"
+    page.locator("#votes", has_text="30 votes").wait_for(timeout=10_000)
+    assert [int(cell) for cell in page.locator("#votes td:last-child").all_inner_texts()] == [7, 9, 7, 7]
+    student, also_wrong = visit(browser, address, 390, 844, query=f"&tab=classroom&room={code}")
+    student.locator("#class-choice label").first.wait_for(timeout=10_000)
+    student.locator("#class-choice label", has_text="16").click()
+    student.locator("#class-line", has_text="Voted").wait_for(timeout=10_000)
+    page.locator("#votes", has_text="31 votes").wait_for(timeout=10_000)
+    page.click("#class-reveal")
+    page.locator("#votes tr.right", has_text="16").wait_for(timeout=10_000)
+    page.wait_for_selector("#plot-class .main-svg")
+    page.click("#present")
+    page.keyboard.press("ArrowRight")
+    page.locator("#class-question h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
+    assert not page.locator("#controls").is_visible()
+    page.keyboard.press("Escape")
+    page.locator("#controls").wait_for(state="visible")
+    student.click("#join")
+    student.locator("#class-asked h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
+    assert not wrong and not also_wrong
+    page.close()
+    student.close()

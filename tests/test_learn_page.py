@@ -1,0 +1,173 @@
+"""The handlers of Learn, Trainer and Class as plain functions: every step and question can be shown and answered, whatever a browser sends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from html import escape
+from types import SimpleNamespace
+
+import pytest
+
+import app
+from explorer.learn.bank import Question, questions
+from explorer.learn.interview import cards
+from explorer.learn.pose import pose
+from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
+from explorer.learn.stories import stories
+from explorer.records import InputError, Progress, Report, key_of
+from explorer.ui import classroom, interviewer, learn, trainer
+from explorer.ui.session import Shelf
+from explorer.ui.tab import Shell
+
+CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
+STEPS = [(story.name, at) for story in stories().values() for at in range(len(story.steps))]
+NONSENSE = (None, "x", -1, 99, float("nan"), [], {}, [1, "2"], {"a": 1}, True)
+
+
+class Recorded:
+    """A runner that gives what was recorded, or raises."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def run(self, model: str, method: str, params: dict, **options: object) -> Iterator:
+        yield Progress("quantize", 1, 2, "layer")
+        if self.error:
+            raise self.error
+        found = [n for n, a in named_runs().items() if a.method == method and params.items() >= a.params.items() and a.arguments()[1] == options]
+        name = max(found, key=lambda n: len(named_runs()[n].params))
+        yield dataclasses.replace(recorded()[name], provenance={**recorded()[name].provenance, "recorded": False, "device": "fresh"})
+
+    def do(self, task: str, arguments: dict) -> Iterator:
+        yield Progress("work", 1, 2)
+        yield recorded_answers()[next(n for n, asked in named_tasks().items() if asked == (task, arguments))]
+
+
+@pytest.fixture
+def shell() -> Shell:
+    width = 8 + sum(len(m["fields"]) for m in CATALOGUE)
+    return Shell(Recorded(), Shelf([recorded()["none"]]), CATALOGUE, ["demo"], controls=[object()] * width)
+
+
+@pytest.mark.parametrize(("story", "at"), STEPS)
+def test_every_step_is_revealed_measured_and_compared(shell: Shell, story: str, at: int) -> None:
+    walk, step = learn.Walk(shell), stories()[story].steps[at]
+    assert step.title in walk.show(story, at, {})[2].replace("&#x27;", "'")
+    plot, _, conclusion, done, *_ = walk.reveal(story, at, 0 if step.predict.options else None, step.predict.low, {})
+    assert "What not to conclude" in conclusion and done == {story: [at]} and (plot.visible or not (step.figure or step.chart))
+    events = list(walk.measure(story, at, 0, step.predict.low))
+    assert "measured here" in events[-1][-1].value and ("fresh" in events[-1][2]) == bool(step.runs)
+    assert len(walk.compare(story, at)) == 2 + len(shell.controls)
+
+
+def test_a_step_asks_for_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
+    walk = learn.Walk(shell)
+    assert "Choose a prediction" in walk.reveal("basics", 0, None, 0, {})[-1].value
+    shell.runner.error = InputError("The text is too short.")
+    assert "too short" in list(walk.measure("gptq", 0, None, 50))[-1][-1].value
+    names = list(stories())
+    assert walk.turn(names[0], 4, {}, 1)[0].value == names[1] and walk.turn(names[0], 0, {}, -1)[0].value == names[-1]
+    for junk in NONSENSE:
+        assert learn.place(junk, junk)[1] in (0, 1) and isinstance(learn.checked(junk), dict)
+        assert walk.show(junk, junk, junk)[2]
+
+
+@pytest.mark.parametrize("question", list(questions().values()), ids=lambda q: q.id)
+def test_every_question_is_asked_and_graded(shell: Shell, question: Question) -> None:
+    coach = trainer.Trainer(shell)
+    state = {"progress": trainer.progress.fresh(), "set": {"ids": [question.id], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+    shown = coach.show(state)
+    assert len(shown) == 7 + trainer.FIELDS + 4 + 1
+    posed = pose(question, "7")
+    order = sorted(range(len(posed.shown())), key=lambda i: recorded()[posed.shown()[i]].value(question.metric)) if question.kind == "order" else []
+    right = next(
+        (i for i, text in enumerate(posed.shown()) if question.options and any(o.right and o.text.format(**posed.values) == text for o in question.options)), 0
+    )
+    number = trainer.grade(posed, 0, recorded()).right.split()[0].replace(",", "") if question.kind == "numeric" else "0"
+    fields = [question.example.get(name, values[0]) for name, values in question.fields.items()]
+    given = (right, float(number), order, "text", list(range(len(question.checklist))), 80, False, *fields)
+    final = list(coach.answer(state, *given))[-1]
+    if question.kind == "explain":
+        assert "A model answer" in final[4]
+        final = list(coach.answer(final[0], *given))[-1]
+    assert final[0]["set"]["scores"][0] >= 0.9, final[4]
+    assert final[0]["progress"]["answers"] == 1 and "feedback good" in final[4]
+    ended = coach.following(final[0])
+    assert "of 1" in ended[1] and escape(posed.ask) in ended[1]
+
+
+def test_answers_that_are_none_are_asked_for_again(shell: Shell) -> None:
+    coach = trainer.Trainer(shell)
+    state = coach.start({}, [], "daily")[0]
+    assert len(state["set"]["ids"]) == 5
+    last = list(coach.answer(state, None, None, [], "", [], 50, False))[-1]
+    assert "first" in last[4] and "progress" not in last[0]
+    for junk in NONSENSE:
+        assert (
+            trainer.checked(junk)["set"] is None
+            and coach.show(junk)
+            and coach.following(junk)
+            and list(coach.answer(junk, junk, junk, junk, junk, junk, junk, junk))
+        )
+    broken = state | {"set": state["set"] | {"ids": ["nothing"]}}
+    assert trainer.checked(broken)["set"] is None
+
+
+def test_a_run_that_fails_grades_nothing(shell: Shell) -> None:
+    coach = trainer.Trainer(shell)
+    state = {"progress": trainer.progress.fresh(), "set": {"ids": ["gran-run"], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+    shell.runner.error = RuntimeError("the worker died")
+    last = list(coach.answer(state, None, None, [], "", [], 50, False, "rtn", 4, 64, True))[-1]
+    assert "worker died" in last[4]
+
+
+def test_explanations_can_wait(shell: Shell) -> None:
+    coach = trainer.Trainer(shell)
+    state = {"progress": trainer.progress.fresh(), "set": {"ids": ["int-bit-db"], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+    last = list(coach.answer(state, 0, None, [], "", [], 50, True))[-1]
+    assert "Noted" in last[4] and "Source" not in last[4] and "The step halves" in coach.following(last[0])[1]
+
+
+def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
+    mode = interviewer.Interviewer(shell)
+    key = shell.shelf.add(recorded()["gptq4"])
+    notes, listed, page = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
+    assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
+    ticked, _ = mode.tick(notes, [0, 2, 99])
+    assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
+    for junk in NONSENSE:
+        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.turn(str(junk))
+    assert all(interviewer.shown_card(name) for name in cards())
+
+
+@pytest.mark.parametrize(("story", "at"), STEPS)
+def test_a_class_can_vote_on_every_step(story: str, at: int) -> None:
+    step = stories()[story].steps[at]
+    names = classroom.choices(step.predict)
+    assert 2 <= len(set(names)) == len(names) <= 6 and 0 <= classroom.right_choice(step) < len(names)
+    votes, plot, conclusion = classroom.Classroom().reveal({}, story, at)
+    assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "What not to conclude" in conclusion
+
+
+def test_a_room_from_opening_to_the_next_question() -> None:
+    room = classroom.Classroom()
+    mine, invitation, *_ = room.open("http://lab.example:7860/", "gptq", 1)
+    assert "<svg" in invitation and f"room={mine['code']}" in invitation
+    assert "<svg" not in room.open("javascript:alert(1)", "gptq", 1)[1]
+    asked, choice, _ = room.join(mine["code"])
+    assert "Worse weights" in asked and len(choice.choices) == 3
+    assert "done" in room.voted(mine["code"], "a" * 32, 1) and "error" in room.voted(mine["code"], "nobody", 1)
+    assert ">1</td>" in room.watch(mine) and room.resume("http://lab.example/", mine)[1].active and not room.resume("", {"code": "ZZZZZ"})[1].active
+    assert "0 votes" in room.turn(mine, "gptq", 1, 1)[3] and "error" in room.turn({"code": mine["code"], "key": "guess"}, "gptq", 1, 0)[3]
+    for junk in NONSENSE:
+        assert room.turn(junk, junk, junk) and room.reveal(junk, junk, junk) and room.join(junk) and "error" in room.voted(junk, junk, junk)
+    assert SimpleNamespace(**mine).key not in str(room.join(mine["code"]))
+
+
+def test_reports_of_the_shelf_are_kept_apart(shell: Shell) -> None:
+    """Opening a step in Compare shows recorded reports, marked as such."""
+    learn.Walk(shell).compare("gptq", 0)
+    shown: list[Report] = shell.shelf.pick([key_of(recorded()[name].experiment) for name in ("rtn3_asym", "gptq3_asym")])
+    assert [r.provenance["recorded"] for r in shown] == [True, True]

@@ -1,0 +1,171 @@
+"""Progress, sets, the daily challenge, interviews and class rooms: pure functions and a lock, no browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import threading
+
+import pytest
+
+from explorer.learn import interview, progress
+from explorer.learn.bank import areas, questions
+from explorer.learn.room import RATE, VOTES, Rooms
+from explorer.learn.runs import recorded
+from explorer.records import InputError, key_of
+from tests.learn_data import practised
+
+BANK = questions()
+
+
+def test_rating_follows_answers_and_stays_bounded() -> None:
+    good, bad = practised(40, 1.0), practised(40, 0.0)
+    assert good["rating"] > progress.START + 150 > progress.START - 150 > bad["rating"]
+    assert progress.expected(1200, 1200) == 0.5 and progress.expected(1600, 1200) == pytest.approx(10 / 11)
+    lucky = progress.answered(progress.fresh(), next(q for q in BANK.values() if q.level == "senior"), 1.0, 0.5, 1)
+    easy = progress.answered(progress.fresh(), next(q for q in BANK.values() if q.level == "junior"), 1.0, 0.5, 1)
+    assert lucky["rating"] > easy["rating"], "a hard question right moves more than an easy one"
+
+
+def test_sets_follow_the_rating() -> None:
+    def level(state: progress.State) -> float:
+        names = [name for seed in "abcdef" for name in progress.next_set(state, BANK, 100, seed)]
+        return sum(progress.DIFFICULTY[BANK[name].level] for name in names) / len(names)
+
+    strong, weak = progress.fresh() | {"rating": 1500.0}, progress.fresh() | {"rating": 900.0}
+    assert level(strong) > level(progress.fresh()) > level(weak)
+    chosen = progress.next_set(progress.fresh(), BANK, 100, "x")
+    assert len(set(chosen)) == 5 and len({BANK[name].area for name in chosen}) >= 4 and chosen == progress.next_set(progress.fresh(), BANK, 100, "x")
+    only = progress.next_set(progress.fresh(), BANK, 100, "x", ["05_gptq"])
+    assert {BANK[name].area for name in only} == {"05_gptq"}
+
+
+def test_missed_questions_come_back_and_known_ones_wait() -> None:
+    first, second = list(BANK.values())[:2]
+    state = progress.answered(progress.answered(progress.fresh(), first, 0.0, 0.9, 100), second, 1.0, 0.9, 100)
+    assert progress.due(state, 100) == [] and progress.due(state, 101) == [first.id]
+    assert first.id in progress.next_set(state, BANK, 101, "x")
+    for day in (102, 106, 114):
+        state = progress.answered(state, second, 1.0, 0.9, day)
+    assert state["boxes"][second.id] == [4, 130]
+    assert progress.answered(state, second, 0.0, 0.9, 131)["boxes"][second.id] == [1, 132]
+
+
+def test_daily_is_the_same_for_all_and_changes() -> None:
+    day = datetime.date(2026, 11, 24)
+    assert progress.daily(BANK, day) == progress.daily(dict(reversed(BANK.items())), day) != progress.daily(BANK, day + datetime.timedelta(1))
+    for offset in range(60):
+        chosen = [BANK[name] for name in progress.daily(BANK, day + datetime.timedelta(offset))]
+        assert [q.level for q in chosen] == ["junior", "junior", "mid", "mid", "senior"] and len({q.area for q in chosen}) == 5
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [None, [], "x", {"version": 2}, {"version": 1}, progress.fresh() | {"rating": float("nan")}, progress.fresh() | {"log": [1]},
+     progress.fresh() | {"boxes": {"a": "b"}}, progress.fresh() | {"concepts": {"a": "b"}}, progress.fresh() | {"log": [{}] * 5000}],
+)  # fmt: skip
+def test_a_broken_state_starts_afresh(bad: object) -> None:
+    assert progress.checked(bad) == progress.fresh()
+
+
+def test_a_good_state_survives_json_and_stays_small() -> None:
+    state = practised(151)
+    again = json.loads(json.dumps(state))
+    assert progress.checked(again) == again and len(json.dumps(state)) < 45_000
+    rows = progress.sheet(state, areas())
+    assert len(rows) == len(areas()) and rows[0]["score"] == 1 and rows[0]["brier"] == pytest.approx(0.09)
+
+
+def test_honest_doubt_costs_less_than_false_certainty() -> None:
+    from explorer.learn.answers import brier
+
+    assert brier(0.5, 0) < brier(0.95, 0) and brier(0.95, 1) < brier(0.5, 1)
+
+
+def test_transcript_names_runs_and_quotes_answers() -> None:
+    card = next(iter(interview.cards().values()))
+    report = recorded()["rtn4"]
+    found = interview.entry(card, "Fits.\n# not a heading", 0.8, [0, 99], [report])
+    text = interview.markdown([found])
+    assert key_of(report.experiment) in text and "\n> # not a heading" in text and "- [x]" in text and json.loads(json.dumps(found)) == found
+    assert found["met"] == [0] and all(len(c.points) >= 5 and c.ask and c.evidence for c in interview.cards().values()) and len(interview.cards()) >= 8
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    now = 0.0
+
+    @classmethod
+    def monotonic(cls) -> float:
+        return cls.now
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    Clock.now = 0.0
+    return Rooms(Clock)
+
+
+def ticket(i: int) -> str:
+    return f"{i:016x}"
+
+
+def test_thirty_browsers_vote_at_once_and_count_once(rooms: Rooms) -> None:
+    code, _ = rooms.open("gptq", 0, ("a", "b", "c"))
+
+    def vote(i: int) -> None:
+        for choice in (0, i % 3):
+            rooms.vote(code.lower(), ticket(i), choice)
+
+    threads = [threading.Thread(target=vote, args=(i,)) for i in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rooms.tally(code) == (("a", "b", "c"), [10, 10, 10])
+
+
+def test_votes_are_checked_and_limited(rooms: Rooms) -> None:
+    code, key = rooms.open("gptq", 0, ("a", "b"))
+    for bad in (
+        (code, "x", 0),
+        (code, None, 0),
+        (code, ticket(1), 2),
+        (code, ticket(1), -1),
+        (code, ticket(1), True),
+        (code, ticket(1), "0"),
+        ("ZZZZZ", ticket(1), 0),
+    ):
+        with pytest.raises(InputError):
+            rooms.vote(*bad)
+    assert rooms.tally(code)[1] == [0, 0]
+    for _ in range(RATE):
+        rooms.vote(code, ticket(1), 0)
+    with pytest.raises(InputError, match="wait a minute"):
+        rooms.vote(code, ticket(1), 1)
+    Clock.now += 61
+    rooms.vote(code, ticket(1), 1)
+    for i in range(2, VOTES + 1):
+        rooms.vote(code, ticket(i), 0)
+    with pytest.raises(InputError, match="full"):
+        rooms.vote(code, ticket(VOTES + 1), 0)
+    with pytest.raises(InputError, match="Only whoever opened"):
+        rooms.ask(code, "wrong", "gptq", 1, ("x",))
+    rooms.ask(code, key, "gptq", 1, ("x", "y"))
+    assert rooms.question(code) == ("gptq", 1, ("x", "y")) and rooms.tally(code)[1] == [0, 0]
+
+
+def test_rooms_end(rooms: Rooms) -> None:
+    code, _ = rooms.open("gptq", 0, ("a", "b"))
+    Clock.now += 4 * 3600
+    with pytest.raises(InputError, match="no room"):
+        rooms.tally(code)
+
+
+def test_nothing_in_a_room_names_a_person(rooms: Rooms) -> None:
+    code, _ = rooms.open("gptq", 0, ("a", "b"))
+    rooms.vote(code, ticket(7), 1)
+    room = rooms._rooms[code]
+    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "story", "step", "choices", "votes", "changes"}
