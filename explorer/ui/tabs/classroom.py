@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from urllib.parse import parse_qs
 
 import gradio as gr
 from gradio.context import Context
 
 from explorer.learn.stories import stories
 from explorer.ui.classroom import Classroom, keys_script, question
+from explorer.ui.notes import notes
 from explorer.ui.tab import Shell, Tab, View
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -26,18 +26,17 @@ def build(shell: Shell) -> View | None:
     with gr.Accordion("Lead a class", open=True, elem_id="teacher") as teacher:
         _teacher(room)
 
-    def arrived(search: object) -> list:
+    def arrived(request: gr.Request) -> list:
         """A room named in the page's address is joined at once, and the teacher's side is folded away."""
-        found = parse_qs(str(search).lstrip("?")[:500]).get("room", [""])[0]
-        return [found[:8], *room.join(found[:8]), gr.Accordion(open=False) if found else gr.skip()]
+        code = request.query_params.get("room", "")[:8] if request is not None else ""
+        return [code, *room.join(code), gr.Accordion(open=False) if code else gr.skip()]
 
-    search = gr.Textbox("", visible="hidden")
-    Context.root_block.load(arrived, search, [*joining, teacher], js="() => [window.location.search]", **QUICK)
+    Context.root_block.load(arrived, None, [*joining, teacher], **QUICK)
     return None
 
 
 def _student(room: Classroom) -> list:
-    ticket = gr.BrowserState("", storage_key="ticket")
+    ticket = notes("ticket", "")
     with gr.Row(elem_id="join-row"):
         code = gr.Textbox(label="Room code", max_length=8, elem_id="room-code", scale=2, placeholder="five letters from the screen")
         join = gr.Button("Join, or see the next question", elem_id="join", scale=1, min_width=160)
@@ -71,7 +70,7 @@ def _teacher(room: Classroom) -> None:
         following = gr.Button("Next", elem_id="class-next", min_width=70)
         reveal = gr.Button("Reveal", elem_id="class-reveal", min_width=80)
     gr.HTML("<p class='hint presenter-hint'>Presenter view: → and ← turn the steps, r reveals, Escape leaves. Votes are kept in memory and carry no name.</p>")
-    mine, address, timer = gr.BrowserState({}, storage_key="room"), gr.Textbox("", visible="hidden"), gr.Timer(1.5, active=False)
+    mine, address, timer = notes("room", {}), gr.Textbox("", visible="hidden"), gr.Timer(1.5, active=False)
     with gr.Column(elem_id="stage"):
         asked = gr.HTML(question(first, 0), elem_id="class-question")
         with gr.Row():

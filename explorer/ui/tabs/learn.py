@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from urllib.parse import parse_qs
 
 import gradio as gr
 from gradio.context import Context
@@ -11,6 +10,7 @@ from gradio.context import Context
 from explorer.learn.handout import handout_link
 from explorer.learn.stories import stories
 from explorer.ui.learn import Walk, heading, listed, place, widgets
+from explorer.ui.notes import notes
 from explorer.ui.tab import Shell, Tab, View
 
 # On a phone the controls stand above the tabs: a link leads to what it names.
@@ -22,7 +22,7 @@ def build(shell: Shell) -> View | None:
     """Lays out the story picker, one step, and what it reveals."""
     walk, first = Walk(shell), next(iter(stories()))
     choice, amount = widgets(stories()[first].steps[0].predict)
-    done = gr.BrowserState({}, storage_key="learn-done")
+    done = notes("learn-done", {})
     with gr.Row(elem_id="learn-pick"):
         story = gr.Dropdown(listed({}), value=first, label="Walkthrough", elem_id="learn-story", filterable=False, scale=5)
         step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="learn-step", scale=3)
@@ -50,15 +50,14 @@ def build(shell: Shell) -> View | None:
     measure.click(walk.measure, [story, step, choices, slider], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
     compare.click(walk.compare, [story, step], [shell.bar, shell.compared, *shell.controls], **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
-    search = gr.Textbox("", visible="hidden", elem_id="learn-search")
 
-    def opened(asked: str, state: object) -> list:
+    def opened(state: object, request: gr.Request) -> list:
         """The story and step that the page's address names; which tab is open is the shell's to read."""
-        found = {key: values[0] for key, values in parse_qs(str(asked).lstrip("?")[:500]).items()}
-        at = int(found["step"]) - 1 if found.get("step", "").isascii() and found.get("step", "").isdigit() else 0
-        return walk.show(found.get("story", first), at, state)
+        asked = dict(request.query_params) if request is not None else {}
+        step = asked.get("step", "")[:4]
+        return walk.show(asked.get("story", first)[:100], int(step) - 1 if step.isascii() and step.isdigit() else 0, state)
 
-    loaded = Context.root_block.load(opened, [search, done], shown, js="(search, done) => [window.location.search, done]", **quick)
+    loaded = Context.root_block.load(opened, done, shown, **quick)
     loaded.then(None, None, None, js=TO_TAB)
     return None
 

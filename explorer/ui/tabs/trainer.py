@@ -11,6 +11,7 @@ from explorer.learn import progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
 from explorer.ui.interviewer import Interviewer, shown_card
+from explorer.ui.notes import notes
 from explorer.ui.tab import Shell, Tab, View
 from explorer.ui.trainer import FIELDS, Trainer, sheet
 
@@ -20,7 +21,7 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 def build(shell: Shell) -> View | None:
     """Lays out the question, its answer widgets, the sheet, and below them interviewer mode."""
     trainer = Trainer(shell)
-    state = gr.BrowserState({}, storage_key="trainer")
+    state = notes("trainer", {})
     gr.HTML(
         f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, what you missed comes back, "
         "and nothing about you leaves this browser.</p>"
@@ -67,7 +68,7 @@ def build(shell: Shell) -> View | None:
 def _interviewer(shell: Shell) -> None:
     """A card, an answer, the reports on the page as evidence, the transcript."""
     mode, first = Interviewer(shell), next(iter(cards()))
-    notes = gr.BrowserState([], storage_key="transcript")
+    kept = notes("transcript", [])
     gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls; the reports compared on the page go in as evidence.</p>")
     card = gr.Dropdown([(f"{c.title} ({c.level})", name) for name, c in cards().items()], value=first, label="Card", filterable=False, elem_id="card")
     shown = gr.HTML(shown_card(first), elem_id="card-text")
@@ -80,10 +81,10 @@ def _interviewer(shell: Shell) -> None:
     transcript = gr.HTML("", elem_id="transcript")
     quick = QUIET | {"queue": False}
     card.input(mode.turn, card, [shown, answer, met], **quick)
-    add.click(mode.record, [notes, card, answer, sure, shell.compared], [notes, met, transcript], **quick)
-    met.input(mode.tick, [notes, met], [notes, transcript], **quick)
-    clear.click(lambda: ([], ""), None, [notes, transcript], **quick)
-    Context.root_block.load(mode.show, notes, transcript, **quick)
+    add.click(mode.record, [kept, card, answer, sure, shell.compared], [kept, met, transcript], **quick)
+    met.input(mode.tick, [kept, met], [kept, transcript], **quick)
+    clear.click(lambda: ([], ""), None, [kept, transcript], **quick)
+    Context.root_block.load(mode.show, kept, transcript, **quick)
 
 
 TAB = Tab("trainer", "Trainer", build, order=81)
