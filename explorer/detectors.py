@@ -44,23 +44,24 @@ def zero(e: Evidence) -> Finding | None:
     return beyond("zero", hits if whole else [], offsets, words, "the zero-point is off by a whole step", limit)
 
 
-def nibbles(e: Evidence) -> Finding | None:
-    ratios = e.ratio("exchanged_error", "weight_error")
+def undone(e: Evidence, name: str, key: str, below: float, undoing: str, wrong: str, why: str) -> Finding | None:
+    """Does undoing a mistake bring a layer's weights closer? key: the integrity measure of the error after it; below: the ratio that says so."""
+    ratios = e.ratio(key, "weight_error")
     if not ratios:
         return None
-    words = f"With neighbouring columns exchanged the error of a layer's weights is at least {min(ratios.values()):.2f} times what it is"
-    limit = "Limit 0.8: exchanging columns of a healthy matrix makes it worse, 1.5 times at 2 bits and 100 times at 8; where it helps, they were exchanged."
-    hits = [name for name, ratio in ratios.items() if ratio < 0.8]
-    return beyond("nibbles", hits, ratios, words, "the order of codes within a byte is swapped", limit)
+    words = f"{undoing} the error of a layer's weights is at least {min(ratios.values()):.2f} times what it is"
+    return beyond(name, [layer for layer, ratio in ratios.items() if ratio < below], ratios, words, wrong, f"Limit {below:g}: {why}")
+
+
+def nibbles(e: Evidence) -> Finding | None:
+    why = "exchanging columns of a healthy matrix makes it worse, 1.5 times at 2 bits and 100 times at 8; where it helps, they were exchanged."
+    wrong = "the order of codes within a byte is swapped"
+    return undone(e, "nibbles", "exchanged_error", 0.8, "With neighbouring columns exchanged", wrong, why)
 
 
 def transposed(e: Evidence) -> Finding | None:
-    ratios = e.ratio("transposed_error", "weight_error")
-    if not ratios:
-        return None
-    words = f"With the scales read in the other order the error of a layer's weights is at least {min(ratios.values()):.2f} times what it is"
-    limit = "Limit 0.9: reading healthy scales in the wrong order makes it worse; where it helps, they are in the wrong order now."
-    return beyond("transposed", [name for name, ratio in ratios.items() if ratio < 0.9], ratios, words, "scales are transposed", limit)
+    why = "reading healthy scales in the wrong order makes it worse; where it helps, they are in the wrong order now."
+    return undone(e, "transposed", "transposed_error", 0.9, "With the scales read in the other order", "scales are transposed", why)
 
 
 def stale(e: Evidence) -> Finding | None:
