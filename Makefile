@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test lint seeds survey timings docs demo-model clean
+.PHONY: app test lint seeds survey timings bench soak screenshots docs demo-model clean
 
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py
@@ -20,6 +20,7 @@ lint: $(VENV)/test.stamp
 
 seeds: $(VENV)/app.stamp
 	$(BIN)/python -m explorer seed
+	$(BIN)/python -m explorer ladder
 	$(BIN)/python -m explorer.docs
 
 survey: $(VENV)/app.stamp
@@ -29,6 +30,17 @@ survey: $(VENV)/app.stamp
 timings: $(VENV)/test.stamp
 	$(BIN)/python -m assets.timings
 	$(BIN)/python -m explorer.docs
+
+bench: $(VENV)/app.stamp
+	$(BIN)/python -m kernels --shapes layer --rows 1,4,16,64 --peers --write
+	$(BIN)/python -m explorer.docs
+
+soak: $(VENV)/test.stamp
+	$(BIN)/python -m tests.soak long
+	$(BIN)/python -m explorer.docs
+
+screenshots: $(VENV)/test.stamp
+	$(BIN)/python -m assets.screenshots --readme
 
 docs: $(VENV)/app.stamp
 	$(BIN)/python -m explorer.docs

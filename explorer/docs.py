@@ -85,10 +85,55 @@ def timings_table() -> str:
     """How long a person waits, from assets/timings.json."""
     record = json.loads((ROOT / "assets" / "timings.json").read_text())
     rows = ["| what | seconds |", "|---|---|", *(f"| {name} | {seconds:.2f} |" for name, seconds in record["seconds"].items())]
-    return "\n".join([*rows, "", f"Measured on {record['device']}, {record['date']}. Command: `make timings`."])
+    return "\n".join(
+        [*rows, "", f"The first visit loads {record['page_mb']:.1f} MB. Measured on {record['device']}, {record['date']}. Command: `make timings`."]
+    )
 
 
-PARTS = {"survey": survey_table, "timings": timings_table, "methods": methods_table, "results": results_table, "model": model_facts}
+def kernels_table() -> str:
+    """The timings that `python -m kernels --write` left in assets/bench, one table a device; no row where there are none."""
+    parts = []
+    for path in sorted((ROOT / "assets" / "bench").glob("*.json")):
+        record = json.loads(path.read_text())
+        rows = ["| operation | format | rows | N x K | us (20th to 80th percentile) | GB/s | of a copy, % | against 16 bits |", "|" + "---|" * 8]
+        for r in record["timings"]:
+            case = r["case"]
+            size = f"{case['n']} x {case['k']}" if case.get("n") and case.get("k") else ""
+            cells = [r["op"], r["format"], str(case.get("m") or case.get("batch") or ""), size, f"{r['us']:.0f} ({r['p20']:.0f} to {r['p80']:.0f})"]
+            cells += [f"{r['gb_per_s']:.1f}", f"{100 * r['of_copy']:.0f}", f"{r['ratio']:.2f} x {r['baseline']}"]
+            rows.append("| " + " | ".join(cells) + " |")
+        busy = f" The machine was busy: {record['busy']}." if record.get("busy") else ""
+        copied = f"a copy moves {record['copy_gb_per_s']:.1f} GB/s"
+        rows += ["", f"{record['device']}, torch {record['torch']}, {record['date']}; {copied}.{busy} Command: `{record['command']}`."]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts) or "No kernel has been timed yet."
+
+
+def soak_table() -> str:
+    """What the service was put through, from assets/soak.json."""
+    path = ROOT / "assets" / "soak.json"
+    outcomes = json.loads(path.read_text()) if path.exists() else {}
+    rows = ["| proof | found | seconds | date, load before |", "|---|---|---|---|"]
+    hidden = ("seconds", "date", "load_before", "commit", "cores")
+    for name, outcome in outcomes.items():
+        found = ", ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in outcome.items() if key not in hidden)
+        rows.append(f"| {name.replace('_', ' ')} | {found} | {outcome['seconds']} | {outcome['date']}, {outcome['load_before']} on {outcome['cores']} cores |")
+    return "\n".join([*rows, "", "Command: `make soak`."]) if outcomes else "Not measured yet. Command: `make soak`."
+
+
+def _said(value: object) -> str:
+    return "; ".join(f"{key.replace('_', ' ')} {_said(item)}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+PARTS = {
+    "results": results_table,
+    "timings": timings_table,
+    "methods": methods_table,
+    "survey": survey_table,
+    "kernels": kernels_table,
+    "soak": soak_table,
+    "model": model_facts,
+}
 
 
 def render(text: str) -> str:

@@ -26,6 +26,7 @@ def command_of(report: Report) -> str:
     for name, value in spec.params:
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--kv-bits", str(spec.kv_bits)] if spec.kv_bits != 16 else []
+    words += ["--head-bits", str(spec.head_bits)] if spec.head_bits != 16 else []
     evaluation, calibration = experiment.evaluation, experiment.calibration
     words += ["--evaluation", evaluation.source, "--calibration", calibration.source]
     words += ["--sequences", str(calibration.tokens // calibration.length), "--seed", str(calibration.seed), "--length", str(evaluation.length)]

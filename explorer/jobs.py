@@ -128,7 +128,7 @@ class WorkerRunner:
         try:
             while True:
                 try:
-                    item = box.get(timeout=0.5)
+                    item = box.get(timeout=1.5 if job.started is None else 0.5)  # drawing a page that only waits costs others time
                 except queue.Empty:  # whoever waits must be able to leave
                     item = job.last
                 if isinstance(item, Failure):

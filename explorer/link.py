@@ -33,8 +33,8 @@ class Wanted:
 
 def words(spec: QuantSpec, catalogue: Catalogue) -> str:
     """A spec as "gptq:bits=3:group_size=64"; what is at its default is left out."""
-    kv = [f"kv_bits={spec.kv_bits}"] if spec.kv_bits != 16 else []
-    return ":".join([spec.method, *(f"{name}={value}" for name, value in unusual(spec, catalogue)), *kv])
+    rest = [f"{name}={bits}" for name, bits in (("kv_bits", spec.kv_bits), ("head_bits", spec.head_bits)) if bits != 16]
+    return ":".join([spec.method, *(f"{name}={value}" for name, value in unusual(spec, catalogue)), *rest])
 
 
 def unusual(spec: QuantSpec, catalogue: Catalogue) -> list[tuple[str, Scalar]]:
@@ -56,14 +56,15 @@ def spec_from(text: str, catalogue: Catalogue) -> QuantSpec | None:
     if fields is None or any("=" not in pair for pair in pairs):
         return None
     given = dict(pair.split("=", 1) for pair in pairs)
-    kv_bits = KV_BITS.get(given.pop("kv_bits", "16"))
+    kv_bits, head_bits = KV_BITS.get(given.pop("kv_bits", "16")), HEAD_BITS.get(given.pop("head_bits", "16"))
     params = {name: typed(fields[name], value) if name in fields else None for name, value in given.items()}
-    if kv_bits is None or None in params.values():
+    if kv_bits is None or head_bits is None or None in params.values():
         return None
-    return QuantSpec(method, tuple(sorted(completed(fields, params).items())), kv_bits)
+    return QuantSpec(method, tuple(sorted(completed(fields, params).items())), kv_bits, head_bits)
 
 
 KV_BITS = {"16": 16, "8": 8, "4": 4, "2": 2}
+HEAD_BITS = {"16": 16, "8": 8, "4": 4}
 SOURCES = {name: name for name in ("bundled", "wikitext2", "c4")}  # pasted text is not part of a link
 
 
@@ -99,7 +100,7 @@ def query(tab: str, layer: str, model: str, spec: QuantSpec, options: Mapping[st
     return urlencode([*((name, value) for name, value in pairs if value != ""), *(("with", words(s, catalogue)) for s in compared)])
 
 
-OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16}
+OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16, "head_bits": 16}
 
 
 def parse(pairs: Sequence[tuple[str, str]], catalogue: Catalogue, tabs: Sequence[str]) -> Wanted:
@@ -121,7 +122,8 @@ def parse(pairs: Sequence[tuple[str, str]], catalogue: Catalogue, tabs: Sequence
                 wrong.append(f"{name} {last[name][:40]!r}")
             else:
                 params[name] = value
-    options = {name: take(name, SOURCES) for name in ("evaluation", "calibration")} | {"kv_bits": take("kv_bits", KV_BITS)}
+    allowed = {"evaluation": SOURCES, "calibration": SOURCES, "kv_bits": KV_BITS, "head_bits": HEAD_BITS}
+    options = {name: take(name, values) for name, values in allowed.items()}
     for name, high in (("sequences", 1024), ("seed", 2**31 - 1)):
         options[name] = amount(last[name], 1 if name == "sequences" else 0, high, True) if name in last else None
         wrong += [f"{name} {last[name][:40]!r}"] if name in last and options[name] is None else []

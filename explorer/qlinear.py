@@ -61,6 +61,8 @@ class QuantizedLinear(nn.Module):
     def lie_in(self, joined: QuantizedLinear, start: int, n: int) -> None:
         """Makes packed tensors views of those of a joined layer, from row `start` on, where these are the same bytes in the same order."""
         for name, tensor in self._packed.tensors.items():
+            if tensor.is_mkldnn:  # oneDNN's own blocks have no rows to view
+                continue
             there = joined._packed.tensors[name][start : start + n]
             if there.shape == tensor.shape and torch.equal(there, tensor):
                 self._packed.tensors[name] = there
@@ -68,14 +70,19 @@ class QuantizedLinear(nn.Module):
 
     def own_bytes(self, others: Sequence[QuantizedLinear]) -> int:
         """Bytes of packed tensors that none of the others shares."""
-        shared = {tensor.untyped_storage().data_ptr() for other in others for tensor in other._packed.tensors.values()}
-        return sum(tensor.nbytes for tensor in self._packed.tensors.values() if tensor.untyped_storage().data_ptr() not in shared)
+        shared = {_place(tensor) for other in others for tensor in other._packed.tensors.values()}
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._packed.tensors.values() if _place(tensor) not in shared)
 
     def packed_bytes(self) -> dict[str, int]:
         """Bytes resident by tensor: measured from the tensors in use."""
         held = {name: getattr(self, name) for name in (*self._packed.tensors, "inverse") if getattr(self, name) is not None}
         held |= {} if self.rotation is None else vars(self.rotation)
         return {name: tensor.numel() * tensor.element_size() for name, tensor in held.items()}
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor's memory is; tensors in oneDNN's own layout share none and say none."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
 def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear | None:

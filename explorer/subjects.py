@@ -11,22 +11,27 @@ from explorer import models
 from explorer.experiment import Loader, quantize
 from explorer.methods import Method
 from explorer.metrics import Subject
-from explorer.records import Experiment, Progress, key_of
+from explorer.qlinear import quantized_head
+from explorer.records import Experiment, InputError, Progress, key_of
 
 
 def subject_of(load: Loader, experiment: Experiment, method: Method, texts: dict[str, str]) -> Iterator[Progress]:
-    """Yields Progress, returns the Subject, with no windows yet. Leaves the model with its original layers in place."""
+    """Yields Progress, returns the Subject, with no windows yet. Raises InputError for random weights. Leaves the model with its original layers in place."""
+    if experiment.model.random:
+        raise InputError(f"The weights of {experiment.model.name} are random, so what it writes means nothing; choose a trained model.")
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = load(experiment.model)
     read = experiment.calibration if method.reads_inputs() else None
-    key = key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16), read)
+    key = key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16, head_bits=16), read)
     none = torch.empty(0, experiment.evaluation.length, dtype=torch.long, device=loaded.device)
     kept = load.held.get(key)
     if kept is None:
         bare = Subject(loaded, {}, {}, models.linears(loaded.model), none, 0.0)
         kept, _ = yield from quantize(bare, method, experiment.calibration, texts["calibration"])
         load.held.put(key, kept)
-    return dataclasses.replace(kept, kv_bits=experiment.spec.kv_bits)
+    bits = experiment.spec.head_bits
+    head = None if bits == 16 else quantized_head(loaded.model.get_output_embeddings(), bits, loaded.device)
+    return dataclasses.replace(kept, kv_bits=experiment.spec.kv_bits, head=head)
 
 
 def refusals(subject: Subject, method: Method) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
@@ -104,7 +105,7 @@ def others(capability: int) -> list[dict]:
             dequantize_kernel, POINTERS | {"w_ptr": "*bf16"} | sizes, weight_constants(4, 128, 128, kind == "integer", kind, "number", False) | {"BLOCK_N": 64},
             capability, 4,
         )
-        for kind in ("integer", "table")
+        for kind in (("integer", "table") if capability == 90 else ("table",))
     }  # fmt: skip
     added = machine_code(add_splits_kernel, {"work_ptr": "*fp32", "y_ptr": "*bf16", "size": "i32"}, {"SPLITS": 4, "BLOCK": 1024}, capability, 4)
     rows = copies | {"add splits": added}
@@ -163,7 +164,7 @@ def turned(capability: int, sizes: tuple[int, int, int], kind: str) -> dict:
 
 VARIANTS = (
     *((bits, rows, dtype) for bits in (2, 3, 4, 8) for rows, dtype in ((1, "fp16"), (16, "bf16"))),
-    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 256, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
+    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
     (4, 1, "fp16", "table", 64, "nested"), (4, 16, "bf16", "table", 64), (4, 1, "fp16", "e2m1", 32, "e8m0"), (4, 16, "bf16", "e2m1", 32, "e8m0"),
     (4, 1, "bf16", "e2m1", 16, "e4m3"), (8, 1, "fp16", "e4m3", 32, "e8m0"), (8, 16, "bf16", "e5m2", 0),
 )  # fmt: skip
@@ -180,4 +181,5 @@ def facts_of(capability: int) -> list[dict]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([row for capability in (80, 90, 120) for row in facts_of(capability)]))
+    with ProcessPoolExecutor(2) as pool:  # Hopper's variants take as long as the others' together
+        print(json.dumps([row for rows in pool.map(facts_of, (90, 80, 120)) for row in rows]))

@@ -74,15 +74,17 @@ def served(folder: Path, seconds: float = 0.3, auth: Path | None = None) -> Iter
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "CANNED_SECONDS": str(seconds)}) as process:
         address = f"http://127.0.0.1:{port}"
         (folder / "pid").write_text(str(process.pid))
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/healthz", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, "the app ended"
-                time.sleep(0.1)
-        yield address
-        process.terminate()
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{address}/healthz", timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, "the app ended"
+                    time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
 
 
 class Visitor:
@@ -93,8 +95,9 @@ class Visitor:
         self.components = {c["id"]: c for c in config["components"]}
         self.run_handler = next(d for d in config["dependencies"] if any(self.named(t[0]) == "run" for t in d["targets"]))
 
-    def named(self, component: int) -> str:
-        return self.components[component]["props"].get("elem_id") or ""
+    def named(self, component: int | None) -> str:
+        """A component's elem_id, "" for one without and for the page itself."""
+        return self.components.get(component, {"props": {}})["props"].get("elem_id") or ""
 
     def body(self, handler: dict[str, Any], **changes: Any) -> dict[str, Any]:
         """A request with every input as the page starts with it; changes: by elem_id."""
@@ -128,7 +131,7 @@ class Visitor:
 
 def client(address: str) -> httpx.AsyncClient:
     """For hundreds of visitors at once."""
-    return httpx.AsyncClient(base_url=address, timeout=60, limits=httpx.Limits(max_connections=None), trust_env=False)
+    return httpx.AsyncClient(base_url=address, timeout=60, limits=httpx.Limits(max_connections=None), trust_env=False, verify=False)
 
 
 async def warm(address: str) -> dict[str, Any]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from test_browser import LOW_CONTRAST, address, browser, pytestmark, visit
 
-__all__ = ["address", "browser", "pytestmark"]  # fixtures and marks that pytest finds here
+from tests.driving import LOW_CONTRAST, browser_test, open_tab, visit
 
-
-def open_tab(page, name: str) -> None:
-    page.locator("button[role=tab]", has_text=name).first.click()
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(400)  # the tab's colour fades
+pytestmark = browser_test
 
 
 def unreadable(page) -> list[str]:
-    """Texts of too little contrast, the labels of the tabs aside, which are the page's and tested there."""
-    tabs = set(page.locator("button[role=tab]").all_inner_texts())
-    return [found for found in page.evaluate(LOW_CONTRAST) if found.split(" ", 1)[1] not in tabs]
+    """Texts of too little contrast, once the colours of what was clicked have faded."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(400)
+    return page.evaluate(LOW_CONTRAST)
 
 
 def keep_two(page) -> None:
@@ -30,7 +26,7 @@ def keep_two(page) -> None:
 def test_texts_stream_and_a_bug_is_guessed(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900)
     keep_two(page)
-    open_tab(page, "Text")
+    open_tab(page, "text")
     page.get_by_role("button", name="Python", exact=True).click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('def main')")
     page.click("#write")
@@ -38,10 +34,10 @@ def test_texts_stream_and_a_bug_is_guessed(browser, address: str) -> None:
     page.locator(".status.done", has_text="Left the baseline").wait_for(timeout=60_000)
     assert page.locator(".written .tk").count() >= 3 * 16 and page.locator(".tk.parted").count() >= 1
     assert "rank" in page.locator(".written .tk").nth(3).get_attribute("title")
-    page.locator("#plot-tokens .main-svg").first.wait_for(timeout=10_000)
+    page.locator("#plot-token_divergence .main-svg").first.wait_for(timeout=10_000)
     assert page.locator("#guard article").count() == 2, page.inner_text("#guard")
     assert unreadable(page) == []
-    open_tab(page, "Failure lab")
+    open_tab(page, "failures")
     page.click("#lab-bug input")
     page.get_by_role("option", name="Guess").click()
     page.click("#plant")
@@ -60,7 +56,7 @@ def test_texts_stream_and_a_bug_is_guessed(browser, address: str) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_catalogue_of_bugs_reads_well(browser, address: str, theme: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, theme)
-    open_tab(page, "Failure lab")
+    open_tab(page, "failures")
     page.locator(".bugs article").nth(6).wait_for(timeout=10_000)
     assert unreadable(page) == [] and not wrong
     page.close()

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from explorer.docs import SEEDS
-from explorer.figures import charts, figures
+from explorer.figures import Chart, Figure, _found, charts, figures
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
 from explorer.ui.table import comparison
@@ -101,3 +101,9 @@ def test_shelf_forgets_the_oldest_but_never_the_seeds() -> None:
     assert shelf.pick(["no", "such", "keys"]) == []
     assert shelf.with_baseline(ALL[-1:]) == [ALL[0], ALL[-1]] and shelf.with_baseline(ALL) == ALL
     assert shelf.with_baseline([variant(4)]) == [variant(4)], "no baseline of that model is known"
+
+
+@pytest.mark.parametrize(("kind", "known"), [(Figure, figures), (Chart, charts)], ids=["figures", "charts"])
+def test_no_two_have_one_name(kind: type, known) -> None:
+    """A second one of a name would silently take the first one's place on the page."""
+    assert len({id(item) for item in _found(kind)}) == len(known())

@@ -44,8 +44,9 @@ def test_every_case_agrees_with_float64(op, form, device: str, poisoned: None) -
         pytest.skip("needs no GPU: this form is for CPUs")
     cases = served(op, form)
     assert cases, f"{op.name} has no case for its {form.name} form"
-    for case in cases:
-        for dtype in (torch.float16, torch.bfloat16) if form in op.gpu else (torch.bfloat16,):
+    for i, case in enumerate(cases):
+        interpreted = form in op.gpu and device == "cpu" and form is not REFERENCE  # where bf16 is computed as float32: every third case is enough
+        for dtype in (torch.float16, torch.bfloat16)[: 1 if interpreted and i % 3 else 2] if form in op.gpu else (torch.bfloat16,):
             assert relative_error(op, form, case, dtype, torch.device(device)) <= tolerance(form, dtype), (case, dtype)
 
 

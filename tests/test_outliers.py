@@ -11,6 +11,7 @@ import transformers
 
 from explorer import models
 from explorer.experiment import LocalRunner
+from explorer.methods import build
 from explorer.metrics.activations import kurtosis
 from explorer.models import LoadedModel
 from explorer.records import InputError, ModelRef
@@ -18,7 +19,7 @@ from explorer.store import Store
 from explorer.tasks.activations import INT8, Pair
 from explorer.tasks.inputs import unpacked
 from explorer.tasks.outlier_dial import METHODS, distance, plant
-from kernels.op import Activation
+from kernels.op import Activation, multiply
 
 LAYER = "layers.1.mlp.gate_proj"
 
@@ -80,8 +81,11 @@ def test_live_answers_on_a_layer(runner: LocalRunner, tiny_folder: Path) -> None
     assert loud["errors"]["W8A8 per tensor"][0] > 5 * calm["errors"]["W8A8 per tensor"][0], "per-tensor int8 breaks"
     assert loud["smooth_error"] == pytest.approx(calm["smooth_error"], rel=0.02), "SmoothQuant does not notice"
     assert loud["errors"]["W8A8 per token"][1] == pytest.approx(loud["smooth_error"])
+    events = list(runner.do("activations", where | {"alpha": 0.7}))
+    assert len(events) == 1, "the inputs come from the store: a slider runs no model and waits for nobody"
     turned = done(runner, "activations", **where, transform="rotate", strength=64.0)
     assert turned["after"]["kurtosis"] < turned["before"]["kurtosis"]
+    assert loud["before"]["zeros"] > calm["before"]["zeros"] and sum(calm["before"]["counts"]) == calm["shape"][0] * calm["shape"][1]
     curve = done(runner, "alpha", **where, strength=16.0)
     assert len(curve["token"]) == len(curve["alphas"]) == 11 and min(curve["token"]) < curve["plain"]["token"]
     for wrong, sentence in (({"strength": 0.5}, "strength from 1"), ({"channels": 0}, "channels"), ({"transform": "magic"}, "transform is one of")):
@@ -140,3 +144,13 @@ def test_the_dial_breaks_int8_and_leaves_the_model_alone(runner: LocalRunner, ti
     assert divergence["SmoothQuant"][1] == pytest.approx(divergence["SmoothQuant"][0], rel=0.05)
     after = dict(runner._load(ref).model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_llm_int8_static_list_is_the_channels_that_exceed_the_threshold() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(50, 64, generator=generator)
+    inputs[7, [5, 40]] = 30.0
+    static = build("llm_int8", {"outliers": "static"}).quantize(weight, inputs)
+    assert static.activation.columns == (5, 40) and not static.activation.threshold
+    dynamic = build("llm_int8", {}).quantize(weight, None)
+    assert torch.allclose(multiply(inputs, static.weight()), multiply(inputs, dynamic.weight()), rtol=1e-4, atol=1e-3)

@@ -21,7 +21,7 @@ from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell, View, tabs
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
-OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16)
+OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16, 16)
 OPEN = "first"  # the tab that is open in these tests
 
 

@@ -36,8 +36,8 @@ def specs() -> st.SearchStrategy[QuantSpec]:
     def of(method: dict) -> st.SearchStrategy[QuantSpec]:
         values = st.fixed_dictionaries({f["name"]: value(f) for f in method["fields"]})
         fields = {f["name"]: f for f in method["fields"]}
-        made = lambda params, kv: QuantSpec(method["name"], tuple(sorted(completed(fields, params).items())), kv)  # noqa: E731
-        return st.builds(made, values, st.sampled_from([16, 8, 4, 2]))
+        made = lambda params, kv, head: QuantSpec(method["name"], tuple(sorted(completed(fields, params).items())), kv, head)  # noqa: E731
+        return st.builds(made, values, st.sampled_from([16, 8, 4, 2]), st.sampled_from([16, 8, 4]))
 
     return st.sampled_from(METHODS).flatmap(of)
 

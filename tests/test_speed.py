@@ -115,11 +115,12 @@ def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:
     from explorer.ui.tabs.speed import kernel_tables
 
     assert "No kernel timings are here yet" in kernel_tables(tmp_path)
-    rows = [{"op": "w4", "us": 1.5, "peers": {}}, {"op": "w8", "GB/s": 3.0}]
-    (tmp_path / "a.json").write_text(json.dumps({"device": "<b>X</b>", "torch": "2", "rows": rows}))
+    row = {"op": "w4", "form": "cpu", "format": "int4 g128", "case": {"m": 1, "n": 64, "k": 32}, "us": 1.5, "p80": 2.0, "gb_per_s": 3.0, "of_copy": 0.5}
+    rows = [row | {"ratio": 4.0, "baseline": "bf16 linear", "peers": {}}]
+    (tmp_path / "a.json").write_text(json.dumps({"device": "<b>X</b>", "torch": "2", "timings": rows}))
     (tmp_path / "b.json").write_text("{")
     shown = kernel_tables(tmp_path)
-    assert "&lt;b&gt;X" in shown and "<td>w4</td><td>1.5</td><td></td>" in shown and "peers" not in shown and "b.json cannot be read" in shown
+    assert "&lt;b&gt;X" in shown and "<td>64 x 32</td><td>1</td><td>1.5</td>" in shown and "peers" not in shown and "b.json cannot be read" in shown
 
 
 def test_speed_command_prints_both_answers(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

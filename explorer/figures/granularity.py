@@ -13,29 +13,29 @@ def name_of(point: dict[str, Any]) -> str:
     return shared.get(point["granularity"], f"groups of {point['group_size']}")
 
 
-def lines_of(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The finite points by what shares a scale."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for point in data.get("points", []):
-        if finite(point["sqnr"]):
-            found.setdefault(name_of(point), []).append(point)
-    return found
+def finite_points(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points that have a signal-to-noise ratio."""
+    return [point for point in data.get("points", []) if finite(point["sqnr"])]
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout("stored bits per weight", "signal to noise, dB", 340, showlegend=True)
+    shape = layout("what shares a scale (labels: stored bits per weight)", "signal to noise, dB", 380, showlegend=True)
     traces = []
-    for i, (name, points) in enumerate(lines_of(data).items()):
+    points = finite_points(data)
+    for i, bits in enumerate(sorted({p["bits"] for p in points})):
+        line = [p for p in points if p["bits"] == bits]
         traces.append(
-            {"type": "scatter", "mode": "lines+markers", "x": [p["stored"] for p in points], "y": [p["sqnr"] for p in points], "name": name,
-             "line": {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.4}, "marker": {"symbol": MARKERS[i % 5], "size": 7},
-             "text": [f"{p['bits']}-bit codes" for p in points], "hovertemplate": "%{text}, %{x:.3f} stored bits: %{y:.1f} dB"}
+            {"type": "scatter", "mode": "lines+markers+text", "x": [name_of(p) for p in line], "y": [p["sqnr"] for p in line], "name": f"{bits}-bit codes",
+             "line": {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.6}, "marker": {"symbol": MARKERS[i % 5], "size": 8},
+             "text": [f"{p['stored']:.2f}" for p in line], "textposition": "top center", "textfont": {"size": 10}, "cliponaxis": False,
+             "customdata": [p["stored"] for p in line],
+             "hovertemplate": f"{bits}-bit codes, %{{x}}: %{{y:.1f}} dB at %{{customdata:.4f}} stored bits<extra></extra>"}
         )  # fmt: skip
     return plot(traces, shape, WAITING)
 
 
 def summary(data: dict[str, Any]) -> str:
-    four = [(name, p) for name, points in lines_of(data).items() for p in points if p["bits"] == 4]
+    four = [(name_of(p), p) for p in finite_points(data) if p["bits"] == 4]
     if not four:
         return "No curve is drawn yet."
     told = ", ".join(f"{name} {p['sqnr']:.1f} dB at {p['stored']:.3f} bits" for name, p in four)
@@ -44,9 +44,9 @@ def summary(data: dict[str, Any]) -> str:
 
 CHART = Chart(
     "granularity", "Why scales come in groups",
-    "See how the same codes climb as fewer weights share a scale, and how little further right (in stored bits) they move for it.",
+    "See how the same codes climb from left to right as fewer weights share a scale, and how few stored bits (the labels) that costs.",
     "Each bit halves the step and adds 6 dB. Smaller groups shorten the step as well, because a group's largest weight is smaller than the matrix's; a "
-    "group of 64 costs a quarter of a bit and often gives as much as half a bit. Four bits are never four: the axis counts scales as they are stored.",
+    "group of 64 costs a quarter of a bit and often gives as much as half a bit. Four bits are never four: the labels count scales as they are stored.",
     draw, summary,
     {"points": [{"granularity": "tensor", "group_size": 0, "bits": 4, "stored": 4.0, "sqnr": 14.0},
                 {"granularity": "group", "group_size": 64, "bits": 4, "stored": 4.25, "sqnr": 19.0},

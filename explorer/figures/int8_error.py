@@ -9,7 +9,7 @@ from explorer.figures.transforms import EXAMPLE, NAMES
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout("relative output error, % (log)", "", 340, xaxis={"type": "log"}, yaxis={"autorange": "reversed"}, showlegend=True, margin={"l": 110})
+    shape = layout("output error, % (log)", "", 340, xaxis={"type": "log"}, yaxis={"autorange": "reversed"}, showlegend=True, margin={"l": 110})
     if not data:
         return plot([], shape, WAITING)
     errors = {what: [None if not finite(v) else 100 * v for v in pair] for what, pair in data["errors"].items()}

@@ -34,7 +34,7 @@ def draw_channels(data: dict[str, Any]) -> Plot:
                  "hovertemplate": "%{text}: %{y:.3g}"}
             )  # fmt: skip
     shape["yaxis2"] = shape["yaxis"] | {"title": {"text": "largest |weight| (log)"}, "domain": [0, 0.44]}
-    shape["xaxis"] |= {"title": {"text": "channel, sorted by its largest input as it is"}, "anchor": "y2"}
+    shape["xaxis"] |= {"title": {"text": "channel, largest first"}, "anchor": "y2"}
     return plot(traces, shape, WAITING)
 
 
@@ -93,7 +93,7 @@ def tell_tokens(data: dict[str, Any]) -> str:
 
 
 def draw_histogram(data: dict[str, Any]) -> Plot:
-    shape = layout("input", "values per bin (log)", 320, yaxis={"type": "log"}, showlegend=True)
+    shape = layout("int8 code, one scale for the tensor", "values per bin (log)", 320, yaxis={"type": "log"}, showlegend=True)
     traces = []
     for i, (name, told, colour, _) in enumerate(_sides(data) if data else []):
         middles = [(a + b) / 2 for a, b in zip(data["hist_edges"], data["hist_edges"][1:], strict=False)]
@@ -107,8 +107,10 @@ def draw_histogram(data: dict[str, Any]) -> Plot:
 def tell_histogram(data: dict[str, Any]) -> str:
     if not data:
         return "No inputs are shown yet."
-    parts = [f"{name}: kurtosis {told['kurtosis']:.1f}, largest {told['largest']:.3g}" for name, told, _, _ in _sides(data)]
-    return f"{'; '.join(parts)} (3 is a normal distribution)."
+    parts = [
+        f"{name}: {100 * told['zeros']:.0f}% become code 0, kurtosis {told['kurtosis']:.1f}, largest {told['largest']:.3g}" for name, told, _, _ in _sides(data)
+    ]
+    return f"{'; '.join(parts)} (a kurtosis of 3 is a normal distribution)."
 
 
 _TOLD = {
@@ -117,6 +119,7 @@ _TOLD = {
     "heat": [[4.0, 0.0], [3.5, 1.0]],
     "block": [2, 4],
     "counts": [1, 5, 0],
+    "zeros": 0.1,
     "kurtosis": 4.1,
     "ratio": [4.0, 1.5],
     "largest": 4.0,
@@ -143,8 +146,8 @@ TOKENS = Chart(
     draw_tokens, tell_tokens, EXAMPLE,
 )  # fmt: skip
 HISTOGRAM = Chart(
-    "input_histogram", "Inputs before and after",
-    "See the tails draw in: int8 has 255 values for everything between the two ends.",
+    "input_histogram", "Inputs as int8 codes",
+    "See which int8 codes are in use: with outliers nearly all values crowd into a few codes around 0, after the transform they spread out.",
     "An int8 scale reaches to the largest value, so a value in the middle of the distribution gets the fewer codes the longer the tails are. Kurtosis "
     "puts a number on it: 3 for a normal distribution, about 2 when a few planted channels hold all of the energy, hundreds where a few values stand alone.",
     draw_histogram, tell_histogram, EXAMPLE,

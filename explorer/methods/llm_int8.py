@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from explorer.methods import Method, amount
+from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 from kernels.op import Activation
 
@@ -23,8 +23,22 @@ class LlmInt8(Method):
     title: ClassVar[str] = "LLM.int8()"
     short: ClassVar[str] = "LLM.int8()"
     paper: ClassVar[str] = "Dettmers et al. 2022, arXiv 2208.07339, section 3"
+    needs_inputs: ClassVar[bool] = True
 
     threshold: float = amount(6.0, 0.0, 1000.0, title="Threshold", help="Inputs beyond this magnitude make their channel an outlier; 0 keeps none.")
 
+    outliers: str = choice(
+        "dynamic", "dynamic", "static", title="Outlier channels",
+        help="Dynamic: found anew in every input, as in the paper. Static: found once on the calibration text, so that a GPU never waits for the list.",
+    )  # fmt: skip
+
+    def reads_inputs(self) -> bool:
+        return self.outliers == "static"
+
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        return dataclasses.replace(quantize_affine(weight, 8, "channel", 0, symmetric=True), activation=Activation("int8", threshold=self.threshold))
+        if inputs is None:
+            activation = Activation("int8", threshold=self.threshold)
+        else:
+            found = (inputs.abs() > self.threshold).any(0).nonzero().flatten().tolist() if self.threshold else []
+            activation = Activation("int8", columns=tuple(found))
+        return dataclasses.replace(quantize_affine(weight, 8, "channel", 0, symmetric=True), activation=activation)

@@ -43,10 +43,10 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
 
 def read_per_token(model: Any) -> int:
     """Bytes of weights that one token needs: all but the embedding's table, of which it reads one row, unless the head is the same tensor."""
-    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
+    tensors = {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
     table = model.get_input_embeddings().weight
     if getattr(model.get_output_embeddings(), "weight", None) is not table:
-        tensors.pop(table.data_ptr(), None)
+        tensors.pop(id(table), None)
     return sum(tensors.values())
 
 

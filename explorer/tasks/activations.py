@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from explorer.rotation import Rotation
 from explorer.tasks import Engine, Task
 from explorer.tasks.error_map import digits
 from explorer.tasks.inputs import inputs_of
-from kernels.op import Activation, LowBitWeight, multiply
+from kernels.op import Activation, round_activation, split_outliers
 
 TRANSFORMS = ("none", "smooth", "rotate")
 SORTED, TALL, WIDE = 256, 64, 96  # channels in the sorted plot; tokens and channels of the heat map
+EDGES = [round(-127.5 + 3 * i, 1) for i in range(86)]  # of the histogram: three int8 codes a bin
 INT8 = {
     "16-bit inputs": None, "W8A8 per tensor": Activation("int8", "tensor"), "W8A8 per token": Activation("int8"),
     "LLM.int8()": Activation("int8", threshold=6.0),
@@ -53,10 +55,18 @@ class Pair:
         factor[self.peaks.topk(min(channels, len(factor))).indices] = strength
         return self.scaled(factor)
 
+    @cached_property
+    def columns(self) -> Tensor:
+        """The largest |weight| of each column, [1, K]."""
+        return self.weight.abs().amax(0, keepdim=True)
+
+    def factor(self, alpha: float) -> Tensor:
+        """What SmoothQuant multiplies the inputs by, [K]; its scales depend on the largest weight of each column only."""
+        return 1 / SmoothQuant(alpha=alpha).quantize(self.columns, self.peaks.unsqueeze(0)).channel_scale
+
     def smoothed(self, alpha: float) -> Pair:
         """As SmoothQuant scales them."""
-        tensor = SmoothQuant(alpha=alpha).quantize(self.weight, self.peaks.unsqueeze(0))
-        return self.scaled(1 / tensor.channel_scale)
+        return self.scaled(self.factor(alpha))
 
     def rotated(self) -> Pair:
         """Both turned by the same Hadamard matrix."""
@@ -64,12 +74,24 @@ class Pair:
         inputs = turn.apply(self.inputs)
         return Pair(inputs, turn.apply(self.weight), inputs.abs().amax(0))
 
+    @cached_property
+    def rounded(self) -> Tensor:
+        """The weight after int8 with a scale a row, [N, K] float32."""
+        return quantize_affine(self.weight, 8, "channel", 0, symmetric=True).dequantize()
+
     def error(self, activation: Activation | None, exact: Tensor | None = None) -> float:
         """||y' - y|| / ||y|| of the product with int8 weights (a scale a row) and inputs rounded as given."""
         exact = self.inputs @ self.weight.T if exact is None else exact
-        q = replace(quantize_affine(self.weight, 8, "channel", 0, symmetric=True), activation=activation)
-        rounded = multiply(self.inputs, LowBitWeight(q.codes, q.scale, None, 8, None, activation))
-        return ((rounded - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+        inputs = self.inputs if activation is None else rounded(self.inputs, activation)
+        return ((inputs @ self.rounded.T - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+
+
+def rounded(inputs: Tensor, activation: Activation) -> Tensor:
+    """What inputs [M, K] float32 become: rounded, but for the columns that stay in 16 bits."""
+    rest, columns = split_outliers(inputs, activation)
+    codes, scale = round_activation(rest, activation)
+    values = codes.float() * scale
+    return values if columns is None else values.index_copy(1, columns, inputs[:, columns])
 
 
 def checked(strength: float, channels: int) -> None:
@@ -95,10 +117,9 @@ def work(
     after = {"none": before, "smooth": smooth, "rotate": before.rotated()}[transform]
     exact = before.inputs @ before.weight.T
     order = before.peaks.argsort(descending=True)[:SORTED]
-    edges = _edges(before, after)
     yield Answer("activations", {
         "layer": layer, "transform": transform, "alpha": alpha, "strength": strength, "channels": channels, "shape": list(before.inputs.shape),
-        "order": order.tolist(), "before": _told(before, order, edges), "after": _told(after, order, edges), "hist_edges": edges,
+        "order": order.tolist(), "before": _told(before, order), "after": _told(after, order), "hist_edges": EDGES,
         "errors": {name: [before.error(a, exact), after.error(a, exact) if after is not before else None] for name, a in INT8.items()},
         "smooth_error": smooth.error(Activation("int8"), exact), "strongest": _strongest(before, words[len(words) // 2 :]),
     })  # fmt: skip
@@ -110,23 +131,21 @@ def _strongest(pair: Pair, words: list[str]) -> list[Any]:
     return [at, words[at]]
 
 
-def _edges(before: Pair, after: Pair, bins: int = 96) -> list[float]:
-    top = max(before.inputs.abs().max().item(), after.inputs.abs().max().item(), 1e-6)
-    return histogram(torch.tensor([-top, top]), bins)[0]
-
-
-def _told(pair: Pair, order: Tensor, edges: list[float]) -> dict[str, Any]:
+def _told(pair: Pair, order: Tensor) -> dict[str, Any]:
     """inputs and weights: the largest magnitude of each channel in `order`; heat: the largest |input| by block of tokens and channels; counts of
-    the histogram; kurtosis; ratio: of the largest channel to the median one, for inputs and weights.
+    the inputs over their scale per tensor, in int8 codes (EDGES), and the share of them that becomes 0; kurtosis; ratio: of the largest channel
+    to the median one, for inputs and weights.
     """
     peaks, columns = pair.inputs.abs().amax(0), pair.weight.abs().amax(0)
     tall, wide = -(-pair.inputs.shape[0] // TALL), -(-pair.inputs.shape[1] // WIDE)
     blocks = torch.nn.functional.pad(pair.inputs.abs(), (0, -pair.inputs.shape[1] % wide, 0, -pair.inputs.shape[0] % tall))
     heat = blocks.unflatten(0, (-1, tall)).unflatten(2, (-1, wide)).amax((1, 3))
-    counts = histogram(pair.inputs, len(edges) - 1, edges[0], edges[-1])[1]
+    codes = pair.inputs * (127 / peaks.max().clamp(min=1e-12))
+    counts = histogram(codes, len(EDGES) - 1, EDGES[0], EDGES[-1])[1]
     ratio = [(p.max() / p.median().clamp(min=1e-12)).item() for p in (peaks, columns)]
     return {
         "inputs": digits(peaks[order]), "weights": digits(columns[order]), "heat": digits(heat), "block": [tall, wide], "counts": counts,
+        "zeros": (codes.abs() < 0.5).float().mean().item(),
         "kurtosis": kurtosis(pair.inputs), "ratio": ratio, "largest": peaks.max().item(),
     }  # fmt: skip
 

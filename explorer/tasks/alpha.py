@@ -27,12 +27,11 @@ def work(engine: Engine, model: str, layer: str, strength: float = 1.0, channels
     pair = Pair.of(inputs, weight.float()).planted(strength, channels)
     few = torch.linspace(0, len(weight) - 1, min(128, len(weight))).long()
     found: dict[str, list[float]] = {"token": [], "tensor": []}
-    for alpha in ALPHAS:
-        smooth = pair.smoothed(alpha)
-        part = Pair(smooth.inputs, smooth.weight[few], smooth.peaks)
-        for per, errors in found.items():
-            errors.append(part.error(Activation("int8", per)))
     bare = Pair(pair.inputs, pair.weight[few], pair.peaks)
+    for alpha in ALPHAS:
+        smooth = bare.scaled(pair.factor(alpha))
+        for per, errors in found.items():
+            errors.append(smooth.error(Activation("int8", per)))
     plain = {per: bare.error(Activation("int8", per)) for per in found}
     yield Answer("alpha", {"layer": layer, "alphas": ALPHAS, "plain": plain, "rows": len(few), "of": len(weight), "tokens": len(pair.inputs)} | found)
 

@@ -27,7 +27,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault:
     The report's experiment names the bug among the parameters, so that it can never pass for the real one.
     """
     planting = _known(fault)
-    experiment, chosen, texts = Request(model, method, params, **{"tokens": TOKENS} | (options or {})).prepare()
+    experiment, chosen, texts = Request(model, method, params, **{"tokens": TOKENS} | (options or {})).prepare(engine.load.hub)
     if experiment.spec.is_baseline:
         raise InputError("Nothing is quantized in the baseline, so nothing can go wrong there; choose a quantized configuration.")
     if planting and (why := planting.refuses(chosen)):

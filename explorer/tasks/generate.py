@@ -59,7 +59,7 @@ def work(engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, n
     _check(specs, prompt, new, temperature, seed)
     subjects = []
     for spec in [{"method": "none", "params": {}}, *specs]:
-        experiment, chosen, texts = Request(model, spec["method"], spec["params"], **spec.get("options", {})).prepare()
+        experiment, chosen, texts = Request(model, spec["method"], spec["params"], **spec.get("options", {})).prepare(engine.load.hub)
         name = name_of(experiment.spec, chosen)
         subjects.append((name, (yield from _named(name, subject_of(engine.load, experiment, chosen, texts)))))
     loaded = subjects[0][1].loaded

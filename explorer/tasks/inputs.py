@@ -43,11 +43,15 @@ def work(engine: Engine, model: str, layer: str) -> Iterator[Event]:
 
 def inputs_of(engine: Engine, model: str, layer: str) -> Iterator[Any]:
     """Yields Progress, returns (inputs [tokens, channels] float32, the token of each row): from the store, or as soon as the model is free."""
+    found: Answer | None = None
     for event in do("inputs", {"model": model, "layer": layer}, engine.store, engine.load, engine.line):
         if isinstance(event, Answer):
-            return unpacked(event.data), event.data["words"]
-        yield event
-    raise RuntimeError("the inputs ended without an answer")
+            found = event  # read to the end: an answer is stored after its last event
+        else:
+            yield event
+    if found is None:
+        raise RuntimeError("the inputs ended without an answer")
+    return unpacked(found.data), found.data["words"]
 
 
 def unpacked(found: dict[str, Any]) -> Tensor:

@@ -63,7 +63,7 @@ def _controls(page: Page) -> tuple[Any, Any]:
     )
     method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False)
     page.fields = build_controls(catalogue, method, DEFAULT)
-    with gr.Accordion("Text, calibration, KV cache", open=False, elem_id="more"):
+    with gr.Accordion("Text, calibration, KV cache, head", open=False, elem_id="more"):
         evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
         reading = {m["name"] for m in catalogue if m["needs_inputs"]}
         with gr.Column(visible=DEFAULT in reading, elem_id="calibration") as calibrated:
@@ -73,6 +73,7 @@ def _controls(page: Page) -> tuple[Any, Any]:
                 seed = gr.Number(0, minimum=0, precision=0, label="Seed", min_width=100)
         text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
         kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info="Below 16: KIVI, the newest 32 tokens stay in 16 bits.", elem_id="kv")
+        head_bits = gr.Radio([16, 8, 4], value=16, label="Output head bits", info="A packed copy; the embedding stays in 16 bits.", elem_id="head")
     for source in (evaluation, calibration):
         source.change(lambda *chosen: gr.Textbox(visible="pasted" in chosen), [evaluation, calibration], text, queue=False, api_visibility="private")
     method.change(lambda name: gr.Column(visible=name in reading), method, calibrated, queue=False, api_visibility="private")
@@ -81,7 +82,7 @@ def _controls(page: Page) -> tuple[Any, Any]:
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100, interactive=False)  # until the link has been read
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
         shell.status = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
-    shell.controls = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, *(control.component for control in page.fields)]
+    shell.controls = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, head_bits, *(control.component for control in page.fields)]
     return run, cancel
 
 

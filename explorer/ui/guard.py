@@ -9,15 +9,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from explorer.answers import answers, ladder
+from explorer.answers import answers
 from explorer.detectors import sentence, verdicts
+from explorer.figures.ladder import rungs_for
 from explorer.findings import UNSURE, Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
 from explorer.ui.table import origin
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
-RECORDED = ("ladder.json", "survey.json", "seed_results.json")  # the first that has a rung of a width wins
+RECORDED = ("seed_results.json", "survey.json")  # where widths of plain rounding are that the ladder lacks
 WORDS = {"ok": "✓ ok", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
 
 PARTLY = "<span class='level unknown'>? partly checked</span>"
@@ -25,18 +26,13 @@ PARTLY = "<span class='level unknown'>? partly checked</span>"
 
 @cache
 def recorded() -> tuple[Report, ...]:
-    """All recorded reports that may be rungs of a ladder, the ones to prefer last."""
-    found: list[Report] = []
-    for name in reversed(RECORDED):
-        if (ASSETS / name).is_file():
-            content = json.loads((ASSETS / name).read_text())
-            found += map(report_from, content if isinstance(content, list) else content.get("reports", []))
-    return tuple(found)
+    """Recorded reports that may be rungs of a ladder."""
+    return tuple(report_from(data) for name in RECORDED for data in json.loads((ASSETS / name).read_text()))
 
 
 def rungs(report: Report, others: Sequence[Report] = ()) -> list[Report]:
     """The ladder of a report's model and text: recorded, or among the other reports of the page."""
-    return ladder([*recorded(), *others], report)
+    return rungs_for(report, [*recorded(), *others])
 
 
 def chip(kind: str) -> str:

@@ -200,7 +200,7 @@ class Walk:
         ask = named_runs()[run]
         options = ask.arguments()[1]
         values: list[Any] = ["demo", ask.method, "bundled", options.get("text", ""), options.get("calibration", "bundled")]
-        values += [options.get("sequences", 16), options.get("seed", 0), options.get("kv_bits", 16)]
+        values += [options.get("sequences", 16), options.get("seed", 0), options.get("kv_bits", 16), options.get("head_bits", 16)]
         for method in self.shell.catalogue:
             for field in method["fields"]:
                 values.append(ask.params.get(field["name"], field["default"]) if method["name"] == ask.method else gr.skip())

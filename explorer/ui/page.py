@@ -16,7 +16,7 @@ from explorer.ui.session import arrange
 from explorer.ui.tab import Shell
 from explorer.ui.table import origin
 
-OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits")  # of a run, beside model, method and its parameters
+OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 
 def status(text: str, kind: str = "", share: float | None = None) -> str:
@@ -96,8 +96,9 @@ class Page:
         same = [gr.skip()] * (2 + len(self.shell.outputs()))
         clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
         asked = [("", method, params, options)]
-        if method != "none" or options.get("kv_bits") != 16:
-            asked.insert(0, ("baseline: ", "none", {}, options | {"kv_bits": 16}))
+        whole = {"kv_bits": 16, "head_bits": 16}
+        if method != "none" or options != options | whole:
+            asked.insert(0, ("baseline: ", "none", {}, options | whole))
         try:
             for what, name, chosen, given in asked:
                 for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):

@@ -25,6 +25,12 @@ def origin(data: dict[str, Any]) -> str:
     return text + (f" {len(data['kept'])} layers stay in 16 bits." if data.get("kept") else "")
 
 
+def maps(data: dict[str, Any], width: int, what: str) -> list[Any]:
+    """The map and the ranking of a sensitivity, each with its words."""
+    shown = data | {"width": width, "what": what}
+    return [*chart_values(sensitivity.MAP, shown), *chart_values(sensitivity.RANKING, shown)]
+
+
 class Sensitivities:
     """What the tab shows of a sensitivity, by the key that the page holds; the frontier is solved once a sensitivity."""
 
@@ -69,8 +75,7 @@ class Sensitivities:
 
     def drawn(self, key: str, width: int, what: str) -> list[Any]:
         """The map and the ranking, each with its words."""
-        data = (self.kept.get(key) or {}) | {"width": width, "what": what}
-        return [*chart_values(sensitivity.MAP, data), *chart_values(sensitivity.RANKING, data)]
+        return maps(self.kept.get(key) or {}, width, what)
 
     def measured(self, model: str, method: str, group: int, asymmetric: bool, width: int, what: str, key: str) -> Iterator[list[Any]]:
         """Streams [status, key, *drawn]; the maps fill layer by layer."""
@@ -82,7 +87,7 @@ class Sensitivities:
                 if isinstance(event, str):
                     late = bool(rows) and clock.seconds() - last > 1.5
                     last = clock.seconds() if late else last
-                    yield [event, gr.skip(), *(self.drawn(self.kept.put({"rows": list(rows)}), width, what) if late else same)]
+                    yield [event, gr.skip(), *(maps({"rows": rows}, width, what) if late else same)]
                 elif isinstance(event, Measurement):
                     rows.append(event.value)
                 elif isinstance(event, Answer):

@@ -84,7 +84,8 @@ def _compared(page: Page, wanted: Wanted) -> Iterator[tuple[str, list[Any] | Non
         for spec in (QuantSpec("none"), *wanted.compared):
             found = shelf.find(wanted.model or page.shell.models[0], spec, options)
             if found is None:
-                events = page.shell.runner.run(wanted.model or page.shell.models[0], spec.method, dict(spec.params), kv_bits=spec.kv_bits, **options)
+                given = options | {"kv_bits": spec.kv_bits, "head_bits": spec.head_bits}
+                events = page.shell.runner.run(wanted.model or page.shell.models[0], spec.method, dict(spec.params), **given)
                 for event in watched(events, clock, "from the link: "):
                     if isinstance(event, Report):
                         shelf.add(found := event)

@@ -65,7 +65,7 @@ def build(shell: Shell) -> View:
     shown = gr.HTML(catalogue(), elem_id="lab")
     with gr.Column(visible=False) as below:
         plots = [below, *(item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], "")))]
-        plots += chart(charts()["groups"])
+        plots += chart(charts()["group_error"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
     event = plant.click(partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16, **QUIET)
@@ -180,7 +180,7 @@ def drawn(reports: Sequence[Report], layer: str) -> list[Any]:
         *(value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))),
     ]
     runs = [{"label": r.name, "errors": (r.value("integrity", layer) or {}).get("group_error", [])} for r in reports]
-    return values + chart_values(charts()["groups"], {"layer": layer, "runs": runs})
+    return values + chart_values(charts()["group_error"], {"layer": layer, "runs": runs})
 
 
 def report(reports: Sequence[Report], bug: str) -> str:

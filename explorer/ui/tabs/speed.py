@@ -35,16 +35,27 @@ def kernel_tables(folder: Path = BENCH) -> str:
     for path in sorted(folder.glob("*.json")):
         try:
             data = json.loads(path.read_text())
-            rows = [{k: v for k, v in row.items() if isinstance(v, str | int | float)} for row in data["rows"]]
-            parts.append(_table(str(data.get("device", path.stem)), rows, data))
+            parts.append(_table(str(data.get("device", path.stem)), list(map(shown_row, data["timings"])), data))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             parts.append(f"<p>{escape(path.name)} cannot be read as kernel timings; write it again with <code>python -m kernels --write</code>.</p>")
     return "".join(parts) or "<p class='empty'>No kernel timings are here yet: <code>python -m kernels --write</code> measures them.</p>"
 
 
+def shown_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One timing as the table shows it: what ran, on which shape, how long, how close to a copy, how much faster than 16 bits."""
+    case = row["case"]
+    shape = (
+        f"{case['n']} x {case['k']}" if case.get("n") and case.get("k") else ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
+    )
+    return {
+        "operation": row["op"], "kernel": row["form"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
+        "80th percentile": row["p80"], "GB/s": row["gb_per_s"], "of a copy, %": 100 * row["of_copy"], "times faster": row["ratio"], "than": row["baseline"],
+    }  # fmt: skip
+
+
 def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th scope='col'>{escape(column.replace('_', ' '))}</th>" for column in columns)
+    head = "".join(f"<th scope='col'>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(_cell(row.get(column, '')))}</td>" for column in columns) + "</tr>" for row in rows)
     origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
     return f"<div class='scroll'><table><caption>{escape(device)}: {escape(origin)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

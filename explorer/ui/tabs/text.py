@@ -49,7 +49,7 @@ def build(shell: Shell) -> View:
     line = gr.HTML(status("Recorded texts of one prompt. Press Write for your own: up to four configurations and the baseline, side by side."), padding=False)
     written = gr.HTML(samples([]), elem_id="samples")
     with gr.Column(visible=False) as below:
-        strip = [below, *chart(charts()["tokens"])]
+        strip = [below, *chart(charts()["token_divergence"])]
     heading("Silent-failure guard", "See the verdict on each configuration; open it for every check, its numbers and its limit.")
     guarded = gr.HTML(guard([]), elem_id="guard")
     _robustness(shell)
@@ -81,7 +81,8 @@ def asked(report: Report) -> dict[str, Any]:
     experiment = report.experiment
     read = experiment.calibration
     options = {
-        "kv_bits": experiment.spec.kv_bits, "calibration": read.source, "text": read.text, "seed": read.seed, "length": read.length,
+        "kv_bits": experiment.spec.kv_bits, "head_bits": experiment.spec.head_bits,
+        "calibration": read.source, "text": read.text, "seed": read.seed, "length": read.length,
         "sequences": max(1, read.tokens // read.length),
     }  # fmt: skip
     return {"method": experiment.spec.method, "params": dict(experiment.spec.params), "options": options}
@@ -109,7 +110,13 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
                 data = event.data
                 each = [next(filter(is_baseline, reports), reports[0]), *quantized]
                 verdicts = guard(each if is_baseline(each[0]) else reports, data)
-                yield [status(ended(data, event, clock), "done"), texts(data), gr.Column(visible=True), *chart_values(charts()["tokens"], data), verdicts]
+                yield [
+                    status(ended(data, event, clock), "done"),
+                    texts(data),
+                    gr.Column(visible=True),
+                    *chart_values(charts()["token_divergence"], data),
+                    verdicts,
+                ]
     except Exception as error:  # the outermost boundary: whoever pressed Write gets a sentence
         yield [failure(error), *kept[1:]]
 

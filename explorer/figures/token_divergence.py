@@ -75,7 +75,7 @@ def summary(data: dict[str, Any]) -> str:
 
 
 CHART = Chart(
-    "tokens", "Divergence, token by token",
+    "token_divergence", "Divergence, token by token",
     "See where it goes wrong: dark cells are tokens at which a configuration's prediction left the baseline's; a cross is another top token.",
     "All configurations read the same text here, your prompt and what the baseline wrote (after the dotted line), so no difference grows out of an earlier "
     "one: each cell is that position's own damage. Two texts that part early may be equally good; many dark cells are real damage. A flip where the baseline "

@@ -32,7 +32,7 @@ def summary(data: dict[str, Any]) -> str:
 
 
 CHART = Chart(
-    "groups", "Error by group of columns",
+    "group_error", "Error by group of columns",
     "See whether one group stands out: healthy groups differ by chance, a stale scale puts the error of one group above all others.",
     "Each point is the relative error of the weights in one group of columns, over all rows of the chosen layer. Groups share bits and method, so their "
     "errors are alike; what differs is the spread of their weights. A bug in the loop over groups hits the same group in every layer, which is how a detector "
