@@ -87,8 +87,8 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page.locator("#question h2", has_text="of 5").wait_for(timeout=10_000)
     kept = page.evaluate("JSON.stringify(localStorage)")
     assert "trainer" in kept, "progress is in the browser"
-    page.reload()
-    open_tab(page, "trainer")
+    page.goto(f"{address}?tab=trainer")
+    page.locator("#tab-trainer").wait_for(state="visible", timeout=20_000)
     page.get_by_text("Result sheet").click()
     page.locator("#sheet", has_text="5 answers").wait_for(timeout=10_000)
     page.get_by_text("Interviewer mode").click()

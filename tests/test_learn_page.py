@@ -18,6 +18,7 @@ from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answ
 from explorer.learn.stories import stories
 from explorer.records import InputError, Progress, Report, key_of
 from explorer.ui import classroom, interviewer, learn, trainer
+from explorer.ui.page import OPTIONS
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 
@@ -47,7 +48,7 @@ class Recorded:
 
 @pytest.fixture
 def shell() -> Shell:
-    width = 8 + sum(len(m["fields"]) for m in CATALOGUE)
+    width = 2 + len(OPTIONS) + sum(len(m["fields"]) for m in CATALOGUE)
     return Shell(Recorded(), Shelf([recorded()["none"]]), CATALOGUE, ["demo"], controls=[object()] * width)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import gradio as gr
 
+from explorer import link
 from explorer.figures import figures
 from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
 from explorer.ui.frame import plotted
-from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
 
@@ -47,7 +48,7 @@ def place(story: Any, step: Any) -> tuple[Story, int]:
     return found, at
 
 
-def link(story: Story, at: int) -> str:
+def address(story: Story, at: int) -> str:
     """The address of a step, relative to the page."""
     return f"?tab=learn&story={story.name}&step={at + 1}"
 
@@ -60,7 +61,7 @@ def titled(tab: str) -> str:
 def heading(story: Story, at: int) -> str:
     """What a step says, before its prediction."""
     step = story.steps[at]
-    links = f"<a href='{escape(link(story, at))}'>link to this step</a> · go on in <a href='?tab={escape(story.see)}'>{escape(titled(story.see))}</a>"
+    links = f"<a href='{escape(address(story, at))}'>link to this step</a> · go on in <a href='?tab={escape(story.see)}'>{escape(titled(story.see))}</a>"
     where = f"<p class='where'>{escape(story.title)} · step {at + 1} of {len(story.steps)} · {links}</p>"
     return f"<div class='story'>{where}<h2>{escape(step.title)}</h2><p>{escape(step.text)}</p></div>"
 
@@ -199,8 +200,8 @@ class Walk:
             return [gr.skip() for _ in self.shell.controls]
         ask = named_runs()[run]
         options = ask.arguments()[1]
-        values: list[Any] = ["demo", ask.method, "bundled", options.get("text", ""), options.get("calibration", "bundled")]
-        values += [options.get("sequences", 16), options.get("seed", 0), options.get("kv_bits", 16), options.get("head_bits", 16)]
+        defaults = {"text": "", **link.OPTIONS}
+        values: list[Any] = ["demo", ask.method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
         for method in self.shell.catalogue:
             for field in method["fields"]:
                 values.append(ask.params.get(field["name"], field["default"]) if method["name"] == ask.method else gr.skip())
