@@ -34,7 +34,7 @@ def test_a_sweep_streams_and_a_row_joins_compare(browser, address: str) -> None:
     open_tab(page, "tradeoffs")
     page.wait_for_selector("#plot-tradeoffs .main-svg")
     assert "6 configurations" in numbers(page, "#sweep-status")
-    page.locator("#points-table td:visible", has_text="SmoothQuant per-channel").first.click()
+    page.locator("#points-table [data-testid^='cell-']", has_text="SmoothQuant per-channel").first.click()
     page.locator("#sweep-status", has_text="is in Compare").wait_for(timeout=10_000)
     assert "SmoothQuant per-channel" in numbers(page, "#compared")
     page.get_by_label("Latency", exact=False).first.check(force=True)
