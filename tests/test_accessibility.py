@@ -1,0 +1,31 @@
+"""Every tab under axe-core: nothing that keeps a person with a keyboard or a screen reader out."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+
+from explorer.ui.tab import tabs
+from tests.driving import browser_test, open_tab, visit
+
+pytestmark = browser_test
+# What gradio and Plotly draw themselves and a page cannot change; each with its reason.
+THEIRS = {
+    "aria-allowed-attr": "gradio's lists give aria-expanded to their options",
+    "aria-required-children": "gradio's tab list holds the menu of tabs that do not fit",
+    "nested-interactive": "gradio's multi-select puts buttons into its list box",
+}
+
+
+@pytest.mark.parametrize("name", [tab.name for tab in tabs()])
+def test_axe_finds_nothing_serious(browser, address: str, name: str) -> None:
+    script = files(pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, which carries axe-core")) / "axe.min.js"
+    page, _ = visit(browser, address, 1440, 900)
+    open_tab(page, name)
+    page.wait_for_timeout(800)
+    page.evaluate(script.read_text())
+    found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa']})")["violations"]
+    serious = [(v["id"], v["nodes"][0]["html"][:160]) for v in found if v["impact"] in ("serious", "critical") and v["id"] not in THEIRS]
+    assert not serious, serious
+    page.close()
