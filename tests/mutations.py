@@ -32,6 +32,8 @@ def fits(props: dict[str, Any], kind: str, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind == "checkbox":
         return isinstance(value, bool)
+    if kind == "browserstate":
+        return True  # a person's own notes: any JSON, which the handlers take for none when it is broken
     return isinstance(value, str) and len(value) <= (props.get("max_length") or 20_000)
 
 

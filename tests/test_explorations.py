@@ -18,7 +18,7 @@ from explorer.ui.tab import Shell
 
 SEED = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
-OPTIONS = ("bundled", "", "bundled", 16, 0, 16)
+OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
 
 
 def row(layer: str, bits: int, kld: float) -> dict:

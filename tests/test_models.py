@@ -118,7 +118,7 @@ def test_each_architecture_is_fetched_quantized_and_measured(kind: str, tmp_path
     with stand_in() as server:
         server.repositories[f"someone/{kind}"] = folder
         hub = Hub(HubSettings(server.endpoint, tmp_path / "cache", shared=None))
-        runner = LocalRunner(Store(":memory:"), Loader(CPU, hub))
+        runner = LocalRunner(Store(":memory:"), Loader(CPU, hub=hub))
         params = {"bits": 4, "granularity": "group", "group_size": 32}
         report = last_report(runner.run(f"someone/{kind}", "rtn", params, tokens=256, length=128))
     assert {m.metric for m in report.measurements} >= {"perplexity", "kld_mean", "decode_tokens_per_second", "sample_text", "weight_bytes"}
