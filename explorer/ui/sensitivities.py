@@ -16,7 +16,6 @@ from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.session import arrange
 from explorer.ui.tab import Shell
 
-
 WHOLE = {"kv_bits": 16, "head_bits": 16}  # what the baseline keeps whatever is asked
 
 
