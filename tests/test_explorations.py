@@ -18,7 +18,7 @@ from explorer.ui.tab import Shell
 
 SEED = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
-OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
+OPTIONS = ("bundled", "", "bundled", 16, 0, 4, 8)
 
 
 def row(layer: str, bits: int, kld: float) -> dict:
@@ -78,7 +78,7 @@ def test_a_sweep_draws_each_report_and_keeps_its_key(shell: Shell) -> None:
     outputs = list(points.sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))
     held = [output[-1] for output in outputs if isinstance(output[-1], str)]
     assert json.loads(held[-1]) == keys_of([SEED[0], SEED[2]]) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
-    assert shell.runner.asked[0][1]["options"]["kv_bits"] == 16 and shell.runner.closed == 1
+    assert shell.runner.asked[0][1]["options"]["kv_bits"] == 4 and shell.runner.closed == 1
     rows = points.rows(held[-1])
     assert len(rows) == len(survey()) - 1 and sum(one[-1] != "recorded" for one in rows) == 1, "its own point stands for the recorded one"
     shell.runner.error = RuntimeError("<b>")
@@ -122,6 +122,7 @@ def test_sensitivity_streams_and_an_allocation_is_run(shell: Shell) -> None:
     assert layers.allocated(key, 3.0)["assignment"] == {"layers.0.mlp.up_proj": 2, "layers.1.mlp.up_proj": 4}, "the sensitive layer gets the bits"
     ran = list(layers.ran(key, 3.0, keys_of(SEED[:1]), None, *OPTIONS))
     methods = [one[0] for one in shell.runner.asked[1:]]
+    assert [one[2]["kv_bits"] for one in shell.runner.asked[1:]] == [16, 4, 4, 4], "the baseline is whole"
     assert methods == ["none", "mixed", "rtn", "rtn"] and "in Compare" in ran[-1][0]
     shown = shell.shelf.pick(ran[-1][3].value)
     assert [r.experiment.spec.method for r in shown] == ["none", "mixed"] and isinstance(shown[1], Report)

@@ -19,7 +19,7 @@ READ = re.compile(
     rf"|{API}/(info/?|app_id/?|user/?|login_check/?|theme\.css|startup-events|queue/data|heartbeat/[a-z0-9]{{1,40}}|file=[\w./ @+-]+)",
     re.ASCII,
 )
-WRITE = {"/login": "form", "/logout": "form", f"{API}/queue/join": "event", f"{API}/cancel": "cancel"}
+WRITE = {"/login": "form", "/logout": "form", f"{API}/queue/join": "event", f"{API}/cancel": "cancel", f"{API}/reset": "form"}  # /reset does nothing
 RUN = re.compile(rf"{API}/run/[\w-]{{1,80}}/?", re.ASCII)  # what a page calls for handlers that do not queue
 SMALL = 64 * 1024  # bytes of a body, unless a handler takes a long text
 POLICY = (

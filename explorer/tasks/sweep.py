@@ -25,7 +25,8 @@ def work(
         name = " ".join([one.method, *(f"{key}={value}" for key, value in one.params)])
         yield Progress("sweep", done, len(asked), name)
         try:
-            for event in engine.run(model, one.method, dict(one.params), **(options or {})):
+            given = (options or {}) | ({"kv_bits": 16, "head_bits": 16} if one.method == "none" else {})
+            for event in engine.run(model, one.method, dict(one.params), **given):
                 if isinstance(event, Progress):
                     share = event.done / max(1, event.total)
                     event = Progress("sweep", done, len(asked), f"{name}, {event.stage} {share:.0%}" if event.stage != "waiting" else event.detail)

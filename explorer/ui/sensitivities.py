@@ -16,6 +16,8 @@ from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.session import arrange
 from explorer.ui.tab import Shell
 
+WHOLE = {"kv_bits": 16, "head_bits": 16}  # what the baseline keeps whatever is asked
+
 
 def origin(data: dict[str, Any]) -> str:
     """Where a sensitivity comes from, in a sentence."""
@@ -121,7 +123,7 @@ class Sensitivities:
         try:
             data, given = self.allocated(key, budget), dict(zip(OPTIONS, options, strict=True))
             for what, method, params, point in self.asked(key, data):
-                for event in watched(self.shell.runner.run(self.kept.get(key)["model"], method, params, **given), clock, what):
+                for event in watched(self.shell.runner.run(self.kept.get(key)["model"], method, params, **(given if point else given | WHOLE)), clock, what):
                     if isinstance(event, str):
                         yield [event, *same]
                     elif isinstance(event, Report):
