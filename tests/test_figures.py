@@ -57,7 +57,7 @@ def test_chart_draws(chart, full: bool) -> None:
 @pytest.mark.parametrize("figure", figures().values(), ids=lambda f: f.name)
 def test_figure_needs_are_measured(figure) -> None:
     measured = {m.metric for report in ALL for m in report.measurements}
-    assert set(figure.needs) <= measured | {"training_loss", "residual_error"}
+    assert set(figure.needs) <= measured | {"training_loss"}
 
 
 def test_table_tells_a_difference_from_noise() -> None:

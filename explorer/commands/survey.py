@@ -21,7 +21,17 @@ SPECS = (
     ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
     ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}),
 )  # fmt: skip
-SURVEYED = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement", "quantize_seconds", "decode_tokens_per_second")
+SURVEYED = (
+    "bits_per_weight",
+    "perplexity",
+    "perplexity_delta",
+    "kld_mean",
+    "top1_agreement",
+    "quantize_seconds",
+    "decode_tokens_per_second",
+    "decode_limit",
+    "weight_bytes",
+)
 
 
 def work(args: argparse.Namespace) -> None:
