@@ -42,7 +42,7 @@ def test_only_what_a_page_needs_is_open(address: str) -> None:
         for path in CLOSED:
             assert http.get(path).status_code in (403, 404), path
             assert http.post(path, json={}).status_code in (404, 405), path
-        for path in ("/gradio_api/call/run", "/gradio_api/call/v2/run", "/gradio_api/api/run", "/gradio_api/component_server", "/gradio_api/reset"):
+        for path in ("/gradio_api/call/run", "/gradio_api/call/v2/run", "/gradio_api/api/run", "/gradio_api/component_server"):
             assert http.post(path, json={"data": []}).status_code == 404
         for method in ("PUT", "DELETE", "PATCH", "TRACE"):
             assert http.request(method, "/").status_code == 405
