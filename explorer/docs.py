@@ -14,6 +14,7 @@ from explorer.records import Report, report_from
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SEEDS = ROOT / "assets" / "seed_results.json"
+SHOWN_SHAPE = (4096, 4096)  # N, K of the kernels' table
 CATALOGUE = ROOT / "assets" / "methods.json"
 
 
@@ -91,20 +92,21 @@ def timings_table() -> str:
 
 
 def kernels_table() -> str:
-    """The timings that `python -m kernels --write` left in assets/bench, one table a device; no row where there are none."""
+    """The timings that `python -m kernels --write` left in assets/bench, one table a device, a line a format; the whole is in the Speed tab."""
     parts = []
     for path in sorted((ROOT / "assets" / "bench").glob("*.json")):
         record = json.loads(path.read_text())
-        rows = ["| operation | format | rows | N x K | us (20th to 80th percentile) | GB/s | of a copy, % | against 16 bits |", "|" + "---|" * 8]
-        for r in record["timings"]:
-            case = r["case"]
-            size = f"{case['n']} x {case['k']}" if case.get("n") and case.get("k") else ""
-            cells = [r["op"], r["format"], str(case.get("m") or case.get("batch") or ""), size, f"{r['us']:.0f} ({r['p20']:.0f} to {r['p80']:.0f})"]
-            cells += [f"{r['gb_per_s']:.1f}", f"{100 * r['of_copy']:.0f}", f"{r['ratio']:.2f} x {r['baseline']}"]
-            rows.append("| " + " | ".join(cells) + " |")
+        timed = [r for r in record["timings"] if r["case"].get("n") == SHOWN_SHAPE[0] and r["case"].get("k") == SHOWN_SHAPE[1] and r["case"].get("m")]
+        counts = sorted({r["case"]["m"] for r in timed})
+        lines: dict[tuple[str, str, str], dict[int, str]] = {}
+        for r in timed:
+            lines.setdefault((r["op"], r["form"], r["format"]), {})[r["case"]["m"]] = f"{r['us']:,.0f} us, {r['ratio']:.2f} x"
+        titles = ["1 row" if m == 1 else f"{m} rows" for m in counts]
+        rows = [f"| operation | kernel | format | {' | '.join(titles)} |", "|" + "---|" * (3 + len(counts))]
+        rows += [f"| {' | '.join(names)} | {' | '.join(cells.get(m, '') for m in counts)} |" for names, cells in lines.items()]
         busy = f" The machine was busy: {record['busy']}." if record.get("busy") else ""
-        copied = f"a copy moves {record['copy_gb_per_s']:.1f} GB/s"
-        rows += ["", f"{record['device']}, torch {record['torch']}, {record['date']}; {copied}.{busy} Command: `{record['command']}`."]
+        what = f"Median time and how many times faster than 16 bits, {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}; a copy moves {record['copy_gb_per_s']:.1f} GB/s."
+        rows += ["", f"{what} {record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`."]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "No kernel has been timed yet."
 
