@@ -163,7 +163,7 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
         return ZeroGpuRunner(work, spaces.GPU)
     if made.in_process:
         return LazyRunner(made.store, delay=4.0, hub=made.hub)
-    return WorkerRunner(work, made.limits, session, metrics, delay=4.0)
+    return WorkerRunner(work, made.limits, session, metrics, delay=7.0)
 
 
 def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:

@@ -40,6 +40,7 @@ SECTIONS = {
         Row("bits_per_weight", "Bits per weight, stored", "bits", 3, relative=True),
         Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
         Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
+        Row("decode_copies", "Held beside them while decoding", "MiB", 2, 2**-20, more=None),
     ),
     "Speed": (
         Row("decode_tokens_per_second", "Decoding", "tokens/s", 0, more=True, relative=True, by_device=True),
