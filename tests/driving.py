@@ -21,7 +21,7 @@ def visit(browser, address: str, width: int, height: int, theme: str = "light", 
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
     page.goto(f"{address}?__theme={theme}{query}")
-    page.wait_for_selector("#plot-quality .main-svg", timeout=30_000)
+    page.wait_for_selector("#run:not([disabled])" if "tab=" in query else "#plot-quality .main-svg", timeout=30_000)
     page.wait_for_load_state("load")
     return page, wrong
 

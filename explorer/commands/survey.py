@@ -23,6 +23,8 @@ SPECS = (
 )  # fmt: skip
 SURVEYED = (
     "bits_per_weight",
+    "bits_per_weight_resident",
+    "memory_kept",
     "perplexity",
     "perplexity_delta",
     "kld_mean",

@@ -11,7 +11,7 @@ def draw(data: dict[str, Any]) -> Plot:
     """data: looks and margin as the task "distinguish" gives them; `looks` alone while it runs."""
     looks = [look for look in data.get("looks", []) if finite(look["difference"])]
     if not looks:
-        return plot([], layout("tokens scored by both (log)", "", 300))
+        return plot([], layout("tokens scored by both (log)", "", 300), "Nothing compared yet: choose two and press Tell apart.")
     known = [look for look in looks if finite(look["low"]) and finite(look["high"])]
     traces: list[dict] = [
         {"type": "scatter", "mode": "lines+markers", "x": [look["tokens"] for look in looks], "y": [look["difference"] for look in looks],
