@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test lint seeds survey timings bench soak screenshots docs demo-model clean
+.PHONY: app test lint seeds survey timings bench machine-code soak screenshots docs demo-model clean
 
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py
@@ -33,6 +33,10 @@ timings: $(VENV)/test.stamp
 
 bench: $(VENV)/app.stamp
 	$(BIN)/python -m kernels --shapes layer --rows 1,4,16,64 --peers --write
+	$(BIN)/python -m explorer.docs
+
+machine-code: $(VENV)/test.stamp
+	TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=. $(BIN)/python tests/offline_compile.py --record > /dev/null
 	$(BIN)/python -m explorer.docs
 
 soak: $(VENV)/test.stamp

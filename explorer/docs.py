@@ -111,6 +111,14 @@ def kernels_table() -> str:
     return "\n\n".join(parts) or "No kernel has been timed yet."
 
 
+def machine_code_table() -> str:
+    """Instructions a weight in the main loop of the weight-only kernel, compiled for Hopper without a GPU."""
+    record = json.loads((ROOT / "assets" / "machine_code.json").read_text())
+    rows = ["| format and rows | instructions a weight | registers |", "|---|---|---|"]
+    rows += [f"| {r['variant'].removeprefix('sm_90 ')} | {r['per_weight']:.2f} | {r['registers']} |" for r in record]
+    return "\n".join([*rows, "", "Command: `make machine-code`."])
+
+
 def soak_table() -> str:
     """What the service was put through, from assets/soak.json."""
     path = ROOT / "assets" / "soak.json"
@@ -133,6 +141,7 @@ PARTS = {
     "methods": methods_table,
     "survey": survey_table,
     "kernels": kernels_table,
+    "machine-code": machine_code_table,
     "soak": soak_table,
     "model": model_facts,
 }

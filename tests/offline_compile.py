@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -180,6 +181,18 @@ def facts_of(capability: int) -> list[dict]:
     return rows + [turned(capability, sizes, kind) for sizes, kind in shapes]
 
 
-if __name__ == "__main__":
+KEPT = ("variant", "per_weight", "registers", "stack", "i2f")
+
+
+def main() -> None:
+    """Everything to stdout; with --record the weight-only kernels on Hopper to assets/machine_code.json, for the README's table."""
     with ProcessPoolExecutor(2) as pool:  # Hopper's variants take as long as the others' together
-        print(json.dumps([row for rows in pool.map(facts_of, (90, 80, 120)) for row in rows]))
+        found = [row for rows in pool.map(facts_of, (90, 80, 120)) for row in rows]
+    print(json.dumps(found))
+    if "--record" in sys.argv[1:]:
+        kept = [{name: row[name] for name in KEPT} for row in found if row["capability"] == 90 and row.get("per_weight")]
+        (Path(__file__).parent.parent / "assets" / "machine_code.json").write_text("[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
