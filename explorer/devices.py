@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from kernels.timing import time_call
+from kernels.timing import (
+    device_name,  # noqa: F401 - the name that identifies results, where everything about devices is looked for
+    time_call,
+)
 
 # Peak memory bandwidth in bytes/s, from NVIDIA's data sheets of each product; matched by substring, the more specific name first.
 DATA_SHEET_BANDWIDTH = {
@@ -34,22 +36,6 @@ DATA_SHEET_BANDWIDTH = {
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@cache
-def device_name(device: torch.device) -> str:
-    """A name that identifies results: the GPU's, or the CPU's with the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def data_sheet(device: torch.device) -> tuple[float, str] | None:

@@ -13,13 +13,12 @@ from explorer.ui import share
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
-from explorer.ui.tab import Runner, Shell, tabs
+from explorer.ui.tab import QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPT = STYLE.with_name("page.js")
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def theme() -> gr.themes.Base:

@@ -9,9 +9,8 @@ import gradio as gr
 
 from explorer.records import Answer, Report
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.tab import Runner
+from explorer.ui.tab import QUIET, Runner
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LIVE = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 16}
 
 

@@ -15,7 +15,7 @@ from explorer.records import InputError, QuantSpec, Report
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
 from explorer.ui.session import arrange, is_baseline
-from explorer.ui.tab import tabs
+from explorer.ui.tab import QUIET, tabs
 from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
 
@@ -118,19 +118,19 @@ def build(page: Page) -> dict[str, Any]:
 
 def wire(blocks: gr.Blocks, page: Page, parts: dict[str, Any], run: Any) -> None:
     """Connects the buttons, and reads the link when the page opens."""
-    shell, quiet = page.shell, {"show_progress": "hidden", "api_visibility": "private"}
+    shell = page.shell
     state = [shell.compared, shell.layer, shell.active, *shell.controls]
-    copied = parts["link"].click(lambda *values: link_of(page, *values), state, parts["text"], **quiet)
+    copied = parts["link"].click(lambda *values: link_of(page, *values), state, parts["text"], **QUIET)
     copied.then(None, parts["text"], shell.status, js=COPY, api_visibility="private")
     for kind in ("csv", "json", "html"):
-        made = parts[kind].click(lambda *values, kind=kind: file_of(page, kind, *values), [shell.compared, shell.layer], parts["file"], **quiet)
+        made = parts[kind].click(lambda *values, kind=kind: file_of(page, kind, *values), [shell.compared, shell.layer], parts["file"], **QUIET)
         made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
     shown = [run, shell.bar, shell.status, *shell.controls, shell.compared, shell.layer, *shell.outputs()]
 
     def opened(request: gr.Request) -> Iterator[list[Any]]:
         yield from arrive(page, request)
 
-    blocks.load(opened, None, shown, **quiet)
+    blocks.load(opened, None, shown, **QUIET)
 
 
 COPY = """async (query) => {

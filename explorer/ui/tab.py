@@ -20,6 +20,8 @@ from explorer.figures import short_layer
 from explorer.records import Event, Report
 from explorer.ui.session import Shelf, keys_of
 
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
+
 
 class Runner(Protocol):
     """What the page needs of a runner; closing a generator cancels."""

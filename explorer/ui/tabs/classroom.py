@@ -10,9 +10,8 @@ from gradio.context import Context
 from explorer.learn.stories import stories
 from explorer.ui.classroom import Classroom, keys_script, question
 from explorer.ui.notes import notes
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 QUICK = QUIET | {"queue": False}
 NEW_TICKET = (
     "(code, ticket, choice) => [code, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"

@@ -22,7 +22,7 @@ from explorer.ui.frame import chart, chart_values, frame, heading, plotted
 from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.table import Row, cell
 from explorer.ui.tabs.text import asked
 from explorer.ui.written import samples
@@ -41,7 +41,6 @@ ROWS = (
     Row("clear_flips", "Clear flips of the top token", "%"), Row("bits_per_weight", "Bits per weight, stored", "bits", 3),
     Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3), Row("calibration_perplexity", "Perplexity of the calibration text", "", 1),
 )  # fmt: skip
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 START = "Choose a configuration and a bug, then press Plant: a copy of the run gets the bug, the run itself stays as it is."
 
 

@@ -13,10 +13,9 @@ from explorer.figures import allocation, sensitivity
 from explorer.ui.frame import chart, heading, report_figures
 from explorer.ui.page import OPTIONS, status
 from explorer.ui.sensitivities import Sensitivities, origin
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
 RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 METHODS = [("RTN", "rtn"), ("HQQ", "hqq"), ("GPTQ", "gptq"), ("AWQ", "awq")]
 MEASURES = [("KL divergence", "kld"), ("perplexity change", "delta"), ("the layer's output error", "output_error")]
 WIDTH, BUDGET = 3, 3.3  # what a new page shows: bits of the map, bits a weight to spend

@@ -11,11 +11,10 @@ from explorer.learn.handout import handout_link
 from explorer.learn.stories import stories
 from explorer.ui.learn import Walk, heading, listed, place, widgets
 from explorer.ui.notes import notes
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
 # On a phone the controls stand above the tabs: a link leads to what it names.
 TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(shell: Shell) -> View | None:

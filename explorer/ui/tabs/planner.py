@@ -8,9 +8,7 @@ from explorer.accelerators import ACCELERATORS
 from explorer.figures.plan import CHART
 from explorer.ui.frame import chart, heading
 from explorer.ui.plans import Plans, bars, first, presets, price_of
-from explorer.ui.tab import Shell, Tab, View
-
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
 
 def build(shell: Shell) -> View | None:

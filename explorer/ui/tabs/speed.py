@@ -15,10 +15,9 @@ from explorer.records import Answer, InputError, Report
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import keys_of
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
 BENCH = Path(__file__).parent.parent.parent.parent / "assets" / "bench"
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def asked(report: Report) -> dict[str, Any]:

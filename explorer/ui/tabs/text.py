@@ -14,7 +14,7 @@ from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.guard import guard
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples, texts
 
 PROMPTS = {
@@ -23,7 +23,6 @@ PROMPTS = {
     "Lists": "The following options are available:\n\n- ",
     "History": "In the year 1815, the emperor of France",
 }
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(shell: Shell) -> View:

@@ -13,9 +13,8 @@ from explorer.ui.frame import chart, heading
 from explorer.ui.page import OPTIONS, status
 from explorer.ui.points import HEADS, Points, group_choices, method_choices
 from explorer.ui.session import keys_of
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 AXES = [
     ("stored bits", "bits"),
     ("memory", "memory"),

@@ -12,10 +12,8 @@ from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
 from explorer.ui.interviewer import Interviewer, shown_card
 from explorer.ui.notes import notes
-from explorer.ui.tab import Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.trainer import FIELDS, Trainer, sheet
-
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def build(shell: Shell) -> View | None:
