@@ -245,14 +245,14 @@ class Case:
 
 def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, LowBitCache]:
     shape = (case.batch, case.kv_heads, case.tokens)
-    codes = lambda: torch.randint(0, 256, (*shape, case.size * case.bits // 8), generator=generator, dtype=torch.uint8)  # noqa: E731
+    keys, values = (torch.randint(0, 256, (*shape, case.size * case.bits // 8), generator=generator, dtype=torch.uint8) for _ in range(2))
     levels = 2**case.bits - 1
     groups = {"key": (*shape[:2], case.tokens // GROUP, case.size), "value": (*shape, case.size // GROUP)}
     scales = {name: ((torch.rand(size, generator=generator) + 0.5) * 3 / levels).bfloat16() for name, size in groups.items()}
     lows = {name: (-scale.float() * levels * (0.4 + 0.2 * torch.rand(scale.shape, generator=generator))).bfloat16() for name, scale in scales.items()}
     newest = [torch.randn(*shape[:2], case.newest, case.size, generator=generator).bfloat16() for _ in range(2)]
     q = torch.randn(case.batch, case.kv_heads * case.heads, case.size, generator=generator)
-    return q, LowBitCache(codes(), scales["key"], lows["key"], codes(), scales["value"], lows["value"], *newest, case.bits)
+    return q, LowBitCache(keys, scales["key"], lows["key"], values, scales["value"], lows["value"], *newest, case.bits)
 
 
 def _baseline(case: Case, generator: torch.Generator) -> Baseline:

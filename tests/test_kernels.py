@@ -163,7 +163,11 @@ def test_packed_bytes_are_half_or_one_a_code() -> None:
 def test_dispatch_names_what_runs_and_why() -> None:
     """The kernel a Report names: on a GPU every format of every method has one."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    name = lambda case, device: "{} ({})".format(*(lambda op, form, _why: (op, form.name))(*choose(weight_of(case), device)))  # noqa: E731
+
+    def name(case: Case, device: torch.device) -> str:
+        op, form, _ = choose(weight_of(case), device)
+        return f"{op} ({form.name})"
+
     nf4, mxfp4, nvfp4 = Case(1, 64, 256, 4, 64, codebook="table"), Case(1, 64, 256, 4, 32, codebook="e2m1"), Case(1, 64, 256, 4, 16, codebook="e2m1")
     q6k, mxfp8, fp8 = Case(1, 64, 256, 6, 16), Case(1, 64, 256, 8, 32, codebook="e5m2"), Case(1, 64, 256, 8, 0, activation=Activation("e5m2"))
     assert name(Case(1, 64, 256, 3, 64), cpu) == name(Case(1, 64, 256, 1, 0, codebook="table"), cpu) == "int4_matmul (cpu)"

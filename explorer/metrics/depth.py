@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +22,11 @@ def streams(subject: Subject, kv_bits: int) -> list[Tensor]:
     """What each block of the model, as it stands, writes to the residual stream on the first windows: [tokens, H] a block, in the model's dtype."""
     rows = subject.windows[:WINDOWS]
     seen: list[list[Tensor]] = [[] for _ in blocks(subject.loaded.model)]
-    keep = lambda parts: lambda module, args, output: parts.append(output[0] if isinstance(output, tuple) else output)  # noqa: E731
-    handles = [block.register_forward_hook(keep(parts)) for block, parts in zip(blocks(subject.loaded.model), seen, strict=True)]
+
+    def keep(parts: list[Tensor], module: Any, args: Any, output: Any) -> None:
+        parts.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_hook(partial(keep, parts)) for block, parts in zip(blocks(subject.loaded.model), seen, strict=True)]
     try:
         chunked_logits(subject.loaded.model, rows, kv_bits)
     finally:

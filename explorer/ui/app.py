@@ -39,7 +39,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
-            "Every number is measured, with its interval, device and kernel.</p></header>"
+            "Every number says how it was made: measured, with its interval, device and kernel, or estimated.</p></header>"
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):

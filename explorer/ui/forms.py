@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import gradio as gr
@@ -53,14 +54,17 @@ def value_of(component: Any) -> Any:
 
 
 def forms(blocks: gr.Blocks) -> Forms:
-    """The models of all handlers of an app, and the size of the largest request that fits one."""
-    models: dict[int, type[BaseModel]] = {}
+    """The models of all handlers of an app, each made when it is first asked for, and the size of the largest request that fits one."""
+    shapes: dict[int, Any] = {}
     longest = 0
     for index, handler in blocks.fns.items():
-        data = tuple[tuple(value_of(component) for component in handler.inputs)] if handler.inputs else tuple[()]
+        shapes[index] = tuple[tuple(value_of(component) for component in handler.inputs)] if handler.inputs else tuple[()]
         longest = max(longest, sum(getattr(c, "max_length", None) or 0 for c in handler.inputs if isinstance(c, gr.Textbox)))
-        models[index] = create_model(
-            f"Handler{index}", __base__=_Strict, data=(data, ...), fn_index=(Literal[index], ...), session_hash=(Session, ...),
+
+    @cache
+    def model(index: int) -> type[BaseModel]:
+        return create_model(
+            f"Handler{index}", __base__=_Strict, data=(shapes[index], ...), fn_index=(Literal[index], ...), session_hash=(Session, ...),
             event_data=(Annotated[JsonValue, Field()], None), trigger_id=(StrictInt | None, None), event_id=(None, None),
             batched=(Literal[False] | None, None), simple_format=(Literal[False] | None, None),
         )  # fmt: skip
@@ -68,9 +72,9 @@ def forms(blocks: gr.Blocks) -> Forms:
     def event(body: bytes) -> Any:
         try:
             which = _Which.model_validate_json(body).fn_index
-            if which not in models:
+            if which not in shapes:
                 raise ValueError(f"There is no handler {which}.")
-            return models[which].model_validate_json(body)
+            return model(which).model_validate_json(body)
         except ValidationError as error:
             raise ValueError(sentence(error)) from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.figures import charts
+from explorer.records import InputError
 from explorer.ui.asking import LIVE, QUIET, asked, found
 from explorer.ui.controls import Control, build_controls, component_for, parameters
 from explorer.ui.frame import chart, chart_values
@@ -103,7 +104,7 @@ class Lens:
         """The group's values as text, to be changed."""
         try:
             return " ".join(f"{v:.4g}" for v in found(self.shell.runner, "group", self.arguments(values) | {"planted": 0.0})["values"])
-        except Exception:  # the status line of `look` says why
+        except (InputError, RuntimeError):  # the status line of `look` says why
             return gr.skip()
 
     def curves(self, *values: Any) -> list[Any]:

@@ -87,8 +87,9 @@ class Bench:
     def look(self, subject: str, transform: str, alpha: float, power: int, count: int) -> Iterator[list[Any]]:
         """The layer's charts under the controls."""
         wanted = self._where(subject) | {"transform": transform, "alpha": float(alpha), "strength": 2.0**power, "channels": int(count)}
-        draw = lambda data: [value for name in LAYER for value in chart_values(charts()[name], data)]  # noqa: E731 - one expression, used once
-        yield from asked(self.shell.runner, "activations", wanted, 2 * len(LAYER), draw)
+        yield from asked(
+            self.shell.runner, "activations", wanted, 2 * len(LAYER), lambda data: [v for name in LAYER for v in chart_values(charts()[name], data)]
+        )
 
     def bend(self, subject: str, power: int, count: int) -> Iterator[list[Any]]:
         """The curve over alpha."""
