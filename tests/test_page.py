@@ -81,6 +81,14 @@ def test_cancelling_closes_the_run(page: Page) -> None:
     assert page.shell.runner.closed == 1
 
 
+def test_a_cancelled_run_says_so_last_and_a_later_one_goes_on(page: Page) -> None:
+    events = page.run([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
+    assert "load model" in next(events)[0]
+    assert "Cancelled" in page.cancel()
+    assert "Cancelled" in next(events)[0] and next(events, None) is None and page.shell.runner.closed == 1
+    assert "done" in ran(page, "rtn", [])[-1][0]
+
+
 def test_taking_off_keeps_the_baseline(page: Page) -> None:
     keys = keys_of(SEED)
     assert page.choose(keys[2:4], None, OPEN, "own")[1].value == [keys[0], *keys[2:4]]

@@ -113,10 +113,10 @@ def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -
     shell = page.shell
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
     running = run.click(
-        page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64, **QUIET
+        page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64,
+        trigger_mode="multiple", **QUIET,  # else a Run pressed while a cancelled one still ends would go unheard
     )  # fmt: skip
-    cancelled = status("Cancelled. What was measured before is kept; press Run to go on from there.")
-    cancel.click(lambda: cancelled, None, shell.status, cancels=[running], queue=False, **QUIET)
+    cancel.click(page.cancel, None, shell.status, cancels=[running], queue=False, **QUIET)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
