@@ -22,7 +22,7 @@ from explorer.calibration import sequential_inputs
 from explorer.devices import default_device, device_name
 from explorer.held import Held
 from explorer.hub import Hub
-from explorer.methods import Method, build, methods
+from explorer.methods import Method, build
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.provenance import describe, name_of
@@ -44,9 +44,10 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
     """The content address of one metric's result: everything that determines it."""
     module = sys.modules[metric.measure.__module__].__file__
     spec = QuantSpec("none") if metric.of_model else experiment.spec
-    calibration = experiment.calibration if methods()[spec.method].needs_inputs else None
-    method = [] if metric.of_model else sorted(build(spec.method, dict(spec.params)).sources())
-    code = code_version(*SHARED_CODE, *KERNEL_CODE, module, str(ROOT / "metrics" / "__init__.py"), *method)
+    method = build(spec.method, dict(spec.params))
+    calibration = experiment.calibration if method.reads_inputs() else None
+    sources = [] if metric.of_model else sorted(method.sources())
+    code = code_version(*SHARED_CODE, *KERNEL_CODE, module, str(ROOT / "metrics" / "__init__.py"), *sources)
     where = device_name(device) if metric.per_device else device.type
     return key_of(experiment.model, spec, experiment.evaluation, calibration, metric.name, code, torch.__version__, where)
 

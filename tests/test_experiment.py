@@ -164,6 +164,8 @@ def test_keys_tell_text_method_and_device_apart(tiny_folder: Path) -> None:
     assert key(quality, rtn, text, text) != key(quality, rtn, other, text)
     assert key(quality, rtn, text, text) == key(quality, rtn, text, other), "rtn reads no calibration text"
     assert key(quality, gptq, text, text) != key(quality, gptq, text, other)
+    dynamic, static = (QuantSpec.of("llm_int8", threshold=6.0, outliers=kind) for kind in ("dynamic", "static"))
+    assert key(quality, dynamic, text, text) == key(quality, dynamic, text, other) and key(quality, static, text, text) != key(quality, static, text, other)
     assert key(activations, gptq, text, text) == key(activations, rtn, text, other)
 
 

@@ -1,4 +1,4 @@
-"""What happens on the page: handlers as plain functions and generators over a runner. They hold no state of any session."""
+"""What happens on the page: handlers as plain functions and generators over a runner. Of a session they hold only when it last pressed Cancel."""
 
 from __future__ import annotations
 
