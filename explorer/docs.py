@@ -126,7 +126,7 @@ def soak_table() -> str:
     rows = ["| proof | found | seconds | date, load before |", "|---|---|---|---|"]
     hidden = ("seconds", "date", "load_before", "commit", "cores")
     for name, outcome in outcomes.items():
-        found = ", ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in outcome.items() if key not in hidden)
+        found = ", ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in outcome.items() if key not in hidden and value != [])
         rows.append(f"| {name.replace('_', ' ')} | {found} | {outcome['seconds']} | {outcome['date']}, {outcome['load_before']} on {outcome['cores']} cores |")
     return "\n".join([*rows, "", "Command: `make soak`."]) if outcomes else "Not measured yet. Command: `make soak`."
 
