@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test lint seeds survey timings bench machine-code soak screenshots docs demo-model clean
+.PHONY: app test lint seeds survey timings bench machine-code soak screenshots docs demo-model lock clean
 
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py
@@ -52,15 +52,18 @@ docs: $(VENV)/app.stamp
 demo-model: $(VENV)/app.stamp
 	$(BIN)/python -m assets.train_demo
 
+lock: $(VENV)/test.stamp
+	$(BIN)/python -m assets.lock
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/app.stamp: requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+$(VENV)/app.stamp: requirements.txt constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/test.stamp: requirements-test.txt requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+$(VENV)/test.stamp: requirements-test.txt requirements.txt constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-test.txt
 	touch $@ $(VENV)/app.stamp
 
 clean:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from explorer.models import LoadedModel, blocks, linears
+from explorer.models import CACHE_ARGUMENTS, LoadedModel, blocks, linears
 
 BATCH = 4  # windows a forward pass
 
@@ -24,7 +24,7 @@ def first_inputs(loaded: LoadedModel, windows: Tensor) -> tuple[list[Tensor], di
 
     def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
         batches.append(args[0] if args else kwargs["hidden_states"])
-        arguments.update({k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")})
+        arguments.update({k: v for k, v in kwargs.items() if k not in ("hidden_states", *CACHE_ARGUMENTS, "use_cache")})
         raise _Stop
 
     handle = blocks(loaded.model)[0].register_forward_pre_hook(stop, with_kwargs=True)

@@ -13,7 +13,7 @@ from transformers import Cache, StaticCache
 
 from explorer import llama
 from explorer.kvcache import kivi_cache
-from explorer.models import LoadedModel
+from explorer.models import LoadedModel, reading
 
 
 class TransformersLoop:
@@ -48,8 +48,8 @@ class TransformersLoop:
         return logits
 
     def _forward(self, tokens: Tensor, where: Tensor) -> Tensor:
-        out = self.model(tokens, past_key_values=self.cache, cache_position=where, position_ids=where.expand(len(tokens), -1), use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1]
+        at = {"cache_position": where, "position_ids": where.expand(len(tokens), -1)}
+        return self.model(tokens, use_cache=True, logits_to_keep=1, **at, **reading(self.model, self.cache)).logits[:, -1]
 
 
 class Decoder:

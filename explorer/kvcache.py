@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from explorer.models import reading
+
 GROUP, WINDOW = 32, 32  # tokens (of a key's channel) or channels (of a value) that share a scale; tokens that stay in 16 bits
 WIDTHS = (16, 8, 4, 2)
 
@@ -103,4 +105,4 @@ def chunked_logits(model: Any, windows: Tensor, bits: int) -> Tensor:
     if bits == 16:
         return model(windows, use_cache=False).logits
     cache = kivi_cache(model.config, bits)
-    return torch.cat([model(part, past_key_values=cache, use_cache=True).logits for part in windows.split(GROUP, dim=1)], dim=1)
+    return torch.cat([model(part, use_cache=True, **reading(model, cache)).logits for part in windows.split(GROUP, dim=1)], dim=1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from explorer.hub import Hub, Weight, split_id
 from explorer.records import InputError, ModelRef, Progress
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
+CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cache since 5.24, and before
 _hub = Hub()  # who is asked when the caller names no hub; a composition root sets it once, before anything is resolved
 
 
@@ -39,7 +41,7 @@ def use_hub(hub: Hub) -> None:
     _hub = hub
 
 
-@cache
+@functools.cache
 def _content_hash(folder: Path, stamp: tuple) -> str:
     digest = hashlib.sha256()
     for name, _, _ in stamp:
@@ -204,6 +206,16 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers inside the decoder blocks by name ("layers.0.self_attn.q_proj"), in the model's order."""
     inside = {id(m) for block in blocks(model) for m in block.modules() if isinstance(m, nn.Linear)}
     return {name.removeprefix("model."): m for name, m in model.named_modules() if id(m) in inside}
+
+
+def reading(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The keyword argument that gives a model of this transformers version its cache."""
+    return {_cache_argument(type(model)): cache}
+
+
+@functools.cache
+def _cache_argument(kind: type) -> str:
+    return next(name for name in CACHE_ARGUMENTS if name in inspect.signature(kind.forward).parameters)
 
 
 def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from explorer import models
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, unpack
-from explorer.models import LoadedModel
+from explorer.models import LoadedModel, reading
 from explorer.records import InputError
 from explorer.store import Store
 
@@ -70,7 +70,7 @@ def test_computed_bytes_are_the_measured_ones(demo: LoadedModel) -> None:
     for bits in (2, 4, 8):
         for tokens in (40, 64, 200):
             cache = kivi_cache(demo.model.config, bits)
-            demo.model(torch.zeros(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True)
+            demo.model(torch.zeros(1, tokens, dtype=torch.long), use_cache=True, **reading(demo.model, cache))
             assert sum(layer.nbytes() for layer in cache.layers) == bytes_at(demo.model.config, tokens, bits)
 
 

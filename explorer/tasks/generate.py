@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from explorer.devices import device_name
 from explorer.kvcache import chunked_logits, kivi_cache
 from explorer.metrics import Subject
-from explorer.models import LoadedModel
+from explorer.models import LoadedModel, reading
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.repetition import cycle, repetition
@@ -42,8 +42,9 @@ class Writer:
 
     def logits(self) -> Tensor:
         """[V] float32 after the tokens read so far."""
+        model = self.subject.loaded.model
         with self.subject.quantized():
-            out = self.subject.loaded.model(self.token, past_key_values=self.cache, use_cache=True)
+            out = model(self.token, use_cache=True, **reading(model, self.cache))
         return out.logits[0, -1].float()
 
 
@@ -112,7 +113,7 @@ def _written(writers: Sequence[Writer], prompt: Tensor, new: int, temperature: f
     draw = torch.Generator().manual_seed(seed)
     reads, seen = prompt.expand(len(writers), -1), DynamicCache(config=loaded.model.config)
     for done in range(new):
-        theirs = loaded.model(reads, past_key_values=seen, use_cache=True).logits[:, -1].float()
+        theirs = loaded.model(reads, use_cache=True, **reading(loaded.model, seen)).logits[:, -1].float()
         noise = _gumbel(theirs.shape[1], draw).to(loaded.device) if temperature else 0.0
         for writer, reference in zip(writers, theirs, strict=True):
             own = reference if writer is base else writer.logits()
