@@ -10,6 +10,7 @@ import gradio as gr
 
 from explorer.records import Report
 from explorer.ui import share
+from explorer.ui.blocks import LeanBlocks
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
@@ -36,7 +37,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list."""
     shell = Shell(runner, Shelf(seeds), catalogue, models)
     page = Page(shell)
-    with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
             "Every number says how it was made: measured, with its interval, device and kernel, or estimated.</p></header>"

@@ -116,8 +116,8 @@ class Page:
                         yield [CANCELLED, *same]
                         return
                     if isinstance(event, Report):
-                        self.shell.shelf.add(event)
-                        shown, note = arrange(shown, event)
+                        [kept] = self.shell.shelf.pick([self.shell.shelf.add(event)])
+                        shown, note = arrange(shown, kept)
                         left = note or left
                         sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
                     elif isinstance(event, str):
@@ -149,4 +149,4 @@ class Page:
 
     def opened(self, name: str, keys: list[str], layer: str | None, *values: Any) -> list[Any]:
         """The name of the tab that was opened, and its outputs."""
-        return [name, *self.shell.views[name].render(self.shell.shelf.pick(keys), layer or "", *values)]
+        return [name, *self.shell.views[name].drawn(self.shell.shelf.pick(keys), layer or "", *values)]

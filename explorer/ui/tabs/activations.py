@@ -132,7 +132,7 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         return [*figures.render(reports, layer), json.dumps({"model": model_of(reports), "layer": layer})]
 
-    return View([*figures.outputs, bench.subject], render)
+    return View([*figures.outputs, bench.subject], render, pure=True)
 
 
 TAB = Tab("activations", "Activations", build, order=20)

@@ -100,7 +100,7 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
         return [gr.Dropdown(**choices(reports, chosen))]
 
-    return View([which], render, [which])
+    return View([which], render, [which], pure=True)
 
 
 def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:

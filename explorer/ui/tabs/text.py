@@ -58,7 +58,7 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         return [samples(reports), guard(reports)]
 
-    return View([written, guarded], render)
+    return View([written, guarded], render, pure=True)
 
 
 def _robustness(shell: Shell) -> None:

@@ -55,7 +55,7 @@ def build(shell: Shell) -> View:
         now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
         return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
 
-    return View([*figures.outputs, configuration, subject], render, [subject])
+    return View([*figures.outputs, configuration, subject], render, [subject], pure=True)
 
 
 class Maps:
