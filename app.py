@@ -169,6 +169,13 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
     return WorkerRunner(work, made.limits, session, metrics, delay=7.0)
 
 
+def ahead() -> list[str]:
+    """Paths of the scripts that draw figures: gradio's page asks for them only when its first figure is laid out."""
+    import gradio
+
+    return [f"./assets/{path.name}" for path in Path(gradio.__file__).parent.glob("templates/frontend/assets/PlotlyPlot-*.js")]
+
+
 def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:
     """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
     metrics.watch(runner)
@@ -176,7 +183,8 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
     remember_signatures(blocks)
     shapes = forms(blocks)
-    door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names)] if names else []), Middleware(Pages)]
+    keep_out = [Middleware(Login, names=names)] if names else []
+    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead()), *keep_out, Middleware(Pages)]
     served, _, _ = blocks.queue(max_size=256).launch(
         server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
         theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,

@@ -11,6 +11,7 @@ import gradio as gr
 from explorer.records import Report
 from explorer.ui import share
 from explorer.ui.blocks import LeanBlocks
+from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
@@ -113,11 +114,9 @@ def _tabs(shell: Shell) -> dict[str, Any]:
 def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -> None:
     shell = page.shell
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
-    running = run.click(
-        page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64,
-        trigger_mode="multiple", **QUIET,  # else a Run pressed while a cancelled one still ends would go unheard
-    )  # fmt: skip
-    cancel.click(page.cancel, None, shell.status, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
+    stop.stops(run.click, page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64)
+    stop.by(cancel, shell.status)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
