@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 API = "/gradio_api"
@@ -89,7 +89,7 @@ class Guard:
                 return
         replayed = False
 
-        async def again() -> MutableMapping[str, Any]:
+        async def again() -> Message:
             nonlocal replayed
             if replayed:
                 return await receive()
@@ -118,7 +118,7 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
 
 
 def _with_headers(send: Send, links: list[tuple[bytes, bytes]]) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
+    async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             names = {name for name, _ in HEADERS}
             message = {**message, "headers": [(n, v) for n, v in message.get("headers", []) if n.lower() not in names] + HEADERS + links}
