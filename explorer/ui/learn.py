@@ -15,6 +15,7 @@ from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answ
 from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
 from explorer.ui.frame import plotted
+from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
@@ -165,12 +166,10 @@ class Walk:
         prediction = choice if own.predict.options else amount
         try:
             for name in own.runs:
-                positional, options = named_runs()[name].arguments()
-                for event in watched(self.runner.run(*positional, **options), clock, f"{name}: "):
+                for event in run_named(self.shell, name, clock):
                     if isinstance(event, Report):
                         reports[name] = event
-                        self.shell.shelf.add(event)
-                    elif isinstance(event, str):
+                    else:
                         yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
             for name in own.answers:
                 for event in watched(self.runner.do(*named_tasks()[name]), clock, f"{name}: "):

@@ -41,6 +41,7 @@ def build(shell: Shell) -> View | None:
     confidence = gr.Slider(0, 100, 50, step=5, label="How sure are you? %", visible=False, elem_id="confidence")
     with gr.Row():
         answer = gr.Button("Answer", variant="primary", visible=False, elem_id="answer", min_width=140)
+        recorded = gr.Button("Do not wait: grade by the recorded run", visible=False, elem_id="answer-recorded", min_width=140)
         following = gr.Button("Next question", variant="primary", visible=False, elem_id="next-question", min_width=140)
     feedback = gr.HTML("", elem_id="feedback")
     with gr.Accordion("Result sheet", open=False):
@@ -48,13 +49,15 @@ def build(shell: Shell) -> View | None:
         with gr.Row():
             printed = gr.Button("Print", elem_id="print-sheet", size="sm", min_width=80)
             forget = gr.Button("Forget everything", elem_id="forget", size="sm", min_width=120)
-    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, following, feedback]
+    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, recorded, following, feedback]
     quick = QUIET | {"queue": False}
     five.click(partial(trainer.start, kind="five"), [state, wanted], [state, *question, result], **quick)
     today.click(partial(trainer.start, kind="daily"), [state, wanted], [state, *question, result], **quick)
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
-    answer.click(trainer.answer, given, [state, ticked, answer, following, feedback, result], concurrency_limit=64, **QUIET)
+    graded = [state, ticked, answer, following, feedback, result, recorded]
+    running = answer.click(trainer.answer, given, graded, concurrency_limit=64, **QUIET)
+    recorded.click(trainer.recorded, given, graded, cancels=[running], **quick)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
