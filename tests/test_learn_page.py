@@ -157,7 +157,7 @@ def test_explanations_can_wait(shell: Shell) -> None:
 def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
     mode = interviewer.Interviewer(shell)
     key = shell.shelf.add(recorded()["gptq4"])
-    notes, listed, page = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
+    notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
     assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
     ticked, _ = mode.tick(notes, [0, 2, 99])
     assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked

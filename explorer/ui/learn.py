@@ -191,17 +191,16 @@ class Walk:
         keys = [self.shell.shelf.add(recorded()[name]) for name in runs]
         reports = self.shell.shelf.with_baseline(self.shell.shelf.pick(keys))
         compared, _ = self.shell.shared(reports, None)
-        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *self._controls(runs[-1] if runs else "")]
+        asked = named_runs()[runs[-1]] if runs else None
+        controls = controls_for(self.shell, asked.method, asked.params, asked.arguments()[1]) if asked else [gr.skip() for _ in self.shell.controls]
+        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *controls]
 
-    def _controls(self, run: str) -> list[Any]:
-        """Values of the shell's controls for a run: model, method, options, then the fields of every method in the catalogue's order."""
-        if not run:
-            return [gr.skip() for _ in self.shell.controls]
-        ask = named_runs()[run]
-        options = ask.arguments()[1]
-        defaults = {"text": "", **link.OPTIONS}
-        values: list[Any] = ["demo", ask.method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
-        for method in self.shell.catalogue:
-            for field in method["fields"]:
-                values.append(ask.params.get(field["name"], field["default"]) if method["name"] == ask.method else gr.skip())
-        return values
+
+def controls_for(shell: Shell, method: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
+    """Values of the shell's controls for a run of the bundled model: model, method, options, then the fields of every method in the catalogue's order."""
+    defaults = {"text": "", **link.OPTIONS}
+    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
+    for known in shell.catalogue:
+        for field in known["fields"]:
+            values.append(params.get(field["name"], field["default"]) if known["name"] == method else gr.skip())
+    return values
