@@ -20,6 +20,7 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Event, Report
+from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
@@ -89,7 +90,7 @@ class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
-    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked).
+    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked). sealed: what pages may not know yet.
     """
 
     runner: Runner
@@ -102,6 +103,7 @@ class Shell:
     status: Any = None
     bar: Any = None
     controls: list[Any] = field(default_factory=list)
+    sealed: Sealed = field(default_factory=Sealed)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -107,48 +105,43 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
         for name in names:
             reports: list[Report] = []
             try:
-                for what, fault in (("healthy run: ", ""), ("with the bug: ", name)):
-                    for event in watched(shell.runner.do("failure", arguments(found[0], fault)), clock, what):
-                        if isinstance(event, Answer):
-                            reports.append(report_from(event.data["report"]))
-                        elif isinstance(event, str):
-                            yield [event, *kept[1:]]
+                for event in both(shell, arguments(found[0]), name, clock):
+                    if isinstance(event, Report):
+                        reports.append(event)
+                    else:
+                        yield [event, *kept[1:]]
             except InputError:
                 if name == names[-1]:
                     raise
                 continue  # this bug cannot happen to this method: the next one drawn
             told = "a bug is in the second column. Which one?" if hidden else f"{BUGS[name].title.lower()} planted, {clock.seconds():.1f} s."
-            state = packed({"key": key, "bug": name})
+            state = shell.sealed.put({"asked": arguments(found[0]), "bug": name})
             yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
             return
     except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
         yield [failure(error), *kept[1:]]
 
 
-def arguments(found: Report, fault: str) -> dict[str, Any]:
-    """What the task is asked."""
-    return {"model": found.experiment.model.name, **asked(found), "fault": fault}
+def arguments(found: Report) -> dict[str, Any]:
+    """What the task is asked about a configuration, without the bug."""
+    return {"model": found.experiment.model.name, **asked(found)}
 
 
-def packed(state: dict[str, str]) -> str:
-    """What is planted, not readable at a glance: whoever guesses would see it in the page's source."""
-    return base64.b64encode(json.dumps(state).encode()).decode()
+def both(shell: Shell, asked: dict[str, Any], bug: str, clock: Clock) -> Iterator[str | Report]:
+    """Status lines and two reports: the healthy run of a configuration and the one with a bug."""
+    for what, fault in (("healthy run: ", ""), ("with the bug: ", bug)):
+        for event in watched(shell.runner.do("failure", asked | {"fault": fault}), clock, what):
+            if isinstance(event, Answer):
+                yield report_from(event.data["report"])
+            elif isinstance(event, str):
+                yield event
 
 
-def unpacked(text: str) -> dict[str, str]:
-    """The inverse of `packed`; {} for anything else."""
-    try:
-        state = json.loads(base64.b64decode(text or "", validate=True))
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) and state.get("bug") in BUGS else {}
-
-
-def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
+def stored(shell: Shell, state: dict[str, Any]) -> list[Report]:
     """The healthy report and the one with the bug, from the store; [] when they would have to be measured again."""
-    found, reports = shell.shelf.pick([str(state.get("key"))]), []
-    for fault in ("", state["bug"]) if found else ():
-        events = shell.runner.do("failure", arguments(found[0], fault))
+    reports = []
+    for fault in ("", state["bug"]):
+        events = shell.runner.do("failure", state["asked"] | {"fault": fault})
         first = next(events)
         events.close()
         if isinstance(first, Answer):
@@ -158,7 +151,7 @@ def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
 
 def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any]:
     """The bug's name, its story, what the guard says, and whether the guess was right."""
-    state = unpacked(told)
+    state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     if not reports:
         return [status("Plant a bug first.", "error"), *[gr.skip()] * (RESULTS - 1)]
@@ -169,7 +162,7 @@ def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any
 
 def redrawn(shell: Shell, told: str, layer: str) -> list[Any]:
     """The plots for another layer, [] when nothing is planted."""
-    state = unpacked(told)
+    state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     return drawn(reports, layer) if reports else []
 
