@@ -39,5 +39,5 @@ FIGURE = Figure(
     "Decoding reads every weight once a token, so on a large model fewer bits mean proportionally more tokens per second. On a small model the "
     "fixed cost of launching each operation dominates and fewer bits change nothing, or even slow it down. Do not read this model's speeds as "
     "a 7B model's.",
-    ("decode_latencies",), draw, summary, order=3,
+    ("decode_latencies", "decode_limit"), draw, summary, order=3,
 )  # fmt: skip

@@ -8,12 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.chips import legend
 from explorer.records import Report
 from explorer.ui import share
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
-from explorer.ui.tab import QUIET, Runner, Shell, tabs
+from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPT = STYLE.with_name("page.js")
@@ -39,7 +40,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
-            "Every number says how it was made: measured, with its interval, device and kernel, or estimated.</p></header>"
+            f"Every number says how it came to be; point at its letter.</p>{legend()}</header>"
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
@@ -95,6 +96,7 @@ def _compared(shell: Shell) -> None:
         )  # fmt: skip
         shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
     shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
+    shell.picks = {kind: gr.Textbox("", visible="hidden", max_length=200, elem_id=f"pick-{kind}") for kind in PICKS}  # set by assets/page.js
 
 
 def _tabs(shell: Shell) -> dict[str, Any]:
@@ -120,6 +122,8 @@ def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
+    picked = shell.picks["layer"]
+    picked.input(page.picked, [picked, shell.compared, shell.active, *shell.inputs()], [shell.layer, *shell.outputs()], **QUIET)
     for name, tab in laid.items():
         if name in shell.views:
             view = shell.views[name]

@@ -147,6 +147,13 @@ class Page:
         """The outputs of all tabs when the layer changed."""
         return self.shell.drawn(active, self.shell.shelf.pick(keys), layer or "", values)
 
+    def picked(self, name: str, keys: list[str], active: str, *values: Any) -> list[Any]:
+        """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
+        reports = self.shell.shelf.pick(keys)
+        if name not in (m.layer for r in reports for m in r.measurements if m.layer):
+            return [gr.skip()] * (1 + len(self.shell.outputs()))
+        return [gr.Dropdown(value=name), *self.shell.drawn(active, reports, name, values)]
+
     def opened(self, name: str, keys: list[str], layer: str | None, *values: Any) -> list[Any]:
         """The name of the tab that was opened, and its outputs."""
         return [name, *self.shell.views[name].render(self.shell.shelf.pick(keys), layer or "", *values)]

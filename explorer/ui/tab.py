@@ -20,6 +20,8 @@ from explorer.figures import short_layer
 from explorer.records import Event, Report
 from explorer.ui.session import Shelf, keys_of
 
+# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, a report whose batch to sweep.
+PICKS = ("layer", "report", "compare", "batch")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
 
 
@@ -64,7 +66,7 @@ class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
-    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked).
+    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
     """
 
     runner: Runner
@@ -77,6 +79,7 @@ class Shell:
     status: Any = None
     bar: Any = None
     controls: list[Any] = field(default_factory=list)
+    picks: dict[str, Any] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.chips import chip, of_metrics, reachable
 from explorer.figures import figures
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
@@ -24,6 +25,7 @@ from explorer.ui.tab import Shell
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}
 NOTED = "<div class='feedback'><p>Noted. What was right, and why, comes at the end of the set.</p></div>"
+OWN = chip("measured", "counted from your own answers, in this browser", reached=False)
 State = dict[str, Any]
 
 
@@ -113,12 +115,19 @@ def asked(state: State) -> list[Any]:
     ]  # fmt: skip
 
 
+def chips(question: Question) -> str:
+    """The chip of a question's numbers: recorded runs, or arithmetic; none where the answer is no number."""
+    if question.runs:
+        return of_metrics([recorded()[name] for name in question.runs if name in recorded()], (question.metric or "kld_mean", "bits_per_weight"))
+    return chip("estimated", "arithmetic with the numbers of the question") if question.kind == "numeric" else ""
+
+
 def feedback(posed: Posed, verdict: Verdict) -> str:
     """What is said after an answer."""
     word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
     kind = "good" if verdict.score >= progress.RIGHT else "poor"
     return (
-        f"<div class='feedback {kind}'><p><b>{word}.</b> {escape(verdict.right)}</p><p>{escape(verdict.why)}</p>"
+        f"<div class='feedback {kind}'><p><b>{word}.</b> {escape(verdict.right)} {chips(posed.question)}</p><p>{escape(verdict.why)}</p>"
         f"<p class='hint'>Concept: {escape(posed.question.concept)}. Source: {escape(posed.question.source)}. {see(posed.question.see)}</p></div>"
     )
 
@@ -131,10 +140,11 @@ def finished(state: State) -> str:
         posed = pose(questions()[name], running["seed"])
         verdict = grade(posed, None, recorded())
         rows.append(
-            f"<tr><td>{100 * score:.0f}%</td><td><b>{escape(posed.ask)}</b> {escape(verdict.right)}<br><span class='hint'>{escape(verdict.why)} "
+            f"<tr><td>{100 * score:.0f}% {OWN}</td><td><b>{escape(posed.ask)}</b> {escape(verdict.right)} {chips(posed.question)}<br>"
+            f"<span class='hint'>{escape(verdict.why)} "
             f"{see(posed.question.see)}</span></td></tr>"
         )
-    return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{''.join(rows)}</table>"
+    return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{reachable(''.join(rows))}</table>"
 
 
 def sheet(state: State) -> str:
@@ -150,10 +160,12 @@ def sheet(state: State) -> str:
             )
         else:
             rows.append(f"<tr><th scope='row'>{escape(row['title'])}</th><td>0</td><td>not asked yet</td><td></td></tr>")
-    head = "<tr><th scope='col'>area</th><th scope='col'>answers</th><th scope='col'>score</th><th scope='col'>Brier</th></tr>"
+    counted = "".join(f"<th scope='col'>{name} {OWN}</th>" for name in ("answers", "score", "Brier"))
+    head = f"<tr><th scope='col'>area</th>{counted}</tr>"
     waiting = len(progress.due(own, today()))
     return (
-        f"<table class='sheet'>{head}{''.join(rows)}</table><p class='hint'>Rating {own['rating']:.0f} (junior questions 1000, mid 1200, senior 1400), "
+        f"<table class='sheet'>{reachable(head)}{''.join(rows)}</table>"
+        f"<p class='hint'>Rating {own['rating']:.0f} (junior questions 1000, mid 1200, senior 1400), "
         f"{own['answers']} answers, {waiting} question{'s' if waiting != 1 else ''} due again. "
         "Brier: squared distance of your stated confidence from the outcome; 0 is best, always saying 50% gives 0.25. Kept in this browser only.</p>"
     )
@@ -236,6 +248,6 @@ class Trainer:
         if run is not None:
             self.shell.shelf.add(run)
             numbers = f"{run.name}: {run.value('bits_per_weight'):.3f} bits a weight, {run.value('kld_mean'):.4f} nats"
-            said += f"<p class='hint'>Graded by running it: {escape(numbers)}.</p>"
+            said += f"<p class='hint'>Graded by running it: {escape(numbers)} {of_metrics([run], ('kld_mean', 'bits_per_weight'))}.</p>"
         last = known["set"]["at"] + 1 == len(known["set"]["ids"])
         return [new, gr.skip(), gr.update(visible=False), gr.update(value="Result" if last else "Next question", visible=True), said, sheet(new)]
