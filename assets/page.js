@@ -53,7 +53,7 @@
   const pick = (choice) => {
     const cut = choice.indexOf(":"), box = document.querySelector(`#pick-${choice.slice(0, cut)} :is(textarea, input)`);
     if (!box) return;
-    box.value = choice.slice(cut + 1);
+    box.value = `${choice.slice(cut + 1)} ${Date.now()}`; // the time makes a second click on the same a change as well
     box.dispatchEvent(new Event("input", { bubbles: true }));
   };
   const chosen = (point) => point.id ?? (Array.isArray(point.pointNumber) ? point.data.meta?.picks?.[point.pointNumber[0]]?.[point.pointNumber[1]] : undefined);

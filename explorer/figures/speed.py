@@ -21,7 +21,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
             {"type": "scatter", "mode": "markers", "x": [1000 / report.value("decode_limit")], "y": [name], "name": "bandwidth limit (estimated)",
              "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
         )  # fmt: skip
-    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log"}, yaxis={"autorange": "reversed"}))
+    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log", "dtick": 1}, yaxis={"autorange": "reversed"}))
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:

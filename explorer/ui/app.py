@@ -123,7 +123,7 @@ def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
     picked = shell.picks["layer"]
-    picked.input(page.picked, [picked, shell.compared, shell.active, *shell.inputs()], [shell.layer, *shell.outputs()], **QUIET)
+    picked.change(page.picked, [picked, shell.compared, shell.active, *shell.inputs()], [shell.layer, *shell.outputs()], **QUIET)
     for name, tab in laid.items():
         if name in shell.views:
             view = shell.views[name]

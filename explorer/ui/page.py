@@ -13,7 +13,7 @@ import gradio as gr
 from explorer.records import Event, InputError, Progress, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.session import arrange
-from explorer.ui.tab import Shell
+from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
 from explorer.ui.visitor import session
 
@@ -147,9 +147,9 @@ class Page:
         """The outputs of all tabs when the layer changed."""
         return self.shell.drawn(active, self.shell.shelf.pick(keys), layer or "", values)
 
-    def picked(self, name: str, keys: list[str], active: str, *values: Any) -> list[Any]:
+    def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
         """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
-        reports = self.shell.shelf.pick(keys)
+        reports, name = self.shell.shelf.pick(keys), picked(choice)
         if name not in (m.layer for r in reports for m in r.measurements if m.layer):
             return [gr.skip()] * (1 + len(self.shell.outputs()))
         return [gr.Dropdown(value=name), *self.shell.drawn(active, reports, name, values)]

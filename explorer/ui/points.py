@@ -20,7 +20,7 @@ from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.points_table import points_table, report_card
 from explorer.ui.session import arrange, ground, is_baseline, keys_of
-from explorer.ui.tab import Shell
+from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
@@ -104,13 +104,14 @@ class Points:
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [failure(error), *same]
 
-    def find(self, key: str, held: str, keys: Sequence[str]) -> Report | None:
-        """The report of a point or of the page by its key."""
+    def find(self, choice: str, held: str, keys: Sequence[str]) -> Report | None:
+        """The report of a point or of the page that was clicked."""
+        key = picked(choice)
         return next((r for r in [*self.reports(held), *self.shell.shelf.pick(keys), *self.shell.shelf.pick([key])] if key_of(r.experiment) == key), None)
 
-    def opened(self, key: str, held: str, keys: list[str]) -> Any:
+    def opened(self, choice: str, held: str, keys: list[str]) -> Any:
         """The report of a point that was clicked, as HTML."""
-        found = self.find(key, held, keys)
+        found = self.find(choice, held, keys)
         if found is None:
             return gr.skip()
         points = [*self.shell.shelf.pick(keys), *self.reports(held)]
@@ -121,9 +122,9 @@ class Points:
             self.shell.shelf.add(report)  # so that its buttons are heard
         return report_card(found, base, points)
 
-    def compared(self, key: str, held: str, keys: list[str], layer: str | None) -> list[Any]:
+    def compared(self, choice: str, held: str, keys: list[str], layer: str | None) -> list[Any]:
         """[status, compared, layer] after a point's report was put into Compare."""
-        found = self.find(key, held, keys)
+        found = self.find(choice, held, keys)
         if found is None:
             return [gr.skip()] * 3
         self.shell.shelf.add(found)

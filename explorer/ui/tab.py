@@ -108,6 +108,11 @@ class Shell:
         return compared, {"choices": [(short_layer(name), name) for name in names], "value": shown}
 
 
+def picked(text: str) -> str:
+    """The key in a box of `Shell.picks`, which a page's script fills with "key time"."""
+    return (text or "").split(" ")[0]
+
+
 def settings(text: str) -> dict[str, Any]:
     """A dict from JSON text that a page's script sent; {} when it is none."""
     try:

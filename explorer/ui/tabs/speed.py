@@ -18,7 +18,7 @@ from explorer.ui.asking import data_of
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import arrange, keys_of
-from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
 BENCH = Path(__file__).parent.parent.parent.parent / "assets" / "bench"
@@ -96,14 +96,14 @@ def build(shell: Shell) -> View:
         yield from measured(shell, "roofline", ("roofline", "token_times"), key)
 
     def sweeps(key: str, most: int) -> Iterator[list[Any]]:
-        yield from measured(shell, "batch", ("batch",), key, largest=int(most))
+        yield from measured(shell, "batch", ("batch",), picked(key), largest=int(most))
 
     running = [
         limit.click(limits, which, [line, *roof, *times], concurrency_limit=8, **QUIET),
         sweep.click(sweeps, [which, largest], [line, *batch], concurrency_limit=8, **QUIET),
     ]
     asked_for = shell.picks["batch"]
-    chosen = asked_for.input(partial(brought, shell), [asked_for, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET)
+    chosen = asked_for.change(partial(brought, shell), [asked_for, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET)
     running.append(chosen.then(sweeps, [asked_for, largest], [line, *batch], concurrency_limit=8, **QUIET))
     cancelled = status("Cancelled. Nothing half-measured is kept.")
     stop.click(lambda: cancelled, None, line, cancels=running, queue=False, **QUIET)
@@ -132,12 +132,12 @@ def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: 
         yield [failure(error), *same]
 
 
-def brought(shell: Shell, key: str, keys: list[str], layer: str | None) -> list[Any]:
+def brought(shell: Shell, choice: str, keys: list[str], layer: str | None) -> list[Any]:
     """[tabs, compared, layer, which, status] after the batch sweep of a configuration was asked for elsewhere: this tab opens on it.
 
     One that is not compared yet, such as a point of the Trade-offs tab, joins the page first.
     """
-    shown = shell.shelf.pick(keys)
+    shown, key = shell.shelf.pick(keys), picked(choice)
     found = next(iter(shell.shelf.pick([key])), None)
     if found is None:
         return [gr.skip()] * 4 + [status("That configuration is no longer on the page; run it again.", "error")]

@@ -57,10 +57,10 @@ def build(shell: Shell) -> View:
     options = shell.controls[2 : 2 + len(OPTIONS)]
     running = run.click(handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16, **QUIET)
     cancel.click(lambda: status("Cancelled. Run the sweep again to go on."), None, line, cancels=[running], queue=False, **QUIET)
-    picked, into = shell.picks["report"], shell.picks["compare"]
-    picked.input(handlers.opened, [picked, held, shell.compared], card, **QUIET)
+    clicked, into = shell.picks["report"], shell.picks["compare"]
+    clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET)
     shared = [shell.compared, shell.layer]
-    into.input(handlers.compared, [into, held, *shared], [line, *shared], **QUIET)
+    into.change(handlers.compared, [into, held, *shared], [line, *shared], **QUIET)
     return told_apart(shell, handlers, held)
 
 
