@@ -26,9 +26,10 @@ def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(browser, address: 
         if redrawn:  # a redrawn figure is a new one: it must be heard as well
             page.get_by_label("Memory", exact=False).first.check(force=True)
             page.locator("#plot-tradeoffs .xtitle", has_text="MB").wait_for(timeout=5000)
-        before = page.inner_text("#point-report")
+        before = page.locator("#point-report .see").all_inner_texts()
         click_mark(page, page.locator("#plot-tradeoffs .point").nth(-1 if redrawn else 0))
-        page.wait_for_function("before => document.querySelector('#point-report').innerText !== before", arg=before, timeout=5000)
+        name = "document.querySelector('#point-report .see')?.innerText"
+        page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before, timeout=5000)
         card = page.inner_text("#point-report")
         assert "16-bit baseline" in card and "Why is it not faster or smaller?" in card
     page.get_by_role("button", name="SmoothQuant per-channel").click()
