@@ -32,7 +32,7 @@ def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(browser, address: 
         page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before, timeout=5000)
         card = page.inner_text("#point-report")
         assert "16-bit baseline" in card and "Why is it not faster or smaller?" in card
-    page.get_by_role("button", name="SmoothQuant per-channel").click()
+    page.get_by_role("button", name="SmoothQuant per-channel", exact=True).click()
     page.locator("#point-report .see", has_text="SmoothQuant per-channel").wait_for(timeout=5000)
     page.locator("#point-report .three .act", has_text="batch sweep").click()
     page.locator("#speed-status progress").wait_for(timeout=30_000)

@@ -20,6 +20,12 @@ STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPT = STYLE.with_name("page.js")
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
+# A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
+ONCE = """(layer) => {
+  const last = window.lastLayer;
+  if (last?.layer !== layer || Date.now() - last.at > 400) window.lastLayer = { layer, at: Date.now() };
+  return `${layer} ${window.lastLayer.at}`;
+}"""
 
 
 def theme() -> gr.themes.Base:
@@ -52,6 +58,9 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         _wire(page, run, cancel, shared["reset"], selects)
         share.wire(blocks, page, shared, run)
         blocks.load(None, None, None, js=SCRIPT.read_text())
+    # Nothing shows gradio's own progress, but it goes through all components for each one that might, at every event: leave it a single one.
+    for handler in blocks.fns.values():
+        handler.show_progress_on = [shell.active]
     return blocks
 
 
@@ -121,9 +130,9 @@ def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -
     cancel.click(page.cancel, None, shell.status, cancels=[running], queue=False, **QUIET)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
-    shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
     picked = shell.picks["layer"]
-    picked.change(page.picked, [picked, shell.compared, shell.active, *shell.inputs()], [shell.layer, *shell.outputs()], **QUIET)
+    shell.layer.input(None, shell.layer, picked, js=ONCE, api_visibility="private")
+    picked.change(page.picked, [picked, shell.compared, shell.active, *shell.inputs()], [shell.layer, *shell.outputs()], queue=False, **QUIET)
     for name, tab in laid.items():
         if name in shell.views:
             view = shell.views[name]

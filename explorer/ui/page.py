@@ -143,10 +143,6 @@ class Page:
         """Back to the configurations a new page starts with."""
         return [status("Showing the recorded results of the bundled model."), *self.view(self.shell.shelf.first(), layer, active, values)]
 
-    def redraw(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
-        """The outputs of all tabs when the layer changed."""
-        return self.shell.drawn(active, self.shell.shelf.pick(keys), layer or "", values)
-
     def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
         """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
         reports, name = self.shell.shelf.pick(keys), picked(choice)
