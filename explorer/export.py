@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from html import escape
 
+from explorer.chips import legend, of_metrics
 from explorer.figures import figures
 from explorer.records import Report, plain
 
@@ -59,8 +60,10 @@ def as_json(reports: Sequence[Report]) -> str:
     return json.dumps([plain(report) | {"command": command_of(report)} for report in reports], indent=1)
 
 
-def as_html(reports: Sequence[Report], layer: str, table: str, style: str) -> str:
-    """One page that needs nothing else. table: the comparison as HTML; style: CSS. Figures that no report has numbers for are left out."""
+def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:
+    """One page that needs nothing else. table: the comparison as HTML; style: CSS; page: the page's script, for its chips and tables. Figures that no
+    report has numbers for are left out.
+    """
     from plotly.offline import get_plotlyjs
 
     measured = {m.metric for report in reports for m in report.measurements}
@@ -68,7 +71,7 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str) -> st
     for figure in figures().values():
         if measured.issuperset(figure.needs):
             drawings[figure.name] = figure.draw(reports, layer)
-            words = escape(figure.summary(reports, layer))
+            words = f"{of_metrics(reports, figure.needs)} {escape(figure.summary(reports, layer))}"
             parts.append(
                 f"<section><h2>{escape(figure.title)}</h2><p>{escape(figure.see)}</p><div id='{figure.name}'></div><p class='summary'>{words}</p>"
                 f"<details><summary>Why</summary><p>{escape(figure.why)}</p></details></section>"
@@ -79,8 +82,8 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str) -> st
     script = f"for (const [name, f] of Object.entries({data})) Plotly.newPlot(name, f.data, f.layout, {{displaylogo: false, responsive: true}});"
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Quantization report</title><style>{style}{PAGE}</style></head><body><h1>Quantization report</h1>{table}{''.join(parts)}"
-        f"<h2>How to repeat it</h2>{origins}<script>{get_plotlyjs()}</script><script>{script}</script></body></html>"
+        f"<title>Quantization report</title><style>{style}{PAGE}</style></head><body><h1>Quantization report</h1>{legend()}{table}{''.join(parts)}"
+        f"<h2>How to repeat it</h2>{origins}<script>{get_plotlyjs()}</script><script>{script}</script><script>({page.rstrip()})()</script></body></html>"
     )
 
 

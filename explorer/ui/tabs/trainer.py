@@ -16,15 +16,17 @@ from explorer.learn import progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
 from explorer.records import Report
+from explorer.ui.cancel import Cancel
 from explorer.ui.diagnosis import START, Diagnosis
 from explorer.ui.frame import chart, frame
 from explorer.ui.interviewer import Interviewer, shown_card
+from explorer.ui.marks import sheet
 from explorer.ui.notes import notes
 from explorer.ui.page import status
 from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS
-from explorer.ui.trainer import FIELDS, Trainer, sheet
+from explorer.ui.trainer import FIELDS, Trainer
 
 
 def build(shell: Shell) -> View | None:
@@ -67,8 +69,9 @@ def build(shell: Shell) -> View | None:
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
     graded = [state, ticked, answer, following, feedback, result, recorded]
-    running = answer.click(trainer.answer, given, graded, concurrency_limit=64, **QUIET)
-    recorded.click(trainer.recorded, given, graded, cancels=[running], **quick)
+    waiting = Cancel("")
+    waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
+    waiting.instead(recorded, trainer.recorded, given, graded)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
@@ -130,9 +133,10 @@ def _broken(shell: Shell, diagnosis: Diagnosis) -> tuple[Any, Any, Any]:
         plots += chart(dataclasses.replace(charts()["group_error"], name="case-group_error"))
     named = gr.Radio([(bug.title, bug.name) for bug in BUGS.values()], label="Diagnosis", elem_id="diagnosis")
     step = gr.Radio([(bug.settle, bug.name) for bug in sorted(BUGS.values(), key=lambda bug: bug.settle)], label="Next step", elem_id="next-step")
-    drawing = draw.click(diagnosis.draw, shell.layer, [ticket, line, table, below, *plots], concurrency_limit=16, **QUIET)
+    drawing = Cancel(status("Cancelled."))
+    drawing.stops(draw.click, diagnosis.draw, shell.layer, [line, ticket, table, below, *plots], concurrency_limit=16)
     draw.click(lambda: (None, None), None, [named, step], queue=False, **QUIET)
-    stop.click(lambda: status("Cancelled."), None, line, cancels=[drawing], queue=False, **QUIET)
+    drawing.by(stop, line)
     control.click(diagnosis.controls, ticket, shell.controls, queue=False, **QUIET)
     return ticket, named, step
 
