@@ -88,7 +88,7 @@ def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") ->
             updates += [gr.Column(visible=shown(figure, reports)), drawn, figure.summary(reports, layer)]
         return updates
 
-    return View(outputs, render)
+    return View(outputs, render, pure=True)
 
 
 def shown(figure: Figure, reports: Sequence[Report]) -> bool:

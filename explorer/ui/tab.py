@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +24,7 @@ from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
+SHARED = 100  # drawn pages of a tab that are kept for further visitors
 
 
 class Runner(Protocol):
@@ -34,11 +37,33 @@ class Runner(Protocol):
 
 @dataclass
 class View:
-    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs."""
+    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs.
+
+    pure: whether what it renders depends on these arguments alone; then visitors with the same reports share what was drawn once.
+    """
 
     outputs: list[Any]
     render: Callable[..., list[Any]]
     inputs: list[Any] = field(default_factory=list)
+    pure: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _drawn: OrderedDict[tuple, tuple[list[Report], list[Any]]] = field(default_factory=OrderedDict, repr=False)
+
+    def drawn(self, reports: Sequence[Report], layer: str, *values: Any) -> list[Any]:
+        """An update for each output. The shelf keeps one object of equal reports, so that identity tells them apart."""
+        if not self.pure:
+            return self.render(reports, layer, *values)
+        key = (tuple(map(id, reports)), layer, repr(values))
+        with self._lock:
+            if key in self._drawn:
+                self._drawn.move_to_end(key)
+                return list(self._drawn[key][1])
+        made = self.render(reports, layer, *values)
+        with self._lock:
+            self._drawn[key] = list(reports), made  # holding the reports keeps their ids
+            while len(self._drawn) > SHARED:
+                self._drawn.popitem(last=False)
+        return list(made)
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ class Shell:
         values = list(values)
         for name, view in self.views.items():
             own, values = values[: len(view.inputs)], values[len(view.inputs) :]
-            updates += view.render(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
+            updates += view.drawn(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
         return updates
 
     def shared(self, reports: Sequence[Report], layer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,6 +16,7 @@ from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, frame, heading, plotted
 from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
@@ -65,8 +66,9 @@ def build(shell: Shell) -> View:
         plots += chart(charts()["group_error"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
-    event = plant.click(partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16, **QUIET)
-    stop.click(lambda: status("Cancelled. What was measured is kept."), None, line, cancels=[event], queue=False, **QUIET)
+    stopping = Cancel(status("Cancelled. What was measured is kept."))
+    stopping.stops(plant.click, partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16)
+    stopping.by(stop, line)
     reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
 
     def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:

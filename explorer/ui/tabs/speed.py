@@ -12,10 +12,11 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import Answer, InputError, Report
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import keys_of
-from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tab import Shell, Tab, View
 
 BENCH = Path(__file__).parent.parent.parent.parent / "assets" / "bench"
 
@@ -90,17 +91,15 @@ def build(shell: Shell) -> View:
     def sweeps(key: str, most: int) -> Iterator[list[Any]]:
         yield from measured(shell, "batch", ("batch",), key, largest=int(most))
 
-    running = [
-        limit.click(limits, which, [line, *roof, *times], concurrency_limit=8, **QUIET),
-        sweep.click(sweeps, [which, largest], [line, *batch], concurrency_limit=8, **QUIET),
-    ]
-    cancelled = status("Cancelled. Nothing half-measured is kept.")
-    stop.click(lambda: cancelled, None, line, cancels=running, queue=False, **QUIET)
+    stopping = Cancel(status("Cancelled. Nothing half-measured is kept."))
+    stopping.stops(limit.click, limits, which, [line, *roof, *times], concurrency_limit=8)
+    stopping.stops(sweep.click, sweeps, [which, largest], [line, *batch], concurrency_limit=8)
+    stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
         return [gr.Dropdown(**choices(reports, chosen))]
 
-    return View([which], render, [which])
+    return View([which], render, [which], pure=True)
 
 
 def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
