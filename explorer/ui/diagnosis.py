@@ -18,7 +18,7 @@ from explorer.ui.page import Clock, failure, status
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.failures import PLOTS, both, drawn, report
 
-EVIDENCE = 2 + 2 + 2 * len(PLOTS) + 2  # ticket and status; table and column, the plots with their words, the chart of groups alike
+EVIDENCE = 2 + 2 + 2 * len(PLOTS) + 2  # status and ticket; table and column, the plots with their words, the chart of groups alike
 START = "Draw a model: a bug is planted in a copy of a quantized run, and both are measured here."
 
 

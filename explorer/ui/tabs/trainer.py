@@ -133,10 +133,10 @@ def _broken(shell: Shell, diagnosis: Diagnosis) -> tuple[Any, Any, Any]:
         plots += chart(dataclasses.replace(charts()["group_error"], name="case-group_error"))
     named = gr.Radio([(bug.title, bug.name) for bug in BUGS.values()], label="Diagnosis", elem_id="diagnosis")
     step = gr.Radio([(bug.settle, bug.name) for bug in sorted(BUGS.values(), key=lambda bug: bug.settle)], label="Next step", elem_id="next-step")
-    drawing = Cancel(status("Cancelled."))
-    drawing.stops(draw.click, diagnosis.draw, shell.layer, [line, ticket, table, below, *plots], concurrency_limit=16)
+    stopping = Cancel(status("Cancelled. What was measured is kept."))
+    stopping.stops(draw.click, diagnosis.draw, shell.layer, [line, ticket, table, below, *plots], concurrency_limit=16)
+    stopping.by(stop, line)
     draw.click(lambda: (None, None), None, [named, step], queue=False, **QUIET)
-    drawing.by(stop, line)
     control.click(diagnosis.controls, ticket, shell.controls, queue=False, **QUIET)
     return ticket, named, step
 
