@@ -47,9 +47,12 @@ def kernel_tables(folder: Path = BENCH) -> str:
 def shown_row(row: dict[str, Any]) -> dict[str, Any]:
     """One timing as the table shows it: what ran, on which shape, how long, how close to a copy, how much faster than 16 bits."""
     case = row["case"]
-    shape = (
-        f"{case['n']} x {case['k']}" if case.get("n") and case.get("k") else ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
-    )
+    if case.get("k"):
+        shape = f"{case['n']} x {case['k']}" if case.get("n") else f"{case['k']}"
+    elif case.get("p"):
+        shape = f"{case['p']} x {case['q']}, {case['runs']} of them"
+    else:
+        shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
         "operation": row["op"], "kernel": row["form"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
         "80th percentile": row["p80"], "GB/s": row["gb_per_s"], "of a copy, %": 100 * row["of_copy"], "times faster": row["ratio"], "than": row["baseline"],
@@ -62,8 +65,10 @@ def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str
     head = "".join(f"<th scope='col'>{escape(column)} {how if column in TIMED else ''}</th>" for column in columns)
     body = "".join("<tr>" + "".join(_cell(column, row.get(column, "")) for column in columns) + "</tr>" for row in rows)
     origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
-    whole = reachable(f"<table><caption>{escape(device)}: {escape(origin)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return f"<div class='scroll' tabindex='0'>{whole}</div>"
+    whole = reachable(f"<table class='kernels'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return (
+        f"<p class='hint'>{escape(device)}: {escape(origin)}</p><div class='scroll tall' tabindex='0' role='region' aria-label='kernel timings'>{whole}</div>"
+    )
 
 
 def _cell(column: str, value: Any) -> str:
