@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.serving import ROOT, served, warm
-from tests.soak import cancel_cycles, class_start, figures, fill, sessions, single_flight, visit
+from tests.soak import cancel_cycles, class_start, figures, fill, server_of, sessions, single_flight, visit
 
 WRITER = """
 import sys, time
@@ -103,7 +103,7 @@ def soak(count: int, seconds: float) -> dict[str, Any]:
         await asyncio.gather(watch(server), *visitors)
 
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), seconds=0.0) as address:
-        asyncio.run(crowd(address, psutil.Process(int((Path(folder) / "pid").read_text()))))
+        asyncio.run(crowd(address, server_of(folder)))
     early, late = seen[4], seen[-1]
     return {
         "sessions": count, "for_seconds": seconds, "errors": len(wrong), **figures(taken), "rss_mb": [round(early[0]), round(late[0])],

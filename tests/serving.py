@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from gradio_client.utils import apply_diff
 
 from explorer.records import Event, Progress, QuantSpec, Report, report_from
 from explorer.worker import WorkerSettings
@@ -109,18 +110,22 @@ class Visitor:
         return [output async for output in self.stream(handler, **changes)][-1]
 
     async def stream(self, handler: dict[str, Any], **changes: Any) -> Any:
-        """Yields every output of a handler."""
+        """Yields every output of a handler. A stream comes as its first output and then changes; at its end nothing is sent again."""
         joined = await self.client.post("/gradio_api/queue/join", json=self.body(handler, **changes))
         assert joined.status_code == 200, joined.text
         self.event = joined.json()["event_id"]
+        shown: list[Any] = []
         async with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as answer:
             async for line in answer.aiter_lines():
                 message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
                 if message.get("msg") == "process_generating":
-                    yield message["output"].get("data")
+                    told = message["output"]["data"]
+                    shown = [apply_diff(old, changes) for old, changes in zip(shown, told, strict=True)] if shown else told
+                    yield shown
                 if message.get("msg") == "process_completed":
                     assert message["success"], message
-                    yield message["output"].get("data")
+                    if not shown:
+                        yield message["output"]["data"]
                     return
 
     async def cancel(self, handler: dict[str, Any]) -> None:

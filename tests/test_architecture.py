@@ -24,7 +24,7 @@ explorer.devices explorer.models explorer.data explorer.qlinear explorer.calibra
     explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
-explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.tasks explorer.figures
+explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.saving explorer.tasks explorer.figures
     explorer.chips explorer.export explorer.link
 explorer.learn
 explorer.worker

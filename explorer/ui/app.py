@@ -11,6 +11,8 @@ import gradio as gr
 from explorer.chips import legend
 from explorer.records import Report
 from explorer.ui import share
+from explorer.ui.blocks import LeanBlocks
+from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
@@ -43,7 +45,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list."""
     shell = Shell(runner, Shelf(seeds), catalogue, models)
     page = Page(shell)
-    with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
             f"Every number says how it came to be; point at its letter.</p>{legend()}</header>"
@@ -123,11 +125,9 @@ def _tabs(shell: Shell) -> dict[str, Any]:
 def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -> None:
     shell = page.shell
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
-    running = run.click(
-        page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64,
-        trigger_mode="multiple", **QUIET,  # else a Run pressed while a cancelled one still ends would go unheard
-    )  # fmt: skip
-    cancel.click(page.cancel, None, shell.status, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
+    stop.stops(run.click, page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64)
+    stop.by(cancel, shell.status)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     picked = shell.picks["layer"]

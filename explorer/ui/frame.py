@@ -102,7 +102,7 @@ def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") ->
             updates += [gr.Column(visible=shown(figure, reports)), *figure_values(figure, reports, layer)]
         return updates
 
-    return View(outputs, render)
+    return View(outputs, render, pure=True)
 
 
 def shown(figure: Figure, reports: Sequence[Report]) -> bool:

@@ -16,6 +16,7 @@ from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answ
 from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
 from explorer.ui.frame import plotted, told
+from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
@@ -179,12 +180,10 @@ class Walk:
         prediction = choice if own.predict.options else amount
         try:
             for name in own.runs:
-                positional, options = named_runs()[name].arguments()
-                for event in watched(self.runner.run(*positional, **options), clock, f"{name}: "):
+                for event in run_named(self.shell, name, clock):
                     if isinstance(event, Report):
                         reports[name] = event
-                        self.shell.shelf.add(event)
-                    elif isinstance(event, str):
+                    else:
                         yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
             for name in own.answers:
                 for event in watched(self.runner.do(*named_tasks()[name]), clock, f"{name}: "):
@@ -206,17 +205,16 @@ class Walk:
         keys = [self.shell.shelf.add(recorded()[name]) for name in runs]
         reports = self.shell.shelf.with_baseline(self.shell.shelf.pick(keys))
         compared, _ = self.shell.shared(reports, None)
-        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *self._controls(runs[-1] if runs else "")]
+        asked = named_runs()[runs[-1]] if runs else None
+        controls = controls_for(self.shell, asked.method, asked.params, asked.arguments()[1]) if asked else [gr.skip() for _ in self.shell.controls]
+        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *controls]
 
-    def _controls(self, run: str) -> list[Any]:
-        """Values of the shell's controls for a run: model, method, options, then the fields of every method in the catalogue's order."""
-        if not run:
-            return [gr.skip() for _ in self.shell.controls]
-        ask = named_runs()[run]
-        options = ask.arguments()[1]
-        defaults = {"text": "", **link.OPTIONS}
-        values: list[Any] = ["demo", ask.method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
-        for method in self.shell.catalogue:
-            for field in method["fields"]:
-                values.append(ask.params.get(field["name"], field["default"]) if method["name"] == ask.method else gr.skip())
-        return values
+
+def controls_for(shell: Shell, method: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
+    """Values of the shell's controls for a run of the bundled model: model, method, options, then the fields of every method in the catalogue's order."""
+    defaults = {"text": "", **link.OPTIONS}
+    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
+    for known in shell.catalogue:
+        for field in known["fields"]:
+            values.append(params.get(field["name"], field["default"]) if known["name"] == method else gr.skip())
+    return values

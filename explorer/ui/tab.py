@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,11 +20,13 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Event, Report
+from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
 # What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, a report whose batch to sweep.
 PICKS = ("layer", "report", "compare", "batch")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
+SHARED = 100  # drawn pages of a tab that are kept for further visitors
 
 
 class Runner(Protocol):
@@ -35,11 +39,33 @@ class Runner(Protocol):
 
 @dataclass
 class View:
-    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs."""
+    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs.
+
+    pure: whether what it renders depends on these arguments alone; then visitors with the same reports share what was drawn once.
+    """
 
     outputs: list[Any]
     render: Callable[..., list[Any]]
     inputs: list[Any] = field(default_factory=list)
+    pure: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _drawn: OrderedDict[tuple, tuple[list[Report], list[Any]]] = field(default_factory=OrderedDict, repr=False)
+
+    def drawn(self, reports: Sequence[Report], layer: str, *values: Any) -> list[Any]:
+        """An update for each output. The shelf keeps one object of equal reports, so that identity tells them apart."""
+        if not self.pure:
+            return self.render(reports, layer, *values)
+        key = (tuple(map(id, reports)), layer, repr(values))
+        with self._lock:
+            if key in self._drawn:
+                self._drawn.move_to_end(key)
+                return list(self._drawn[key][1])
+        made = self.render(reports, layer, *values)
+        with self._lock:
+            self._drawn[key] = list(reports), made  # holding the reports keeps their ids
+            while len(self._drawn) > SHARED:
+                self._drawn.popitem(last=False)
+        return list(made)
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,7 @@ class Shell:
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
     HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
+    sealed: what pages may not know yet.
     """
 
     runner: Runner
@@ -80,6 +107,7 @@ class Shell:
     bar: Any = None
     controls: list[Any] = field(default_factory=list)
     picks: dict[str, Any] = field(default_factory=dict)
+    sealed: Sealed = field(default_factory=Sealed)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:
@@ -96,7 +124,7 @@ class Shell:
         values = list(values)
         for name, view in self.views.items():
             own, values = values[: len(view.inputs)], values[len(view.inputs) :]
-            updates += view.render(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
+            updates += view.drawn(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
         return updates
 
     def shared(self, reports: Sequence[Report], layer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

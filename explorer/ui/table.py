@@ -121,7 +121,7 @@ def circumstances(reports: Sequence[Report]) -> str:
 def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
-    parts = [str(p.get("kernel_summary", "")), *p.get("kernel_why", [])]
+    parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
     skipped = p.get("skipped", {})
     for why in dict.fromkeys(skipped.values()):
         names = [short_layer(name) for name, reason in skipped.items() if reason == why]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,6 +17,7 @@ from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, figure_values, frame, heading
 from explorer.ui.frame import told as in_words
 from explorer.ui.guard import findings, verdict
@@ -69,8 +68,9 @@ def build(shell: Shell) -> View:
         plots += chart(charts()["group_error"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
-    event = plant.click(partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16, **QUIET)
-    stop.click(lambda: status("Cancelled. What was measured is kept."), None, line, cancels=[event], queue=False, **QUIET)
+    stopping = Cancel(status("Cancelled. What was measured is kept."))
+    stopping.stops(plant.click, partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16)
+    stopping.by(stop, line)
     reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
 
     def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
@@ -107,48 +107,43 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
         for name in names:
             reports: list[Report] = []
             try:
-                for what, fault in (("healthy run: ", ""), ("with the bug: ", name)):
-                    for event in watched(shell.runner.do("failure", arguments(found[0], fault)), clock, what):
-                        if isinstance(event, Answer):
-                            reports.append(report_from(event.data["report"]))
-                        elif isinstance(event, str):
-                            yield [event, *kept[1:]]
+                for event in both(shell, arguments(found[0]), name, clock):
+                    if isinstance(event, Report):
+                        reports.append(event)
+                    else:
+                        yield [event, *kept[1:]]
             except InputError:
                 if name == names[-1]:
                     raise
                 continue  # this bug cannot happen to this method: the next one drawn
             told = "a bug is in the second column. Which one?" if hidden else f"{BUGS[name].title.lower()} planted, {clock.seconds():.1f} s."
-            state = packed({"key": key, "bug": name})
+            state = shell.sealed.put({"asked": arguments(found[0]), "bug": name})
             yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
             return
     except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
         yield [failure(error), *kept[1:]]
 
 
-def arguments(found: Report, fault: str) -> dict[str, Any]:
-    """What the task is asked."""
-    return {"model": found.experiment.model.name, **asked(found), "fault": fault}
+def arguments(found: Report) -> dict[str, Any]:
+    """What the task is asked about a configuration, without the bug."""
+    return {"model": found.experiment.model.name, **asked(found)}
 
 
-def packed(state: dict[str, str]) -> str:
-    """What is planted, not readable at a glance: whoever guesses would see it in the page's source."""
-    return base64.b64encode(json.dumps(state).encode()).decode()
+def both(shell: Shell, asked: dict[str, Any], bug: str, clock: Clock) -> Iterator[str | Report]:
+    """Status lines and two reports: the healthy run of a configuration and the one with a bug."""
+    for what, fault in (("healthy run: ", ""), ("with the bug: ", bug)):
+        for event in watched(shell.runner.do("failure", asked | {"fault": fault}), clock, what):
+            if isinstance(event, Answer):
+                yield report_from(event.data["report"])
+            elif isinstance(event, str):
+                yield event
 
 
-def unpacked(text: str) -> dict[str, str]:
-    """The inverse of `packed`; {} for anything else."""
-    try:
-        state = json.loads(base64.b64decode(text or "", validate=True))
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) and state.get("bug") in BUGS else {}
-
-
-def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
+def stored(shell: Shell, state: dict[str, Any]) -> list[Report]:
     """The healthy report and the one with the bug, from the store; [] when they would have to be measured again."""
-    found, reports = shell.shelf.pick([str(state.get("key"))]), []
-    for fault in ("", state["bug"]) if found else ():
-        events = shell.runner.do("failure", arguments(found[0], fault))
+    reports = []
+    for fault in ("", state["bug"]):
+        events = shell.runner.do("failure", state["asked"] | {"fault": fault})
         first = next(events)
         events.close()
         if isinstance(first, Answer):
@@ -158,7 +153,7 @@ def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
 
 def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any]:
     """The bug's name, its story, what the guard says, and whether the guess was right."""
-    state = unpacked(told)
+    state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     if not reports:
         return [status("Plant a bug first.", "error"), *[gr.skip()] * (RESULTS - 1)]
@@ -169,7 +164,7 @@ def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any
 
 def redrawn(shell: Shell, told: str, layer: str) -> list[Any]:
     """The plots for another layer, [] when nothing is planted."""
-    state = unpacked(told)
+    state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     return drawn(reports, layer) if reports else []
 

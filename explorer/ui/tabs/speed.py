@@ -15,6 +15,7 @@ from explorer.chips import chip, reachable
 from explorer.figures import charts
 from explorer.records import Answer, InputError, Report
 from explorer.ui.asking import data_of
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import arrange, keys_of
@@ -50,7 +51,7 @@ def shown_row(row: dict[str, Any]) -> dict[str, Any]:
     if case.get("k"):
         shape = f"{case['n']} x {case['k']}" if case.get("n") else f"{case['k']}"
     elif case.get("p"):
-        shape = f"{case['p']} x {case['q']}, {case['runs']} of them"
+        shape = f"{case['p'] * case['runs']} x {case['q']}"
     else:
         shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
@@ -103,20 +104,20 @@ def build(shell: Shell) -> View:
     def sweeps(key: str, most: int) -> Iterator[list[Any]]:
         yield from measured(shell, "batch", ("batch",), picked(key), largest=int(most))
 
-    running = [
-        limit.click(limits, which, [line, *roof, *times], concurrency_limit=8, **QUIET),
-        sweep.click(sweeps, [which, largest], [line, *batch], concurrency_limit=8, **QUIET),
-    ]
-    asked_for = shell.picks["batch"]
-    chosen = asked_for.change(partial(brought, shell), [asked_for, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET)
-    running.append(chosen.then(sweeps, [asked_for, largest], [line, *batch], concurrency_limit=8, **QUIET))
-    cancelled = status("Cancelled. Nothing half-measured is kept.")
-    stop.click(lambda: cancelled, None, line, cancels=running, queue=False, **QUIET)
+    stopping = Cancel(status("Cancelled. Nothing half-measured is kept."))
+    stopping.stops(limit.click, limits, which, [line, *roof, *times], concurrency_limit=8)
+    stopping.stops(sweep.click, sweeps, [which, largest], [line, *batch], concurrency_limit=8)
+    elsewhere = shell.picks["batch"]
+    arrived = elsewhere.change(
+        partial(brought, shell), [elsewhere, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET
+    )
+    stopping.stops(arrived.then, sweeps, [elsewhere, largest], [line, *batch], concurrency_limit=8)
+    stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
         return [gr.Dropdown(**choices(reports, chosen))]
 
-    return View([which], render, [which])
+    return View([which], render, [which], pure=True)
 
 
 def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:

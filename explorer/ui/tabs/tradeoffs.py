@@ -9,6 +9,7 @@ import gradio as gr
 
 from explorer.figures import difference, tradeoffs
 from explorer.records import Report
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading
 from explorer.ui.page import OPTIONS, status
 from explorer.ui.points import Points, group_choices, method_choices
@@ -55,8 +56,9 @@ def build(shell: Shell) -> View:
     for control in (view, quality):
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
     options = shell.controls[2 : 2 + len(OPTIONS)]
-    running = run.click(handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16, **QUIET)
-    cancel.click(lambda: status("Cancelled. Run the sweep again to go on."), None, line, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled. Run the sweep again to go on."))
+    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16)
+    stop.by(cancel, line)
     clicked, into = shell.picks["report"], shell.picks["compare"]
     clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET)
     shared = [shell.compared, shell.layer]
@@ -78,8 +80,9 @@ def told_apart(shell: Shell, handlers: Points, held: Any) -> View:
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
     line = gr.HTML(status("Within ±0.5% of perplexity two configurations count as the same."), padding=False, elem_id="apart-status")
     shown = chart(difference.CHART)
-    running = run.click(handlers.apart, [one, two, held, shell.compared], [line, *shown], concurrency_limit=16, **QUIET)
-    cancel.click(lambda: status("Cancelled."), None, line, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled."))
+    stop.stops(run.click, handlers.apart, [one, two, held, shell.compared], [line, *shown], concurrency_limit=16)
+    stop.by(cancel, line)
 
     def render(reports: Sequence[Report], layer: str, held: str, first: str | None, second: str | None) -> list[Any]:
         names = handlers.names(held, keys_of(reports))
