@@ -3,7 +3,8 @@
 The weights are the left operand of the dot product (swap-AB): for a few rows of x the tile is wide in N, where the work is. Codes become
 floats without a conversion instruction (codes.py). Products are summed in float32 over one group, then multiplied by the group's scale, so a
 scale costs one multiplication a group and not one a weight; where two scales share a block (NVFP4) they are multiplied into the codes,
-exactly. K is split over several programs when N and M alone are too few for the GPU; the partial sums go to a workspace that needs no zeroing and a second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy.
+exactly. K is split over several programs when N and M alone are too few for the GPU; the partial sums go to a workspace that needs no zeroing
+and a second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy.
 What the tensors hold is packed by formats.py.
 """
 

@@ -17,10 +17,10 @@ from explorer.figures.tradeoffs import point_of
 from explorer.learn import progress
 from explorer.records import report_from
 from explorer.ui.guard import questions
-from explorer.ui.marks import sheet
 from explorer.ui.microscope import microscope
 from explorer.ui.plans import Plans, first
 from explorer.ui.points_table import points_table, report_card
+from explorer.ui.results import sheet
 from explorer.ui.session import keys_of
 from explorer.ui.steps import grid
 from explorer.ui.table import comparison

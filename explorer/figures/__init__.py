@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -90,13 +91,16 @@ def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
     }  # fmt: skip
     for key, value in more.items():
         base[key] = base[key] | value if isinstance(base.get(key), dict) else value
+    for key, axis in base.items():
+        if key.startswith(("xaxis", "yaxis")) and axis.get("type") == "log":
+            axis.setdefault("tickformat", ",~g")  # a whole number at every tick: between decades Plotly would write the first digit alone
     return base
 
 
 def plot(data: list[dict], shape: Plot, nothing: str = "Nothing measured yet: press Run.") -> Plot:
     """A complete figure; with nothing to draw, the sentence `nothing` in its place."""
     if not data:
-        note = {"text": nothing, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        note = {"text": "<br>".join(textwrap.wrap(nothing, 40)), "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
         shape = shape | {"annotations": [note], "xaxis": {"visible": False}, "yaxis": {"visible": False}}
     return {"data": data, "layout": shape}
 

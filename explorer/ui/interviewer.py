@@ -12,8 +12,8 @@ import gradio as gr
 from explorer.bugs import BUGS
 from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
 from explorer.ui.diagnosis import Diagnosis
-from explorer.ui.marks import see
 from explorer.ui.page import failure, status
+from explorer.ui.results import see
 from explorer.ui.tab import Shell
 
 ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold

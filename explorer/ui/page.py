@@ -19,10 +19,10 @@ from explorer.ui.table import origin
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 
-def status(text: str, kind: str = "", share: float | None = None) -> str:
-    """The status line; `text` is escaped here."""
+def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
+    """The status line; `text` is escaped here, `chips` (of explorer.chips) are HTML."""
     bar = f"<progress max='1' value='{share:.3f}' aria-label='progress'></progress>" if share is not None else ""
-    return f"<div class='status {kind}' role='status'>{bar}<span>{escape(text)}</span></div>"
+    return f"<div class='status {kind}' role='status'>{bar}<span>{chips} {escape(text)}</span></div>"
 
 
 class Clock:

@@ -79,7 +79,7 @@ class Plans:
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
         mine = next(f for f in fits if f.accelerator is chosen)
-        return [status(sentence(model, plan, need(model, plan), mine), "done"), table(fits, chosen.name, plan), *drawn]
+        return [status(sentence(model, plan, need(model, plan), mine), "done", chips=chip("estimated")), table(fits, chosen.name, plan), *drawn]
 
     def fetched(self, name: str) -> Iterator[list[Any]]:
         """[config text, status] of a model by name, through the runner."""

@@ -106,8 +106,8 @@ class Shell:
     status: Any = None
     bar: Any = None
     controls: list[Any] = field(default_factory=list)
-    sealed: Sealed = field(default_factory=Sealed)
     picks: dict[str, Any] = field(default_factory=dict)
+    sealed: Sealed = field(default_factory=Sealed)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:

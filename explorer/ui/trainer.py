@@ -14,14 +14,15 @@ from explorer.figures import figures
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
 from explorer.learn.charts import draw
-from explorer.learn.pose import Posed, Verdict, grade, pose, run_of, title_of
+from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of, title_of
 from explorer.learn.runs import recorded
 from explorer.records import InputError, Report
 from explorer.ui.frame import plotted
-from explorer.ui.marks import feedback, finished, ran, sheet, today
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.results import chips, finished, see, sheet, today
 from explorer.ui.tab import Shell
+from explorer.ui.table import origin
 
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}
@@ -110,6 +111,20 @@ def pressed(posed: Posed) -> str:
     return "Run and grade" if posed.question.runs_model or posed.graded_by else "Answer"
 
 
+def feedback(posed: Posed, verdict: Verdict, measured: str = "", chips: str = "") -> str:
+    """What is said after an answer. measured: where the numbers that it was graded by come from; chips: theirs, as HTML."""
+    word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
+    kind = "good" if verdict.score >= progress.RIGHT else "poor"
+    said = [
+        f"<b>{word}.</b> {escape(verdict.right)} {chips} <b>{escape(verdict.off)}</b>",
+        escape(verdict.why),
+        f"<small>{escape(measured)}</small>" if measured else "",
+    ]
+    lines = "".join(f"<p>{line}</p>" for line in said if line)
+    source = f"Concept: {escape(posed.question.concept)}. Source: {escape(posed.question.source)}. {see(posed.question.see)}"
+    return f"<div class='feedback {kind}'>{lines}<p class='hint'>{source}</p></div>"
+
+
 class Trainer:
     """Handlers of the Trainer tab over the shell's runner."""
 
@@ -196,7 +211,7 @@ class Trainer:
         new = known | {"progress": own, "set": running | done}
         last = running["at"] + 1 == len(running["ids"])
         following = gr.update(value="Result" if last else "Next question", visible=True)
-        said = NOTED if quiet is True else feedback(posed, verdict, graded)
+        said = NOTED if quiet is True else feedback(posed, verdict, graded.said, chips(posed, graded.reports))
         return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), gr.update(visible=False)]
 
 
@@ -219,3 +234,13 @@ def opened(known: State, question: Question) -> list[Any]:
     points = [(point, i) for i, point in enumerate(question.checklist)]
     model = f"<div class='feedback'><p><b>A model answer.</b> {escape(question.model)}</p><p>Tick what yours covered.</p></div>"
     return [new, gr.update(choices=points, value=[], visible=True), gr.update(value="Grade myself"), gr.skip(), model, gr.skip(), gr.skip()]
+
+
+def ran(run: Report) -> str:
+    """What a configuration measured, and where the numbers come from."""
+    numbers = f"{run.value('bits_per_weight'):.3f} bits a weight"
+    for metric, unit, digits in (("kld_mean", "nats", 4), ("perplexity_delta", "% perplexity", 2)):
+        m = run.find(metric)
+        if m is not None and has_interval(m):
+            numbers += f", {m.value:.{digits}f} {unit} ({m.low:.{digits}f} to {m.high:.{digits}f})"
+    return f"Graded by running it: {run.name}, {numbers}; {origin(run)}, {run.provenance.get('device', '')}."

@@ -48,9 +48,12 @@ def kernel_tables(folder: Path = BENCH) -> str:
 def shown_row(row: dict[str, Any]) -> dict[str, Any]:
     """One timing as the table shows it: what ran, on which shape, how long, how close to a copy, how much faster than 16 bits."""
     case = row["case"]
-    shape = (
-        f"{case['n']} x {case['k']}" if case.get("n") and case.get("k") else ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
-    )
+    if case.get("k"):
+        shape = f"{case['n']} x {case['k']}" if case.get("n") else f"{case['k']}"
+    elif case.get("p"):
+        shape = f"{case['p'] * case['runs']} x {case['q']}"
+    else:
+        shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
         "operation": row["op"], "kernel": row["form"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
         "80th percentile": row["p80"], "GB/s": row["gb_per_s"], "of a copy, %": 100 * row["of_copy"], "times faster": row["ratio"], "than": row["baseline"],
@@ -63,8 +66,10 @@ def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str
     head = "".join(f"<th scope='col'>{escape(column)} {how if column in TIMED else ''}</th>" for column in columns)
     body = "".join("<tr>" + "".join(_cell(column, row.get(column, "")) for column in columns) + "</tr>" for row in rows)
     origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
-    whole = reachable(f"<table><caption>{escape(device)}: {escape(origin)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return f"<div class='scroll' tabindex='0'>{whole}</div>"
+    whole = reachable(f"<table class='kernels'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return (
+        f"<p class='hint'>{escape(device)}: {escape(origin)}</p><div class='scroll tall' tabindex='0' role='region' aria-label='kernel timings'>{whole}</div>"
+    )
 
 
 def _cell(column: str, value: Any) -> str:
@@ -102,9 +107,11 @@ def build(shell: Shell) -> View:
     stopping = Cancel(status("Cancelled. Nothing half-measured is kept."))
     stopping.stops(limit.click, limits, which, [line, *roof, *times], concurrency_limit=8)
     stopping.stops(sweep.click, sweeps, [which, largest], [line, *batch], concurrency_limit=8)
-    asked_for = shell.picks["batch"]
-    chosen = asked_for.change(partial(brought, shell), [asked_for, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET)
-    stopping.stops(chosen.then, sweeps, [asked_for, largest], [line, *batch], concurrency_limit=8)
+    elsewhere = shell.picks["batch"]
+    arrived = elsewhere.change(
+        partial(brought, shell), [elsewhere, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET
+    )
+    stopping.stops(arrived.then, sweeps, [elsewhere, largest], [line, *batch], concurrency_limit=8)
     stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:

@@ -20,9 +20,9 @@ from explorer.ui.cancel import Cancel
 from explorer.ui.diagnosis import START, Diagnosis
 from explorer.ui.frame import chart, frame
 from explorer.ui.interviewer import Interviewer, shown_card
-from explorer.ui.marks import sheet
 from explorer.ui.notes import notes
 from explorer.ui.page import status
+from explorer.ui.results import sheet
 from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS

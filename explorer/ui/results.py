@@ -1,4 +1,4 @@
-"""What is said after an answer, at the end of a set and on the result sheet, as HTML."""
+"""Results of the trainer as HTML: the end of a set, the sheet by area, and the chips and links beside an answer. Grades nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from explorer.chips import chip, of_metrics, reachable
 from explorer.learn import progress
-from explorer.learn.bank import Question, areas, questions
-from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose
+from explorer.learn.bank import areas, questions
+from explorer.learn.pose import Posed, grade, pose
 from explorer.learn.runs import recorded
 from explorer.records import Report
-from explorer.ui.measuring import Graded
-from explorer.ui.table import origin
 
 OWN = chip("measured", "counted from your own answers, in this browser", reached=False)
+State = dict[str, Any]
 
 
 def today() -> int:
@@ -35,44 +34,31 @@ def see(target: str) -> str:
     )
 
 
-def chips(question: Question, reports: Mapping[str, Report]) -> str:
-    """The chip of a question's numbers: the runs that it was graded by, or arithmetic; none where the answer is no number."""
-    if question.runs:
-        return of_metrics([reports[name] for name in question.runs if name in reports], (question.metric or "kld_mean", "bits_per_weight"))
+def chips(posed: Posed, reports: Mapping[str, Report] | None = None) -> str:
+    """The chip of a question's numbers: the runs that decide it, or arithmetic; none where the answer is no number. reports: by name, else as recorded."""
+    question, known = posed.question, recorded() if reports is None else reports
+    names = posed.graded_by or question.runs or (("run",) if question.runs_model else ())
+    if found := [known[name] for name in names if name in known]:
+        return of_metrics(found, (question.metric or "kld_mean", "bits_per_weight"))
     return chip("estimated", "arithmetic with the numbers of the question") if question.kind == "numeric" else ""
 
 
-def feedback(posed: Posed, verdict: Verdict, graded: Graded) -> str:
-    """What is said after an answer."""
-    word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
-    kind = "good" if verdict.score >= progress.RIGHT else "poor"
-    said = [
-        f"<b>{word}.</b> {escape(verdict.right)} {chips(posed.question, graded.reports)} <b>{escape(verdict.off)}</b>",
-        escape(verdict.why),
-        f"<small>{escape(graded.said)}</small>" if graded.said else "",
-    ]
-    lines = "".join(f"<p>{line}</p>" for line in said if line)
-    source = f"Concept: {escape(posed.question.concept)}. Source: {escape(posed.question.source)}. {see(posed.question.see)}"
-    return f"<div class='feedback {kind}'>{lines}<p class='hint'>{source}</p></div>"
-
-
-def finished(state: dict[str, Any]) -> str:
+def finished(state: State) -> str:
     """The end of a set: its score, and every question with its right answer and why."""
     running = state["set"]
     rows = []
     for name, score, told in zip_longest(running["ids"], running["scores"], running.get("told", [])[: len(running["ids"])], fillvalue=""):
         posed = pose(questions()[name], running["seed"])
         verdict = grade(posed, None, recorded())
-        right = escape(told) or f"{escape(verdict.right)} {chips(posed.question, recorded())}"
         rows.append(
-            f"<tr><td>{100 * (score or 0):.0f}% {OWN}</td><td><b>{escape(posed.ask)}</b> {right}<br>"
+            f"<tr><td>{100 * (score or 0):.0f}% {OWN}</td><td><b>{escape(posed.ask)}</b> {escape(told or verdict.right)} {chips(posed)}<br>"
             f"<span class='hint'>{escape(verdict.why)} "
             f"{see(posed.question.see)}</span></td></tr>"
         )
     return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{reachable(''.join(rows))}</table>"
 
 
-def sheet(state: dict[str, Any]) -> str:
+def sheet(state: State) -> str:
     """The result sheet: strengths and gaps by area, and the calibration of confidence."""
     own = state["progress"]
     rows = []
@@ -94,13 +80,3 @@ def sheet(state: dict[str, Any]) -> str:
         f"{own['answers']} answers, {waiting} question{'s' if waiting != 1 else ''} due again. "
         "Brier: squared distance of your stated confidence from the outcome; 0 is best, always saying 50% gives 0.25. Kept in this browser only.</p>"
     )
-
-
-def ran(run: Report) -> str:
-    """What a configuration measured, and where the numbers come from."""
-    numbers = f"{run.value('bits_per_weight'):.3f} bits a weight"
-    for metric, unit, digits in (("kld_mean", "nats", 4), ("perplexity_delta", "% perplexity", 2)):
-        m = run.find(metric)
-        if m is not None and has_interval(m):
-            numbers += f", {m.value:.{digits}f} {unit} ({m.low:.{digits}f} to {m.high:.{digits}f})"
-    return f"Graded by running it: {run.name}, {numbers}; {origin(run)}, {run.provenance.get('device', '')}."
