@@ -10,9 +10,9 @@ from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, stories
 
 STYLE = (
-    "body{font:10.5px/1.25 system-ui,sans-serif;max-width:190mm;margin:4mm auto;color:#111}h1{font-size:16px;margin:0}h2{font-size:11.5px;margin:4px 0 0}"
-    "p{margin:1px 0}table{border-collapse:collapse;margin:3px 0 1px}td,th{border:1px solid #999;padding:0 5px;text-align:right;font-size:9px}"
-    "th{text-align:left;font-weight:500}.ask{border-bottom:1px dotted #666;padding-bottom:9px}"
+    "body{font:11.5px/1.3 system-ui,sans-serif;max-width:190mm;margin:4mm auto;color:#111}h1{font-size:16px;margin:0}h2{font-size:13px;margin:4px 0 0}"
+    "p{margin:1px 0}table{border-collapse:collapse;margin:3px 0 1px}td,th{border:1px solid #999;padding:0 5px;text-align:right;font-size:10px}"
+    "th{text-align:left;font-weight:500}.ask{border-bottom:1px dotted #666;padding-bottom:12px}"
     ".fold{border-top:1px dashed #666;margin-top:6px;text-align:center;color:#555}.no{color:#555}@page{size:A4;margin:8mm}"
 )
 COLUMNS = (("bits_per_weight", "bits"), ("perplexity_delta", "perplexity, %"), ("kld_mean", "KL, nats"))
