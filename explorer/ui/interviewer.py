@@ -13,8 +13,8 @@ from explorer.bugs import BUGS
 from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
 from explorer.ui.diagnosis import Diagnosis
 from explorer.ui.page import failure, status
+from explorer.ui.results import see
 from explorer.ui.tab import Shell
-from explorer.ui.trainer import see
 
 ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold
 

@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 
 from explorer import link
+from explorer.chips import chip, of_metrics
 from explorer.figures import figures
 from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
-from explorer.ui.frame import plotted
+from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
@@ -92,6 +93,18 @@ def drawn(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answe
     return None, ""
 
 
+def chips(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
+    """The chips of a step's numbers."""
+    if step.runs:
+        metrics = figures()[step.figure].needs if step.figure else ("kld_mean", "bits_per_weight")
+        return of_metrics([reports[name] for name in step.runs], metrics)
+    if not step.answers:
+        return chip("estimated")
+    kept = all(answers[name] is recorded_answers().get(name) for name in step.answers)
+    devices = ", ".join({str(answers[name].provenance.get("device") or "weights alone") for name in step.answers})
+    return chip("recorded" if kept else "measured", f"the bundled model; {devices}")
+
+
 def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
     """Where the numbers of a step come from."""
     if step.answers and not step.runs:
@@ -110,16 +123,17 @@ def revealed(step: Step, prediction: Any, reports: Mapping[str, Report], answers
     if prediction is not None:
         score, right = judge(step, prediction, reports, answers)
         verdict = "Right" if score == 1 else f"Close: {100 * score:.0f}% by distance" if score > 0 else "Not so"
-        said = f"<p class='said'><b>{verdict}.</b> Measured: {escape(right)}.</p>"
-    chip = "holds here" if found.holds else "does not hold on this model"
+        said = f"<p class='said'><b>{verdict}.</b> The answer: {escape(right)} {chips(step, reports, answers)}</p>"
+    mark = "holds here" if found.holds else "does not hold on this model"
     body = (
-        f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{chip}</span> {escape(found.text)}</p>"
-        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p><p class='hint'>{escape(provenance(step, reports, answers))}</p></div>"
+        f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{mark}</span> {escape(found.text)}</p>"
+        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p>"
+        f"<p class='hint'>{chips(step, reports, answers)} {escape(provenance(step, reports, answers))}</p></div>"
     )
     plot, said_in_words = drawn(step, reports, answers)
     if plot is None:
         return [gr.Plot(visible=False), "", body]
-    return [gr.Plot(plotted("step", plot), visible=True), said_in_words, body]
+    return [gr.Plot(plotted("step", plot), visible=True), told(said_in_words, chips(step, reports, answers)), body]
 
 
 class Walk:

@@ -6,7 +6,6 @@ import datetime
 import random
 from collections.abc import Iterator, Sequence
 from html import escape
-from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
@@ -21,6 +20,7 @@ from explorer.records import InputError, Report
 from explorer.ui.frame import plotted
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.results import chips, finished, see, sheet, today
 from explorer.ui.tab import Shell
 from explorer.ui.table import origin
 
@@ -30,11 +30,6 @@ NOTED = "<div class='feedback'><p>Noted. What was right, and why, comes at the e
 OUTPUTS = 7  # of an answer
 TOLD = 600  # characters of a right answer that a set remembers
 State = dict[str, Any]
-
-
-def today() -> int:
-    """Days since 1970, UTC."""
-    return (datetime.datetime.now(datetime.UTC).date() - datetime.date(1970, 1, 1)).days
 
 
 def checked(state: Any) -> State:
@@ -68,16 +63,6 @@ def current(state: State) -> Posed | None:
     """The question that is open, None before a set and after its last question."""
     running = state["set"]
     return pose(questions()[running["ids"][running["at"]]], running["seed"]) if running and running["at"] < len(running["ids"]) else None
-
-
-def see(target: str) -> str:
-    """The link that shows it."""
-    kind, _, name = target.partition(":")
-    return (
-        f"<a href='?tab=learn&amp;story={escape(name)}'>See it: the walkthrough</a>"
-        if kind == "story"
-        else f"<a href='?tab={escape(name)}'>See it: the {escape(name)} tab</a>"
-    )
 
 
 def picture(question: Question) -> dict[str, Any] | None:
@@ -126,54 +111,18 @@ def pressed(posed: Posed) -> str:
     return "Run and grade" if posed.question.runs_model or posed.graded_by else "Answer"
 
 
-def feedback(posed: Posed, verdict: Verdict, measured: str = "") -> str:
-    """What is said after an answer. measured: where the numbers that it was graded by come from."""
+def feedback(posed: Posed, verdict: Verdict, measured: str = "", chips: str = "") -> str:
+    """What is said after an answer. measured: where the numbers that it was graded by come from; chips: theirs, as HTML."""
     word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
     kind = "good" if verdict.score >= progress.RIGHT else "poor"
     said = [
-        f"<b>{word}.</b> {escape(verdict.right)} <b>{escape(verdict.off)}</b>",
+        f"<b>{word}.</b> {escape(verdict.right)} {chips} <b>{escape(verdict.off)}</b>",
         escape(verdict.why),
         f"<small>{escape(measured)}</small>" if measured else "",
     ]
     lines = "".join(f"<p>{line}</p>" for line in said if line)
     source = f"Concept: {escape(posed.question.concept)}. Source: {escape(posed.question.source)}. {see(posed.question.see)}"
     return f"<div class='feedback {kind}'>{lines}<p class='hint'>{source}</p></div>"
-
-
-def finished(state: State) -> str:
-    """The end of a set: its score, and every question with its right answer and why."""
-    running = state["set"]
-    rows = []
-    for name, score, told in zip_longest(running["ids"], running["scores"], running.get("told", [])[: len(running["ids"])], fillvalue=""):
-        posed = pose(questions()[name], running["seed"])
-        verdict = grade(posed, None, recorded())
-        rows.append(
-            f"<tr><td>{100 * (score or 0):.0f}%</td><td><b>{escape(posed.ask)}</b> {escape(told or verdict.right)}<br><span class='hint'>{escape(verdict.why)} "
-            f"{see(posed.question.see)}</span></td></tr>"
-        )
-    return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{''.join(rows)}</table>"
-
-
-def sheet(state: State) -> str:
-    """The result sheet: strengths and gaps by area, and the calibration of confidence."""
-    own = state["progress"]
-    rows = []
-    for row in progress.sheet(own, areas()):
-        if row["answers"]:
-            bar = f"<progress max='1' value='{row['score']:.2f}' aria-label='score'></progress>"
-            stated = f"{row['brier']:.2f}" if row["brier"] is not None else ""
-            rows.append(
-                f"<tr><th scope='row'>{escape(row['title'])}</th><td>{row['answers']}</td><td>{bar} {100 * row['score']:.0f}%</td><td>{stated}</td></tr>"
-            )
-        else:
-            rows.append(f"<tr><th scope='row'>{escape(row['title'])}</th><td>0</td><td>not asked yet</td><td></td></tr>")
-    head = "<tr><th scope='col'>area</th><th scope='col'>answers</th><th scope='col'>score</th><th scope='col'>Brier</th></tr>"
-    waiting = len(progress.due(own, today()))
-    return (
-        f"<table class='sheet'>{head}{''.join(rows)}</table><p class='hint'>Rating {own['rating']:.0f} (junior questions 1000, mid 1200, senior 1400), "
-        f"{own['answers']} answers, {waiting} question{'s' if waiting != 1 else ''} due again. "
-        "Brier: squared distance of your stated confidence from the outcome; 0 is best, always saying 50% gives 0.25. Kept in this browser only.</p>"
-    )
 
 
 class Trainer:
@@ -262,7 +211,7 @@ class Trainer:
         new = known | {"progress": own, "set": running | done}
         last = running["at"] + 1 == len(running["ids"])
         following = gr.update(value="Result" if last else "Next question", visible=True)
-        said = NOTED if quiet is True else feedback(posed, verdict, graded.said)
+        said = NOTED if quiet is True else feedback(posed, verdict, graded.said, chips(posed, graded.reports))
         return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), gr.update(visible=False)]
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import gradio as gr
 
 from explorer.bugs import BUGS
+from explorer.chips import reachable
 from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
 from explorer.ui.cancel import Cancel
-from explorer.ui.frame import chart, chart_values, frame, heading, plotted
+from explorer.ui.frame import chart, chart_values, figure_values, frame, heading
+from explorer.ui.frame import told as in_words
 from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
@@ -62,7 +64,7 @@ def build(shell: Shell) -> View:
         reveal = gr.Button("Reveal", elem_id="reveal", min_width=100, scale=1)
     shown = gr.HTML(catalogue(), elem_id="lab")
     with gr.Column(visible=False) as below:
-        plots = [below, *(item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], "")))]
+        plots = [below, *(item for figure in PLOTS for item in frame(figure, figure.draw([], ""), in_words(figure.summary([], ""))))]
         plots += chart(charts()["group_error"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
@@ -171,7 +173,7 @@ def drawn(reports: Sequence[Report], layer: str) -> list[Any]:
     """New values of all plots and their words."""
     values = [
         gr.Column(visible=True),
-        *(value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))),
+        *(value for figure in PLOTS for value in figure_values(figure, reports, layer)),
     ]
     runs = [{"label": r.name, "errors": (r.value("integrity", layer) or {}).get("group_error", [])} for r in reports]
     return values + chart_values(charts()["group_error"], {"layer": layer, "runs": runs})
@@ -185,7 +187,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
     present = [row for row in ROWS if any(r.find(row.metric) for r in reports)]
     lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None) for r in reports)}</tr>" for row in present)
     body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    table = f"<div class='scroll' tabindex='0'><table class='compare'>{body}</table></div>"
+    table = f"<div class='scroll' tabindex='0'><table class='compare'>{reachable(body)}</table></div>"
     told = ""
     if bug:
         says = named(found[1])

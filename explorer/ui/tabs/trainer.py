@@ -22,10 +22,11 @@ from explorer.ui.frame import chart, frame
 from explorer.ui.interviewer import Interviewer, shown_card
 from explorer.ui.notes import notes
 from explorer.ui.page import status
+from explorer.ui.results import sheet
 from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS
-from explorer.ui.trainer import FIELDS, Trainer, sheet
+from explorer.ui.trainer import FIELDS, Trainer
 
 # Gradio puts its own classes before the rules of a page's @media print, where no rule of body matches any more; so this style is put in while printing.
 PRINT = """() => {
@@ -79,10 +80,9 @@ def build(shell: Shell) -> View | None:
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
     graded = [state, ticked, answer, following, feedback, result, recorded]
-    left = Cancel(gr.skip())  # whoever does not wait gets the grade instead of a line
-    left.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64)
-    left.by(recorded, feedback)
-    recorded.click(trainer.recorded, given, graded, **quick)
+    waiting = Cancel("")
+    waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
+    waiting.instead(recorded, trainer.recorded, given, graded)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js=PRINT)
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
