@@ -33,7 +33,11 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         if self.doubled is None or x.shape[0] > 1:
             return F.rms_norm(x, self.width, self.weight, self.eps)
-        return torch.layer_norm(torch.cat([x, -x], 1), self.doubled.shape, self.doubled, None, self.eps)[:, : self.width[0]]
+        return self.of_signed(torch.cat([x, -x], 1))[:, : self.width[0]]
+
+    def of_signed(self, both: Tensor) -> Tensor:
+        """The same of a row beside its negative, [1, 2 H], in the first half of the result [1, 2 H]; CPU only."""
+        return torch.layer_norm(both, self.doubled.shape, self.doubled, None, self.eps)
 
 
 class Block(NamedTuple):
@@ -91,6 +95,9 @@ class LlamaLoop:
         self.layers = [] if kv_bits == 16 else [KiviLayer(kv_bits) for _ in self.blocks]
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.lean = weight.device.type == "cpu" and self.cache is not None and not self.static and self.blocks[0].head_norms is None
+        self.signed = weight.new_empty(1, 2 * weight.shape[1])  # the hidden state of the one row of a lean step, and beside it its negative
+        self.halves = self.signed.split(weight.shape[1], 1)
 
     def reset(self) -> None:
         """Empties the cache."""
@@ -110,7 +117,7 @@ class LlamaLoop:
 
     def step(self, token: Tensor) -> Tensor:
         """One more token a sequence, [B, 1] int64 -> logits [B, V]. Touches no host memory when static: it can be captured."""
-        logits = self._forward(token)
+        logits = self._lean_step(token) if self.lean and self.batch == 1 else self._forward(token)
         self.position += 1
         self.length += 1
         return logits
@@ -127,6 +134,27 @@ class LlamaLoop:
         if new > 1:
             hidden = hidden.view(self.batch, new, -1)[:, -1]
         return self.head.run(self.last(hidden))
+
+    def _lean_step(self, token: Tensor) -> Tensor:
+        """`_forward` for one token of one sequence on a CPU, where every small operation costs as much as the arithmetic of a small layer."""
+        queries, keys, size, width = self.queries, self.keys, self.size, self.signed.shape[1] // 2
+        hidden, minus = self.halves
+        hidden.copy_(self.embedding[token[0]])
+        cos, sin = (table[0] for table in self._turns(1))  # [heads, 2, D/2]
+        cache = self.cache[:, :1]
+        places, seen = cache[:, 0, :, :, self.length].unbind(0), cache[..., : self.length + 1, :].transpose(1, 2)
+        for block, place, known in zip(self.blocks, places, seen.unbind(0), strict=True):
+            torch.neg(hidden, out=minus)
+            rows = block.qkv.run(block.before.of_signed(self.signed)[:, :width]).view(-1, 2, size // 2)
+            rows = torch.addcmul(rows * cos, rows.flip(1), sin).view(-1, size)
+            place.copy_(rows[queries:].view_as(place))
+            mixed = F.scaled_dot_product_attention(rows[:queries].view(1, keys, -1, size), *known.unbind(0))
+            hidden += block.out.run(mixed.view(1, -1))
+            torch.neg(hidden, out=minus)
+            gate, up = block.gate_up.run(block.between.of_signed(self.signed)[:, :width]).chunk(2, -1)
+            hidden += block.down.run(F.silu(gate).mul_(up))
+        torch.neg(hidden, out=minus)
+        return self.head.run(self.last.of_signed(self.signed)[:, :width])
 
     def _states(self, new: int) -> Sequence[Any]:
         """For each block where its keys and values are: (where the new ones go, keys [B, KV, n, D], values), or its cache in low bits.

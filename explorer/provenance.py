@@ -40,6 +40,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernels": kernels,
         "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
         "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
+        "kernel_rows": many_rows(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
         "text": RANDOM
@@ -51,6 +52,16 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "prompt": PROMPT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def many_rows(subject: Subject) -> str:
+    """Which kernels run for many rows at once, and from how many rows on; "" where nothing changes with the rows."""
+    found: dict[str, list[int]] = {}
+    for layer in subject.layers.values():
+        if many := getattr(layer, "many", None):
+            found.setdefault(many[1], []).append(many[0])
+    spans = {name: f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}, by layer" for name, rows in found.items()}
+    return "; ".join(f"from {span} rows at once: {name}" for name, span in spans.items())
 
 
 def unquantized(subject: Subject) -> dict[str, str]:

@@ -34,6 +34,7 @@ class QuantizedLinear(nn.Module):
         packed = form.pack(weight)
         for name, tensor in packed.tensors.items():
             self.register_buffer(name, tensor.to(device))
+        self.many = (form.crossing(packed), form.many) if form.crossing else None  # rows from which it runs another way, and which
         self._packed, self._run = Packed({name: getattr(self, name) for name in packed.tensors}, packed.meta), form.run
         self.register_buffer("inverse", None if qtensor.channel_scale is None else (1 / qtensor.channel_scale).bfloat16().to(device))
         turn = qtensor.rotation

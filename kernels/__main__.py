@@ -24,7 +24,13 @@ BENCH = Path(__file__).parent.parent / "assets" / "bench"
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("task", nargs="?", choices=("run", "tune"), default="run", help="run: check and time (the default); tune: search tiles on a GPU")
+    parser.add_argument(
+        "task",
+        nargs="?",
+        choices=("run", "tune"),
+        default="run",
+        help="run: check and time (the default); tune: search tiles on a GPU, on a CPU the rows from which weights are read out",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--check", action="store_true", help="check only")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -45,8 +51,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("a median with a spread takes at least 5 samples")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here")
-    if args.task == "tune" and args.device != "cuda":
-        parser.error("tiles are tuned on a GPU, and there is none here")
     return args
 
 
@@ -57,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = [int(part) for part in args.rows.split(",") if part] or ROWS[args.device]
     command = "python -m kernels " + " ".join(sys.argv[1:] if argv is None else argv)
     if args.task == "tune":
-        print(f"wrote {tune.write(device_name(device), _shown(tune.tuned(device, shapes, rows), show_tile, args.json), command)}", file=sys.stderr)
+        found = tune.tuned(device, shapes, rows) if args.device == "cuda" else tune.crossings(shapes)
+        print(f"wrote {tune.write(device_name(device), _shown(found, show_tile, args.json), command)}", file=sys.stderr)
         return 0
     document = {"device": device_name(device), "command": command.strip(), "date": datetime.date.today().isoformat()} | versions()
     document["checks"] = list(_shown(check(device, names), show_check, args.json))

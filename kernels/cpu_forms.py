@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from kernels import read_out
 from kernels.formats import group_of, integers
 from kernels.op import Form, LowBitWeight, Packed, dequantize, per_group, round_activation
 
 CPU_GROUPS = (256, 128, 64, 32)  # what torch's 4-bit CPU operator takes
-MANY = 2  # times as many rows as inputs: then reading the weight out first is faster than the 4-bit operator
-
-
-def by_rows(x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """run(x), x [M, K] bfloat16; with many rows x times the weight that run gives for the identity: torch's 4-bit operator is made for few rows."""
-    k = x.shape[1]
-    return x @ run(torch.eye(k, dtype=x.dtype)) if len(x) > MANY * k else run(x)
 
 
 EXACT = 1e-3  # how far, in Frobenius norm, a table may be from the sums of its codes: less than bfloat16 rounds
@@ -87,7 +80,7 @@ def _nibbles_pack(w: LowBitWeight) -> Packed:
         codes = torch.cat([codes for codes, _step in parts], 1)
         pairs = [_pairs(step * scale, shift * scale * (i == 0), n, k // group) for i, (_codes, step) in enumerate(parts)]
     blocked = torch.ops.aten._convert_weight_to_int4pack_for_cpu((codes + 8).to(torch.int32), 1)
-    return Packed({"codes": blocked, "scale": torch.cat(pairs)}, (group, len(parts)))
+    return Packed({"codes": blocked, "scale": torch.cat(pairs)}, (group, len(parts), read_out.crossing(n, k, len(parts))))
 
 
 def _pairs(scale: Tensor, shift: Tensor, n: int, groups: int) -> Tensor:
@@ -98,22 +91,14 @@ def _pairs(scale: Tensor, shift: Tensor, n: int, groups: int) -> Tensor:
 
 
 def _nibbles_run(x: Tensor, packed: Packed) -> Tensor:
-    t, (group, parts) = packed.tensors, packed.meta
-
-    def run(narrow: Tensor) -> Tensor:
-        if group == 16:
-            runs = narrow.unflatten(1, (-1, 16))
-            wide = torch.cat([runs, runs / 16], -1).flatten(1)
-        else:
-            wide = narrow.repeat(1, parts)
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(wide, t["codes"], max(group, 32), t["scale"])
-
-    return by_rows(x.bfloat16(), run).to(x.dtype)
+    t, (group, parts, first) = packed.tensors, packed.meta
+    return read_out.multiply(x.bfloat16(), t["codes"], group, t["scale"], parts, first).to(x.dtype)
 
 
 NIBBLES = Form(
     "summed 4-bit codes", _nibbles_refuse, _nibbles_pack, _nibbles_run,
     "bf16 activations; a weight is the sum of two codes on torch's 4-bit operator, 8 bits resident, or of three, 12 bits, for tables such as NF4's",
+    many="summed 4-bit codes read out to bfloat16", crossing=lambda packed: packed.meta[2],
 )  # fmt: skip
 
 

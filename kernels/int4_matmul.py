@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import formats, low_bit_matmul
-from kernels.cpu_forms import COPY, CPU_GROUPS, NIBBLES, by_rows
+from kernels import formats, low_bit_matmul, read_out
+from kernels.cpu_forms import COPY, CPU_GROUPS, NIBBLES
 from kernels.op import Form, LowBitWeight, Packed
 from kernels.product import Case, product_op
 
@@ -45,22 +45,29 @@ def _cpu_pack(w: LowBitWeight) -> Packed:
     zero = torch.full_like(scale, float(middle)) if w.zero is None else w.zero.expand(n, -1)
     pairs = torch.stack([scale, (middle - zero) * scale], dim=-1)  # [N, groups, 2]
     pairs = pairs.repeat_interleave(k // group // pairs.shape[1], dim=1).transpose(0, 1).contiguous().bfloat16()
-    return Packed({"codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), "scale": pairs}, (group,))
+    return Packed({"codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), "scale": pairs}, (group, read_out.crossing(n, k)))
 
 
 def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
     # Other dtypes than bf16 take a scalar path that is 50 times slower.
-    t = packed.tensors
-    return by_rows(x.bfloat16(), lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, t["codes"], packed.meta[0], t["scale"])).to(x.dtype)
+    t, (group, first) = packed.tensors, packed.meta
+    if x.dtype is torch.bfloat16 and x.shape[0] < first:  # the way of every token of a decoding, without a function between
+        return read_out.product(x, t["codes"], group, t["scale"])
+    return read_out.multiply(x.bfloat16(), t["codes"], group, t["scale"], 1, first).to(x.dtype)
 
 
 TRITON = Form("triton", _triton_refuses, formats.pack, low_bit_matmul.run, "codes occupy their own 2, 3 or 4 bits")
+
+CPU = Form(
+    "cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 1- to 3-bit codes occupy 4 bits",
+    many="4-bit codes read out to bfloat16", crossing=lambda packed: packed.meta[1],
+)  # fmt: skip
 
 OP = product_op(
     "int4_matmul",
     "y = x W^T, W in codes of 1 to 4 bits",
     gpu=(TRITON,),
-    cpu=(Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 1- to 3-bit codes occupy 4 bits"), NIBBLES, COPY),
+    cpu=(CPU, NIBBLES, COPY),
     bits=(1, 4),
     timed=(
         Case(0, 0, 0, 4, 128), Case(0, 0, 0, 3, 128), Case(0, 0, 0, 2, 128), Case(0, 0, 0, 4, 64, codebook="table", scale="float32"),

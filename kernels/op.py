@@ -82,7 +82,7 @@ class Form:
     The operand is what stays the same between calls: a weight (LowBitWeight), a rotation, a cache. refuses(operand): "" when this form serves
     it, else a clause that says why not. run(x bf16/fp16/fp32, packed) -> the result, in x's dtype where it is not codes. For a weight x is
     [M, K] and the result [M, N]. rounds_to: the dtype that results pass through when it is not x's. capability: the least compute capability
-    of a GPU, times ten; 0 for any.
+    of a GPU, times ten; 0 for any. crossing(packed): the row count from which it runs another way, which `many` names; None for none.
     """
 
     name: str
@@ -92,6 +92,12 @@ class Form:
     note: str = ""
     rounds_to: torch.dtype | None = None
     capability: int = 0
+    many: str = ""
+    crossing: Callable[[Packed], int] | None = None
+
+    def runs(self, packed: Packed, m: int) -> str:
+        """The name of what multiplies m rows."""
+        return self.many if self.crossing is not None and m >= self.crossing(packed) else self.name
 
 
 class Baseline(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tiles of kernels by GPU, shape and rows, from JSON files that `python -m kernels tune` writes. Nothing here runs or tunes a kernel."""
+"""Tiles of kernels by device, shape and rows, from JSON files that `python -m kernels tune` writes. Nothing here runs or tunes a kernel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from kernels.timing import device_name
 
 FOLDER = Path(__file__).parent.parent / "assets" / "kernels"
 
@@ -48,9 +50,9 @@ def tiles(device: str) -> dict[str, Tile]:
 
 @cache
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return device_name(device)
 
 
 def lookup(device: torch.device, op: str, bits: int, n: int, k: int, group: int, m: int) -> Tile | None:
-    """The tuned tile, or None: then the op takes its default."""
-    return tiles(_name(device)).get(key(op, bits, n, k, group, m)) if device.type == "cuda" else None
+    """The tuned tile, or None: then the op takes its default. On a CPU only `read_out` has any."""
+    return tiles(_name(device)).get(key(op, bits, n, k, group, m))

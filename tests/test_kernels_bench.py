@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kernels import __main__ as command
-from kernels import low_bit_matmul, table
+from kernels import low_bit_matmul, read_out, table
 from kernels.bench import tune
 from kernels.bench.measure import cases_of, divides
 from kernels.bench.peers import PEERS
@@ -19,6 +19,7 @@ from kernels.bench.shapes import SHAPES
 from kernels.op import ops
 from kernels.product import Case, random_weight
 from kernels.table import Tile
+from kernels.timing import Timing
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def test_timings_say_what_moved_and_what_it_is_compared_with(capsys: pytest.Capt
     ("arguments", "words"),
     [
         (["--shapes", "nonsense"], "no shapes named nonsense"), (["--ops", "x"], "no op named x"), (["--rows", "0"], "positive"),
-        (["--samples", "1"], "at least 5"), (["tune", "--device", "cpu"], "on a GPU"),
+        (["--samples", "1"], "at least 5"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
@@ -117,7 +118,17 @@ def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: py
     cuda = torch.device("cuda")
     found = table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 4)
     assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 1, 2)
-    assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None and table.lookup(CPU, "low_bit_matmul", 4, 256, 512, 128, 4) is None
+    assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None
+    table.tiles.cache_clear()
+
+
+def test_a_cpu_is_tuned_for_the_rows_from_which_weights_are_read_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    monkeypatch.setattr(table, "_name", lambda device: "Some CPU")
+    seconds = lambda call: 2e-3 if call.args[-1] == 1 else len(call.args[0]) * 1e-4  # noqa: E731
+    monkeypatch.setattr(tune, "time_call", lambda calls, device, samples: Timing(*[seconds(calls[0])] * 3, samples))
+    tune.write("Some CPU", tune.crossings([(128, 64)], (8, 16, 32)), "python -m kernels tune")
+    assert read_out.crossing(128, 64) == read_out.crossing(128, 64, 3) == 32 and read_out.crossing(128, 96) == 96 + (1 << 17) // 96
     table.tiles.cache_clear()
 
 

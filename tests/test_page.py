@@ -107,7 +107,7 @@ def test_taking_off_keeps_the_baseline(page: Page) -> None:
 
 def test_only_the_open_tab_is_drawn(page: Page) -> None:
     layer, keys = "layers.2.mlp.up_proj", keys_of(SEED[:2])
-    names, shown, other = page.redraw(keys, layer, OPEN, "own")
+    _, names, shown, other = page.picked(f"{layer} 1", keys, OPEN, "own")
     assert names == [r.name for r in SEED[:2]] and shown == (layer, "own") and "value" not in other
     assert page.opened(OPEN, keys, layer, "own") == [OPEN, names, shown]
     assert page.choose(keys, "none such", OPEN, "own")[2].value == page.choose(keys, None, OPEN, "own")[2].value

@@ -13,16 +13,16 @@ import gradio as gr
 from explorer.records import Event, InputError, Progress, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.session import arrange
-from explorer.ui.tab import Shell
+from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 
-def status(text: str, kind: str = "", share: float | None = None) -> str:
-    """The status line; `text` is escaped here."""
+def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
+    """The status line; `text` is escaped here, `chips` (of explorer.chips) are HTML."""
     bar = f"<progress max='1' value='{share:.3f}' aria-label='progress'></progress>" if share is not None else ""
-    return f"<div class='status {kind}' role='status'>{bar}<span>{escape(text)}</span></div>"
+    return f"<div class='status {kind}' role='status'>{bar}<span>{chips} {escape(text)}</span></div>"
 
 
 class Clock:
@@ -123,9 +123,12 @@ class Page:
         """Back to the configurations a new page starts with."""
         return [status("Showing the recorded results of the bundled model."), *self.view(self.shell.shelf.first(), layer, active, values)]
 
-    def redraw(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
-        """The outputs of all tabs when the layer changed."""
-        return self.shell.drawn(active, self.shell.shelf.pick(keys), layer or "", values)
+    def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
+        """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
+        reports, name = self.shell.shelf.pick(keys), picked(choice)
+        if name not in (m.layer for r in reports for m in r.measurements if m.layer):
+            return [gr.skip()] * (1 + len(self.shell.outputs()))
+        return [gr.update(value=name), *self.shell.drawn(active, reports, name, values)]
 
     def opened(self, name: str, keys: list[str], layer: str | None, *values: Any) -> list[Any]:
         """The name of the tab that was opened, and its outputs."""

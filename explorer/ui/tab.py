@@ -20,8 +20,11 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Event, Report
+from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
+# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, a report whose batch to sweep.
+PICKS = ("layer", "report", "compare", "batch")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
 SHARED = 100  # drawn pages of a tab that are kept for further visitors
 
@@ -89,7 +92,8 @@ class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
-    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked).
+    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
+    sealed: what pages may not know yet.
     """
 
     runner: Runner
@@ -102,6 +106,8 @@ class Shell:
     status: Any = None
     bar: Any = None
     controls: list[Any] = field(default_factory=list)
+    picks: dict[str, Any] = field(default_factory=dict)
+    sealed: Sealed = field(default_factory=Sealed)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:
@@ -128,6 +134,11 @@ class Shell:
         keys = keys_of(reports)
         compared = {"choices": [(r.name, key) for key, r in zip(keys, reports, strict=True)], "value": keys, "multiselect": True, "allow_custom_value": True}
         return compared, {"choices": [(short_layer(name), name) for name in names], "value": shown}
+
+
+def picked(text: str) -> str:
+    """The key in a box of `Shell.picks`, which a page's script fills with "key time"."""
+    return (text or "").split(" ")[0]
 
 
 def settings(text: str) -> dict[str, Any]:

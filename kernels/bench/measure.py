@@ -90,7 +90,9 @@ def measure_case(op: Op, case: Any, rows: list[int], device: torch.device, sampl
         if shape not in baselines:
             baselines[shape] = time_baseline(op, case, x, device, samples)
         name, base = baselines[shape]
-        row = {"op": op.name, "form": form.name, "format": case.format() if m else "", "case": describe(case)} | rate(timing, moved, op.flops(case), copy)
+        row = {"op": op.name, "form": form.runs(packed, m), "format": case.format() if m else "", "case": describe(case)} | rate(
+            timing, moved, op.flops(case), copy
+        )
         row |= {"samples": timing.n, "bytes": moved, "baseline": name, "baseline_us": base.median * 1e6, "ratio": base.median / timing.median}
         yield row | {"peers": {peer.name: time_peer(peer, x, operand, device, samples, timing) for peer in PEERS if peer.op == op.name} if peers else {}}
 

@@ -1,16 +1,17 @@
-"""Searches tiles by timing them and writes the table that kernels look tiles up in: an explicit command, never done at first use."""
+"""Searches tiles, and on a CPU the rows from which weights are read out, by timing them; writes the table that kernels look them up in."""
 
 from __future__ import annotations
 
 import datetime
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import triton
 
-from kernels import low_bit_matmul, scaled_matmul, table
+from kernels import low_bit_matmul, read_out, scaled_matmul, table
 from kernels.bench.measure import cases_of, rotated
 from kernels.op import compute_capability, ops
 from kernels.table import Tile
@@ -66,9 +67,32 @@ def tuned(device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterabl
             seconds = samples_of(key) if samples_of else _timer(copies, packed.meta, weight_only, device)
             default = scaled_matmul.default_tile(case.m, op.activation == "int8")
             if at:
-                default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.block), at.bits, at.kind)
-            tile, best = search(candidates(case.m, case.n, case.k, at.block if at else 128, weight_only), seconds)
+                default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.step), at.bits, at.kind)
+            tile, best = search(candidates(case.m, case.n, case.k, at.step if at else 128, weight_only), seconds)
             yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
+
+
+TRIED = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)  # rows
+
+
+def crossings(shapes: Iterable[tuple[int, int]], tried: tuple[int, ...] = TRIED) -> Iterator[dict[str, Any]]:
+    """Rows of the table for a CPU: for weights [N, K] of one, two or three parts the fewest rows from which reading out is faster at every number
+    tried; us and default_us: reading out and the operator at that number. Where the operator always wins, beyond the last.
+    """
+    cpu = torch.device("cpu")
+    for n, k in shapes:
+        for parts in (1, 2, 3):
+            blocked = torch.randint(0, 256, (n, parts * k // 2), dtype=torch.uint8)
+            pairs = torch.rand(parts * k // 32, n, 2).bfloat16()
+            first, times = 2 * tried[-1], (0.0, 0.0)
+            for m in reversed(tried):
+                x = torch.randn(m, k).bfloat16()
+                calls = [partial(read_out.multiply, x, blocked, 32, pairs, parts, at) for at in (1, m + 1)]
+                taken = tuple(time_call([call], cpu, 7).median for call in calls)
+                if taken[0] >= taken[1]:
+                    break
+                first, times = m, taken
+            yield {"key": table.key(read_out.KEY, parts, n, k, 0, 1), "tile": list(Tile(first, 0, 0, 0, 0)), "us": times[0] * 1e6, "default_us": times[1] * 1e6}
 
 
 def _timer(copies: list, meta: tuple, weight_only: bool, device: torch.device) -> Callable[[Tile, int], float]:

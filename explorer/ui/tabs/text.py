@@ -10,6 +10,7 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import Answer, Report
+from explorer.ui.asking import data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.guard import guard
@@ -110,7 +111,7 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
             elif isinstance(event, Answer) and not event.data["done"]:
                 yield [gr.skip(), texts(event.data), *kept[2:]]
             elif isinstance(event, Answer):
-                data = event.data
+                data = data_of(event)
                 each = [next(filter(is_baseline, reports), reports[0]), *quantized]
                 verdicts = guard(each if is_baseline(each[0]) else reports, data)
                 yield [
@@ -149,7 +150,7 @@ def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
                     yield [event, *kept]
                 elif isinstance(event, Answer):
                     rows.append(event.data)
-                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()["robustness"], {"rows": rows})]
+                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()["robustness"], {"rows": rows, "provenance": event.provenance})]
         yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), *kept]
     except Exception as error:  # the outermost boundary, as above
         yield [failure(error), *kept]
