@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ with no_type_stubs():
     from explorer.server.pages import Pages
     from explorer.ui.app import STYLE, build, theme
     from explorer.ui.forms import forms
-    from explorer.ui.visitor import Sessions, remember_signatures, session
+    from explorer.ui.visitor import Sessions, login, remember_signatures, session
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -114,7 +115,9 @@ def seeds() -> list[Report]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How this server runs. strangers: whether visitors are, although only this machine can reach the port, as behind a proxy."""
+    """How this server runs. strangers: whether visitors are, although only this machine can reach the port, as behind a proxy. oauth: whether they may
+    log in on the hub, as on a Space that asks for it.
+    """
 
     name: str = "127.0.0.1"
     port: int | None = None
@@ -125,6 +128,7 @@ class Settings:
     zero_gpu: bool = False
     open_browser: bool = True
     strangers: bool = False
+    oauth: bool = False
 
     @property
     def public(self) -> bool:
@@ -150,7 +154,9 @@ def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
         Path(environment.get("QUANTIZATION_EXPLORER_STORE", Settings.store)).absolute(), settings_from(environment),
         Path(args.auth_file) if args.auth_file else None, args.in_process, "SPACES_ZERO_GPU" in environment,
         "GRADIO_SERVER_NAME" not in environment, args.public,
+        {"SPACE_ID", "OAUTH_CLIENT_ID"} <= environment.keys() and find_spec("authlib") is not None,  # a Space of gradio's kind brings it along
     )  # fmt: skip
+    made = replace(made, hub=replace(made.hub, login=made.oauth))
     folders = environment.get("QUANTIZATION_EXPLORER_FOLDERS", "")
     if made.public or folders:  # a visitor must not learn which folders there are
         made = replace(made, hub=replace(made.hub, folders=tuple(map(Path, filter(None, folders.split(os.pathsep))))))
@@ -163,10 +169,10 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
     if made.zero_gpu:
         import spaces
 
-        return ZeroGpuRunner(work, spaces.GPU)
+        return ZeroGpuRunner(work, spaces.GPU, login)
     if made.in_process:
         return LazyRunner(made.store, delay=4.0, hub=made.hub)
-    return WorkerRunner(work, made.limits, session, metrics, delay=7.0)
+    return WorkerRunner(work, made.limits, session, metrics, delay=7.0, token=login)
 
 
 def ahead() -> list[str]:
@@ -180,11 +186,11 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
     metrics.watch(runner)
     architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
-    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
+    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures], made.oauth)
     remember_signatures(blocks)
     shapes = forms(blocks)
     keep_out = [Middleware(Login, names=names)] if names else []
-    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead()), *keep_out, Middleware(Pages)]
+    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth), *keep_out, Middleware(Pages)]
     served, _, _ = blocks.queue(max_size=256).launch(
         server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
         theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,

@@ -16,6 +16,14 @@ from typing import Any
 from explorer.worker import WorkerSettings
 
 ROOT = Path(__file__).parent.parent
+ENDED = {
+    "died": "The worker process died during this run and was started again. What was measured before is kept; run again, or choose a smaller model.",
+    "deadline": "The run took longer than this server allows and was stopped. What was measured before is kept; choose a smaller model or less text.",
+    "silence": "The run gave no sign of life and was stopped. What was measured before is kept; run again, or choose another method.",
+    "cancelled": "Another run had to be stopped by force and took this one along; run again.",
+    "no worker": "The worker cannot be started; whoever runs this server finds the reason in its log. Stored results on the page stay usable.",
+    "closed": "The server is shutting down; try again in a minute.",
+}  # what is said to whoever waited, by the reason
 START = "from explorer.worker import main; main()"  # imported, not run by -m: its records must have the same module on both sides
 
 

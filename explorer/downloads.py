@@ -176,8 +176,8 @@ def _reading(listing: Listing, settings: HubSettings) -> Iterator[None]:
     try:
         yield
     except HTTPException as error:
-        raise refusal(listing.name, error, settings.timeout) from error
+        raise refusal(listing.name, error, settings) from error
     except OSError as error:
         if isinstance(error, TimeoutError | ConnectionError) or error.errno is None:
-            raise refusal(listing.name, error, settings.timeout) from error
+            raise refusal(listing.name, error, settings) from error
         raise

@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from explorer import rights
 from explorer.records import InputError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -32,8 +33,8 @@ class HubSettings:
     """Where the hub is and what may be taken from it. timeout: seconds without a byte; deadline: seconds of one download; sizes in bytes.
 
     cache holds what was fetched, at most cache_bytes, the least recently used leaves first. shared: a cache of the hub's own client, read
-    only. token: whose rights are used; empty for a public visitor. remember: seconds that an answer, good or bad, is not asked for again.
-    folders: below which a visitor may name a folder; None for anywhere, as on one's own machine.
+    only. token: whose rights are used where a visitor has none of their own (rights.py). login: whether visitors can log in here.
+    remember: seconds that an answer, good or bad, is not asked for again. folders: below which a visitor may name a folder; None: anywhere.
     """
 
     endpoint: str = "https://huggingface.co"
@@ -44,6 +45,7 @@ class HubSettings:
     timeout: float = 10.0
     deadline: float = 3600.0
     token: str = field(default="", repr=False)
+    login: bool = False
     remember: float = 600.0
     folders: tuple[Path, ...] | None = None
 
@@ -124,12 +126,12 @@ def split_id(name: str) -> tuple[str, str]:
     return repository, revision or "main"
 
 
-def refusal(name: str, error: Exception, timeout: float) -> InputError:
+def refusal(name: str, error: Exception, settings: HubSettings) -> InputError:
     """What went wrong between us and the hub, as one sentence that says what to do."""
     if isinstance(error, urllib.error.HTTPError):
         told = str(error.headers.get("X-Error-Code", ""))
         if told == "GatedRepo" or error.code == 403:
-            return gated(name)
+            return gated(name, settings.login)
         if error.code in (401, 404, 410):
             what = "revision" if told == "RevisionNotFound" else "public model"
             return InputError(f"The hub knows no {what} {name!r}, or it is private. Check the id, {ELSE}.")
@@ -140,14 +142,17 @@ def refusal(name: str, error: Exception, timeout: float) -> InputError:
             )
         return InputError(f"The hub has a fault of its own ({error.code}); try again in a minute, {ELSE}.")
     if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
-        return InputError(f"The hub is too slow: nothing came for {timeout:g} s. Try again later, {ELSE}.")
+        return InputError(f"The hub is too slow: nothing came for {settings.timeout:g} s. Try again later, {ELSE}.")
     reason = str(getattr(error, "reason", error))[:120] or type(error).__name__
     return InputError(f"The hub cannot be reached for {name!r} ({reason}). Check the network, {ELSE}.")
 
 
-def gated(name: str) -> InputError:
+def gated(name: str, login: bool = False) -> InputError:
     """The sentence for a repository whose owners choose who may read it."""
-    return InputError(f"The model {name!r} is gated: its owners ask who you are first. Accept its terms on the hub, download it, and give the folder here.")
+    then = "log in here with the same account, and run again" if login else "download it, and give the folder here"
+    if rights.token():
+        then = "wait until its owners let your account in, and run again"
+    return InputError(f"The model {name!r} is gated: its owners ask who you are first. Accept its terms on the hub, {then}.")
 
 
 @dataclass
@@ -199,18 +204,20 @@ class Hub:
     def _ask(self, name: str, path: str, headers: dict[str, str]) -> Any:
         if self.settings.offline:
             raise InputError(f"This server works offline and {name!r} is not in its cache; choose 'demo' or a local folder.")
-        key = {"Authorization": f"Bearer {self.settings.token}"} if self.settings.token else {}
+        token = rights.token() or self.settings.token
+        key = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(self.settings.endpoint + path, headers={"User-Agent": "quantization-explorer", **key, **headers})
         try:
             return self._opener.open(request, timeout=self.settings.timeout)
         except (OSError, ValueError, HTTPException) as error:  # URLError and HTTPError are OSErrors
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
-            raise refusal(name, error, self.settings.timeout) from error
+            raise refusal(name, error, self.settings) from error
 
     def _once(self, key: tuple, ask: Callable[[], Any]) -> Any:
         """The answer to a question, good or bad, asked at most once in a while."""
         with self._lock:
+            key = (*key, rights.owner(rights.token()))
             while len(self._kept) > 1000:
                 self._kept.pop(next(iter(self._kept)))
             kept = self._kept.setdefault(key, _Kept())
@@ -239,10 +246,13 @@ class Hub:
         commit = found["sha"]
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise ValueError("a revision that is no commit")
-        if found.get("gated") and not self.settings.token:
-            raise gated(name)
+        if found.get("gated") and not (rights.token() or self.settings.token):
+            raise gated(name, self.settings.login)
         files = [HubFile(f["rfilename"], int(f["size"]), str((f.get("lfs") or {}).get("sha256", ""))) for f in found["siblings"] if "size" in f]
-        return Listing(name, commit, tuple(wanted(name, files)))
+        listing = Listing(name, commit, tuple(wanted(name, files)))
+        if found.get("gated") or found.get("private"):
+            self.read(listing, "config.json", CONFIG_LIMIT)  # everyone may see the list; the files, which may be here already, only some
+        return listing
 
     def _weigh(self, listing: Listing) -> Weight:
         parameters: dict[str, int] = {}

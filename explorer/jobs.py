@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from explorer.child import Child
+from explorer import rights
+from explorer.child import ENDED, Child
 from explorer.limits import Limits, Shares
 from explorer.records import Answer, Event, InputError, Progress, Report, plain
 from explorer.worker import Failure, WorkerSettings
@@ -38,7 +39,7 @@ class Finished:
 
 @dataclass(eq=False)
 class Job:
-    """A request that somebody waits for. boxes: a queue for each who does, with its session; owner: the session that asked first.
+    """A request that somebody waits for. boxes: a queue for each who does, with its session; owner: the session that asked first; token: its login.
 
     started: when it left the line, of the monotonic clock. blamed: whether its process was ended because of it.
     """
@@ -47,6 +48,7 @@ class Job:
     key: str
     message: tuple
     owner: str
+    token: str = field(default="", repr=False)
     boxes: dict[queue.SimpleQueue, str] = field(default_factory=dict)
     kept: list[Event] = field(default_factory=list)
     last: Progress = field(default_factory=lambda: Progress("starting", 0, 1, "the worker is starting"))
@@ -60,7 +62,8 @@ class Job:
 
 
 class WorkerRunner:
-    """`run` and `do` as LocalRunner has them, in a worker. caller: says for whom it is asked, such as the session of the request being served.
+    """`run` and `do` as LocalRunner has them, in a worker. caller: says for whom it is asked, such as the session of the request being served;
+    token: with whose login on the hub. What is done with a login is shared with nobody else.
 
     watch: told about every job that ends. delay: seconds until the first worker is started, unless it is wanted sooner.
     """
@@ -72,8 +75,9 @@ class WorkerRunner:
         caller: Callable[[], str] = lambda: "",
         watch: Callable[[Finished], None] = lambda finished: None,
         delay: float = 0.0,
+        token: Callable[[], str] = lambda: "",
     ) -> None:
-        self._settings, self.limits, self._caller, self._watch = settings, limits, caller, watch
+        self._settings, self.limits, self._caller, self._watch, self._token = settings, limits, caller, watch, token
         self._lock, self._numbers = threading.RLock(), itertools.count()
         self._jobs: dict[int, Job] = {}
         self._recent: OrderedDict[str, tuple[float, Event]] = OrderedDict()
@@ -114,14 +118,16 @@ class WorkerRunner:
                     child.kill("closed")
 
     def _ask(self, message: tuple) -> Iterator[Event]:
-        session, key = self._caller(), hashlib.sha256(json.dumps(plain(list(message)), sort_keys=True, default=repr).encode()).hexdigest()
+        session, token = self._caller(), self._token()
+        asked = json.dumps([*plain(list(message)), rights.owner(token)], sort_keys=True, default=repr)
+        key = hashlib.sha256(asked.encode()).hexdigest()
         with self._lock:
             then, event = self._recent.get(key, (0.0, None))
             if event is not None and time.monotonic() - then < self.limits.remember:
                 self._watch(Finished(_name(message, event), "done", 0.0, 0.0, _again(event)))
                 job = None
             else:
-                job, box = self._join(session, key, message)
+                job, box = self._join(session, key, message, token)
         if job is None:
             yield _again(event)
             return
@@ -141,13 +147,13 @@ class WorkerRunner:
                 self._shares.leave(session)
                 self._leave(job, box)
 
-    def _join(self, session: str, key: str, message: tuple) -> tuple[Job, queue.SimpleQueue]:
+    def _join(self, session: str, key: str, message: tuple, token: str) -> tuple[Job, queue.SimpleQueue]:
         self._shares.admit(session)
         job = next((j for j in self._jobs.values() if j.key == key and j.cancelled is None), None)
         if job is None:
             if len(self._jobs) >= self.limits.jobs:
                 raise InputError(f"This server has {len(self._jobs)} runs in line, which is all it takes; try again in {len(self._jobs) * self._usual:.0f} s.")
-            job = Job(next(self._numbers), key, message, session)
+            job = Job(next(self._numbers), key, message, session, token)
             self._jobs[job.number] = job
             self._hand_out()
         box: queue.SimpleQueue = queue.SimpleQueue()
@@ -186,7 +192,7 @@ class WorkerRunner:
                 if job.child is None:
                     job.child, job.heard = self._worker, time.monotonic()
                     kind, *rest = job.message
-                    job.child.send((kind, job.number, *rest))
+                    job.child.send((kind, job.number, job.token, *rest))
 
     def _heard(self, child: Child, message: tuple) -> None:
         with self._lock:
@@ -245,12 +251,12 @@ class WorkerRunner:
                 if job.cancelled is not None:
                     self._end(job, "cancelled")
                 elif job.blamed or job.tries > 1 or (child.reason == "died" and job.started is not None and job.message[0] == "run"):
-                    self._end(job, child.reason, Failure(child.reason, _SENTENCES[child.reason]))
+                    self._end(job, child.reason, Failure(child.reason, ENDED[child.reason]))
                 else:
                     job.started, job.last = None, Progress("starting", 0, 1, "the worker is starting again")
             if self._failures >= 3:
                 for job in list(self._jobs.values()):
-                    self._end(job, "no worker", Failure("no worker", _SENTENCES["no worker"]))
+                    self._end(job, "no worker", Failure("no worker", ENDED["no worker"]))
             self._hand_out()
 
     def _look(self) -> None:
@@ -275,16 +281,6 @@ class WorkerRunner:
         if now - job.started > self.limits.deadline:
             return "deadline"
         return "silence" if now - job.heard > self.limits.silence else ""
-
-
-_SENTENCES = {
-    "died": "The worker process died during this run and was started again. What was measured before is kept; run again, or choose a smaller model.",
-    "deadline": "The run took longer than this server allows and was stopped. What was measured before is kept; choose a smaller model or less text.",
-    "silence": "The run gave no sign of life and was stopped. What was measured before is kept; run again, or choose another method.",
-    "cancelled": "Another run had to be stopped by force and took this one along; run again.",
-    "no worker": "The worker cannot be started; whoever runs this server finds the reason in its log. Stored results on the page stay usable.",
-    "closed": "The server is shutting down; try again in a minute.",
-}
 
 
 def _name(message: tuple, event: Event | None) -> str:

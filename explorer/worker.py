@@ -1,6 +1,6 @@
 """The worker process: the same runner on the far side of a pipe, so that a fault there never takes the server down. Started by jobs.py, never by hand.
 
-Messages in: ("run", id, model, method, params, options), ("do", id, task, arguments), ("cancel", id). Out: ("ready", pid), (id, "event", event),
+Messages in: ("run", id, token, model, method, params, options), ("do", id, token, task, arguments), ("cancel", id). Out: ("ready", pid), (id, "event", event),
 (id, "end", None), (id, "failed", Failure). Each job has a thread; who may touch the model is decided by the runner's own line, so what is stored,
 and quick tasks, do not wait for a long run.
 """
@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from explorer import rights
 from explorer.hub import HubSettings
 from explorer.records import Event, InputError
 
@@ -90,15 +91,16 @@ class Worker:
             if kind == "cancel":
                 self._cancelled.add(job)
             else:
-                threading.Thread(target=self._work, args=(kind, job, rest), daemon=True).start()
+                threading.Thread(target=self._work, args=(kind, job, *rest), daemon=True).start()
 
     def _send(self, *message: Any) -> None:
         with self._sending:
             self._pipe.send(message)
 
-    def _work(self, kind: str, job: int, rest: list[Any]) -> None:
+    def _work(self, kind: str, job: int, token: str, *rest: Any) -> None:
         try:
-            failure = self._stream(job, self._runner.run(*rest[:3], **rest[3]) if kind == "run" else self._runner.do(*rest))
+            with rights.of(token):
+                failure = self._stream(job, self._runner.run(*rest[:3], **rest[3]) if kind == "run" else self._runner.do(*rest))
         except BaseException as error:  # whatever it is, the one who asked gets a sentence
             failure = explain(error)
         # Outside of the except block: the exception, and the tensors in its frames, are gone.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from explorer import rights
 from explorer.records import Event, InputError
 from explorer.worker import WorkerSettings, explain, local_runner
 
@@ -12,19 +13,22 @@ SECONDS = 60  # of a GPU that a call asks for; a visitor's daily share is charge
 
 
 class ZeroGpuRunner:
-    """`run` and `do` as LocalRunner has them. gpu: `spaces.GPU`; made at start-up, because the platform looks for decorated functions then."""
+    """`run` and `do` as LocalRunner has them. gpu: `spaces.GPU`; made at start-up, because the platform looks for decorated functions then.
+    token: says with whose login on the hub it is asked.
+    """
 
-    def __init__(self, settings: WorkerSettings, gpu: Callable[..., Any]) -> None:
+    def __init__(self, settings: WorkerSettings, gpu: Callable[..., Any], token: Callable[[], str] = lambda: "") -> None:
         import torch  # noqa: F401 - spaces patches torch at start-up; loading it in each call would be charged
 
-        def call(kind: str, arguments: tuple, options: dict[str, Any]) -> Iterator[Event | str]:
+        def call(kind: str, token: str, arguments: tuple, options: dict[str, Any]) -> Iterator[Event | str]:
             runner = local_runner(settings)  # in the call's own process: neither a connection to the store nor CUDA outlives a fork
             try:
-                yield from getattr(runner, kind)(*arguments, **options)
+                with rights.of(token):
+                    yield from getattr(runner, kind)(*arguments, **options)
             except Exception as error:  # only text passes safely from process to process
                 yield explain(error).sentence
 
-        self._call = gpu(duration=SECONDS)(call)
+        self._call, self._token = gpu(duration=SECONDS)(call), token
 
     def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """An experiment's events, last a Report. Raises InputError with a sentence."""
@@ -45,7 +49,7 @@ class ZeroGpuRunner:
     active = waiting
 
     def _events(self, kind: str, arguments: tuple, options: dict[str, Any]) -> Iterator[Event]:
-        events = self._call(kind, arguments, options)
+        events = self._call(kind, self._token(), arguments, options)
         try:
             for event in events:
                 if isinstance(event, str):

@@ -82,24 +82,8 @@ def kills(count: int, results: int) -> dict[str, Any]:
 
 def server_kills(count: int, results: int) -> dict[str, Any]:
     """The server itself is killed again and again while four visitors run what is new; every result that came to one of them is in the store, whole."""
-    from explorer.store import Store
-
     rng, said, again = random.Random(0), set[int](), list[float]()
     left, killed, orphans = list(range(results)), 0, 0
-
-    async def visitor(http: Any, config: dict[str, Any]) -> None:
-        page = Visitor(http, config)
-        while left:
-            number = left.pop()
-            try:
-                line = (await page.call(page.run_handler, method="rtn", Seed=number))[0]
-            except (httpx.HTTPError, AssertionError, IndexError):  # the server is gone, and this run with it
-                line = ""
-            if "done" in line:
-                said.add(number)
-            else:
-                left.append(number)
-                return
 
     async def life(address: str, server: psutil.Process, most: float, start: float) -> list[psutil.Process]:
         """Until `most` results are there, or all; then the kill. Gives the workers that the server had."""
@@ -107,7 +91,7 @@ def server_kills(count: int, results: int) -> dict[str, Any]:
         again.append(time.monotonic() - start)
         family, before = server.children(recursive=True), len(said)
         async with client(address) as http:
-            visitors = [asyncio.create_task(visitor(http, config)) for _ in range(4)]
+            visitors = [asyncio.create_task(runs_what_is_left(Visitor(http, config), left, said)) for _ in range(4)]
             while len(said) - before < most and not all(task.done() for task in visitors):
                 await asyncio.sleep(0.002)
             if most < results:
@@ -123,16 +107,34 @@ def server_kills(count: int, results: int) -> dict[str, Any]:
                 workers = asyncio.run(life(address, server_of(folder), most, start))
             killed += most < results
             orphans += len(psutil.wait_procs(workers, timeout=10)[1])
-        store = Store(Path(folder) / "r.db")
-        rows = [store.get(f"rtn {number}") for number in range(results)]
-        size = max(len(row[0]) for row in rows if row)
-        whole = sum(rows[n] is not None and len(rows[n][0]) == size and rows[n][1] == {"seed": n} for n in said)
-        check = store._db.execute("PRAGMA integrity_check").fetchone()[0]
-        store.close()
-    return {
-        "kills": killed, "acknowledged": len(said), "read_back_whole": whole, "integrity": check, "workers_left_behind": orphans,
-        "ready_again": figures(again),
-    }  # fmt: skip
+        return {"kills": killed, **read_back(Path(folder) / "r.db", said), "workers_left_behind": orphans, "ready_again": figures(again)}
+
+
+async def runs_what_is_left(page: Visitor, left: list[int], said: set[int]) -> None:
+    """Runs one seed after the other until none is left or the server is gone; notes those whose result came."""
+    while left:
+        number = left.pop()
+        try:
+            line = (await page.call(page.run_handler, method="rtn", Seed=number))[0]
+        except (httpx.HTTPError, AssertionError, IndexError):  # gone, and this run with it
+            line = ""
+        if "done" not in line:
+            left.append(number)
+            return
+        said.add(number)
+
+
+def read_back(path: Path, said: set[int]) -> dict[str, Any]:
+    """How many of the results that came to somebody are in the store, whole."""
+    from explorer.store import Store
+
+    store = Store(path)
+    rows = {number: store.get(f"rtn {number}") for number in said}
+    size = max(len(row[0]) for row in rows.values() if row)
+    whole = sum(row is not None and len(row[0]) == size and row[1] == {"seed": number} for number, row in rows.items())
+    check = store._db.execute("PRAGMA integrity_check").fetchone()[0]
+    store.close()
+    return {"acknowledged": len(said), "read_back_whole": whole, "integrity": check}
 
 
 def mutations(count: int) -> dict[str, Any]:

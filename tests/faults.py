@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from explorer import rights
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.worker import WorkerSettings
 
@@ -41,12 +42,16 @@ class Faulty:
 
     def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:
         yield from getattr(self, f"_{task}")(**arguments)
-        yield Answer(task, {"pid": os.getpid()})
+        if task != "whose":
+            yield Answer(task, {"pid": os.getpid()})
 
     def _good(self, seconds: float = 0.0, number: int = 0) -> Iterator[Event]:
         for i in range(int(seconds / 0.05)):
             time.sleep(0.05)
             yield Progress("work", i, 100)
+
+    def _whose(self) -> Iterator[Event]:
+        yield Answer("whose", {"owner": rights.owner(rights.token())})
 
     def _deaf(self, seconds: float = 60.0) -> Iterator[Event]:
         time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""A stand-in for the model hub on loopback: serves folders as repositories, counts what it sends, and fails in every way a hub does."""
+"""A stand-in for the model hub on loopback: serves folders as repositories, some to whom its owners let in, and fails in every way a hub does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ COMMIT = "c0ffee" * 6 + "0123"
 
 
 class StandIn(http.server.ThreadingHTTPServer):
-    """repositories: "owner/name" -> folder. fault: one of FAULTS or "". sent: bytes of weight data by file; asked: requests by path."""
+    """repositories: "owner/name" -> folder. fault: one of FAULTS or "". sent: bytes of weight data by file; asked: requests by path.
+
+    gated, private: "owner/name" -> tokens that may read its files; of a private one the list as well.
+    """
 
     daemon_threads = True
 
@@ -26,6 +29,7 @@ class StandIn(http.server.ThreadingHTTPServer):
         self.repositories: dict[str, Path] = {}
         self.fault = ""
         self.sent, self.asked = Counter(), Counter()
+        self.gated, self.private = dict[str, set[str]](), dict[str, set[str]]()
         self.claimed: dict[str, int] = {}  # sizes that the listing and the headers claim, for models too large to make
         self.closing = threading.Event()
 
@@ -73,10 +77,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"]:
             return self._listing("/".join(parts[2 : parts.index("revision")]))
         name = "/".join(parts[: parts.index("resolve")])
+        if not self._let_in(server.gated, name) or not self._let_in(server.private, name):
+            return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
         return self._file(server.repositories[name] / parts[-1])
 
+    def _let_in(self, doors: dict[str, set[str]], name: str) -> bool:
+        return name not in doors or self.headers.get("Authorization", "").removeprefix("Bearer ") in doors[name]
+
     def _listing(self, name: str) -> None:
-        folder = self.server.repositories.get(name)
+        folder = self.server.repositories.get(name) if self._let_in(self.server.private, name) else None
         if folder is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         files: list[dict[str, Any]] = []
@@ -87,8 +96,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if path.suffix == ".safetensors":
                 files[-1]["lfs"] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": size}
         commit = "main" if self.server.fault == "no commit" else COMMIT
-        gated = "manual" if self.server.fault == "listed as gated" else False
-        return self._send(200, json.dumps({"id": name, "sha": commit, "gated": gated, "siblings": files}).encode(), {})
+        gated = "manual" if self.server.fault == "listed as gated" or name in self.server.gated else False
+        told = {"id": name, "sha": commit, "gated": gated, "private": name in self.server.private, "siblings": files}
+        return self._send(200, json.dumps(told).encode(), {})
 
     def _file(self, path: Path) -> None:
         content, weights = bytearray(path.read_bytes()), path.suffix == ".safetensors"

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from gradio.context import LocalContext
 from prometheus_client import generate_latest
 
 import app
@@ -137,13 +139,33 @@ def test_a_public_server_names_no_folders_and_shares_its_time(name: str, argumen
     assert "hf_secret" not in repr(made)
 
 
+def test_visitors_log_in_on_the_hub_only_on_a_space_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {"SPACE_ID": "a/b", "OAUTH_CLIENT_ID": "x"}
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    assert not app.settings([], space).oauth
+    monkeypatch.setattr(app, "find_spec", lambda name: name)
+    assert not app.settings([], {"OAUTH_CLIENT_ID": "x"}).oauth and not app.settings([], {"SPACE_ID": "a/b"}).oauth
+    made = app.settings([], space)
+    assert made.oauth and made.hub.login and made.hub.token == ""
+    assert app.login() == ""
+    for until, told in ((time.time() + 60, "hf_mine"), (time.time() - 60, "")):
+        request = SimpleNamespace(request=SimpleNamespace(scope={"session": {"oauth_info": {"access_token": "hf_mine", "expires_at": until}}}))
+        before = LocalContext.request.set(request)
+        assert app.login() == told
+        LocalContext.request.reset(before)
+
+
 def test_a_remembered_signature_changes_no_session() -> None:
     """In a process of its own, because gradio leaves an event loop open."""
     code = (
         "import app, json\n"
         "from gradio.state_holder import SessionState\n"
-        "blocks = app.build(None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
+        "page = (None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
+        "blocks = app.build(*page)\n"
         "before = SessionState(blocks).config_values\n"
+        "import gradio.routes; gradio.routes.attach_oauth = lambda app: None  # its libraries are on a Space\n"
+        "with_login = app.build(*page, True)\n"
+        "assert not blocks.expects_oauth and with_login.expects_oauth and app.forms(with_login)\n"
         "app.remember_signatures(blocks)\n"
         "assert SessionState(blocks).config_values == before and before"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer import downloads, models
+from explorer import downloads, models, rights
 from explorer.hub import Hub, HubSettings, settings_from, split_id
 from explorer.records import InputError, ModelRef, Progress
 from tests.hub_server import COMMIT, FAULTS, StandIn, stand_in
@@ -49,6 +49,36 @@ def test_every_fault_is_a_sentence_and_the_next_try_works(hub: Hub, server: Stan
     server.fault = ""
     again = Hub(hub.settings)
     assert models.load(models.resolve(NAME, again), CPU, again).ref == ModelRef(NAME, COMMIT)
+
+
+@pytest.mark.parametrize("door", ["gated", "private"])
+def test_a_visitor_reads_with_their_own_login_and_nobody_else_does(hub: Hub, server: StandIn, tmp_path: Path, door: str) -> None:
+    hub = Hub(dataclasses.replace(hub.settings, login=True))
+    getattr(server, door)[NAME] = {"hf_mine"}
+    refused = {"gated": "Accept its terms on the hub, log in here", "private": "or it is private"}[door]
+    with pytest.raises(InputError, match=refused):
+        models.resolve(NAME, hub)
+    with rights.of("hf_mine"):
+        ref = models.load(models.resolve(NAME, hub), CPU, hub).ref
+        assert ref == ModelRef(NAME, COMMIT) and rights.token() == "hf_mine"
+    assert rights.token() == "" and downloads.found(hub.settings, ref)  # the files are here now, and still not everyone's
+    for name in (NAME, f"{NAME}@{COMMIT}"):
+        with pytest.raises(InputError, match=refused):
+            models.resolve(name, hub)
+        with rights.of("hf_another"), pytest.raises(InputError) as caught:
+            models.resolve(name, hub)
+        assert "hf_" not in str(caught.value)
+        assert ("let your account in" if door == "gated" else "or it is private") in str(caught.value)
+    assert not any(b"hf_mine" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_login_is_no_gate_of_its_own_and_a_server_without_one_says_what_to_do(hub: Hub, server: StandIn) -> None:
+    server.gated[NAME] = {"hf_mine"}
+    with pytest.raises(InputError, match="download it, and give the folder here"):
+        models.resolve(NAME, hub)
+    server.gated.clear()
+    with rights.of("hf_another"):
+        assert models.resolve(NAME, Hub(hub.settings)).name == NAME
 
 
 def test_unreachable_hub_is_a_sentence(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer import models
+from explorer import models, rights
 from explorer.hub import HubSettings
 from explorer.jobs import Finished, WorkerRunner
 from explorer.limits import Limits
@@ -91,6 +91,25 @@ def test_every_fault_is_a_sentence_and_the_next_job_works(service: Service, faul
     start = time.monotonic()
     assert service.answer(number=1).data["params"] == {"number": 1}
     assert time.monotonic() - start < 5
+
+
+def test_a_login_goes_with_its_job_and_what_it_finds_is_shared_with_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    token = ["hf_one"]
+    settings = WorkerSettings(tmp_path / "log", HubSettings(offline=True), "tests.faults:runner")
+    runner = WorkerRunner(settings, Limits(remember=60.0, spare=False), token=lambda: token[0])
+    try:
+        found = []
+        for whose in ("hf_one", "hf_two", "", "hf_one"):
+            token[0] = whose
+            found.append(list(runner.do("whose", {}))[-1])
+        assert [answer.data["owner"] for answer in found] == [rights.owner(t) for t in ("hf_one", "hf_two", "", "hf_one")]
+        assert found[3].provenance == {"from_store": True} and len(runner._recent) == 3  # one's own is remembered
+        slow = runner.do("good", {"seconds": 0.2})
+        next(slow)
+        assert "hf_one" not in repr(runner._jobs) + repr(runner._recent) + caplog.text and runner._jobs
+        slow.close()
+    finally:
+        runner.close()
 
 
 def test_deadline(service: Service) -> None:

@@ -21,6 +21,7 @@ READ = re.compile(
 )
 WRITE = {"/login": "form", "/logout": "form", f"{API}/queue/join": "event", f"{API}/cancel": "cancel", f"{API}/reset": "form"}  # /reset does nothing
 RUN = re.compile(rf"{API}/run/[\w-]{{1,80}}/?", re.ASCII)  # what a page calls for handlers that do not queue
+OAUTH = ("/login/huggingface", "/login/callback", "/logout")  # what gradio adds on a Space
 SMALL = 64 * 1024  # bytes of a body, unless a handler takes a long text
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -46,11 +47,12 @@ class Forms:
 
 
 class Guard:
-    """Wraps an app. forms: the shapes of its handlers' inputs; login: whether there are /login and /logout; ahead: scripts that the page loads late,
+    """Wraps an app. forms: the shapes of its handlers' inputs; login: whether there are /login and /logout; oauth: whether visitors log in on the hub;
+    ahead: scripts that the page loads late,
     which a browser is told to fetch with it."""
 
-    def __init__(self, app: App, forms: Forms, login: bool = False, ahead: Sequence[str] = ()) -> None:
-        self._app, self._forms, self._login = app, forms, login
+    def __init__(self, app: App, forms: Forms, login: bool = False, ahead: Sequence[str] = (), oauth: bool = False) -> None:
+        self._app, self._forms, self._login, self._oauth = app, forms, login, oauth
         self._links = [(b"link", f"<{path}>; rel=modulepreload".encode()) for path in ahead]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +65,9 @@ class Guard:
             return
         method, path = scope["method"], scope["path"]
         send = _with_headers(send, self._links if path == "/" else [])
-        if path in ("/login", "/logout") and not self._login:
+        if self._oauth and method == "GET" and path in OAUTH:
+            await self._app(scope, receive, send)
+        elif path in ("/login", "/logout") and not self._login:
             await refuse(send, 404, "There is nothing here.")
         elif method in ("GET", "HEAD") and READ.fullmatch(path) and ".." not in path:
             await self._app(scope, receive, send)

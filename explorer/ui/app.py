@@ -41,8 +41,10 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], models: list[str]) -> gr.Blocks:
-    """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list."""
+def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], models: list[str], login: bool = False) -> gr.Blocks:
+    """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list; `login`: whether visitors may log in on
+    the hub, to read gated models with their own rights.
+    """
     shell = Shell(runner, Shelf(seeds), catalogue, models)
     page = Page(shell)
     with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
@@ -52,6 +54,8 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
+                if login:
+                    gr.LoginButton("Log in for gated models", logout_value="Log out ({})", size="sm", elem_id="hub-login")
                 run, cancel = _controls(page)
             with gr.Column(scale=4, min_width=320, elem_id="results"):
                 _compared(shell)

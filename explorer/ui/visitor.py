@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -14,6 +15,16 @@ def session() -> str:
     """The hash of the session whose request is being served, "" outside of one. A secret: never shown or logged."""
     request = LocalContext.request.get(None)
     return str(getattr(request, "session_hash", "") or "")
+
+
+def login() -> str:
+    """The visitor's own token on the hub, from the signed cookie that logging in on a Space leaves with them; "" without one, or when it is over.
+    A secret: it goes to the worker with the job and is kept nowhere.
+    """
+    request = LocalContext.request.get(None)
+    scope = getattr(getattr(request, "request", None), "scope", None) or {}
+    info = (scope.get("session") or {}).get("oauth_info") or {}
+    return str(info.get("access_token") or "") if float(info.get("expires_at") or 0) > time.time() else ""
 
 
 def remember_signatures(blocks: gr.Blocks) -> None:
