@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kernels import table
-from kernels.bench import tune
+from kernels.bench import llama_cpp, tune
 from kernels.bench.check import check
 from kernels.bench.measure import measure
 from kernels.bench.shapes import ROWS, SHAPES
@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         document["copy_gb_per_s"] = copy_bandwidth(device) / 1e9
         timed = measure(device, shapes, rows, args.samples, document["copy_gb_per_s"] * 1e9, args.peers, names)
         document["timings"] = list(_shown(timed, show_timing, args.json))
+        if args.peers and device.type == "cpu":
+            document["tokens"] = list(_shown(llama_cpp.compare(), show_token, args.json))
     if document.get("busy"):
         print(f"The machine was busy ({document['busy']}): these timings are not the kernels' own.", file=sys.stderr)
     if args.write:
@@ -107,6 +109,12 @@ def show_timing(r: dict) -> str:
     line += f" {r['gb_per_s']:7.1f} GB/s {100 * r['of_copy']:4.0f}% of copy"
     peers = "".join(f", {p['ratio']:.2f}x {name}" for name, p in r["peers"].items() if "ratio" in p)
     return f"{line}, {r['ratio']:.2f}x {r['baseline']}{peers}"
+
+
+def show_token(r: dict) -> str:
+    if "why" in r:
+        return f"{r['blocks']}: llama.cpp did not run: {r['why']}"
+    return f"{r['blocks']}: 4-bit products of a token {r['us']:.0f} us, llama.cpp's token {r['llama_cpp_us']:.0f} us, {r['ratio']:.2f}x ours"
 
 
 def show_tile(r: dict) -> str:

@@ -1,6 +1,7 @@
 """Times GPTQ and AWQ beside public implementations on the same matrices: `python -m tests.quantizer_peers`. Peers are optional and imported when run.
 
-llm-compressor (`llmcompressor`) is asked for GPTQ, AutoAWQ (`autoawq`) for AWQ's two searches: inner functions, on one weight, its inputs and, for GPTQ, the Hessian that this project made. Beside the seconds stand the output errors ||(W' - W) X^T|| / ||W X^T||: the same work was done.
+llm-compressor (`llmcompressor`) is asked for GPTQ, AutoAWQ (`autoawq`) for AWQ's two searches: inner functions, on one weight, its inputs and,
+for GPTQ, the Hessian that this project made. Beside the seconds stand the output errors ||(W' - W) X^T|| / ||W X^T||: the same work was done.
 """
 
 from __future__ import annotations
