@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [int(part) for part in args.rows.split(",") if part] or ROWS[args.device]
     command = "python -m kernels " + " ".join(sys.argv[1:] if argv is None else argv)
     if args.task == "tune":
-        found = tune.tuned(device, shapes, rows) if args.device == "cuda" else tune.crossings(shapes)
+        found = tune.tuned(device, shapes, rows, names=names) if args.device == "cuda" else tune.crossings(shapes)
         print(f"wrote {tune.write(device_name(device), _shown(found, show_tile, args.json), command)}", file=sys.stderr)
         return 0
     document = {"device": device_name(device), "command": command.strip(), "date": datetime.date.today().isoformat()} | versions()
