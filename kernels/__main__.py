@@ -70,17 +70,26 @@ def main(argv: list[str] | None = None) -> int:
         document["busy"] = busy() if device.type == "cpu" else ""
         document["copy_gb_per_s"] = copy_bandwidth(device) / 1e9
         timed = measure(device, shapes, rows, args.samples, document["copy_gb_per_s"] * 1e9, args.peers, names)
-        document["timings"] = list(_shown(timed, show_timing, args.json))
+        document["timings"] = []
+        for row in _shown(timed, show_timing, args.json):
+            document["timings"].append(row)
+            if args.write:
+                save(document)
         if args.peers and device.type == "cpu":
             document["tokens"] = list(_shown(llama_cpp.compare(), show_token, args.json))
     if document.get("busy"):
         print(f"The machine was busy ({document['busy']}): these timings are not the kernels' own.", file=sys.stderr)
     if args.write:
-        BENCH.mkdir(parents=True, exist_ok=True)
-        (BENCH / table.file_name(document["device"])).write_text(json.dumps(document, indent=1) + "\n")
+        save(document)
     if args.json:
         print(json.dumps(document, indent=1))
     return 0 if all(row["ok"] for row in document["checks"]) else 1
+
+
+def save(document: dict[str, Any]) -> None:
+    """Writes the device's file: after every row, because the time on a borrowed machine may end before the run does."""
+    BENCH.mkdir(parents=True, exist_ok=True)
+    (BENCH / table.file_name(document["device"])).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def versions() -> dict[str, Any]:
