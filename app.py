@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))  # else every click sums up the last 10,000, for a page that is closed here
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from explorer.hub import HubSettings, settings_from
@@ -50,9 +52,10 @@ with no_type_stubs():
     from explorer.server.guard import Guard
     from explorer.server.health import Metrics, routes
     from explorer.server.login import Login, read
+    from explorer.server.pages import Pages
     from explorer.ui.app import STYLE, build, theme
     from explorer.ui.forms import forms
-    from explorer.ui.visitor import remember_signatures, session
+    from explorer.ui.visitor import Sessions, remember_signatures, session
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -166,6 +169,13 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
     return WorkerRunner(work, made.limits, session, metrics, delay=7.0)
 
 
+def ahead() -> list[str]:
+    """Paths of the scripts that draw figures: gradio's page asks for them only when its first figure is laid out."""
+    import gradio
+
+    return [f"./assets/{path.name}" for path in Path(gradio.__file__).parent.glob("templates/frontend/assets/PlotlyPlot-*.js")]
+
+
 def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:
     """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
     metrics.watch(runner)
@@ -173,12 +183,16 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures])
     remember_signatures(blocks)
     shapes = forms(blocks)
-    door = [Middleware(Guard, forms=shapes, login=bool(names)), *([Middleware(Login, names=names)] if names else [])]
-    blocks.queue(max_size=256).launch(
+    keep_out = [Middleware(Login, names=names)] if names else []
+    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead()), *keep_out, Middleware(Pages)]
+    served, _, _ = blocks.queue(max_size=256).launch(
         server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
         theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
         show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
+        prevent_thread_lock=True,
     )  # fmt: skip
+    served.state_holder = Sessions(blocks)
+    blocks.block_thread()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,22 +1,83 @@
-// The page's own script, run once when it has loaded: order columns of the comparison by a row, and save and copy what handlers prepare.
+// The page's own script, run once when it has loaded: provenance chips, tables that can be ordered, and marks and buttons that choose something.
 () => {
+  // Chips: a letter says the rest when it is pointed at, focused or tapped. Of a table one chip is reached with Tab, the others with the arrow keys.
+  const tip = Object.assign(document.createElement("div"), { id: "pv-tip", role: "tooltip", hidden: true });
+  document.body.append(tip);
+  let told = null;
+  const hide = () => { told?.removeAttribute("aria-describedby"); told = null; tip.hidden = true; };
+  const tell = (chip) => {
+    if (told === chip) return;
+    hide();
+    told = chip;
+    tip.textContent = `${chip.getAttribute("aria-label")}: ${chip.dataset.how}`;
+    tip.hidden = false;
+    chip.setAttribute("aria-describedby", "pv-tip");
+    const box = chip.getBoundingClientRect(), own = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - own.width - 8))}px`;
+    tip.style.top = `${box.bottom + own.height + 12 > innerHeight ? box.top - own.height - 6 : box.bottom + 6}px`;
+  };
+  const chipOf = (target) => target.closest?.(".pv") ?? target.closest?.("td:has(> .pv)")?.querySelector(":scope > .pv");
+  document.addEventListener("mouseover", (event) => { const chip = chipOf(event.target); if (chip) tell(chip); else if (told !== document.activeElement) hide(); });
+  document.addEventListener("focusin", (event) => { if (event.target.matches?.(".pv")) tell(event.target); else hide(); });
+  document.addEventListener("scroll", hide, true);
+  const neighbour = (chip, key) => {
+    const all = [...chip.closest("table").querySelectorAll(".pv")], at = all.indexOf(chip);
+    if (key === "ArrowRight" || key === "ArrowLeft") return all[at + (key === "ArrowRight" ? 1 : -1)];
+    const column = chip.closest("td, th").cellIndex, rest = key === "ArrowDown" ? all.slice(at + 1) : all.slice(0, at).reverse();
+    return rest.find((other) => other.closest("td, th").cellIndex === column);
+  };
+
+  // Tables: a row's name orders the columns of the comparison, a column's name the rows of the points.
+  const value = (cell) => { const v = parseFloat(cell.dataset.value); return Number.isNaN(v) ? Infinity : v; };
   const order = (head) => {
-    const table = head.closest("table"), row = head.parentElement, now = head.getAttribute("aria-sort");
-    const sign = now === "ascending" ? -1 : 1;
-    const value = (cell) => { const v = parseFloat(cell.dataset.value); return Number.isNaN(v) ? Infinity : v; };
-    const cells = [...row.children].slice(2);
-    const places = cells.map((_, i) => i).sort((a, b) => sign * (value(cells[a]) - value(cells[b])));
-    for (const line of table.rows) {
-      if (line.children.length !== row.children.length) continue;
-      const all = [...line.children].slice(2);
-      places.forEach((i) => line.appendChild(all[i]));
+    const table = head.closest("table"), sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1, at = head.cellIndex;
+    if (table.matches(".points")) {
+      const rows = [...table.tBodies[0].rows].sort((a, b) => { const [x, y] = [value(a.cells[at]), value(b.cells[at])]; return x === y ? 0 : sign * (x - y); });
+      table.tBodies[0].append(...rows);
+    } else {
+      const row = head.parentElement, cells = [...row.children].slice(2);
+      const places = cells.map((_, i) => i).sort((a, b) => sign * (value(cells[a]) - value(cells[b])));
+      for (const line of table.rows) {
+        if (line.children.length !== row.children.length) continue;
+        const all = [...line.children].slice(2);
+        places.forEach((i) => line.appendChild(all[i]));
+      }
     }
     table.querySelectorAll("th[aria-sort]").forEach((th) => th.setAttribute("aria-sort", "none"));
     head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
   };
   const sortable = "table.compare th[aria-sort]";
-  document.addEventListener("click", (event) => { const head = event.target.closest(sortable); if (head) order(head); });
+
+  // Choices "kind:key": a button's data-pick, or the id of a mark in a figure (of a heat map's cell: in the trace's meta.picks). The hidden box
+  // #pick-KIND takes the key; the server checks it. Figures are redrawn, so each is listened to when the pointer first meets it.
+  const pick = (choice) => {
+    const cut = choice.indexOf(":"), box = document.querySelector(`#pick-${choice.slice(0, cut)} :is(textarea, input)`);
+    if (!box) return;
+    box.value = `${choice.slice(cut + 1)} ${Date.now()}`; // the time makes a second click on the same a change as well
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const chosen = (point) => point.id ?? (Array.isArray(point.pointNumber) ? point.data.meta?.picks?.[point.pointNumber[0]]?.[point.pointNumber[1]] : undefined);
+  document.addEventListener("pointerover", (event) => {
+    const plot = event.target.closest?.(".js-plotly-plot");
+    if (!plot?.on || plot.dataset.heard) return;
+    plot.dataset.heard = "yes";
+    plot.classList.toggle("pickable", plot.data.some((trace) => trace.ids || trace.meta?.picks));
+    plot.on("plotly_click", ({ points }) => { const choice = points.map(chosen).find(Boolean); if (choice) pick(choice); });
+  });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-pick]"), head = event.target.closest(sortable), chip = event.target.closest(".pv");
+    if (button) pick(button.dataset.pick);
+    else if (chip) tell(chip);
+    else if (head) order(head);
+  });
   document.addEventListener("keydown", (event) => {
-    if ((event.key === "Enter" || event.key === " ") && event.target.matches?.(sortable)) { event.preventDefault(); order(event.target); }
+    const on = event.target;
+    if (event.key === "Escape") hide();
+    if ((event.key === "Enter" || event.key === " ") && on.matches?.(sortable)) { event.preventDefault(); order(on); }
+    if (event.key.startsWith("Arrow") && on.matches?.("table .pv")) {
+      const next = neighbour(on, event.key);
+      if (next) { event.preventDefault(); on.tabIndex = -1; next.tabIndex = 0; next.focus(); }
+    }
   });
 }

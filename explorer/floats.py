@@ -38,6 +38,19 @@ def quantize_float(weight: Tensor, scale: Tensor, element: str, **stored: Any) -
     tie = size == middles[index.clamp(max=len(middles) - 1)]
     index += (tie & (index % 2 == 1)).long()
     codes = index + (weight < 0) * 2 ** (bits - 1)
-    book = torch.zeros(2**bits, device=weight.device)
+    return QuantizedTensor(codes.to(torch.uint8), scale, bits, codebook=codebook(element).to(weight.device), **stored)
+
+
+def codebook(element: str) -> Tensor:
+    """The values of all bit patterns, sign first, [2**bits] float32; zero for those that are infinities or NaN."""
+    table = FLOATS[element]
+    bits = {8: 4, 32: 6}.get(len(table), 8)
+    book = torch.zeros(2**bits)
     book[: len(table)], book[2 ** (bits - 1) : 2 ** (bits - 1) + len(table)] = table, -table
-    return QuantizedTensor(codes.to(torch.uint8), scale, bits, codebook=book, **stored)
+    return book
+
+
+def element_of(q: QuantizedTensor) -> str | None:
+    """Which small float the codes of a tensor are the bit patterns of; None for integers and other tables."""
+    book = None if q.codebook is None else q.codebook.cpu()
+    return next((name for name in FLOATS if book is not None and torch.equal(book, codebook(name))), None)

@@ -51,6 +51,20 @@ def open_tab(page, name: str) -> None:
     page.locator(f"#tab-{name}").wait_for(state="visible", timeout=10_000)
 
 
+# Numbers in visible tables, and figures, that no provenance chip speaks for: in the cell, its row, the column's heading, a caption; under a figure.
+BARE = """() => {
+  const seen = e => e.getBoundingClientRect().width > 0, has = e => e && e.querySelector('.pv');
+  const cells = [...document.querySelectorAll('#tabs td')].filter(td => seen(td) && /^[▲▼≈ ]*[+−-]?\\d/.test(td.textContent.trim()));
+  const bare = cells.filter(td => { const table = td.closest('table');
+    const over = [td.parentElement, table.rows[0].cells[td.cellIndex], table.caption, table.closest('figure')?.querySelector('figcaption')];
+    return !over.some(has) });
+  const plots = [...document.querySelectorAll('#tabs .js-plotly-plot')].filter(plot => seen(plot) && plot.data?.length);
+  const mute = plots.filter(plot => { let e = plot; while (e && !e.id.startsWith('plot-')) e = e.parentElement;
+    let next = e.nextElementSibling; while (next && !next.matches('.summary') && !next.querySelector('.summary')) next = next.nextElementSibling;
+    return !has(next) });
+  return [...bare.map(td => td.closest('table').className + ': ' + td.textContent.trim()), ...mute.map(plot => plot.parentElement.closest('[id^=plot-]').id)];
+}"""
+
 LOW_CONTRAST = """() => {
   const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb') ? m.map((v, i) => i < 3 ? 255 * v : v) : m };
   const over = (top, below) => { const a = top.length > 3 ? top[3] : 1; return [0, 1, 2].map(i => a * top[i] + (1 - a) * below[i]) };

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.serving import ROOT, Visitor, client, served, warm
 
 RESULTS = ROOT / "assets" / "soak.json"
@@ -59,18 +61,27 @@ async def fill(address: str, config: dict[str, Any]) -> None:
 
 
 def sessions(count: int, seconds: float, think: float = 4.0) -> dict[str, Any]:
-    """Visitors who look at stored results."""
+    """Visitors who look at stored results; with the CPU time that one look takes of the server and of this load generator, which share the cores."""
     taken: list[float] = []
     wrong: list[str] = []
+    used: list[float] = []
 
-    async def crowd(address: str) -> None:
+    async def crowd(address: str, server: psutil.Process) -> None:
         config = await warm(address)
         await fill(address, config)
+        before = [sum(process.cpu_times()[:2]) for process in (server, psutil.Process())]
         await asyncio.gather(*(visit(address, config, seconds, think, taken, wrong, think * i / count) for i in range(count)))
+        used.extend(sum(process.cpu_times()[:2]) - then for process, then in zip((server, psutil.Process()), before, strict=True))
 
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), seconds=0.0) as address:
-        asyncio.run(crowd(address))
-    return {"sessions": count, "errors": len(wrong), **figures(taken), "wrong": wrong[:3]}
+        asyncio.run(crowd(address, server_of(folder)))
+    each = [round(1000 * seconds / len(taken), 1) for seconds in used]
+    return {"sessions": count, "errors": len(wrong), **figures(taken), "server_cpu_ms": each[0], "client_cpu_ms": each[1], "wrong": wrong[:3]}
+
+
+def server_of(folder: str) -> psutil.Process:
+    """The process that `served` started in a folder."""
+    return psutil.Process(int((Path(folder) / "pid").read_text()))
 
 
 def class_start(count: int, within: float = 10.0) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from explorer.ui.tab import tabs
-from tests.driving import LOW_CONTRAST, browser_test, choose, open_tab, visit, wait_for_status
+from tests.driving import BARE, LOW_CONTRAST, browser_test, choose, open_tab, visit, wait_for_status
 
 pytestmark = browser_test
 
@@ -40,6 +40,7 @@ def test_every_tab_opens(browser, address: str, width: int, height: int, theme: 
         numbers = " ".join(panel.locator("td, .summary, .js-plotly-plot text").all_text_contents())
         assert "NaN" not in numbers, name
         assert page.evaluate(LOW_CONTRAST) == [], name
+        assert page.evaluate(BARE) == [], name
         for drawing in panel.locator(".js-plotly-plot").all():
             if drawing.is_visible():
                 box = drawing.locator(".main-svg").first.bounding_box()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ def test_only_what_a_page_needs_is_open(address: str) -> None:
         page = http.get("/")
         assert page.status_code == 200 and "frame-ancestors" in page.headers["content-security-policy"]
         assert page.headers["x-content-type-options"] == "nosniff" and page.headers["referrer-policy"] == "no-referrer"
+        early = re.fullmatch(r"<\.(/assets/[\w.-]+\.js)>; rel=modulepreload", page.headers["link"])
+        assert early and http.get(early[1]).status_code == 200  # what draws figures is fetched beside the page
         for path in CLOSED:
             assert http.get(path).status_code in (403, 404), path
             assert http.post(path, json={}).status_code in (404, 405), path

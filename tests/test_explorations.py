@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
@@ -79,8 +78,8 @@ def test_a_sweep_draws_each_report_and_keeps_its_key(shell: Shell) -> None:
     held = [output[-1] for output in outputs if isinstance(output[-1], str)]
     assert json.loads(held[-1]) == keys_of([SEED[0], SEED[2]]) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
     assert shell.runner.asked[0][1]["options"]["kv_bits"] == 4 and shell.runner.closed == 1
-    rows = points.rows(held[-1])
-    assert len(rows) == len(survey()) - 1 and sum(one[-1] != "recorded" for one in rows) == 1, "its own point stands for the recorded one"
+    rows = points.table(held[-1]).split("<tr>")[2:]
+    assert len(rows) == len(survey()) - 1 and sum("aria-label='recorded'" not in one for one in rows) == 1, "its own point stands for the recorded one"
     shell.runner.error = RuntimeError("<b>")
     assert "error" in (last := list(points.sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))[-1][0]) and "<b>" not in last
     refused = list(points.sweep("demo", [], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))
@@ -97,10 +96,13 @@ def test_a_cancelled_sweep_is_closed(shell: Shell) -> None:
 def test_a_row_joins_compare(shell: Shell) -> None:
     points = Points(shell)
     recorded = next(r for r in survey().values() if r.name == "GPTQ 3-bit g64")
-    row = next(one for one in points.rows("[]") if one[0] == recorded.name)
-    said, compared, _ = points.choose(SimpleNamespace(row_value=row), "[]", keys_of(SEED[:2]), None)
+    key, page = keys_of([recorded])[0], keys_of(SEED[:2])
+    assert f"data-pick='report:{key}'" in points.table("[]")
+    card = points.opened(key, "[]", page)
+    assert "GPTQ 3-bit g64" in card and "16-bit baseline" in card and f"data-pick='compare:{key}'" in card
+    said, compared, _ = points.compared(key, "[]", page, None)
     assert "GPTQ 3-bit g64 is in Compare" in said and compared.value == [*keys_of(SEED[:2]), *keys_of([recorded])]
-    assert "__type__" in points.choose(SimpleNamespace(row_value=["?", "?"]), "[]", keys_of(SEED[:2]), None)[0]
+    assert "__type__" in points.compared("none such", "[]", page, None)[0] and "__type__" in points.opened("none such", "[]", page)
 
 
 def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:

@@ -149,8 +149,8 @@ def test_the_lab_hides_a_guess_and_reveals_it() -> None:
     last = list(failures.planted(shell, keys_of([healthy])[0], failures.GUESS, "layers.3.mlp.down_proj"))[-1]
     drawn = [title for title, _ in failures.CHOICES if title.lower() in last[0].lower()]
     assert "Which one?" in last[0] and not drawn and len(last) == failures.RESULTS
-    state = failures.unpacked(last[-1])
-    assert state["bug"] in failures.BUGS and state["bug"] not in last[-1] and failures.unpacked("no base 64!") == {}
+    state = shell.sealed.open(last[-1])
+    assert state["bug"] in failures.BUGS and len(last[-1]) == 32 and shell.sealed.open("no ticket") == shell.sealed.open(None) == {}
     html = failures.report([healthy, broken], state["bug"])
     assert failures.BUGS[state["bug"]].title in html and "does not name it" in html
     assert failures.BUGS[state["bug"]].title not in failures.report([healthy, broken], "")

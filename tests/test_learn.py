@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -25,6 +26,7 @@ from explorer.ui.tab import tabs
 from tests.learn_data import wrong_number
 
 ALL = list(questions().values())
+MAY_BE_ZERO = ("eval-brier",)
 WEIGHT = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,19 +63,75 @@ def test_choices_have_one_right_option_and_reasons(question: Question) -> None:
     assert grade(pose(question, "a"), None, recorded()).score == 0
 
 
+def test_the_right_option_cannot_be_told_by_its_length() -> None:
+    """Whoever always picks the longest or the shortest option scores about what chance gives, and no right option stands out."""
+    asked = [q for q in ALL if q.options]
+    extremes = {max: 0, min: 0}
+    for question in asked:
+        right, *others = sorted((o for o in question.options), key=lambda o: not o.right)
+        lengths = [len(o.text) for o in others]
+        for most, count in extremes.items():
+            extremes[most] = count + (len(right.text) == most(len(right.text), *lengths) and len(right.text) not in lengths)
+        assert 0.6 * min(lengths) - 4 < len(right.text) < 1.2 * max(lengths) + 4, question.id
+    assert max(extremes.values()) < 0.3 * len(asked), extremes
+
+
+ROUNDED = {
+    "int-code": lambda v: v["value"] / (v["absmax"] / 127),
+    "int-zero-point": lambda v: -v["low"] / (v["high"] - v["low"]) * (2 ** v["bits"] - 1),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_codes_that_are_asked_for_are_no_ties(name: str) -> None:
+    """Half-way between two integers there are two right answers."""
+    for seed in range(200):
+        posed = pose(questions()[name], str(seed))
+        exact = ROUNDED[name](posed.values)
+        assert abs(exact % 1 - 0.5) > 0.05 and abs(number_asked(posed, {}) - exact) < 0.5, posed.ask
+
+
 @pytest.mark.parametrize("question", [q for q in ALL if q.kind == "numeric"], ids=lambda q: q.id)
 def test_numbers_are_computed_finite_and_differ(question: Question) -> None:
-    assert any(f"{name}(" in question.answer for name in (*answers.FUNCTIONS, "value")) or question.draw
+    assert any(f"{name}(" in question.answer for name in answers.FUNCTIONS) or question.draw or (question.metric and len(question.names) == len(question.runs))
     found = set()
-    for seed in range(60):
+    for seed in range(200):
         posed = pose(question, str(seed))
         right = number_asked(posed, recorded())
-        assert math.isfinite(right)
+        assert 1e-4 < abs(right) < 1e6 or question.id in MAY_BE_ZERO, f"{posed.ask}: {right}"
+        shown = float(grade(posed, right, recorded()).right.split()[0].replace(",", ""))
+        assert grade(posed, shown, recorded()).score == 1, "the answer as it is printed is not right in full"
         found.add(right)
         assert grade(posed, right, recorded()).score == 1
         assert grade(posed, wrong_number(right), recorded()).score < 0.5
         assert "{" not in posed.ask + grade(posed, right, recorded()).why
     assert len(found) >= 3 or len(question.draw) <= 2
+
+
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind == "numeric" and q.metric], ids=lambda q: q.id)
+def test_a_measured_number_is_right_inside_its_interval(question: Question) -> None:
+    for seed in "abcdef":
+        posed = pose(question, seed)
+        (run,) = posed.graded_by
+        m = recorded()[run].find(question.metric)
+        for given in (m.low, m.high, (m.low + m.value) / 2):
+            assert grade(posed, given, recorded()).score == 1
+        inside, beyond = grade(posed, (m.low + m.value) / 2, recorded()), grade(posed, 3 * m.high, recorded())
+        assert "inside the interval" in inside.off and "95% interval" in inside.right
+        assert beyond.score == 0 and "times too large" in beyond.off
+
+
+def test_runs_that_cannot_be_told_apart_may_stand_in_either_order() -> None:
+    question = questions()["kv-order"]
+    posed = pose(question, "x")
+    blurred = {}
+    for name in question.runs:
+        divergence = dataclasses.replace(recorded()[name].find("kld_mean"), low=0.0, high=9.0)
+        blurred[name] = dataclasses.replace(recorded()[name], measurements=(divergence,))
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+        assert grade(posed, order, blurred).score == 1
+    worst = grade(posed, sorted(range(3), key=lambda i: -recorded()[posed.shown()[i]].value("kld_mean")), recorded())
+    assert worst.score == 0 and "3 of 3 pairs are the wrong way round" in worst.off and " to " in worst.right
 
 
 @pytest.mark.parametrize("question", [q for q in ALL if q.kind == "order"], ids=lambda q: q.id)

@@ -78,9 +78,9 @@ def test_a_step_asks_for_a_prediction_and_says_why_it_failed(shell: Shell) -> No
 @pytest.mark.parametrize("question", list(questions().values()), ids=lambda q: q.id)
 def test_every_question_is_asked_and_graded(shell: Shell, question: Question) -> None:
     coach = trainer.Trainer(shell)
-    state = {"progress": trainer.progress.fresh(), "set": {"ids": [question.id], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+    state = set_of(question.id)
     shown = coach.show(state)
-    assert len(shown) == 7 + trainer.FIELDS + 4 + 1
+    assert len(shown) == 7 + trainer.FIELDS + 5 + 1
     posed = pose(question, "7")
     order = sorted(range(len(posed.shown())), key=lambda i: recorded()[posed.shown()[i]].value(question.metric)) if question.kind == "order" else []
     right = next(
@@ -116,9 +116,32 @@ def test_answers_that_are_none_are_asked_for_again(shell: Shell) -> None:
     assert trainer.checked(broken)["set"] is None
 
 
+def set_of(name: str) -> dict:
+    """A set of one question that is open."""
+    return {"progress": trainer.progress.fresh(), "set": {"ids": [name], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+
+
+@pytest.mark.parametrize(("name", "number", "order"), [("eval-predict", 3.0, []), ("kv-order", None, [0, 1, 2])])
+def test_an_answer_about_runs_is_graded_by_running_them(shell: Shell, name: str, number: float | None, order: list[int]) -> None:
+    coach, given = trainer.Trainer(shell), (None, number, order, "", [], 50, False)
+    events = list(coach.answer(set_of(name), *given))
+    assert any("quantize" in event[4] and event[-1]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
+    live = events[-1]
+    assert "Measured here now on fresh" in live[4] and "Measured here now" in coach.following(live[0])[1] and not live[-1]["visible"]
+    runs = pose(questions()[name], "7").graded_by
+    assert all(key_of(recorded()[run].experiment) in {key_of(r.experiment) for r in shell.shelf.pick([key_of(recorded()[run].experiment)])} for run in runs)
+    skipped = coach.recorded(set_of(name), *given)
+    assert "you did not wait" in skipped[4] and "Graded by runs recorded on" in skipped[4] and skipped[0]["set"]["scores"] == live[0]["set"]["scores"]
+    for error, said in ((InputError("The queue is full; try again."), "The queue is full"), (RuntimeError("the worker died"), "the worker died")):
+        shell.runner.error = error
+        last = list(coach.answer(set_of(name), *given))[-1]
+        assert said in last[4] and "Graded by runs recorded on" in last[4] and last[0]["progress"]["answers"] == 1
+    assert coach.recorded(set_of("int-bit-db"), *given)[0] == coach.recorded(None, *given)[0], "only an open question about runs can be graded so"
+
+
 def test_a_run_that_fails_grades_nothing(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
-    state = {"progress": trainer.progress.fresh(), "set": {"ids": ["gran-run"], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+    state = set_of("gran-run")
     shell.runner.error = RuntimeError("the worker died")
     last = list(coach.answer(state, None, None, [], "", [], 50, False, "rtn", 4, 64, True))[-1]
     assert "worker died" in last[4]
@@ -126,7 +149,7 @@ def test_a_run_that_fails_grades_nothing(shell: Shell) -> None:
 
 def test_explanations_can_wait(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
-    state = {"progress": trainer.progress.fresh(), "set": {"ids": ["int-bit-db"], "at": 0, "scores": [], "seed": "7", "title": "A set", "stage": "ask"}}
+    state = set_of("int-bit-db")
     last = list(coach.answer(state, 0, None, [], "", [], 50, True))[-1]
     assert "Noted" in last[4] and "Source" not in last[4] and "The step halves" in coach.following(last[0])[1]
 
@@ -134,7 +157,7 @@ def test_explanations_can_wait(shell: Shell) -> None:
 def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
     mode = interviewer.Interviewer(shell)
     key = shell.shelf.add(recorded()["gptq4"])
-    notes, listed, page = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
+    notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
     assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
     ticked, _ = mode.tick(notes, [0, 2, 99])
     assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked

@@ -15,6 +15,7 @@ import app
 from explorer.docs import SEEDS
 from explorer.figures import figures
 from explorer.records import InputError, Progress, Report, report_from
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import in_rows
 from explorer.ui.page import Page
 from explorer.ui.session import Shelf, keys_of
@@ -82,11 +83,19 @@ def test_cancelling_closes_the_run(page: Page) -> None:
 
 
 def test_a_cancelled_run_says_so_last_and_a_later_one_goes_on(page: Page) -> None:
-    events = page.run([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
-    assert "load model" in next(events)[0]
-    assert "Cancelled" in page.cancel()
-    assert "Cancelled" in next(events)[0] and next(events, None) is None and page.shell.runner.closed == 1
-    assert "done" in ran(page, "rtn", [])[-1][0]
+    stop, asked = Cancel("Cancelled"), ([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
+    events = stop.heard(page.run)(*asked)
+    first = next(events)
+    assert "load model" in first[0]
+    assert stop.press() == "Cancelled"
+    assert next(events) == ["Cancelled", *first[1:]] and next(events, None) is None and page.shell.runner.closed == 1
+    assert "done" in list(stop.heard(page.run)(*asked))[-1][0]
+
+
+def test_every_cancel_button_has_the_last_word() -> None:
+    """No tab wires one by hand: its work could still write over what it said."""
+    wired = [path.name for path in (app.ASSETS.parent / "explorer" / "ui").rglob("*.py") if "cancels=" in path.read_text()]
+    assert wired == ["cancel.py"]
 
 
 def test_taking_off_keeps_the_baseline(page: Page) -> None:
@@ -98,7 +107,7 @@ def test_taking_off_keeps_the_baseline(page: Page) -> None:
 
 def test_only_the_open_tab_is_drawn(page: Page) -> None:
     layer, keys = "layers.2.mlp.up_proj", keys_of(SEED[:2])
-    names, shown, other = page.redraw(keys, layer, OPEN, "own")
+    _, names, shown, other = page.picked(f"{layer} 1", keys, OPEN, "own")
     assert names == [r.name for r in SEED[:2]] and shown == (layer, "own") and "value" not in other
     assert page.opened(OPEN, keys, layer, "own") == [OPEN, names, shown]
     assert page.choose(keys, "none such", OPEN, "own")[2].value == page.choose(keys, None, OPEN, "own")[2].value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
 from explorer import models, tasks
 from explorer.experiment import Line, LocalRunner
-from explorer.records import Answer, Event, InputError
+from explorer.records import Answer, Event, InputError, Progress
 from explorer.store import Store
 from explorer.tasks import Engine, Task
 
@@ -64,3 +65,21 @@ def test_answers_are_stored_by_arguments_and_wait_their_turn(store: Store, monke
         assert next(events).stage == "waiting" and calls == [1]
     assert answer(events).data == {"number": 2}
     assert not line._waiting
+
+
+def test_an_answer_that_was_seen_is_stored_and_a_draft_is_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(engine: Engine) -> Iterator[Event]:
+        yield Answer("grow", {"done": False})
+        yield Progress("grow", 1, 2)
+        yield Answer("grow", {"done": True})
+
+    monkeypatch.setattr(tasks, "tasks", lambda: {"grow": Task("grow", work)})
+    load = LocalRunner(store)._load
+    ask = partial(tasks.do, "grow", {}, store, load, Line())
+    seen = ask()
+    assert next(seen).data == {"done": False}
+    seen.close()  # whoever asked is gone after a draft
+    assert [event.data["done"] for event in ask() if isinstance(event, Answer)] == [False, True]
+    store._db.execute("DELETE FROM results")
+    last = next(event for event in ask() if isinstance(event, Answer) and event.data["done"])  # gone as soon as it has the last one
+    assert not last.provenance and [event.provenance for event in ask()] == [{"from_store": True}]

@@ -6,10 +6,11 @@ import argparse
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from explorer.records import Event, Progress
 
@@ -38,6 +39,15 @@ def commands() -> dict[str, Command]:
 def store_path() -> Path:
     """Where results are kept unless --store names another place."""
     return Path.home() / ".cache" / "quantization-explorer" / "results.db"
+
+
+def shown(steps: Generator[Event, None, Any]) -> Any:
+    """What a generator returns; its progress goes to stderr."""
+    while True:
+        try:
+            show(next(steps))
+        except StopIteration as done:
+            return done.value
 
 
 def show(event: Event) -> None:

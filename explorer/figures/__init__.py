@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -49,7 +50,8 @@ class Figure:
 @dataclass(frozen=True)
 class Chart:
     """A figure of data that is no report: a task's answer or plain arithmetic. draw(data) -> Plotly JSON, summary(data) the same in words; both
-    take an empty dict before there is anything. example: data as small as it gets, for tests.
+    take an empty dict before there is anything. example: data as small as it gets, for tests. kinds(data): how its numbers came to be, of
+    `chips.KINDS`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Chart:
     draw: Callable[[dict[str, Any]], Plot]
     summary: Callable[[dict[str, Any]], str]
     example: dict[str, Any]
+    kinds: Callable[[dict[str, Any]], Sequence[str]] = lambda data: ("measured",)
 
 
 def _found(kind: type) -> list[Any]:
@@ -88,13 +91,16 @@ def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
     }  # fmt: skip
     for key, value in more.items():
         base[key] = base[key] | value if isinstance(base.get(key), dict) else value
+    for key, axis in base.items():
+        if key.startswith(("xaxis", "yaxis")) and axis.get("type") == "log":
+            axis.setdefault("tickformat", ",~g")  # a whole number at every tick: between decades Plotly would write the first digit alone
     return base
 
 
 def plot(data: list[dict], shape: Plot, nothing: str = "Nothing measured yet: press Run.") -> Plot:
     """A complete figure; with nothing to draw, the sentence `nothing` in its place."""
     if not data:
-        note = {"text": nothing, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        note = {"text": "<br>".join(textwrap.wrap(nothing, 40)), "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
         shape = shape | {"annotations": [note], "xaxis": {"visible": False}, "yaxis": {"visible": False}}
     return {"data": data, "layout": shape}
 
@@ -108,6 +114,11 @@ def short_layer(name: str) -> str:
     """A layer's name without what all names share: "model.layers.3.self_attn.q_proj" becomes "3 q_proj"."""
     parts = name.split(".")
     return " ".join([*(part for part in parts[:-1] if part.isdigit()), parts[-1]])
+
+
+def picks(layers: Iterable[str]) -> list[str]:
+    """Ids of marks that choose their layer in all tabs when they are clicked; for a heat map, rows of them in `meta` (see assets/page.js)."""
+    return [f"layer:{name}" for name in layers]
 
 
 def finite(value: Any) -> bool:

@@ -26,6 +26,7 @@ def draw_map(data: dict[str, Any]) -> Plot:
     trace = {
         "type": "heatmap", "x": blocks, "y": kinds, "z": at, "customdata": names, "hovertemplate": "%{customdata}<extra></extra>", "colorscale": scale,
         "zmin": -0.5, "zmax": len(widths) - 0.5, "colorbar": bar, "xgap": 2, "ygap": 2, "hoverongaps": False,
+        "meta": {"picks": matrix({layer: f"layer:{layer}" for layer in assignment})[2]},
     }  # fmt: skip
     shape = layout("block", "", max(300, 90 + 34 * len(kinds)), xaxis={"type": "category"}, yaxis={"autorange": "reversed"}, margin={"l": 84})
     return plot([trace], shape)
@@ -104,6 +105,7 @@ MAP = Chart(
     "Each cell is one layer and its width. The assignment is exact: of all combinations whose codes, scales and zeros fit the budget, it has the least "
     "summed divergence (a knapsack solved layer by layer, keeping every combination that no other beats in both size and loss).",
     draw_map, map_words, {"assignment": {"layers.0.self_attn.v_proj": 4, "layers.1.mlp.down_proj": 2}, "bits": 3.0, "predicted": 0.02},
+    kinds=lambda data: ("estimated",),
 )  # fmt: skip
 CHART = Chart(
     "allocation", "Did the prediction hold?",
@@ -114,4 +116,5 @@ CHART = Chart(
     {"frontier": [[2.25, 0.8], [3.25, 0.1]], "points": [
         {"kind": "uniform", "name": "RTN 3-bit g64", "bits": 3.25, "predicted": 0.15, "kld": 0.14, "low": 0.13, "high": 0.15},
         {"kind": "mixed", "name": "allocated", "bits": 3.25, "predicted": 0.11, "kld": 0.1, "low": 0.09, "high": 0.11}]},
+    kinds=lambda data: ("estimated", *["measured"] * any(finite(p.get("kld")) for p in data.get("points", []))),
 )  # fmt: skip

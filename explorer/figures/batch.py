@@ -73,4 +73,5 @@ CHART = Chart(
      "crossing": {"16 bits": 2.5, "W8A8": None},
      "arms": [{"role": "chosen", "label": "RTN 4-bit g64", "points": _points(900)}, {"role": "16 bits", "label": "16-bit baseline", "points": _points(500)}],
      "sentence": "An example."},
+    kinds=lambda data: ("measured", "estimated"),
 )  # fmt: skip

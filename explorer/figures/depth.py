@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, finite, layout, plot, short_layer
+from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, finite, layout, picks, plot, short_layer
 from explorer.records import Report
 
 CHANNELS = 24
@@ -35,7 +35,7 @@ def draw_kurtosis(reports: Sequence[Report], layer: str) -> Plot:
         if max(p[0] for p in points) > 16:
             shape["xaxis"].pop("dtick", None)
         data.append(
-            {"type": "scatter", "mode": "lines+markers", "x": [p[0] for p in points], "y": list(values), "name": kind,
+            {"type": "scatter", "mode": "lines+markers", "x": [p[0] for p in points], "y": list(values), "name": kind, "ids": picks(p[2] for p in points),
              "line": {"color": COLOURS[(i + 1) % 5], "dash": DASHES[i % 5], "width": 1.6},
              "marker": {"symbol": MARKERS[i % 5], "size": [11 if p[2] == layer else 6 for p in points]}, "hovertemplate": f"{kind}, block %{{x}}: %{{y:.2f}}"}
         )  # fmt: skip
@@ -85,7 +85,7 @@ def draw_stripes(reports: Sequence[Report], layer: str) -> Plot:
     heat = {
         "type": "heatmap", "z": found["cells"], "x": [short_layer(name) for name in found["layers"]], "y": [f"{c}" for c in found["channels"]],
         "colorscale": "Viridis", "colorbar": {"title": {"text": "times the median channel", "side": "right"}, "thickness": 10},
-        "hovertemplate": "%{x}, channel %{y}: %{z:.1f} times the median<extra></extra>",
+        "hovertemplate": "%{x}, channel %{y}: %{z:.1f} times the median<extra></extra>", "meta": {"picks": [picks(found["layers"])] * len(found["cells"])},
     }  # fmt: skip
     shape["yaxis"]["type"] = "category"
     return plot([heat], shape)

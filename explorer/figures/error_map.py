@@ -14,7 +14,7 @@ def draw(data: dict[str, Any]) -> Plot:
     rows, columns = data["block"]
     heat = {
         "type": "heatmap", "z": data["cells"], "x0": (columns - 1) / 2, "dx": columns, "y0": (rows - 1) / 2, "dy": rows, "colorscale": "Viridis",
-        "colorbar": {"title": {"text": "mean |error|", "side": "right"}, "thickness": 10, "tickformat": ".1~e"},
+        "colorbar": {"title": {"text": "mean |error|", "side": "right"}, "thickness": 10, "tickformat": ".3~g"},
         "hovertemplate": "row %{y:.0f}, channel %{x:.0f}<br>mean |error| %{z:.3g}<extra></extra>",
     }  # fmt: skip
     return plot([heat], shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, layout, plot, short_layer
+from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, layout, picks, plot, short_layer
 from explorer.records import Report
 
 
@@ -16,6 +16,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
             if values:
                 data.append(
                     {"type": "scatter", "mode": mode, "x": [short_layer(name) for name in values], "y": list(values.values()),
+                     "ids": picks(values),
                      "opacity": opacity, "legendgroup": i, "name": f"{report.name}, {metric.replace('_', ' ')}", "showlegend": metric == "output_error",
                      "line": {"color": COLOURS[i % 5], "dash": dash, "width": 1.4},
                      "marker": {"symbol": MARKERS[i % 5], "size": 5}}

@@ -65,4 +65,5 @@ CHART = Chart(
     "become small here, which hurts every method with one weight scale a row; the line for 8-bit weights alone shows that part.",
     draw, summary,
     {"points": [{"strength": 1.0, "channels": [3, 5], "methods": _METHODS, "gap": 0.0, "gap_relative": 0.0, "gap_float32": 0.0, "tokens": 1024}]},
+    kinds=lambda data: ("simulated",),
 )  # fmt: skip

@@ -10,16 +10,18 @@ from explorer.records import Report
 
 
 def table_of(report: Report) -> dict[str, Any]:
-    """{label, blocks, projections, cells (dB, [projections][blocks], None where there is none)} from a report's weight errors."""
+    """{label, blocks, projections, cells (dB, [projections][blocks], None where there is none), picks (each cell's layer)} from a report's weight errors."""
     found: dict[str, dict[int, float]] = {}
+    names: dict[tuple[str, int], str] = {}
     for name, error in report.by_layer("weight_error").items():
         block = next((int(part) for part in name.split(".") if part.isdigit()), 0)
         if finite(error) and error > 0:
             found.setdefault(name.rsplit(".", 1)[-1], {})[block] = round(-20 * math.log10(error), 2)
+            names[name.rsplit(".", 1)[-1], block] = f"layer:{name}"
     blocks = sorted({block for row in found.values() for block in row})
-    return (
-        {"label": report.name, "blocks": blocks, "projections": list(found), "cells": [[row.get(b) for b in blocks] for row in found.values()]} if found else {}
-    )
+    cells = [[row.get(b) for b in blocks] for row in found.values()]
+    clicked = [[names.get((kind, b)) for b in blocks] for kind in found]
+    return {"label": report.name, "blocks": blocks, "projections": list(found), "cells": cells, "picks": clicked} if found else {}
 
 
 def draw(data: dict[str, Any]) -> Plot:
@@ -28,6 +30,7 @@ def draw(data: dict[str, Any]) -> Plot:
         return plot([], shape, "Choose a quantized configuration.")
     heat = {
         "type": "heatmap", "z": data["cells"], "x": data["blocks"], "y": data["projections"], "colorscale": "Viridis", "xgap": 1, "ygap": 1,
+        "meta": {"picks": data.get("picks")},
         "colorbar": {"title": {"text": "dB", "side": "right"}, "thickness": 10}, "hovertemplate": "%{y}, block %{x}: %{z:.1f} dB<extra></extra>",
     }  # fmt: skip
     return plot([heat], shape)

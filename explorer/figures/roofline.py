@@ -91,7 +91,7 @@ ROOFLINE = Chart(
     "Decoding one sequence multiplies each weight once, so its operations lie far left, where the time is that of reading the weights: fewer bits move a "
     "point to the right along the slope and shorten the time in proportion. A point far below the roof waits for something else: the start of a kernel, "
     "unpacking codes, too little work to keep all cores busy. The roof is measured on this device in the same run.",
-    draw, summary, EXAMPLE,
+    draw, summary, EXAMPLE, kinds=lambda data: ("measured", "estimated"),
 )  # fmt: skip
 TIMES = Chart(
     "token_times", "How long single tokens take", "See whether the times lie together: a long tail to the right is other work on the machine, not the model.",

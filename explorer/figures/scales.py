@@ -9,7 +9,7 @@ from explorer.figures import COLOURS, Chart, Plot, layout, plot
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout("scale (log)", "groups", 420, xaxis={"type": "log", "tickformat": ".1~e"}, yaxis={"domain": [0.6, 1]}, showlegend=False, bargap=0)
+    shape = layout("scale (log)", "groups", 420, xaxis={"type": "log", "tickformat": ".3~g"}, yaxis={"domain": [0.6, 1]}, showlegend=False, bargap=0)
     if not data:
         return plot([], shape, "Choose a quantized configuration.")
     edges, counts, runs = data["scale_edges"], data["scale_counts"], len(data["scales"]["median"])
@@ -27,7 +27,7 @@ def draw(data: dict[str, Any]) -> Plot:
                      "hovertemplate": "row %{x}: median scale %{y:.3g}<extra></extra>"}  # fmt: skip
     base = shape["xaxis"]
     shape["xaxis2"] = {k: v for k, v in base.items() if k not in ("type", "tickformat")} | {"title": {"text": "output row"}, "anchor": "y2"}
-    shape["yaxis2"] = shape["yaxis"] | {"title": {"text": "scale"}, "domain": [0, 0.36], "tickformat": ".1~e", "rangemode": "tozero"}
+    shape["yaxis2"] = shape["yaxis"] | {"title": {"text": "scale"}, "domain": [0, 0.36], "tickformat": ".3~g", "rangemode": "tozero"}
     shape["xaxis"] = base | {"anchor": "y"}
     return plot([bars, *band, middle], shape)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from explorer.figures import COLOURS, Chart, Plot, finite, layout, plot, short_layer
+from explorer.figures import COLOURS, Chart, Plot, finite, layout, picks, plot, short_layer
 
 SCALE = [[0, "rgba(10,122,191,0.12)"], [0.5, "#0a7abf"], [1, "#d55e00"]]
 SHOWN = 60  # layers in the ranking at most
@@ -55,7 +55,7 @@ def draw(data: dict[str, Any]) -> Plot:
     bar = {"tickvals": ticks, "ticktext": [f"{10**t:.2g}" for t in ticks], "thickness": 12, "outlinewidth": 0, "title": {"text": WHAT[what][1], "side": "top"}}
     trace = {
         "type": "heatmap", "x": blocks, "y": kinds, "z": z, "text": texts, "hovertemplate": "%{text}<extra></extra>", "colorscale": SCALE, "xgap": 2,
-        "ygap": 2, "colorbar": bar, "hoverongaps": False,
+        "ygap": 2, "colorbar": bar, "hoverongaps": False, "meta": {"picks": matrix({layer: f"layer:{layer}" for layer in rows})[2]},
     }  # fmt: skip
     shape = layout("block", "", max(300, 90 + 34 * len(kinds)), xaxis={"type": "category"}, yaxis={"autorange": "reversed"}, margin={"l": 84})
     return plot([trace], shape)
@@ -87,6 +87,7 @@ def draw_ranking(data: dict[str, Any]) -> Plot:
     rows = [row for row in rows if row[what] > 0 or not positive]
     trace: dict[str, Any] = {
         "type": "scatter", "mode": "markers", "x": [short_layer(row["layer"]) for row in rows], "y": [row[what] for row in rows],
+        "ids": picks(row["layer"] for row in rows),
         "marker": {"size": 7, "color": COLOURS[1]}, "text": [ranged(row, what) for row in rows], "hovertemplate": "%{x}: %{text}<extra></extra>",
     }  # fmt: skip
     if what != "output_error":

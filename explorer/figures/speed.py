@@ -21,7 +21,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
             {"type": "scatter", "mode": "markers", "x": [1000 / report.value("decode_limit")], "y": [name], "name": "bandwidth limit (estimated)",
              "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
         )  # fmt: skip
-    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log"}, yaxis={"autorange": "reversed"}))
+    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log", "dtick": 1}, yaxis={"autorange": "reversed"}))
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:
@@ -39,5 +39,5 @@ FIGURE = Figure(
     "Decoding reads every weight once a token, so on a large model fewer bits mean proportionally more tokens per second. On a small model the "
     "fixed cost of launching each operation dominates and fewer bits change nothing, or even slow it down. Do not read this model's speeds as "
     "a 7B model's.",
-    ("decode_latencies",), draw, summary, order=3,
+    ("decode_latencies", "decode_limit"), draw, summary, order=3,
 )  # fmt: skip

@@ -138,6 +138,7 @@ def _cloud(chosen: list[tuple], name: str, look: tuple[str, str], faded: bool, v
         "showlegend": True, "opacity": 0.3 if faded else 1.0, "textposition": "top right", "textfont": {"size": 10},
         "text": [p["name"] if p["key"] in named else "" for p, _, _, kind in chosen],
         "marker": {"color": colour, "size": 9, "symbol": [marker + ("-open" if y[3] else "") for _, _, y, _ in chosen], "line": {"width": 1.5}},
+        "ids": [f"report:{p['key']}" for p, *_ in chosen],
         "customdata": [hover(p) for p, *_ in chosen], "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False,
     }  # fmt: skip
     if not faded:
@@ -187,6 +188,7 @@ def _roofline(points: list[dict[str, Any]]) -> Plot:
         texts = [f"{hover(p)}<br>{y / x:.1f} times its limit of {x:.2f} ms" for p, x, y in chosen]
         look = {"color": COLOURS[0 if baseline else 1], "symbol": MARKERS[0 if baseline else 1], "size": 9}
         traces.append({"type": "scatter", "mode": "markers", "x": [x for _, x, _ in chosen], "y": [y for _, _, y in chosen], "customdata": texts,
+                       "ids": [f"report:{p['key']}" for p, *_ in chosen],
                        "hovertemplate": "%{customdata}<extra></extra>", "name": "16-bit baseline" if baseline else "quantized", "marker": look})  # fmt: skip
     shape = layout(VIEWS["roofline"][1], "measured, ms a token (log)", 460, xaxis={"type": "log"}, yaxis={"type": "log"}, showlegend=True)
     return plot(traces, shape)
@@ -216,6 +218,12 @@ def summary(data: dict[str, Any]) -> str:
     )
 
 
+def kinds(data: dict[str, Any]) -> list[str]:
+    """What the points are: recorded, measured, and on the roofline's view also estimated."""
+    origins = {p["origin"] == "recorded" for p in data.get("points", [])}
+    return [*["recorded"] * (True in origins), *["measured"] * (False in origins), *["estimated"] * (data.get("view") == "roofline")]
+
+
 def _example(name: str, method: str, bits: float, kld: float) -> dict[str, Any]:
     numbers = {"bits_per_weight": [bits, None, None], "kld_mean": [kld, kld * 0.9, kld * 1.1]}
     return {"key": name, "name": name, "method": method, "origin": "measured now", "device": "a CPU", "metrics": numbers}
@@ -230,4 +238,5 @@ CHART = Chart(
     draw, summary,
     {"points": [_example("RTN 4-bit g64", "rtn", 4.25, 0.04), _example("GPTQ 4-bit g64", "gptq", 4.25, 0.014), _example("RTN 3-bit g64", "rtn", 3.25, 0.25)],
      "view": "bits", "quality": "kld_mean"},
+    kinds=kinds,
 )  # fmt: skip

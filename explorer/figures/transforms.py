@@ -88,7 +88,7 @@ def tell_tokens(data: dict[str, Any]) -> str:
     return (
         f"One cell is the largest of {rows} tokens x {columns} channels. The strongest channel block is {by_channel:.1f} times the median one, the "
         f"strongest token "
-        f"{by_token:.1f} times: large values follow {kind} here. The largest input is at token {data['strongest'][0]}, `{data['strongest'][1]!r}`."
+        f"{by_token:.1f} times: large values follow {kind} here. The largest input is at token {data['strongest'][0]}, {data['strongest'][1]!r}."
     )
 
 

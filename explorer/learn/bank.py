@@ -29,7 +29,8 @@ class Question:
     """One question. kind decides which of the later fields are used:
 
     choice, figure: options, exactly one right; a figure also has `runs` and `figure` (a name in explorer.figures) or `chart`, or a `table`.
-    numeric: draw (name -> values to draw from), answer (an expression), unit, tolerance (relative, for full marks), digits.
+    numeric: draw (name -> values to draw from), answer (an expression), unit, tolerance (relative, for full marks), digits; or, measured, runs with their
+    names for people and metric: one run is drawn, {run} in the text, and its value is asked for.
     configure: fields (name -> values to choose from), constraint (an expression over the fields and, with `runs_model`, over "run"), example, wrong.
     order: runs and metric; the right order is ascending by the measured value.
     explain: model (the model answer) and checklist.
@@ -47,6 +48,7 @@ class Question:
     why: str = ""
     options: tuple[Option, ...] = ()
     runs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     figure: str = ""
     layer: str = ""
     chart: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +82,7 @@ def read(path: Path) -> Area:
     data = tomllib.loads(path.read_text())
     questions = []
     for row in data["question"]:
-        tuples = {name: tuple(row[name]) for name in ("runs", "checklist") if name in row}
+        tuples = {name: tuple(row[name]) for name in ("runs", "names", "checklist") if name in row}
         options = tuple(Option(**option) for option in row.get("options", ()))
         table = tuple(tuple(map(str, line)) for line in row.get("table", ()))
         try:

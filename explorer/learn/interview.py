@@ -1,4 +1,4 @@
-"""Interviewer mode: constraint cards, and a transcript of answers with the runs attached as evidence. Keeps nothing itself."""
+"""Interviewer mode: constraint cards and broken models, and a transcript of answers with the runs attached as evidence. Keeps nothing itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from explorer.bugs import BUGS
 from explorer.learn.runs import FOLDER
 from explorer.records import Report, key_of
 
 TEXT_LIMIT = 4000  # characters of an answer
+BROKEN = "broken"  # the card that hands over a model with a bug
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ def cards() -> dict[str, Card]:
     return {name: Card(name, **{**row, "points": tuple(row["points"])}) for name, row in rows.items()}
 
 
-def entry(card: Card, answer: str, confidence: float, met: Sequence[int], evidence: Sequence[Report]) -> dict[str, Any]:
-    """One answer as it goes into a transcript: its evidence by run id, with the numbers of the runs."""
-    return {
+def entry(
+    card: Card, answer: str, confidence: float, met: Sequence[int], evidence: Sequence[Report], diagnosis: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One answer as it goes into a transcript: its evidence by run id, with the numbers of the runs. diagnosis: of a broken model, as graded."""
+    return ({"diagnosis": diagnosis} if diagnosis else {}) | {
         "card": card.name,
         "answer": str(answer)[:TEXT_LIMIT],
         "confidence": confidence,
@@ -58,9 +62,17 @@ def markdown(entries: Sequence[dict[str, Any]]) -> str:
         card = cards()[found["card"]]
         quoted = "\n".join(f"> {line}" for line in (found["answer"] or "(no answer)").splitlines())
         parts += [f"## {number}. {card.title} ({card.level})", card.ask, quoted, f"Confidence: {100 * found['confidence']:.0f}%."]
+        parts += diagnosis_lines(found["diagnosis"]) if "diagnosis" in found else []
         parts.append("\n".join(f"- [{'x' if i in found['met'] else ' '}] {point}" for i, point in enumerate(card.points)))
         for run in found["evidence"]:
             numbers = ", ".join(f"{run[key]:.4g} {unit}" for key, unit in (("bits", "bits a weight"), ("kld", "nats"), ("perplexity_change", "% perplexity"))
                                 if isinstance(run[key], int | float))  # fmt: skip
             parts.append(f"- evidence: run `{run['run']}`, {run['name']} on {run['model']} ({run['device']}): {numbers}")
     return "\n\n".join(parts) + "\n"
+
+
+def diagnosis_lines(found: dict[str, Any]) -> list[str]:
+    """A graded diagnosis in a transcript."""
+    chosen = f"Diagnosis: {BUGS[found['named']].title}. Next step: {BUGS[found['step']].settle}"
+    truth = f"Planted in {found['setup']}: {BUGS[found['planted']].title}; broken run `{found['run']}`."
+    return [chosen, truth, f"Score {found['score']:.2f} of 1, Brier score {found['brier']:.3f}.", "\n".join(f"- {line}" for line in found["said"])]

@@ -12,14 +12,16 @@ from explorer.learn.bank import Question
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
 from explorer.learn.runs import named_runs
-from explorer.records import Report
+from explorer.records import Measurement, Report
 
 SPREAD = 2.0  # a number that is off by this factor scores nothing
 
 
 @dataclass(frozen=True)
 class Posed:
-    """A question with this asking's values. order: positions of the options, or of the runs of an ordering, as they are shown."""
+    """A question with this asking's values. order: positions of the options, or of the runs of an ordering, as they are shown; of a measured number
+    the position of the one run that is asked about.
+    """
 
     question: Question
     values: dict[str, Any]
@@ -36,14 +38,23 @@ class Posed:
             return [self.question.options[i].text.format(**self.values) for i in self.order]
         return [self.question.runs[i] for i in self.order]
 
+    @property
+    def graded_by(self) -> tuple[str, ...]:
+        """Names of the runs whose values decide what is right: of an ordering and of a measured number."""
+        measured = self.question.kind == "order" or (self.question.kind == "numeric" and self.question.metric)
+        return tuple(self.question.runs[i] for i in self.order) if measured else ()
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """score in [0, 1]; right: the right answer in words; why: what is to be said about this one."""
+    """score in [0, 1]; right: the right answer in words, a measured one with its interval; why: what is to be said about this one; off: how far the
+    answer was, "" where there is no distance.
+    """
 
     score: float
     right: str
     why: str
+    off: str = ""
 
 
 def pose(question: Question, seed: str) -> Posed:
@@ -52,12 +63,18 @@ def pose(question: Question, seed: str) -> Posed:
     values = {name: draw.choice(choices) for name, choices in question.draw.items()}
     places = list(range(len(question.options) or len(question.runs)))
     draw.shuffle(places)
+    if question.kind == "numeric" and question.metric:
+        places = places[:1]
+        values["run"] = question.names[places[0]]
     return Posed(question, values, tuple(places))
 
 
 def number_asked(posed: Posed, reports: Mapping[str, Report]) -> float:
     """The right answer of a numeric question. Raises ValueError when it is not a finite number."""
-    found = evaluate(posed.question.answer, posed.values, Facts(reports).functions())
+    if posed.graded_by:
+        found = Facts(reports).value(posed.graded_by[0], posed.question.metric)
+    else:
+        found = evaluate(posed.question.answer, posed.values, Facts(reports).functions())
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         raise ValueError(f"{posed.question.id}: the answer is {found!r}")
     return float(found)
@@ -97,21 +114,53 @@ def distance_score(given: float, right: float, tolerance: float) -> float:
 def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     question, right = posed.question, number_asked(posed, reports)
     given = float(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else math.nan
-    text = f"{right:,.{question.digits}f} {question.unit}".strip()
-    return Verdict(distance_score(given, right, question.tolerance), text, question.why.format(**posed.values))
+    text, low, high = f"{right:,.{question.digits}f} {question.unit}".strip(), right, right
+    measured = reports[posed.graded_by[0]].find(question.metric) if posed.graded_by else None
+    if measured is not None and has_interval(measured):
+        low, high = measured.low, measured.high
+        text += f" (95% interval {low:,.{question.digits}f} to {high:,.{question.digits}f})."
+    inside, shown = low < high and low <= given <= high, round(right, question.digits)
+    nearest = min(max(given, min(low, shown)), max(high, shown)) if math.isfinite(given) else right  # the answer as it is printed is right as well
+    score = distance_score(given, nearest, question.tolerance)
+    return Verdict(score, text, question.why.format(**posed.values), distance(given, right, inside))
+
+
+def has_interval(found: Measurement) -> bool:
+    """Whether both ends of its interval are known and finite."""
+    return found.low is not None and found.high is not None and math.isfinite(found.low) and math.isfinite(found.high)
+
+
+def distance(given: float, right: float, inside: bool) -> str:
+    """How far a number is from the right one, in words; "" for no number or the right one itself."""
+    if not math.isfinite(given) or given == right:
+        return ""
+    if inside:
+        return f"Yours, {given:,.6g}, is inside the interval."
+    if right == 0 or given / right <= 0:
+        return f"Yours, {given:,.6g}, is off by {abs(given - right):,.3g}."
+    ratio = max(given / right, right / given)
+    far = f"{ratio:.3g} times too {'large' if given / right > 1 else 'small'}" if ratio >= 1.5 else f"off by {100 * abs(given / right - 1):.2g}%"
+    return f"Yours, {given:,.6g}, is {far}."
 
 
 def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
-    names = posed.shown()
-    facts = Facts(reports)
-    ranked = sorted(range(len(names)), key=lambda i: facts.value(names[i], posed.question.metric))
-    place = {shown: rank for rank, shown in enumerate(ranked)}
-    given = [place[i] for i in answer if i in place] if isinstance(answer, list | tuple) else []
-    pairs = [(a, b) for i, a in enumerate(given) for b in given[i + 1 :]]
-    whole = len(names) * (len(names) - 1) / 2
-    right = ", ".join(f"{title_of(names[i], reports)} ({facts.value(names[i], posed.question.metric):.4g})" for i in ranked)
-    score = sum(a < b for a, b in pairs) / whole if len(set(given)) == len(given) else 0.0
-    return Verdict(score, right, posed.question.why)
+    names, metric, facts = posed.shown(), posed.question.metric, Facts(reports)
+    ranked = sorted(range(len(names)), key=lambda i: facts.value(names[i], metric))
+    given = [i for i in answer if isinstance(i, int) and 0 <= i < len(names)] if isinstance(answer, list | tuple) else []
+    pairs = [(a, b) for at, a in enumerate(given) for b in given[at + 1 :]] if len(set(given)) == len(given) else []
+    # Two runs whose intervals overlap cannot be told apart by this text: either order of them is right.
+    wrong = sum(facts.below(names[b], names[a], metric) for a, b in pairs)
+    whole = len(names) * (len(names) - 1) // 2
+    off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
+    right = "; ".join(f"{title_of(names[i], reports)}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
+    return Verdict((len(pairs) - wrong) / whole, right, posed.question.why, off)
+
+
+def _with_interval(found: Measurement | None) -> str:
+    if found is None:
+        return ""
+    interval = f" ({found.low:.3g} to {found.high:.3g})" if has_interval(found) else ""
+    return f"{found.value:.3g} {found.unit}{interval}"
 
 
 def title_of(run: str, reports: Mapping[str, Report]) -> str:

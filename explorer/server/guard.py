@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 API = "/gradio_api"
@@ -46,10 +46,12 @@ class Forms:
 
 
 class Guard:
-    """Wraps an app. forms: the shapes of its handlers' inputs; login: whether there are /login and /logout."""
+    """Wraps an app. forms: the shapes of its handlers' inputs; login: whether there are /login and /logout; ahead: scripts that the page loads late,
+    which a browser is told to fetch with it."""
 
-    def __init__(self, app: App, forms: Forms, login: bool = False) -> None:
+    def __init__(self, app: App, forms: Forms, login: bool = False, ahead: Sequence[str] = ()) -> None:
         self._app, self._forms, self._login = app, forms, login
+        self._links = [(b"link", f"<{path}>; rel=modulepreload".encode()) for path in ahead]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,8 +61,8 @@ class Guard:
             await receive()
             await send({"type": "websocket.close", "code": 1008})  # no route needs a socket
             return
-        send = _with_headers(send)
         method, path = scope["method"], scope["path"]
+        send = _with_headers(send, self._links if path == "/" else [])
         if path in ("/login", "/logout") and not self._login:
             await refuse(send, 404, "There is nothing here.")
         elif method in ("GET", "HEAD") and READ.fullmatch(path) and ".." not in path:
@@ -87,7 +89,7 @@ class Guard:
                 return
         replayed = False
 
-        async def again() -> MutableMapping[str, Any]:
+        async def again() -> Message:
             nonlocal replayed
             if replayed:
                 return await receive()
@@ -115,11 +117,11 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
             return b"".join(parts)
 
 
-def _with_headers(send: Send) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
+def _with_headers(send: Send, links: list[tuple[bytes, bytes]]) -> Send:
+    async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             names = {name for name, _ in HEADERS}
-            message = {**message, "headers": [(n, v) for n, v in message.get("headers", []) if n.lower() not in names] + HEADERS}
+            message = {**message, "headers": [(n, v) for n, v in message.get("headers", []) if n.lower() not in names] + HEADERS + links}
         await send(message)
 
     return sending

@@ -92,12 +92,18 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
 
 
 def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iterator[Event]:
+    """The events; an Answer is held back until it is known whether it is the last, which is stored before anyone sees it."""
     last = None
     for event in events:
-        last = event if isinstance(event, Answer) else last
-        yield event
-    if task.stored and last is not None:
-        store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
+        if last is not None:
+            yield last
+        last = event if isinstance(event, Answer) else None
+        if last is None:
+            yield event
+    if last is not None:
+        if task.stored:
+            store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
+        yield last
 
 
 def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str:

@@ -8,17 +8,26 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.chips import legend
 from explorer.records import Report
 from explorer.ui import share
+from explorer.ui.blocks import LeanBlocks
+from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
 from explorer.ui.session import Shelf
-from explorer.ui.tab import QUIET, Runner, Shell, tabs
+from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPT = STYLE.with_name("page.js")
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
+# A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
+ONCE = """(layer) => {
+  const last = window.lastLayer;
+  if (last?.layer !== layer || Date.now() - last.at > 400) window.lastLayer = { layer, at: Date.now() };
+  return `${layer} ${window.lastLayer.at}`;
+}"""
 
 
 def theme() -> gr.themes.Base:
@@ -36,10 +45,10 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     """The app's Blocks. `catalogue`: the methods and their fields as JSON; `models`: names offered in the list."""
     shell = Shell(runner, Shelf(seeds), catalogue, models)
     page = Page(shell)
-    with gr.Blocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
-            "Every number says how it was made: measured, with its interval, device and kernel, or estimated.</p></header>"
+            f"Every number says how it came to be; point at its letter.</p>{legend()}</header>"
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
@@ -51,6 +60,9 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         _wire(page, run, cancel, shared["reset"], selects)
         share.wire(blocks, page, shared, run)
         blocks.load(None, None, None, js=SCRIPT.read_text())
+    # Nothing shows gradio's own progress, but it goes through all components for each one that might, at every event: leave it a single one.
+    for handler in blocks.fns.values():
+        handler.show_progress_on = [shell.active]
     return blocks
 
 
@@ -95,6 +107,7 @@ def _compared(shell: Shell) -> None:
         )  # fmt: skip
         shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
     shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
+    shell.picks = {kind: gr.Textbox("", visible="hidden", max_length=200, elem_id=f"pick-{kind}") for kind in PICKS}  # set by assets/page.js
 
 
 def _tabs(shell: Shell) -> dict[str, Any]:
@@ -112,14 +125,14 @@ def _tabs(shell: Shell) -> dict[str, Any]:
 def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -> None:
     shell = page.shell
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
-    running = run.click(
-        page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64,
-        trigger_mode="multiple", **QUIET,  # else a Run pressed while a cancelled one still ends would go unheard
-    )  # fmt: skip
-    cancel.click(page.cancel, None, shell.status, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
+    stop.stops(run.click, page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64)
+    stop.by(cancel, shell.status)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
-    shell.layer.input(page.redraw, [*chosen, shell.active, *shell.inputs()], shell.outputs(), **QUIET)
+    picked = shell.picks["layer"]
+    shell.layer.input(None, shell.layer, picked, js=ONCE, api_visibility="private")
+    picked.change(page.picked, [picked, shell.compared, shell.active, *shell.inputs()], [shell.layer, *shell.outputs()], queue=False, **QUIET)
     for name, tab in laid.items():
         if name in shell.views:
             view = shell.views[name]

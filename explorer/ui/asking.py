@@ -20,18 +20,23 @@ def asked(runner: Runner, task: str, arguments: dict[str, Any], count: int, draw
     try:
         for event in watched(runner.do(task, arguments), Clock()):
             if isinstance(event, Answer):
-                yield [status(done, "done") if done else "", *draw(event.data)]
+                yield [status(done, "done") if done else "", *draw(data_of(event))]
             elif isinstance(event, str):
                 yield [event, *same]
     except Exception as error:  # the outermost boundary: whoever moved a control gets a sentence
         yield [failure(error), *same]
 
 
+def data_of(event: Answer) -> dict[str, Any]:
+    """An answer's data with its provenance, which the chips beside its numbers tell."""
+    return event.data | {"provenance": event.provenance}
+
+
 def found(runner: Runner, task: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The data of a quick task's answer."""
     for event in runner.do(task, arguments):
         if isinstance(event, Answer):
-            return event.data
+            return data_of(event)
     raise RuntimeError(f"the task {task} ended without an answer")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.plot import PlotData
 
+from explorer.chips import of_answer, of_metrics
 from explorer.figures import Chart, Figure, figures
 from explorer.records import Report
 from explorer.ui.tab import View
@@ -36,11 +38,17 @@ def heading(title: str, see: str) -> None:
     gr.HTML(f"<h2 class='figure'>{escape(title)}</h2><p class='see'>{escape(see)}</p>")
 
 
+def told(words: str, chips: str = "") -> str:
+    """What stands under a plot: the chips of its numbers, then the same in words, with **bold** of Markdown. HTML; `words` are escaped here."""
+    bold = re.sub(r"[*][*](.+?)[*][*]", r"<b>\1</b>", escape(words))
+    return f"<p>{chips} {bold}</p>" if words else ""
+
+
 def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
-    """Lays out a figure or chart; returns [plot, words], which `chart_values` or a View fills anew."""
+    """Lays out a figure or chart; returns [plot, words], which `chart_values` or `figure_values` fills anew. words: as `told` gives them."""
     heading(item.title, item.see)
     shown = [gr.Plot(plotted(item.name, plot), show_label=False, elem_id=f"plot-{item.name}", container=False)]
-    shown.append(gr.Markdown(words, elem_classes=["summary"]))
+    shown.append(gr.HTML(words, elem_classes=["summary"], padding=False))
     with gr.Accordion("Why", open=False):
         gr.Markdown(item.why)
     return shown
@@ -48,12 +56,18 @@ def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
 
 def chart(item: Chart, data: dict[str, Any] | None = None) -> list[Any]:
     """Lays out a chart; returns [plot, words]."""
-    return frame(item, item.draw(data or {}), item.summary(data or {}))
+    data = data or {}
+    return frame(item, item.draw(data), told(item.summary(data), of_answer(item, data)))
 
 
 def chart_values(item: Chart, data: dict[str, Any]) -> list[Any]:
     """New values for what `chart` laid out."""
-    return [plotted(item.name, item.draw(data)), item.summary(data)]
+    return [plotted(item.name, item.draw(data)), told(item.summary(data), of_answer(item, data))]
+
+
+def figure_values(item: Figure, reports: Sequence[Report], layer: str) -> list[Any]:
+    """New values for what `frame` laid out of a figure of reports."""
+    return [plotted(item.name, item.draw(reports, layer)), told(item.summary(reports, layer), of_metrics(reports, item.needs))]
 
 
 def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
@@ -79,16 +93,16 @@ def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") ->
         with gr.Row():
             for figure in row:
                 with gr.Column(min_width=320, visible=shown(figure, reports)) as column:
-                    outputs += [column, *frame(figure, figure.draw(reports, layer), figure.summary(reports, layer))]
+                    words = told(figure.summary(reports, layer), of_metrics(reports, figure.needs))
+                    outputs += [column, *frame(figure, figure.draw(reports, layer), words)]
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         updates: list[Any] = []
         for figure in wanted:
-            drawn = plotted(figure.name, figure.draw(reports, layer))
-            updates += [gr.Column(visible=shown(figure, reports)), drawn, figure.summary(reports, layer)]
+            updates += [gr.Column(visible=shown(figure, reports)), *figure_values(figure, reports, layer)]
         return updates
 
-    return View(outputs, render)
+    return View(outputs, render, pure=True)
 
 
 def shown(figure: Figure, reports: Sequence[Report]) -> bool:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from explorer.answers import answers
+from explorer.chips import of_metrics
 from explorer.detectors import sentence, verdicts
 from explorer.figures.ladder import rungs_for
 from explorer.findings import UNSURE, Finding, level
 from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
-from explorer.ui.table import origin
+from explorer.ui.table import batch_button, origin
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 RECORDED = ("seed_results.json", "survey.json")  # where widths of plain rounding are that the ladder lacks
@@ -65,7 +66,8 @@ def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
         pair = [runs[0], runs[at]] if len(runs) == len(quantized) + 1 and runs[at]["label"] == report.name else []
         found = verdict(report, base, reports, pair)
         mark = PARTLY if level(found) == UNSURE else chip(level(found))
-        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {mark}</h3><p>{escape(sentence(found))}</p>"
+        how = of_metrics([report], ("kld_mean",))
+        head = f"<h3><span class='swatch s{i % 5}'></span>{escape(report.name)} {mark} {how}</h3><p>{escape(sentence(found))}</p>"
         cards.append(f"<article class='guarded'>{head}<details><summary>{len(found)} checks</summary>{findings(found)}</details></article>")
     return f"<div class='guard'>{''.join(cards)}</div>"
 
@@ -74,7 +76,6 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     """The three questions of one configuration as a card."""
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><p>{escape(a.text)}</p>" for a in told)
-    p = report.provenance
-    where = escape(f"{p.get('device', '')}, {p.get('date', '')}; {p.get('text', '')}", quote=True)
-    head = f"<h3>{escape(report.name)} <span class='chip' title='{where}'>{origin(report)}</span></h3>"
+    how = of_metrics([report], ("kld_mean", "decode_tokens_per_second", "decode_limit"))
+    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report)}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 
-from explorer.learn.interview import TEXT_LIMIT, cards, entry, markdown
+from explorer.bugs import BUGS
+from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
+from explorer.ui.diagnosis import Diagnosis
+from explorer.ui.page import failure, status
+from explorer.ui.results import see
 from explorer.ui.tab import Shell
-from explorer.ui.trainer import see
 
 ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold
 
@@ -40,7 +42,17 @@ def checked(notes: Any) -> list[dict[str, Any]]:
             or any(not isinstance(r, dict) or not {"run", "name", "model", "device"} <= r.keys() for r in runs)
         ):
             return []
+        if (note["card"] == BROKEN) != ("diagnosis" in note) or ("diagnosis" in note and not diagnosis_is_one(note["diagnosis"])):
+            return []
     return notes
+
+
+def diagnosis_is_one(found: Any) -> bool:
+    """Whether a browser's graded diagnosis has what the transcript prints."""
+    if not isinstance(found, dict) or any(found.get(key) not in list(BUGS) for key in ("planted", "named", "step")):
+        return False
+    texts = [found.get("setup"), found.get("run"), *(found["said"] if isinstance(found.get("said"), list) else [None])]
+    return all(isinstance(text, str) for text in texts) and all(isinstance(found.get(key), int | float) for key in ("score", "brier"))
 
 
 def page(notes: list[dict[str, Any]]) -> str:
@@ -52,32 +64,45 @@ def page(notes: list[dict[str, Any]]) -> str:
         f"<a class='handout' download='transcript.{end}' href='data:{kind};charset=utf-8,{quote(body)}'>{title}</a>"
         for end, kind, title, body in (("md", "text/markdown", "Markdown", text), ("json", "application/json", "JSON", data))
     )
+    stated = [note["diagnosis"]["brier"] for note in notes if "diagnosis" in note]
+    mean = f" Mean Brier score of {len(stated)} diagnosed: {sum(stated) / len(stated):.3f}; always saying 50% gives 0.25." if stated else ""
     last = cards()[notes[-1]["card"]]
-    return f"<p>{len(notes)} on record. Download as {links}. {see(last.see)}</p><pre class='transcript'>{escape(text)}</pre>"
+    return f"<p>{len(notes)} on record. Download as {links}.{mean} {see(last.see)}</p><pre class='transcript'>{escape(text)}</pre>"
 
 
 class Interviewer:
     """Handlers of interviewer mode over the shell."""
 
     def __init__(self, shell: Shell) -> None:
-        self.shell = shell
+        self.shell, self.diagnosis = shell, Diagnosis(shell)
 
     def turn(self, card: Any) -> list[Any]:
-        """Another card: its text, an empty answer, no list."""
+        """Another card: its text, an empty answer, no list, and the broken model's part where the card is about one."""
         name = card if card in cards() else next(iter(cards()))
-        return [shown_card(name), "", gr.update(visible=False)]
+        return [shown_card(name), "", gr.update(visible=False), gr.update(visible=name == BROKEN)]
 
-    def record(self, notes: Any, card: Any, answer: Any, sure: Any, keys: Sequence[str]) -> list[Any]:
-        """Puts an answer on record with the quantized runs on the page as evidence: notes, the interviewer's list, the transcript."""
+    def record(self, notes: Any, card: Any, answer: Any, sure: Any, keys: Any, ticket: Any = "", named: Any = None, step: Any = None) -> list[Any]:
+        """Puts an answer on record with the attached runs as evidence: notes, the interviewer's list, the transcript, a status line.
+
+        ticket, named, step: of a broken model, whose diagnosis is graded.
+        """
         if card not in cards():
-            return [gr.skip(), gr.skip(), "<p>Choose a card first.</p>"]
-        runs = [r for r in self.shell.shelf.pick(keys or []) if not r.experiment.spec.is_baseline]
+            return [gr.skip(), gr.skip(), gr.skip(), status("Choose a card first.", "error")]
+        attached = self.shell.shelf.pick([key for key in keys if isinstance(key, str)] if isinstance(keys, list) else [])
+        runs = [r for r in attached if not r.experiment.spec.is_baseline]
         confidence = min(1.0, max(0.0, float(sure) / 100)) if isinstance(sure, int | float) and sure == sure else 0.5
-        new = [*checked(notes), entry(cards()[card], str(answer or ""), confidence, [], runs)][-ENTRIES:]
+        told, found = f"On record with {len(runs)} run{'s' if len(runs) != 1 else ''} as evidence.", None
+        if card == BROKEN:
+            try:
+                found = self.diagnosis.grade(ticket, named, step, confidence, runs)
+            except Exception as error:  # the outermost boundary: whoever answers gets a sentence
+                return [gr.skip(), gr.skip(), gr.skip(), failure(error)]
+            told = f"{100 * found['score']:.0f}%, Brier score {found['brier']:.2f}. {' '.join(found['said'])}"
+        new = [*checked(notes), entry(cards()[card], str(answer or ""), confidence, [], runs, found)][-ENTRIES:]
         while len(new) > 1 and len(json.dumps(new).encode()) > SIZE:
             new = new[1:]
         points = [(point, i) for i, point in enumerate(cards()[card].points)]
-        return [new, gr.update(choices=points, value=[], visible=True), page(new)]
+        return [new, gr.update(choices=points, value=[], visible=True), page(new), status(told, "done")]
 
     def tick(self, notes: Any, met: Any) -> list[Any]:
         """Notes what the last answer covered."""

@@ -9,12 +9,14 @@ from typing import Any
 import gradio as gr
 
 from explorer import link
+from explorer.chips import chip, of_metrics
 from explorer.figures import figures
 from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
-from explorer.ui.frame import plotted
+from explorer.ui.frame import plotted, told
+from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
@@ -87,8 +89,20 @@ def drawn(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answe
         figure, shown = figures()[step.figure], [reports[name] for name in step.runs]
         return figure.draw(shown, step.layer), figure.summary(shown, step.layer)
     if step.chart:
-        return draw(step.chart, step.runs, reports, answers), words(step.chart, step.runs, reports)
+        return draw(step.chart, step.runs, reports, answers), words(step.chart, step.runs, reports, answers)
     return None, ""
+
+
+def chips(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
+    """The chips of a step's numbers."""
+    if step.runs:
+        metrics = figures()[step.figure].needs if step.figure else ("kld_mean", "bits_per_weight")
+        return of_metrics([reports[name] for name in step.runs], metrics)
+    if not step.answers:
+        return chip("estimated")
+    kept = all(answers[name] is recorded_answers().get(name) for name in step.answers)
+    devices = ", ".join({str(answers[name].provenance.get("device") or "weights alone") for name in step.answers})
+    return chip("recorded" if kept else "measured", f"the bundled model; {devices}")
 
 
 def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
@@ -109,16 +123,17 @@ def revealed(step: Step, prediction: Any, reports: Mapping[str, Report], answers
     if prediction is not None:
         score, right = judge(step, prediction, reports, answers)
         verdict = "Right" if score == 1 else f"Close: {100 * score:.0f}% by distance" if score > 0 else "Not so"
-        said = f"<p class='said'><b>{verdict}.</b> Measured: {escape(right)}.</p>"
-    chip = "holds here" if found.holds else "does not hold on this model"
+        said = f"<p class='said'><b>{verdict}.</b> The answer: {escape(right)} {chips(step, reports, answers)}</p>"
+    mark = "holds here" if found.holds else "does not hold on this model"
     body = (
-        f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{chip}</span> {escape(found.text)}</p>"
-        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p><p class='hint'>{escape(provenance(step, reports, answers))}</p></div>"
+        f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{mark}</span> {escape(found.text)}</p>"
+        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p>"
+        f"<p class='hint'>{chips(step, reports, answers)} {escape(provenance(step, reports, answers))}</p></div>"
     )
     plot, said_in_words = drawn(step, reports, answers)
     if plot is None:
         return [gr.Plot(visible=False), "", body]
-    return [gr.Plot(plotted("step", plot), visible=True), said_in_words, body]
+    return [gr.Plot(plotted("step", plot), visible=True), told(said_in_words, chips(step, reports, answers)), body]
 
 
 class Walk:
@@ -165,12 +180,10 @@ class Walk:
         prediction = choice if own.predict.options else amount
         try:
             for name in own.runs:
-                positional, options = named_runs()[name].arguments()
-                for event in watched(self.runner.run(*positional, **options), clock, f"{name}: "):
+                for event in run_named(self.shell, name, clock):
                     if isinstance(event, Report):
                         reports[name] = event
-                        self.shell.shelf.add(event)
-                    elif isinstance(event, str):
+                    else:
                         yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
             for name in own.answers:
                 for event in watched(self.runner.do(*named_tasks()[name]), clock, f"{name}: "):
@@ -192,17 +205,16 @@ class Walk:
         keys = [self.shell.shelf.add(recorded()[name]) for name in runs]
         reports = self.shell.shelf.with_baseline(self.shell.shelf.pick(keys))
         compared, _ = self.shell.shared(reports, None)
-        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *self._controls(runs[-1] if runs else "")]
+        asked = named_runs()[runs[-1]] if runs else None
+        controls = controls_for(self.shell, asked.method, asked.params, asked.arguments()[1]) if asked else [gr.skip() for _ in self.shell.controls]
+        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *controls]
 
-    def _controls(self, run: str) -> list[Any]:
-        """Values of the shell's controls for a run: model, method, options, then the fields of every method in the catalogue's order."""
-        if not run:
-            return [gr.skip() for _ in self.shell.controls]
-        ask = named_runs()[run]
-        options = ask.arguments()[1]
-        defaults = {"text": "", **link.OPTIONS}
-        values: list[Any] = ["demo", ask.method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
-        for method in self.shell.catalogue:
-            for field in method["fields"]:
-                values.append(ask.params.get(field["name"], field["default"]) if method["name"] == ask.method else gr.skip())
-        return values
+
+def controls_for(shell: Shell, method: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
+    """Values of the shell's controls for a run of the bundled model: model, method, options, then the fields of every method in the catalogue's order."""
+    defaults = {"text": "", **link.OPTIONS}
+    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
+    for known in shell.catalogue:
+        for field in known["fields"]:
+            values.append(params.get(field["name"], field["default"]) if known["name"] == method else gr.skip())
+    return values

@@ -5,7 +5,13 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from explorer.chips import chip, reachable
+
 TONES = 6  # colours that neighbouring codes take in turn
+ORIGIN = (
+    "Computed on the layer as the model file holds it, on this machine, for this view.",
+    "Computed on this machine on a group in which values were planted or typed: the model does not hold them.",
+)
 
 
 def short(value: float | None, digits: int = 4) -> str:
@@ -32,8 +38,12 @@ def facts(data: dict[str, Any]) -> str:
         ("become exactly 0, matrix", f"{100 * data['zeros_all']:.0f}%", f"share{rest} of {seen}"),
     ]
     tiles = "".join(f"<div title='{escape(why)}'><b>{value}</b><small>{name}</small></div>" for name, value, why in shown)
-    chip = "<span class='chip' title='Computed on the layer as the model file holds it, for this view; no estimate.'>measured on the stored weights</span>"
-    return f"<div class='ms-facts'>{tiles}</div>{chip}"
+    return f"<div class='ms-facts'>{tiles}</div><p class='hint'>{mark(data)} {ORIGIN[bool(data['changed'])]}</p>"
+
+
+def mark(data: dict[str, Any], reached: bool = True) -> str:
+    """The chip of the group's numbers."""
+    return chip("simulated" if data["changed"] else "measured", ORIGIN[bool(data["changed"])], reached)
 
 
 def steps(data: dict[str, Any]) -> str:
@@ -110,15 +120,14 @@ def table(data: dict[str, Any]) -> str:
     largest = max(max(map(abs, data["errors"])), 1e-30)
     rows = []
     for i, (value, code, back, error) in enumerate(zip(data["values"], data["codes"], data["dequantized"], data["errors"], strict=True)):
-        mark = " class='ms-own'" if i < data["changed"] else ""
+        own = " class='ms-own'" if i < data["changed"] else ""
         bar = f"<span class='ms-bar' style='width:{100 * abs(error) / largest:.0f}%'></span>"
         rows.append(
-            f"<tr{mark}><th scope='row'>{data['start'] + i}</th><td>{value:.5g}</td><td "
+            f"<tr{own}><th scope='row'>{data['start'] + i}</th><td>{value:.5g}</td><td "
             f"class='ms-t{i % TONES}'>{code}</td><td><code>{code:0{data['bits']}b}</code></td>"
             f"<td>{back:.5g}</td><td>{error:+.3g}{bar}</td></tr>"
         )
-    head = "".join(f"<th scope='col'>{name}</th>" for name in ("column", "weight", "code", "binary", "comes back as", "error"))
-    return (
-        f"<div class='ms-table' tabindex='0' role='region' aria-label='weights of the "
-        f"group'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    names = ("weight", "code", "binary", "comes back as", "error")
+    head = "<th scope='col'>column</th>" + "".join(f"<th scope='col'>{name} {mark(data, reached=False)}</th>" for name in names)
+    whole = reachable(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+    return f"<div class='ms-table' tabindex='0' role='region' aria-label='weights of the group'>{whole}</div>"

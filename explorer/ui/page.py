@@ -1,4 +1,4 @@
-"""What happens on the page: handlers as plain functions and generators over a runner. Of a session they hold only when it last pressed Cancel."""
+"""What happens on the page: handlers as plain functions and generators over a runner. They hold nothing of a session."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import gradio as gr
 from explorer.records import Event, InputError, Progress, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.session import arrange
-from explorer.ui.tab import Shell
+from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
-from explorer.ui.visitor import session
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 
-def status(text: str, kind: str = "", share: float | None = None) -> str:
-    """The status line; `text` is escaped here."""
+def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
+    """The status line; `text` is escaped here, `chips` (of explorer.chips) are HTML."""
     bar = f"<progress max='1' value='{share:.3f}' aria-label='progress'></progress>" if share is not None else ""
-    return f"<div class='status {kind}' role='status'>{bar}<span>{escape(text)}</span></div>"
+    return f"<div class='status {kind}' role='status'>{bar}<span>{chips} {escape(text)}</span></div>"
 
 
 class Clock:
@@ -71,20 +70,11 @@ def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[s
         events.close()
 
 
-CANCELLED = status("Cancelled. What was measured before is kept; press Run to go on from there.")
-REMEMBERED = 1000  # sessions whose last Cancel is known
-
-
 class Page:
-    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls.
-
-    A cancelled run may have a line on its way, and a page keeps the last line that comes: `_cancelled` has when a session last pressed Cancel, so
-    that the run that it meant says so too instead of going on.
-    """
+    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls."""
 
     def __init__(self, shell: Shell) -> None:
         self.shell, self.fields = shell, list[Control]()
-        self._cancelled: dict[str, float] = {}
 
     def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
         """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
@@ -104,7 +94,7 @@ class Page:
         model, method, params, options = self.asked(values[: len(self.shell.controls)])
         own = values[len(self.shell.controls) :]
         same = [gr.skip()] * (2 + len(self.shell.outputs()))
-        clock, shown, sentence, left, visitor = Clock(), self.shell.shelf.pick(keys), "", "", session()
+        clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
         asked = [("", method, params, options)]
         whole = {"kv_bits": 16, "head_bits": 16}
         if method != "none" or options != options | whole:
@@ -112,12 +102,9 @@ class Page:
         try:
             for what, name, chosen, given in asked:
                 for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
-                    if self._cancelled.get(visitor, 0.0) > clock.started:
-                        yield [CANCELLED, *same]
-                        return
                     if isinstance(event, Report):
-                        self.shell.shelf.add(event)
-                        shown, note = arrange(shown, event)
+                        [kept] = self.shell.shelf.pick([self.shell.shelf.add(event)])
+                        shown, note = arrange(shown, kept)
                         left = note or left
                         sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
                     elif isinstance(event, str):
@@ -125,13 +112,6 @@ class Page:
             yield [status(sentence, "done"), *self.view(shown, layer, active, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
             yield [failure(error), *same]
-
-    def cancel(self) -> str:
-        """The line for whoever pressed Cancel; what the session has running stops at its next event, and gradio closes it."""
-        self._cancelled[session()] = time.monotonic()
-        while len(self._cancelled) > REMEMBERED:
-            self._cancelled.pop(next(iter(self._cancelled)))
-        return CANCELLED
 
     def choose(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
         """Shows the configurations that are left after one was taken off; the baseline stays."""
@@ -143,10 +123,13 @@ class Page:
         """Back to the configurations a new page starts with."""
         return [status("Showing the recorded results of the bundled model."), *self.view(self.shell.shelf.first(), layer, active, values)]
 
-    def redraw(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
-        """The outputs of all tabs when the layer changed."""
-        return self.shell.drawn(active, self.shell.shelf.pick(keys), layer or "", values)
+    def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
+        """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
+        reports, name = self.shell.shelf.pick(keys), picked(choice)
+        if name not in (m.layer for r in reports for m in r.measurements if m.layer):
+            return [gr.skip()] * (1 + len(self.shell.outputs()))
+        return [gr.update(value=name), *self.shell.drawn(active, reports, name, values)]
 
     def opened(self, name: str, keys: list[str], layer: str | None, *values: Any) -> list[Any]:
         """The name of the tab that was opened, and its outputs."""
-        return [name, *self.shell.views[name].render(self.shell.shelf.pick(keys), layer or "", *values)]
+        return [name, *self.shell.views[name].drawn(self.shell.shelf.pick(keys), layer or "", *values)]

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.accelerators import ACCELERATORS, Accelerator, Fit, fit, widths
+from explorer.chips import chip, reachable
 from explorer.figures import finite
 from explorer.figures.plan import CHART
 from explorer.planner import Architecture, Need, Plan, architecture, gigabytes, need, pasted
@@ -78,7 +79,7 @@ class Plans:
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
         mine = next(f for f in fits if f.accelerator is chosen)
-        return [status(sentence(model, plan, need(model, plan), mine), "done"), table(fits, chosen.name, plan), *drawn]
+        return [status(sentence(model, plan, need(model, plan), mine), "done", chips=chip("estimated")), table(fits, chosen.name, plan), *drawn]
 
     def fetched(self, name: str) -> Iterator[list[Any]]:
         """[config text, status] of a model by name, through the runner."""
@@ -150,14 +151,15 @@ def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
         rows.append(
             f"<tr{mark}><th scope='row' title='{escape(a.source, quote=True)}'>{escape(a.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )
-    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
     note = (
-        "Estimated: memory and bandwidth from data sheets (the source is under each name); 90% of the memory usable, of unified memory 75%, on small machines "
-        "67%; counts in powers of two. Tokens/s would be reached if reading weights and cache were all that takes time: no arithmetic, no transfer between "
-        "devices, no gaps."
+        "Estimated: memory and bandwidth from data sheets (the source is under each name). A card of 80 GB is counted as 80 GiB (85.9 GB), of which 90%, "
+        "72 GiB (77.3 GB), may be filled; of unified memory 75%, on small machines 67%. Counts in powers of two. Tokens/s would be reached if reading weights "
+        "and cache were all that takes time: no arithmetic, no transfer between devices, no gaps."
     )
+    sheet, sums = (chip("estimated", f"{how}, not measured", reached=False) for how in ("from the data sheet under each name", note))
+    head = "".join(f"<th scope='col'>{name} {sheet if 0 < i < 4 else sums if i else ''}</th>" for i, name in enumerate(heads))
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<div class='scroll' tabindex='0'><table class='compare plan'>{body}</table></div><p class='hint'>{note}</p>"
+    return f"<div class='scroll' tabindex='0'><table class='compare plan'>{reachable(body)}</table></div><p class='hint'>{note}</p>"
 
 
 def price_of(device: str) -> Any:

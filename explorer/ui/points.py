@@ -15,15 +15,16 @@ import gradio as gr
 from explorer.figures import difference, finite, tradeoffs
 from explorer.grid import CHANNEL, Configuration, grid
 from explorer.records import Answer, InputError, Measurement, Report, key_of, report_from
+from explorer.ui.asking import data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
-from explorer.ui.session import arrange, ground, keys_of
-from explorer.ui.tab import Shell
+from explorer.ui.points_table import points_table, report_card
+from explorer.ui.session import arrange, ground, is_baseline, keys_of
+from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
-HEADS = ("configuration", "bits/weight", "KL, nats", "perplexity, %", "ms a token", "quantize, s", "origin")
 
 
 @cache
@@ -57,11 +58,9 @@ class Points:
         """[chart, words]."""
         return chart_values(tradeoffs.CHART, self.data(held, view, quality))
 
-    def rows(self, held: str) -> list[list[Any]]:
-        """The table, least divergence first."""
-        points = [p for p in self.data(held, "bits", "kld_mean")["points"] if p["method"] != "none"]
-        points.sort(key=lambda p: p["metrics"].get("kld_mean", [None])[0] or 0.0)
-        return [cells(p) for p in points]
+    def table(self, held: str) -> str:
+        """The table of all points."""
+        return points_table(self.data(held, "bits", "kld_mean")["points"])
 
     def configurations(self, methods: list[str], bits: list[int], groups: list[int]) -> list[Configuration]:
         """The grid of these choices. Raises InputError."""
@@ -84,7 +83,7 @@ class Points:
     def sweep(
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
     ) -> Iterator[list[Any]]:
-        """Streams [status, chart, words, rows, held]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
+        """Streams [status, chart, words, table, held]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
         clock, keys, same = Clock(), json.loads(held or "[]"), [gr.skip()] * 4
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
@@ -97,24 +96,40 @@ class Points:
                     new = self.shell.shelf.add(event)
                     keys = [*(key for key in keys if key != new), new]
                     held = json.dumps(keys)
-                    yield [gr.skip(), *self.drawn(held, view, quality), self.rows(held), held]
+                    yield [gr.skip(), *self.drawn(held, view, quality), self.table(held), held]
                 elif isinstance(event, Answer):
                     left = "".join(f" {name} could not run: {why}" for name, why in list(event.data["failed"].items())[:3])
-                    sentence = f"{event.data['done']} configurations in {clock.seconds():.0f} s. Select a row to put it into Compare.{left}"
+                    sentence = f"{event.data['done']} configurations in {clock.seconds():.0f} s. Click a point to open its report.{left}"
                     yield [status(sentence, "done"), *same]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [failure(error), *same]
 
-    def choose(self, event: gr.SelectData, held: str, keys: list[str], layer: str | None) -> list[Any]:
-        """[status, compared, layer] after a row was selected: its report joins the page."""
-        row = event.row_value
-        found = next((r for r in self.reports(held) if [r.name, origin(r)] == [row[0], row[-1]]), None)
+    def find(self, choice: str, held: str, keys: Sequence[str]) -> Report | None:
+        """The report of a point or of the page that was clicked."""
+        key = picked(choice)
+        return next((r for r in [*self.reports(held), *self.shell.shelf.pick(keys), *self.shell.shelf.pick([key])] if key_of(r.experiment) == key), None)
+
+    def opened(self, choice: str, held: str, keys: list[str]) -> Any:
+        """The report of a point that was clicked, as HTML."""
+        found = self.find(choice, held, keys)
+        if found is None:
+            return gr.skip()
+        points = [*self.shell.shelf.pick(keys), *self.reports(held)]
+        alike = [r for r in points if is_baseline(r) and ground(r) == ground(found)]
+        same = [r for r in alike if r.provenance.get("device") == found.provenance.get("device")] or alike
+        base = next(iter(same), None)
+        for report in filter(None, (base, found)):
+            self.shell.shelf.add(report)  # so that its buttons are heard
+        return report_card(found, base, points)
+
+    def compared(self, choice: str, held: str, keys: list[str], layer: str | None) -> list[Any]:
+        """[status, compared, layer] after a point's report was put into Compare."""
+        found = self.find(choice, held, keys)
         if found is None:
             return [gr.skip()] * 3
         self.shell.shelf.add(found)
         shown, note = arrange(self.shell.shelf.pick(keys), found)
-        shown = self.shell.shelf.with_baseline(shown)
-        compared, picker = self.shell.shared(shown, layer)
+        compared, picker = self.shell.shared(self.shell.shelf.with_baseline(shown), layer)
         return [status(f"{found.name} is in Compare. {note}", "done"), gr.Dropdown(**compared), gr.Dropdown(**picker)]
 
     def names(self, held: str, keys: list[str]) -> list[tuple[str, str]]:
@@ -141,7 +156,7 @@ class Points:
                     looks.append(event.value)
                     yield [gr.skip(), *chart_values(difference.CHART, {"looks": looks, "margin": 0.5, "names": [one.name, two.name]})]
                 elif isinstance(event, Answer):
-                    chart = chart_values(difference.CHART, event.data | {"names": [one.name, two.name]})
+                    chart = chart_values(difference.CHART, data_of(event) | {"names": [one.name, two.name]})
                     yield [status(f"Decided in {clock.seconds():.0f} s. {difference.summary(event.data | {'names': [one.name, two.name]})}", "done"), *chart]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [failure(error), *same]
@@ -159,22 +174,6 @@ def quantizing(method: str) -> float:
     """Seconds that quantizing the bundled model takes, from the survey; 0 for an unknown method."""
     values = [r.value("quantize_seconds") for r in survey().values() if r.experiment.spec.method == method]
     return statistics.median(v for v in values if finite(v)) if any(map(finite, values)) else 0.0
-
-
-def cells(point: dict[str, Any]) -> list[Any]:
-    """A row of the table."""
-
-    def text(metric: str, form: str, factor: float = 1.0) -> str:
-        value, low, high = point["metrics"].get(metric, [None, None, None])
-        if not finite(value):
-            return ""
-        half = f" ± {factor * (high - low) / 2:{form.lstrip('+')}}" if finite(low) and finite(high) and low != high and factor else ""
-        return f"{factor * value:{form}}{half}"
-
-    rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
-    times = f"{1000 / rate:.2f}" if finite(rate) and rate > 0 else ""
-    numbers = [text("bits_per_weight", ".3f"), text("kld_mean", ".4f"), text("perplexity_delta", "+.2f"), times, text("quantize_seconds", ".1f")]
-    return [point["name"], *numbers, point["origin"]]
 
 
 def group_choices() -> list[tuple[str, int]]:

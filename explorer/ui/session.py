@@ -25,10 +25,11 @@ class Shelf:
         return list(self._seeds.values())[: COMPARED + 1]
 
     def add(self, report: Report) -> str:
-        """Puts a report on the shelf and returns its key."""
+        """Puts a report on the shelf and returns its key; one that is equal to what is there leaves that object in place."""
         key = key_of(report.experiment)
         with self._lock:
-            self._reports[key] = report
+            if self._reports.get(key) != report:
+                self._reports[key] = report
             self._reports.move_to_end(key)
             while len(self._reports) > self._size:
                 self._reports.popitem(last=False)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from explorer.chips import chip
 from explorer.ui.microscope import TONES
 
 TITLES = {
     "load": "Load the packed bytes", "unpack": "Unpack one plane", "multiply": "Multiply with the inputs", "scale": "Apply the group's scale",
     "store": "Store the result",
 }  # fmt: skip
+MIRRORED = chip("simulated", "the kernel's steps mirrored in PyTorch on the layer's own weights; inputs are random, seed 0")
 
 
 def title_of(data: dict[str, Any], at: int) -> str:
@@ -42,11 +44,8 @@ def grid(rows: Sequence[Sequence[Any]], head: Sequence[Any], side: str, caption:
     top = "".join(f"<th scope='col'>{h}</th>" for h in head)
     body = "".join(f"<tr><th scope='row'>{side} {i}</th>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for i, row in enumerate(rows))
     kind = f" class='ms-t{tone % TONES}'" if tone >= 0 else ""
-    return (
-        f"<figure class='ks-grid' tabindex='0' role='region' "
-        f"aria-label='{escape(caption)}'><figcaption>{caption}</figcaption><table{kind}><thead><tr><th></th>{top}</tr></thead><tbody>{body}</tbody></table></figure"
-        f">"
-    )
+    table = f"<table{kind}><thead><tr><th></th>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<figure class='ks-grid' tabindex='0' role='region' aria-label='{escape(caption)}'><figcaption>{caption} {MIRRORED}</figcaption>{table}</figure>"
 
 
 def _bits(value: int, width: int, lit: Sequence[int] = (), tone: int = 0) -> str:

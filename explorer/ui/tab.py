@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,9 +20,13 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Event, Report
+from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
+# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, a report whose batch to sweep.
+PICKS = ("layer", "report", "compare", "batch")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
+SHARED = 100  # drawn pages of a tab that are kept for further visitors
 
 
 class Runner(Protocol):
@@ -33,11 +39,33 @@ class Runner(Protocol):
 
 @dataclass
 class View:
-    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs."""
+    """outputs: components that `render(reports, layer, *values)` gives a new value for; inputs: own components whose values it needs.
+
+    pure: whether what it renders depends on these arguments alone; then visitors with the same reports share what was drawn once.
+    """
 
     outputs: list[Any]
     render: Callable[..., list[Any]]
     inputs: list[Any] = field(default_factory=list)
+    pure: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _drawn: OrderedDict[tuple, tuple[list[Report], list[Any]]] = field(default_factory=OrderedDict, repr=False)
+
+    def drawn(self, reports: Sequence[Report], layer: str, *values: Any) -> list[Any]:
+        """An update for each output. The shelf keeps one object of equal reports, so that identity tells them apart."""
+        if not self.pure:
+            return self.render(reports, layer, *values)
+        key = (tuple(map(id, reports)), layer, repr(values))
+        with self._lock:
+            if key in self._drawn:
+                self._drawn.move_to_end(key)
+                return list(self._drawn[key][1])
+        made = self.render(reports, layer, *values)
+        with self._lock:
+            self._drawn[key] = list(reports), made  # holding the reports keeps their ids
+            while len(self._drawn) > SHARED:
+                self._drawn.popitem(last=False)
+        return list(made)
 
 
 @dataclass(frozen=True)
@@ -64,7 +92,8 @@ class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
-    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked).
+    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
+    sealed: what pages may not know yet.
     """
 
     runner: Runner
@@ -77,6 +106,8 @@ class Shell:
     status: Any = None
     bar: Any = None
     controls: list[Any] = field(default_factory=list)
+    picks: dict[str, Any] = field(default_factory=dict)
+    sealed: Sealed = field(default_factory=Sealed)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:
@@ -93,7 +124,7 @@ class Shell:
         values = list(values)
         for name, view in self.views.items():
             own, values = values[: len(view.inputs)], values[len(view.inputs) :]
-            updates += view.render(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
+            updates += view.drawn(reports, layer, *own) if name == active else [gr.skip()] * len(view.outputs)
         return updates
 
     def shared(self, reports: Sequence[Report], layer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,6 +134,11 @@ class Shell:
         keys = keys_of(reports)
         compared = {"choices": [(r.name, key) for key, r in zip(keys, reports, strict=True)], "value": keys, "multiselect": True, "allow_custom_value": True}
         return compared, {"choices": [(short_layer(name), name) for name in names], "value": shown}
+
+
+def picked(text: str) -> str:
+    """The key in a box of `Shell.picks`, which a page's script fills with "key time"."""
+    return (text or "").split(" ")[0]
 
 
 def settings(text: str) -> dict[str, Any]:

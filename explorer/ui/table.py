@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
-from explorer.records import Measurement, Report
+from explorer.records import Measurement, Report, key_of
 from explorer.ui.session import is_baseline
 
 
@@ -57,26 +58,28 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     if found is None:
         return "<td class='empty'>not measured</td>"
     if not finite(found.value):
-        return f"<td class='bad'>{escape(str(found.value))}<small>{found.bad:,} values not finite</small></td>"
+        return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
     digits = 0 if abs(value) >= 1000 else row.digits
     text = f"{value:+,.{digits}f}" if row.metric == "perplexity_delta" and value else f"{value:,.{digits}f}"
-    notes = []
+    notes, interval = [], ""
     if finite(found.low) and finite(found.high) and found.low != found.high:
         notes.append(f"{found.low * row.factor:,.{digits}f} to {found.high * row.factor:,.{digits}f}")
+        interval = f"{'20th to 80th percentile' if row.by_device else '95% interval'} {notes[0]} {row.unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
-    return f"<td class='{kind}' data-value='{found.value!r}' title='{escape(provenance(found, report), quote=True)}'><span>{text}</span>{lines}</td>"
+    swept = f"<small>{batch_button(report)}</small>" if row.metric == "decode_tokens_per_second" else ""
+    chip = of_measurement(found, report, interval)
+    return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
 
-def provenance(found: Measurement, report: Report) -> str:
-    """How a number came to be, for whoever hovers over it: measured or not, from how many values, on what."""
-    counted = f"from {found.n:,} values" if found.n else ""
-    p = report.provenance
-    return ", ".join(filter(None, (found.how, counted, str(p.get("device", "")), str(p.get("kernel_summary", "")), str(p.get("date", "")))))
+def batch_button(report: Report) -> str:
+    """A button beside a speed: the page's script asks for the batch sweep of this configuration with it."""
+    said = f"Sweep the batch of {report.name}: where other formats overtake it"
+    return f"<button type='button' class='act' data-pick='batch:{key_of(report.experiment)}' title='{escape(said, quote=True)}'>batch sweep</button>"
 
 
 def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
@@ -145,10 +148,11 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
     table = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>{''.join(bodies)}<tbody>{section}"
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
-        "Click a row's name to order the columns by it; hover over a number to see how it was measured."
+        "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
-    return f"<div class='scroll' tabindex='0'>{table}{circumstances(reports)}</tbody></table></div><p class='hint'>{legend} Scored on: {protocol}.</p>"
+    whole = reachable(f"{table}{circumstances(reports)}</tbody></table>")
+    return f"<div class='scroll' tabindex='0'>{whole}</div><p class='hint'>{legend} Scored on: {protocol}.</p>"
 
 
 def model_of(report: Report) -> str:

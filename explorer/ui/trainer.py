@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -14,22 +14,22 @@ from explorer.figures import figures
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
 from explorer.learn.charts import draw
-from explorer.learn.pose import Posed, Verdict, grade, pose, run_of, title_of
+from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of, title_of
 from explorer.learn.runs import recorded
 from explorer.records import InputError, Report
 from explorer.ui.frame import plotted
+from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.results import chips, finished, see, sheet, today
 from explorer.ui.tab import Shell
+from explorer.ui.table import origin
 
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}
 NOTED = "<div class='feedback'><p>Noted. What was right, and why, comes at the end of the set.</p></div>"
+OUTPUTS = 7  # of an answer
+TOLD = 600  # characters of a right answer that a set remembers
 State = dict[str, Any]
-
-
-def today() -> int:
-    """Days since 1970, UTC."""
-    return (datetime.datetime.now(datetime.UTC).date() - datetime.date(1970, 1, 1)).days
 
 
 def checked(state: Any) -> State:
@@ -42,6 +42,7 @@ def checked(state: Any) -> State:
         and isinstance(running.get("at"), int) and 0 <= running["at"] <= len(running["ids"]) and isinstance(running.get("scores"), list)
         and all(isinstance(s, int | float) for s in running["scores"]) and len(running["scores"]) <= 10
         and all(isinstance(running.get(key), str) and len(running[key]) < 80 for key in ("seed", "title", "stage"))
+        and isinstance(told := running.get("told", []), list) and len(told) <= 10 and all(isinstance(t, str) and len(t) <= TOLD for t in told)
     )  # fmt: skip
     return {"progress": progress.checked(known.get("progress")), "set": running if good else None}
 
@@ -55,23 +56,13 @@ def begin(state: State, kind: str, wanted: Sequence[str]) -> State:
         seed = str(random.getrandbits(40))
         known = [name for name in wanted if name in areas()] if isinstance(wanted, list) else []
         ids, title = progress.next_set(state["progress"], questions(), today(), seed, known), "A set of five"
-    return state | {"set": {"ids": ids, "at": 0, "scores": [], "seed": seed, "title": title, "stage": "ask"}}
+    return state | {"set": {"ids": ids, "at": 0, "scores": [], "told": [], "seed": seed, "title": title, "stage": "ask"}}
 
 
 def current(state: State) -> Posed | None:
     """The question that is open, None before a set and after its last question."""
     running = state["set"]
     return pose(questions()[running["ids"][running["at"]]], running["seed"]) if running and running["at"] < len(running["ids"]) else None
-
-
-def see(target: str) -> str:
-    """The link that shows it."""
-    kind, _, name = target.partition(":")
-    return (
-        f"<a href='?tab=learn&amp;story={escape(name)}'>See it: the walkthrough</a>"
-        if kind == "story"
-        else f"<a href='?tab={escape(name)}'>See it: the {escape(name)} tab</a>"
-    )
 
 
 def picture(question: Question) -> dict[str, Any] | None:
@@ -82,12 +73,12 @@ def picture(question: Question) -> dict[str, Any] | None:
 
 
 def asked(state: State) -> list[Any]:
-    """Updates of heading, plot, choice, number, order, text, checklist, the fields, confidence, answer and next buttons, feedback."""
+    """Updates of heading, plot, choice, number, order, text, checklist, the fields, confidence, the buttons (answer, do not wait, next), feedback."""
     posed = current(state)
     hidden = [gr.update(visible=False)] * FIELDS
     if posed is None:
         heading = finished(state) if state["set"] else "<p class='see'>Start a set of five at your level, or today's challenge.</p>"
-        return [heading, *[gr.update(visible=False)] * 6, *hidden, *[gr.update(visible=False)] * 3, ""]
+        return [heading, *[gr.update(visible=False)] * 6, *hidden, *[gr.update(visible=False)] * 4, ""]
     question, running = posed.question, state["set"]
     area = areas()[question.area].title
     heading = (
@@ -108,55 +99,30 @@ def asked(state: State) -> list[Any]:
         gr.update(visible=False),
         *fields, *hidden[len(fields):],
         gr.update(value=50, visible=question.kind != "explain"),
-        gr.update(value="Show the model answer" if question.kind == "explain" else "Run and grade" if question.runs_model else "Answer", visible=True),
-        gr.update(visible=False), "",
+        gr.update(value=pressed(posed), visible=True),
+        gr.update(visible=False), gr.update(visible=False), "",
     ]  # fmt: skip
 
 
-def feedback(posed: Posed, verdict: Verdict) -> str:
-    """What is said after an answer."""
+def pressed(posed: Posed) -> str:
+    """What the button says."""
+    if posed.question.kind == "explain":
+        return "Show the model answer"
+    return "Run and grade" if posed.question.runs_model or posed.graded_by else "Answer"
+
+
+def feedback(posed: Posed, verdict: Verdict, measured: str = "", chips: str = "") -> str:
+    """What is said after an answer. measured: where the numbers that it was graded by come from; chips: theirs, as HTML."""
     word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
     kind = "good" if verdict.score >= progress.RIGHT else "poor"
-    return (
-        f"<div class='feedback {kind}'><p><b>{word}.</b> {escape(verdict.right)}</p><p>{escape(verdict.why)}</p>"
-        f"<p class='hint'>Concept: {escape(posed.question.concept)}. Source: {escape(posed.question.source)}. {see(posed.question.see)}</p></div>"
-    )
-
-
-def finished(state: State) -> str:
-    """The end of a set: its score, and every question with its right answer and why."""
-    running = state["set"]
-    rows = []
-    for name, score in zip(running["ids"], running["scores"], strict=False):
-        posed = pose(questions()[name], running["seed"])
-        verdict = grade(posed, None, recorded())
-        rows.append(
-            f"<tr><td>{100 * score:.0f}%</td><td><b>{escape(posed.ask)}</b> {escape(verdict.right)}<br><span class='hint'>{escape(verdict.why)} "
-            f"{see(posed.question.see)}</span></td></tr>"
-        )
-    return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{''.join(rows)}</table>"
-
-
-def sheet(state: State) -> str:
-    """The result sheet: strengths and gaps by area, and the calibration of confidence."""
-    own = state["progress"]
-    rows = []
-    for row in progress.sheet(own, areas()):
-        if row["answers"]:
-            bar = f"<progress max='1' value='{row['score']:.2f}' aria-label='score'></progress>"
-            stated = f"{row['brier']:.2f}" if row["brier"] is not None else ""
-            rows.append(
-                f"<tr><th scope='row'>{escape(row['title'])}</th><td>{row['answers']}</td><td>{bar} {100 * row['score']:.0f}%</td><td>{stated}</td></tr>"
-            )
-        else:
-            rows.append(f"<tr><th scope='row'>{escape(row['title'])}</th><td>0</td><td>not asked yet</td><td></td></tr>")
-    head = "<tr><th scope='col'>area</th><th scope='col'>answers</th><th scope='col'>score</th><th scope='col'>Brier</th></tr>"
-    waiting = len(progress.due(own, today()))
-    return (
-        f"<table class='sheet'>{head}{''.join(rows)}</table><p class='hint'>Rating {own['rating']:.0f} (junior questions 1000, mid 1200, senior 1400), "
-        f"{own['answers']} answers, {waiting} question{'s' if waiting != 1 else ''} due again. "
-        "Brier: squared distance of your stated confidence from the outcome; 0 is best, always saying 50% gives 0.25. Kept in this browser only.</p>"
-    )
+    said = [
+        f"<b>{word}.</b> {escape(verdict.right)} {chips} <b>{escape(verdict.off)}</b>",
+        escape(verdict.why),
+        f"<small>{escape(measured)}</small>" if measured else "",
+    ]
+    lines = "".join(f"<p>{line}</p>" for line in said if line)
+    source = f"Concept: {escape(posed.question.concept)}. Source: {escape(posed.question.source)}. {see(posed.question.see)}"
+    return f"<div class='feedback {kind}'>{lines}<p class='hint'>{source}</p></div>"
 
 
 class Trainer:
@@ -182,60 +148,99 @@ class Trainer:
             known = known | {"set": known["set"] | {"at": known["set"]["at"] + 1, "stage": "ask"}}
         return [known, *asked(known), sheet(known)]
 
-    def answer(
-        self, state: Any, choice: Any, number: Any, order: Any, text: Any, ticked: Any, confidence: Any, quiet: Any, *fields: Any
-    ) -> Iterator[list[Any]]:
-        """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet. Runs a configuration first.
+    def answer(self, state: Any, *given: Any) -> Iterator[list[Any]]:
+        """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet, the button that does not wait.
 
-        quiet: explanations wait for the end of the set.
+        given: choice, number, order, text, ticked, confidence, quiet, then the fields. quiet: explanations wait for the end of the set. What must be
+        run to be graded is run first, while the status streams into the feedback.
         """
-        known, same = checked(state), [gr.skip()] * 6
+        known, same = checked(state), [gr.skip()] * OUTPUTS
         posed = current(known)
         if posed is None or known["set"]["stage"] == "done":
             yield same
             return
-        question = posed.question
-        if question.kind == "explain" and known["set"]["stage"] == "ask":
-            opened = known | {"set": known["set"] | {"stage": "grade"}}
-            points = [(point, i) for i, point in enumerate(question.checklist)]
-            model = f"<div class='feedback'><p><b>A model answer.</b> {escape(question.model)}</p><p>Tick what yours covered.</p></div>"
-            yield [opened, gr.update(choices=points, value=[], visible=True), gr.update(value="Grade myself"), gr.skip(), model, gr.skip()]
+        if posed.question.kind == "explain" and known["set"]["stage"] == "ask":
+            yield opened(known, posed.question)
             return
-        given = {"choice": choice, "figure": choice, "numeric": number, "order": order, "explain": ticked}.get(question.kind)
-        if question.kind == "configure":
-            given = dict(zip(question.fields, fields, strict=False))
-        if given is None or (question.kind == "order" and len(given) < len(question.runs)):
-            say = "Put all of them in order first." if question.kind == "order" else "Give an answer first; a guess with low confidence costs nothing."
-            yield [*same[:4], status(say, "error"), gr.skip()]
+        answer = answer_of(posed.question, *given)
+        if answer is None:
+            yield [*same[:4], status(missing(posed.question), "error"), *same[5:]]
             return
-        reports: Mapping[str, Report] = recorded()
         try:
-            if question.runs_model:
-                for event in self._run(question, given):
-                    if isinstance(event, str):
-                        yield [*same[:4], event, gr.skip()]
-                    elif isinstance(event, Report):
-                        reports = {**recorded(), "run": event}
-            verdict = grade(posed, given, reports)
+            for event in self._graded_by(posed, answer):
+                if isinstance(event, Graded):
+                    yield self._graded(known, posed, grade(posed, answer, event.reports), event, given)
+                else:
+                    yield [*same[:4], event, same[5], gr.update(visible=bool(posed.graded_by))]
         except (InputError, RuntimeError, ValueError) as error:
-            yield [*same[:4], failure(error), gr.skip()]
+            yield [*same[:4], failure(error), *same[5:]]
+
+    def recorded(self, state: Any, *given: Any) -> list[Any]:
+        """The same for whoever does not wait for the runs: graded by what was recorded."""
+        known = checked(state)
+        posed = current(known)
+        answer = answer_of(posed.question, *given) if posed is not None and posed.graded_by and known["set"]["stage"] == "ask" else None
+        if answer is None:
+            return [gr.skip()] * OUTPUTS
+        graded = by_record(posed.graded_by, NOT_WAITED)
+        return self._graded(known, posed, grade(posed, answer, graded.reports), graded, given)
+
+    def _graded_by(self, posed: Posed, answer: Any) -> Iterator[str | Graded]:
+        """Status lines, last the reports that decide what is right: measured ones where the question asks about runs."""
+        if posed.graded_by:
+            yield from measured(self.shell, posed.graded_by)
             return
-        graded = self._graded(known, posed, verdict, confidence, reports.get("run"))
-        yield [*graded[:4], NOTED, graded[5]] if quiet is True else graded
+        if not posed.question.runs_model:
+            yield Graded(recorded(), "")
+            return
+        method, params, options = run_of(posed.question, answer)
+        for event in watched(self.shell.runner.run("demo", method, params, **options), Clock()):
+            if isinstance(event, Report):
+                self.shell.shelf.add(event)
+                yield Graded({**recorded(), "run": event}, ran(event))
+            elif isinstance(event, str):
+                yield event
 
-    def _run(self, question: Question, given: Mapping[str, Any]) -> Iterator[Any]:
-        method, params, options = run_of(question, given)
-        yield from watched(self.shell.runner.run("demo", method, params, **options), Clock())
-
-    def _graded(self, known: State, posed: Posed, verdict: Verdict, confidence: Any, run: Report | None) -> list[Any]:
+    def _graded(self, known: State, posed: Posed, verdict: Verdict, graded: Graded, given: Sequence[Any]) -> list[Any]:
+        confidence, quiet = given[5:7]
         sure = min(1.0, max(0.0, float(confidence) / 100)) if isinstance(confidence, int | float) and confidence == confidence else 0.5
         stated = verdict.score if posed.question.kind == "explain" else sure  # a graded self is not asked how sure it is
-        own = progress.answered(known["progress"], posed.question, verdict.score, stated, today())
-        new = known | {"progress": own, "set": known["set"] | {"stage": "done", "scores": [*known["set"]["scores"], round(verdict.score, 3)]}}
-        said = feedback(posed, verdict)
-        if run is not None:
-            self.shell.shelf.add(run)
-            numbers = f"{run.name}: {run.value('bits_per_weight'):.3f} bits a weight, {run.value('kld_mean'):.4f} nats"
-            said += f"<p class='hint'>Graded by running it: {escape(numbers)}.</p>"
-        last = known["set"]["at"] + 1 == len(known["set"]["ids"])
-        return [new, gr.skip(), gr.update(visible=False), gr.update(value="Result" if last else "Next question", visible=True), said, sheet(new)]
+        own, running = progress.answered(known["progress"], posed.question, verdict.score, stated, today()), known["set"]
+        told = [*running.get("told", []), f"{verdict.right} {graded.said}"[:TOLD] if posed.graded_by else ""]
+        done = {"stage": "done", "scores": [*running["scores"], round(verdict.score, 3)], "told": told}
+        new = known | {"progress": own, "set": running | done}
+        last = running["at"] + 1 == len(running["ids"])
+        following = gr.update(value="Result" if last else "Next question", visible=True)
+        said = NOTED if quiet is True else feedback(posed, verdict, graded.said, chips(posed, graded.reports))
+        return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), gr.update(visible=False)]
+
+
+def answer_of(question: Question, choice: Any, number: Any, order: Any, text: Any, ticked: Any, confidence: Any, quiet: Any, *fields: Any) -> Any:
+    """What was answered, from the widgets; None when it is not complete."""
+    given = {"choice": choice, "figure": choice, "numeric": number, "order": order, "explain": ticked}.get(question.kind)
+    if question.kind == "configure":
+        return dict(zip(question.fields, fields, strict=False))
+    return None if question.kind == "order" and (not isinstance(given, list) or len(given) < len(question.runs)) else given
+
+
+def missing(question: Question) -> str:
+    """What is said to whoever answers nothing."""
+    return "Put all of them in order first." if question.kind == "order" else "Give an answer first; a guess with low confidence costs nothing."
+
+
+def opened(known: State, question: Question) -> list[Any]:
+    """The model answer of a question to be explained, with the list by which to grade oneself."""
+    new = known | {"set": known["set"] | {"stage": "grade"}}
+    points = [(point, i) for i, point in enumerate(question.checklist)]
+    model = f"<div class='feedback'><p><b>A model answer.</b> {escape(question.model)}</p><p>Tick what yours covered.</p></div>"
+    return [new, gr.update(choices=points, value=[], visible=True), gr.update(value="Grade myself"), gr.skip(), model, gr.skip(), gr.skip()]
+
+
+def ran(run: Report) -> str:
+    """What a configuration measured, and where the numbers come from."""
+    numbers = f"{run.value('bits_per_weight'):.3f} bits a weight"
+    for metric, unit, digits in (("kld_mean", "nats", 4), ("perplexity_delta", "% perplexity", 2)):
+        m = run.find(metric)
+        if m is not None and has_interval(m):
+            numbers += f", {m.value:.{digits}f} {unit} ({m.low:.{digits}f} to {m.high:.{digits}f})"
+    return f"Graded by running it: {run.name}, {numbers}; {origin(run)}, {run.provenance.get('device', '')}."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from explorer.chips import chip
 from explorer.records import Report
 from explorer.ui.session import is_baseline
 
@@ -36,7 +37,9 @@ def texts(data: dict[str, Any]) -> str:
     runs = data.get("runs", [])
     if not runs:
         return "<p class='hint'>No text generated yet.</p>"
-    cards = [card(i, run, runs[0], data["done"]) for i, run in enumerate(runs)]
+    p = data.get("provenance", {})
+    how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "from the store" if p.get("from_store") else ""))))
+    cards = [card(i, run, runs[0], data["done"], how) for i, run in enumerate(runs)]
     legend = (
         "<p class='hint'>Shade: how unlikely the 16-bit model finds the token in this text, from <span class='tk' style='--u:0'>certain</span> to "
         "<span class='tk' style='--u:1'>below 0.1%</span>. A frame marks the first token that is not the baseline's.</p>"
@@ -45,10 +48,10 @@ def texts(data: dict[str, Any]) -> str:
     return f"<p class='asked'>{prompt}</p><div class='samples written'>{''.join(cards)}</div>{legend}"
 
 
-def card(i: int, run: dict[str, Any], base: dict[str, Any], done: bool) -> str:
-    """One configuration's text, with where it leaves the baseline and how much it repeats itself, the baseline's number beside it."""
+def card(i: int, run: dict[str, Any], base: dict[str, Any], done: bool, how: str = "") -> str:
+    """One configuration's text, with where it leaves the baseline and how much it repeats itself, the baseline's number beside it. how: their chip."""
     tokens = "".join(token(run, k, done) for k in range(len(run["ids"])))
-    head = f"<h3><span class='swatch s{i % 5}'></span>{escape(run['label'])}</h3>"
+    head = f"<h3><span class='swatch s{i % 5}'></span>{escape(run['label'])} {how}</h3>"
     return f"<div class='sample'>{head}<p class='notes'>{''.join(notes(run, base))}</p><p class='text'>{tokens}</p></div>"
 
 

@@ -11,6 +11,7 @@ import gradio as gr
 from explorer.figures import charts
 from explorer.records import Answer, Report
 from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.tab import Shell, Tab, View, settings
@@ -75,9 +76,10 @@ class Bench:
         self.subject.change(self.look, own, shown, **LIVE).then(self.bend, planted, [self.line, *self.curve], **QUIET)
         asked_of = [self.subject, self.power, self.count, self.points]
         results = [self.dial_line, self.points, *self.dial]
-        running = [self.one.click(self.measure, asked_of, results, **QUIET), self.sweep.click(self.all, asked_of, results, **QUIET)]
-        stopped = status("Cancelled. The strengths that were measured are kept.")
-        self.stop.click(lambda: stopped, None, self.dial_line, cancels=running, queue=False, **QUIET)
+        stopping = Cancel(status("Cancelled. The strengths that were measured are kept."))
+        stopping.stops(self.one.click, self.measure, asked_of, results)
+        stopping.stops(self.sweep.click, self.all, asked_of, results)
+        stopping.by(self.stop, self.dial_line)
 
     @staticmethod
     def _where(subject: str) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         return [*figures.render(reports, layer), json.dumps({"model": model_of(reports), "layer": layer})]
 
-    return View([*figures.outputs, bench.subject], render)
+    return View([*figures.outputs, bench.subject], render, pure=True)
 
 
 TAB = Tab("activations", "Activations", build, order=20)

@@ -56,7 +56,7 @@ def build(shell: Shell) -> View:
         return about(shell.shelf.pick(keys), key)[1]
 
     picker.input(picked, [shell.compared, picker], answers, show_progress="hidden", api_visibility="private")
-    return View([table, picker, answers, *figures.outputs], render, [picker])
+    return View([table, picker, answers, *figures.outputs], render, [picker], pure=True)
 
 
 TAB = Tab("compare", "Compare", build, order=0)

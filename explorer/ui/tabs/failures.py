@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,11 +12,14 @@ from typing import Any
 import gradio as gr
 
 from explorer.bugs import BUGS
+from explorer.chips import reachable
 from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
-from explorer.ui.frame import chart, chart_values, frame, heading, plotted
+from explorer.ui.cancel import Cancel
+from explorer.ui.frame import chart, chart_values, figure_values, frame, heading
+from explorer.ui.frame import told as in_words
 from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
@@ -63,12 +64,13 @@ def build(shell: Shell) -> View:
         reveal = gr.Button("Reveal", elem_id="reveal", min_width=100, scale=1)
     shown = gr.HTML(catalogue(), elem_id="lab")
     with gr.Column(visible=False) as below:
-        plots = [below, *(item for figure in PLOTS for item in frame(figure, figure.draw([], ""), figure.summary([], "")))]
+        plots = [below, *(item for figure in PLOTS for item in frame(figure, figure.draw([], ""), in_words(figure.summary([], ""))))]
         plots += chart(charts()["group_error"])
     state = gr.Textbox("", visible="hidden", elem_id="lab-state")
     results = [line, guessing, shown, *plots, state]
-    event = plant.click(partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16, **QUIET)
-    stop.click(lambda: status("Cancelled. What was measured is kept."), None, line, cancels=[event], queue=False, **QUIET)
+    stopping = Cancel(status("Cancelled. What was measured is kept."))
+    stopping.stops(plant.click, partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16)
+    stopping.by(stop, line)
     reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
 
     def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
@@ -105,48 +107,43 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
         for name in names:
             reports: list[Report] = []
             try:
-                for what, fault in (("healthy run: ", ""), ("with the bug: ", name)):
-                    for event in watched(shell.runner.do("failure", arguments(found[0], fault)), clock, what):
-                        if isinstance(event, Answer):
-                            reports.append(report_from(event.data["report"]))
-                        elif isinstance(event, str):
-                            yield [event, *kept[1:]]
+                for event in both(shell, arguments(found[0]), name, clock):
+                    if isinstance(event, Report):
+                        reports.append(event)
+                    else:
+                        yield [event, *kept[1:]]
             except InputError:
                 if name == names[-1]:
                     raise
                 continue  # this bug cannot happen to this method: the next one drawn
             told = "a bug is in the second column. Which one?" if hidden else f"{BUGS[name].title.lower()} planted, {clock.seconds():.1f} s."
-            state = packed({"key": key, "bug": name})
+            state = shell.sealed.put({"asked": arguments(found[0]), "bug": name})
             yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
             return
     except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
         yield [failure(error), *kept[1:]]
 
 
-def arguments(found: Report, fault: str) -> dict[str, Any]:
-    """What the task is asked."""
-    return {"model": found.experiment.model.name, **asked(found), "fault": fault}
+def arguments(found: Report) -> dict[str, Any]:
+    """What the task is asked about a configuration, without the bug."""
+    return {"model": found.experiment.model.name, **asked(found)}
 
 
-def packed(state: dict[str, str]) -> str:
-    """What is planted, not readable at a glance: whoever guesses would see it in the page's source."""
-    return base64.b64encode(json.dumps(state).encode()).decode()
+def both(shell: Shell, asked: dict[str, Any], bug: str, clock: Clock) -> Iterator[str | Report]:
+    """Status lines and two reports: the healthy run of a configuration and the one with a bug."""
+    for what, fault in (("healthy run: ", ""), ("with the bug: ", bug)):
+        for event in watched(shell.runner.do("failure", asked | {"fault": fault}), clock, what):
+            if isinstance(event, Answer):
+                yield report_from(event.data["report"])
+            elif isinstance(event, str):
+                yield event
 
 
-def unpacked(text: str) -> dict[str, str]:
-    """The inverse of `packed`; {} for anything else."""
-    try:
-        state = json.loads(base64.b64decode(text or "", validate=True))
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) and state.get("bug") in BUGS else {}
-
-
-def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
+def stored(shell: Shell, state: dict[str, Any]) -> list[Report]:
     """The healthy report and the one with the bug, from the store; [] when they would have to be measured again."""
-    found, reports = shell.shelf.pick([str(state.get("key"))]), []
-    for fault in ("", state["bug"]) if found else ():
-        events = shell.runner.do("failure", arguments(found[0], fault))
+    reports = []
+    for fault in ("", state["bug"]):
+        events = shell.runner.do("failure", state["asked"] | {"fault": fault})
         first = next(events)
         events.close()
         if isinstance(first, Answer):
@@ -156,7 +153,7 @@ def stored(shell: Shell, state: dict[str, str]) -> list[Report]:
 
 def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any]:
     """The bug's name, its story, what the guard says, and whether the guess was right."""
-    state = unpacked(told)
+    state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     if not reports:
         return [status("Plant a bug first.", "error"), *[gr.skip()] * (RESULTS - 1)]
@@ -167,7 +164,7 @@ def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any
 
 def redrawn(shell: Shell, told: str, layer: str) -> list[Any]:
     """The plots for another layer, [] when nothing is planted."""
-    state = unpacked(told)
+    state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     return drawn(reports, layer) if reports else []
 
@@ -176,7 +173,7 @@ def drawn(reports: Sequence[Report], layer: str) -> list[Any]:
     """New values of all plots and their words."""
     values = [
         gr.Column(visible=True),
-        *(value for figure in PLOTS for value in (plotted(figure.name, figure.draw(reports, layer)), figure.summary(reports, layer))),
+        *(value for figure in PLOTS for value in figure_values(figure, reports, layer)),
     ]
     runs = [{"label": r.name, "errors": (r.value("integrity", layer) or {}).get("group_error", [])} for r in reports]
     return values + chart_values(charts()["group_error"], {"layer": layer, "runs": runs})
@@ -190,7 +187,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
     present = [row for row in ROWS if any(r.find(row.metric) for r in reports)]
     lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None) for r in reports)}</tr>" for row in present)
     body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    table = f"<div class='scroll' tabindex='0'><table class='compare'>{body}</table></div>"
+    table = f"<div class='scroll' tabindex='0'><table class='compare'>{reachable(body)}</table></div>"
     told = ""
     if bug:
         says = named(found[1])
@@ -198,7 +195,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
         told = f"<div class='told'><h3>{escape(BUGS[bug].title)}</h3><p>{escape(BUGS[bug].story)}</p><p><b>{hit}</b> {escape(BUGS[bug].seen)}</p></div>"
     own = {detector.__name__ for detector in BUG_DETECTORS}
     seen = found[1] if bug else [f for f in found[1] if f.name not in own]
-    note = "" if bug else f"<p class='hint'>{len(found[1]) - len(seen)} more checks look for bugs by name; they are shown when you reveal it.</p>"
+    note = "" if bug else f"<p class='hint'>{len(found[1]) - len(seen)} more checks look for bugs by name; they are shown once it is named.</p>"
     lists = f"<h3>What the guard finds with the bug</h3>{findings(seen)}{note}"
     clean = named(found[0])
     lists += f"<p class='hint'>On the healthy run it {'names no bug' if not clean else f'names {escape(clean)}: a false alarm'}.</p>"

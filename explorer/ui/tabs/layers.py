@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.figures import allocation, sensitivity
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading, report_figures
 from explorer.ui.page import OPTIONS, status
 from explorer.ui.sensitivities import Sensitivities, origin
@@ -50,8 +51,9 @@ def build(shell: Shell) -> View:
             with gr.Column(min_width=320):
                 maps += chart(item, first | {"width": WIDTH, "what": "kld"})
     asked = [shell.controls[0], method, group, asymmetric, width, what, key]
-    running = measure.click(handlers.measured, asked, [line, key, *maps], concurrency_limit=16, **QUIET)
-    cancel.click(lambda: status("Cancelled. The layers measured so far are kept."), None, line, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled. The layers measured so far are kept."))
+    stop.stops(measure.click, handlers.measured, asked, [line, key, *maps], concurrency_limit=16)
+    stop.by(cancel, line)
     for control in (width, what):
         control.input(handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
     allocator(shell, handlers, key)
@@ -79,8 +81,9 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any) -> None:
         event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
     shared = [shell.compared, shell.layer]
     asked = [key, budget, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
-    running = run.click(handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16, **QUIET)
-    cancel.click(lambda: status("Cancelled. What was measured before is kept."), None, line, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled. What was measured before is kept."))
+    stop.stops(run.click, handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16)
+    stop.by(cancel, line)
 
 
 TAB = Tab("layers", "Layers", build, order=30)

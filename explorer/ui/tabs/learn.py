@@ -36,7 +36,7 @@ def build(shell: Shell) -> View | None:
         following = gr.Button("Next", elem_id="learn-next", min_width=70)
     line = gr.HTML("", visible=False, elem_id="learn-status", padding=False)
     plot = gr.Plot(visible=False, show_label=False, elem_id="plot-learn", container=False)
-    words = gr.Markdown("", elem_classes=["summary"])
+    words = gr.HTML("", elem_classes=["summary"], padding=False)
     conclusion = gr.HTML("", elem_id="learn-conclusion")
     handout = gr.HTML(handout_link(first), elem_id="learn-handout")
     shown = [story, step, text, choices, slider, plot, words, conclusion, line]

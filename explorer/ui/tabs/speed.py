@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from explorer.chips import chip, reachable
 from explorer.figures import charts
 from explorer.records import Answer, InputError, Report
+from explorer.ui.asking import data_of
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.session import keys_of
-from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.session import arrange, keys_of
+from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
+TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
 BENCH = Path(__file__).parent.parent.parent.parent / "assets" / "bench"
 
 
@@ -43,9 +48,12 @@ def kernel_tables(folder: Path = BENCH) -> str:
 def shown_row(row: dict[str, Any]) -> dict[str, Any]:
     """One timing as the table shows it: what ran, on which shape, how long, how close to a copy, how much faster than 16 bits."""
     case = row["case"]
-    shape = (
-        f"{case['n']} x {case['k']}" if case.get("n") and case.get("k") else ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
-    )
+    if case.get("k"):
+        shape = f"{case['n']} x {case['k']}" if case.get("n") else f"{case['k']}"
+    elif case.get("p"):
+        shape = f"{case['p'] * case['runs']} x {case['q']}"
+    else:
+        shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
         "operation": row["op"], "kernel": row["form"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
         "80th percentile": row["p80"], "GB/s": row["gb_per_s"], "of a copy, %": 100 * row["of_copy"], "times faster": row["ratio"], "than": row["baseline"],
@@ -54,14 +62,20 @@ def shown_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th scope='col'>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(row.get(column, '')))}</td>" for column in columns) + "</tr>" for row in rows)
+    how = chip("recorded", f"{device}; {', '.join(f'{key} {data[key]}' for key in ('triton', 'date', 'command') if data.get(key))}", reached=False)
+    head = "".join(f"<th scope='col'>{escape(column)} {how if column in TIMED else ''}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(_cell(column, row.get(column, "")) for column in columns) + "</tr>" for row in rows)
     origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
-    return f"<div class='scroll'><table><caption>{escape(device)}: {escape(origin)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    whole = reachable(f"<table class='kernels'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return (
+        f"<p class='hint'>{escape(device)}: {escape(origin)}</p><div class='scroll tall' tabindex='0' role='region' aria-label='kernel timings'>{whole}</div>"
+    )
 
 
-def _cell(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+def _cell(column: str, value: Any) -> str:
+    """A timed number as a cell; what names the row as its heading."""
+    text = escape(f"{value:,.4g}" if isinstance(value, float) else str(value))
+    return f"<td>{text}</td>" if column in TIMED else f"<th scope='row'>{text}</th>"
 
 
 def build(shell: Shell) -> View:
@@ -88,19 +102,22 @@ def build(shell: Shell) -> View:
         yield from measured(shell, "roofline", ("roofline", "token_times"), key)
 
     def sweeps(key: str, most: int) -> Iterator[list[Any]]:
-        yield from measured(shell, "batch", ("batch",), key, largest=int(most))
+        yield from measured(shell, "batch", ("batch",), picked(key), largest=int(most))
 
-    running = [
-        limit.click(limits, which, [line, *roof, *times], concurrency_limit=8, **QUIET),
-        sweep.click(sweeps, [which, largest], [line, *batch], concurrency_limit=8, **QUIET),
-    ]
-    cancelled = status("Cancelled. Nothing half-measured is kept.")
-    stop.click(lambda: cancelled, None, line, cancels=running, queue=False, **QUIET)
+    stopping = Cancel(status("Cancelled. Nothing half-measured is kept."))
+    stopping.stops(limit.click, limits, which, [line, *roof, *times], concurrency_limit=8)
+    stopping.stops(sweep.click, sweeps, [which, largest], [line, *batch], concurrency_limit=8)
+    elsewhere = shell.picks["batch"]
+    arrived = elsewhere.change(
+        partial(brought, shell), [elsewhere, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET
+    )
+    stopping.stops(arrived.then, sweeps, [elsewhere, largest], [line, *batch], concurrency_limit=8)
+    stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
         return [gr.Dropdown(**choices(reports, chosen))]
 
-    return View([which], render, [which])
+    return View([which], render, [which], pure=True)
 
 
 def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
@@ -114,11 +131,27 @@ def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: 
             if isinstance(event, Answer):
                 where = "from the store" if event.provenance.get("from_store") else "measured now"
                 said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
-                yield [said, *(value for name in names for value in chart_values(charts()[name], event.data))]
+                yield [said, *(value for name in names for value in chart_values(charts()[name], data_of(event)))]
             elif isinstance(event, str):
                 yield [event, *same]
     except Exception as error:  # the outermost boundary of this tab's buttons: whoever pressed gets a sentence
         yield [failure(error), *same]
+
+
+def brought(shell: Shell, choice: str, keys: list[str], layer: str | None) -> list[Any]:
+    """[tabs, compared, layer, which, status] after the batch sweep of a configuration was asked for elsewhere: this tab opens on it.
+
+    One that is not compared yet, such as a point of the Trade-offs tab, joins the page first.
+    """
+    shown, key = shell.shelf.pick(keys), picked(choice)
+    found = next(iter(shell.shelf.pick([key])), None)
+    if found is None:
+        return [gr.skip()] * 4 + [status("That configuration is no longer on the page; run it again.", "error")]
+    if key not in keys_of(shown):
+        shown = shell.shelf.with_baseline(arrange(shown, found)[0])
+    compared, picker = shell.shared(shown, layer)
+    waiting = status(f"{found.name}: sweeping the batch.", "busy")
+    return [gr.Tabs(selected="speed"), gr.Dropdown(**compared), gr.Dropdown(**picker), gr.Dropdown(**choices(shown, key)), waiting]
 
 
 def choices(reports: Sequence[Report], chosen: str | None) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import Answer, Report
+from explorer.ui.asking import data_of
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.guard import guard
 from explorer.ui.page import Clock, failure, status, watched
@@ -52,13 +54,15 @@ def build(shell: Shell) -> View:
     heading("Silent-failure guard", "See the verdict on each configuration; open it for every check, its numbers and its limit.")
     guarded = gr.HTML(guard([]), elem_id="guard")
     _robustness(shell)
-    event = write.click(partial(wrote, shell), [shell.compared, prompt, new, heat, seed], [line, written, *strip, guarded], concurrency_limit=16, **QUIET)
-    stop.click(lambda: status("Stopped. What was written stays."), None, line, cancels=[event], queue=False, **QUIET)
+    stopping = Cancel(status("Stopped. What was written stays."))
+    asked_for = [shell.compared, prompt, new, heat, seed]
+    stopping.stops(write.click, partial(wrote, shell), asked_for, [line, written, *strip, guarded], concurrency_limit=16)
+    stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         return [samples(reports), guard(reports)]
 
-    return View([written, guarded], render)
+    return View([written, guarded], render, pure=True)
 
 
 def _robustness(shell: Shell) -> None:
@@ -71,8 +75,9 @@ def _robustness(shell: Shell) -> None:
     line = gr.HTML(status("About a thousand prompts for each compared configuration; half a minute each on the bundled model."), padding=False)
     with gr.Column(visible=False) as below:
         shown = [below, *chart(item)]
-    event = start.click(partial(perturbed, shell), shell.compared, [line, *shown], concurrency_limit=16, **QUIET)
-    stop.click(lambda: status("Stopped. Configurations that were finished stay."), None, line, cancels=[event], queue=False, **QUIET)
+    stopping = Cancel(status("Stopped. Configurations that were finished stay."))
+    stopping.stops(start.click, partial(perturbed, shell), shell.compared, [line, *shown], concurrency_limit=16)
+    stopping.by(stop, line)
 
 
 def asked(report: Report) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
             elif isinstance(event, Answer) and not event.data["done"]:
                 yield [gr.skip(), texts(event.data), *kept[2:]]
             elif isinstance(event, Answer):
-                data = event.data
+                data = data_of(event)
                 each = [next(filter(is_baseline, reports), reports[0]), *quantized]
                 verdicts = guard(each if is_baseline(each[0]) else reports, data)
                 yield [
@@ -145,7 +150,7 @@ def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
                     yield [event, *kept]
                 elif isinstance(event, Answer):
                     rows.append(event.data)
-                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()["robustness"], {"rows": rows})]
+                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()["robustness"], {"rows": rows, "provenance": event.provenance})]
         yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), *kept]
     except Exception as error:  # the outermost boundary, as above
         yield [failure(error), *kept]

@@ -9,9 +9,11 @@ import gradio as gr
 
 from explorer.figures import difference, tradeoffs
 from explorer.records import Report
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading
 from explorer.ui.page import OPTIONS, status
-from explorer.ui.points import HEADS, Points, group_choices, method_choices
+from explorer.ui.points import Points, group_choices, method_choices
+from explorer.ui.points_table import START
 from explorer.ui.session import keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
@@ -23,7 +25,6 @@ AXES = [
     ("predicted against measured speed", "roofline"),
 ]
 QUALITY = [("KL divergence", "kld_mean"), ("perplexity change", "perplexity_delta")]
-WIDTHS = ["230px", "100px", "160px", "150px", "110px", "110px", "120px"]
 METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would sweep
 
 
@@ -34,6 +35,7 @@ def build(shell: Shell) -> View:
         view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, scale=2, elem_id="axes")
         quality = gr.Radio(QUALITY, value="kld_mean", label="Quality", min_width=260)
     plotted = chart(tradeoffs.CHART, handlers.data("[]", "bits", "kld_mean"))
+    card = gr.HTML(START, elem_id="point-report")
     heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         methods = gr.Dropdown(
@@ -45,11 +47,8 @@ def build(shell: Shell) -> View:
         run = gr.Button("Run sweep", variant="primary", min_width=150, elem_id="sweep-run")
         cancel = gr.Button("Cancel", variant="stop", min_width=90, elem_id="sweep-cancel")
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
-    heading("All points", "Select a row to put its report beside the others in Compare.")
-    table = gr.Dataframe(
-        handlers.rows("[]"), headers=list(HEADS), interactive=False, show_label=False, max_height=360, column_widths=WIDTHS,
-        elem_id="points-table", buttons=["copy", "fullscreen"],
-    )  # fmt: skip
+    heading("All points", "A name opens the point's report, as a click on the point in the figure does.")
+    table = gr.HTML(handlers.table("[]"), elem_id="points-table")
     model = shell.controls[0]
     asked = [model, methods, bits, groups]
     for control in asked:
@@ -57,9 +56,13 @@ def build(shell: Shell) -> View:
     for control in (view, quality):
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
     options = shell.controls[2 : 2 + len(OPTIONS)]
-    running = run.click(handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16, **QUIET)
-    cancel.click(lambda: status("Cancelled. Run the sweep again to go on."), None, line, cancels=[running], queue=False, **QUIET)
-    table.select(handlers.choose, [held, shell.compared, shell.layer], [line, shell.compared, shell.layer], **QUIET)
+    stop = Cancel(status("Cancelled. Run the sweep again to go on."))
+    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16)
+    stop.by(cancel, line)
+    clicked, into = shell.picks["report"], shell.picks["compare"]
+    clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET)
+    shared = [shell.compared, shell.layer]
+    into.change(handlers.compared, [into, held, *shared], [line, *shared], **QUIET)
     return told_apart(shell, handlers, held)
 
 
@@ -77,8 +80,9 @@ def told_apart(shell: Shell, handlers: Points, held: Any) -> View:
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
     line = gr.HTML(status("Within ±0.5% of perplexity two configurations count as the same."), padding=False, elem_id="apart-status")
     shown = chart(difference.CHART)
-    running = run.click(handlers.apart, [one, two, held, shell.compared], [line, *shown], concurrency_limit=16, **QUIET)
-    cancel.click(lambda: status("Cancelled."), None, line, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled."))
+    stop.stops(run.click, handlers.apart, [one, two, held, shell.compared], [line, *shown], concurrency_limit=16)
+    stop.by(cancel, line)
 
     def render(reports: Sequence[Report], layer: str, held: str, first: str | None, second: str | None) -> list[Any]:
         names = handlers.names(held, keys_of(reports))

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 
+from explorer.bugs import BUGS
+from explorer.figures import charts
 from explorer.learn import progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
+from explorer.records import Report
+from explorer.ui.cancel import Cancel
+from explorer.ui.diagnosis import START, Diagnosis
+from explorer.ui.frame import chart, frame
 from explorer.ui.interviewer import Interviewer, shown_card
 from explorer.ui.notes import notes
+from explorer.ui.page import status
+from explorer.ui.results import sheet
+from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
-from explorer.ui.trainer import FIELDS, Trainer, sheet
+from explorer.ui.tabs.failures import PLOTS
+from explorer.ui.trainer import FIELDS, Trainer
 
 
 def build(shell: Shell) -> View | None:
@@ -41,6 +54,7 @@ def build(shell: Shell) -> View | None:
     confidence = gr.Slider(0, 100, 50, step=5, label="How sure are you? %", visible=False, elem_id="confidence")
     with gr.Row():
         answer = gr.Button("Answer", variant="primary", visible=False, elem_id="answer", min_width=140)
+        recorded = gr.Button("Do not wait: grade by the recorded run", visible=False, elem_id="answer-recorded", min_width=140)
         following = gr.Button("Next question", variant="primary", visible=False, elem_id="next-question", min_width=140)
     feedback = gr.HTML("", elem_id="feedback")
     with gr.Accordion("Result sheet", open=False):
@@ -48,41 +62,83 @@ def build(shell: Shell) -> View | None:
         with gr.Row():
             printed = gr.Button("Print", elem_id="print-sheet", size="sm", min_width=80)
             forget = gr.Button("Forget everything", elem_id="forget", size="sm", min_width=120)
-    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, following, feedback]
+    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, recorded, following, feedback]
     quick = QUIET | {"queue": False}
     five.click(partial(trainer.start, kind="five"), [state, wanted], [state, *question, result], **quick)
     today.click(partial(trainer.start, kind="daily"), [state, wanted], [state, *question, result], **quick)
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
-    answer.click(trainer.answer, given, [state, ticked, answer, following, feedback, result], concurrency_limit=64, **QUIET)
+    graded = [state, ticked, answer, following, feedback, result, recorded]
+    waiting = Cancel("")
+    waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
+    waiting.instead(recorded, trainer.recorded, given, graded)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
     with gr.Accordion("Interviewer mode", open=False, elem_id="interviewer"):
-        _interviewer(shell)
-    return None
+        evidence = _interviewer(shell)
+    return View([evidence], lambda reports, layer: [attachable(reports)])
 
 
-def _interviewer(shell: Shell) -> None:
-    """A card, an answer, the reports on the page as evidence, the transcript."""
+def attachable(reports: Sequence[Report]) -> Any:
+    """The choice of evidence: the quantized runs on the page. What was attached stays attached."""
+    quantized = [r for r in reports if not is_baseline(r)]
+    return gr.Dropdown(choices=[(r.name, key) for r, key in zip(quantized, keys_of(quantized), strict=True)])
+
+
+def _interviewer(shell: Shell) -> Any:
+    """A card, an answer, runs on the page as evidence, the transcript. Returns the choice of evidence."""
     mode, first = Interviewer(shell), next(iter(cards()))
+    offered = [r for r in shell.shelf.first() if not is_baseline(r)]
     kept = notes("transcript", [])
-    gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls; the reports compared on the page go in as evidence.</p>")
+    gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls, and attach it.</p>")
     card = gr.Dropdown([(f"{c.title} ({c.level})", name) for name, c in cards().items()], value=first, label="Card", filterable=False, elem_id="card")
     shown = gr.HTML(shown_card(first), elem_id="card-text")
+    with gr.Column(visible=False) as broken:
+        ticket, named, step = _broken(shell, mode.diagnosis)
     answer = gr.Textbox(label="Answer", lines=5, max_length=4000, elem_id="card-answer")
-    sure = gr.Slider(0, 100, 50, step=5, label="How sure are you? %")
+    evidence = gr.Dropdown(
+        [(r.name, key) for r, key in zip(offered, keys_of(offered), strict=True)], multiselect=True, allow_custom_value=True, max_choices=5,
+        label="Evidence: runs on the page", elem_id="card-evidence",
+    )  # fmt: skip
+    sure = gr.Slider(0, 100, 50, step=5, label="How sure are you? %", elem_id="card-sure")
     with gr.Row():
         add = gr.Button("Put it on record", variant="primary", elem_id="record-answer", min_width=140)
         clear = gr.Button("Clear the transcript", elem_id="clear-transcript", min_width=140)
     met = gr.CheckboxGroup([], label="The interviewer's list: tick what was covered", visible=False, elem_id="card-check")
+    line = gr.HTML("", padding=False, elem_id="card-status")
     transcript = gr.HTML("", elem_id="transcript")
     quick = QUIET | {"queue": False}
-    card.input(mode.turn, card, [shown, answer, met], **quick)
-    add.click(mode.record, [kept, card, answer, sure, shell.compared], [kept, met, transcript], **quick)
+    card.input(mode.turn, card, [shown, answer, met, broken], **quick)
+    add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step], [kept, met, transcript, line], **QUIET)
     met.input(mode.tick, [kept, met], [kept, transcript], **quick)
     clear.click(lambda: ([], ""), None, [kept, transcript], **quick)
     Context.root_block.load(mode.show, kept, transcript, **quick)
+    return evidence
+
+
+def _broken(shell: Shell, diagnosis: Diagnosis) -> tuple[Any, Any, Any]:
+    """The broken model's part of a card: draw, evidence, diagnosis and next step. Returns ticket and the two choices."""
+    ticket = gr.Textbox("", visible="hidden")
+    with gr.Row():
+        draw = gr.Button("Draw a broken model", variant="primary", elem_id="draw-broken", min_width=150)
+        stop = gr.Button("Cancel", variant="stop", min_width=90)
+        control = gr.Button("Its configuration into the controls", elem_id="broken-control", min_width=150)
+    line = gr.HTML(status(START), padding=False, elem_id="broken-status")
+    table = gr.HTML("", elem_id="broken-report")
+    with gr.Column(visible=False) as below:
+        plots = [
+            item for figure in PLOTS for item in frame(dataclasses.replace(figure, name=f"case-{figure.name}"), figure.draw([], ""), figure.summary([], ""))
+        ]
+        plots += chart(dataclasses.replace(charts()["group_error"], name="case-group_error"))
+    named = gr.Radio([(bug.title, bug.name) for bug in BUGS.values()], label="Diagnosis", elem_id="diagnosis")
+    step = gr.Radio([(bug.settle, bug.name) for bug in sorted(BUGS.values(), key=lambda bug: bug.settle)], label="Next step", elem_id="next-step")
+    stopping = Cancel(status("Cancelled. What was measured is kept."))
+    stopping.stops(draw.click, diagnosis.draw, shell.layer, [line, ticket, table, below, *plots], concurrency_limit=16)
+    stopping.by(stop, line)
+    draw.click(lambda: (None, None), None, [named, step], queue=False, **QUIET)
+    control.click(diagnosis.controls, ticket, shell.controls, queue=False, **QUIET)
+    return ticket, named, step
 
 
 TAB = Tab("trainer", "Trainer", build, order=81)

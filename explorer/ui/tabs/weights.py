@@ -12,6 +12,7 @@ from explorer.figures import charts
 from explorer.figures.projections import table_of
 from explorer.records import Report
 from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.lens import Lens
 from explorer.ui.page import status
@@ -45,8 +46,9 @@ def build(shell: Shell) -> View:
     maps = Maps(shell)
     subject.change(maps.quick, subject, outputs, **LIVE)
     configuration.input(maps.choose, [subject, configuration], subject, **QUIET)
-    running = whole.click(maps.whole, subject, outputs, **QUIET)
-    cancel.click(lambda: status("Cancelled."), None, maps_line, cancels=[running], queue=False, **QUIET)
+    stop = Cancel(status("Cancelled."))
+    stop.stops(whole.click, maps.whole, subject, outputs)
+    stop.by(cancel, maps_line)
 
     def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
         quantized = {key: r for key, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")}
@@ -55,7 +57,7 @@ def build(shell: Shell) -> View:
         now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
         return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
 
-    return View([*figures.outputs, configuration, subject], render, [subject])
+    return View([*figures.outputs, configuration, subject], render, [subject], pure=True)
 
 
 class Maps:

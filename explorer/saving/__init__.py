@@ -1,0 +1,103 @@
+"""Checkpoints that load elsewhere: which formats there are, which of them holds a quantized model exactly, and writing one with its tokenizer and card."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from explorer.metrics import Subject
+from explorer.qtensor import QuantizedTensor
+from explorer.records import InputError
+
+TRANSPOSED = ("gpt2",)  # architectures that keep their linear layers the other way round
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way of storing quantized layers that other programs read.
+
+    refuses(qtensor): why it cannot hold this layer exactly, "" when it can. tensors(qtensor): its parameters by the name they have in the layer.
+    config(layers, rest): the `quantization_config` of config.json, rest the linear layers that stay in 16 bits; None for none.
+    loads: what reads it, for the card. exact: whether the weights are the quantized ones to the bit.
+    """
+
+    name: str
+    title: str
+    refuses: Callable[[QuantizedTensor], str]
+    tensors: Callable[[QuantizedTensor], dict[str, Tensor]]
+    config: Callable[[Mapping[str, QuantizedTensor], Sequence[str]], dict[str, Any] | None]
+    loads: str
+    exact: bool = True
+
+
+@cache
+def formats() -> dict[str, Format]:
+    """Every FORMAT in this folder by name, those that hold codes first."""
+    found = [importlib.import_module(f"{__name__}.{module.name}").FORMAT for module in pkgutil.iter_modules(__path__)]
+    return {form.name: form for form in sorted(found, key=lambda form: not form.exact)}
+
+
+def choose(layers: Mapping[str, QuantizedTensor], wanted: str = "auto") -> Format:
+    """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot."""
+    if wanted != "auto" and wanted not in formats():
+        raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
+    for form in formats().values() if wanted == "auto" else [formats()[wanted]]:
+        why = next((f"{why} (layer {name})" for name, q in layers.items() if (why := form.refuses(q))), "")
+        if not why:
+            return form
+    others = [form.name for form in formats().values() if not any(form.refuses(q) for q in layers.values())]
+    raise InputError(f"{formats()[wanted].title} cannot hold this model: {why}. What can: {', '.join(others)}.")
+
+
+def why_not_exact(layers: Mapping[str, QuantizedTensor]) -> dict[str, str]:
+    """{title: why} of the formats of codes that cannot hold these layers."""
+    reasons = {form.title: next((why for q in layers.values() if (why := form.refuses(q))), "") for form in formats().values() if form.exact}
+    return {title: why for title, why in reasons.items() if why}
+
+
+def save(subject: Subject, form: Format, folder: Path, card: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Writes config, weights, tokenizer, card (README.md) and record (quantization_explorer.json) into an empty or new folder.
+
+    Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use or cannot be written.
+    """
+    model = subject.loaded.model
+    if model.config.model_type in TRANSPOSED:
+        raise InputError(f"Models of type {model.config.model_type} keep their linear layers transposed, which no format here does; choose another model.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
+    places = {part: name for name, part in model.named_modules()}
+    layers = {places[subject.originals[name]]: q for name, q in subject.qtensors.items()}
+    rest = [name for part, name in places.items() if isinstance(part, nn.Linear) and name not in layers]
+    state = {key: value for key, value in model.state_dict().items() if key.removesuffix(".weight") not in layers}
+    for name, q in layers.items():
+        state |= {f"{name}.{part}": tensor.contiguous() for part, tensor in form.tensors(q).items()}
+    try:
+        _write(model, state, form.config(layers, rest), folder)
+        if subject.loaded.tokenizer is not None:
+            subject.loaded.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card)
+        (folder / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"The checkpoint could not be written to {folder}: {error.strerror or error}.") from error
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return {"format": form.name, "bytes": sum(files.values()), "files": files, "layers": len(layers), "kept": rest}
+
+
+def _write(model: Any, state: dict[str, Tensor], config: dict[str, Any] | None, folder: Path) -> None:
+    """config.json and the weights in files of at most 5 GB, by transformers, which knows what is tied and how its names differ on disk."""
+    before = getattr(model.config, "quantization_config", None)
+    try:
+        if config is not None:
+            model.config.quantization_config = config
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        if before is None and hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config

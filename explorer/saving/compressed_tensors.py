@@ -1,0 +1,148 @@
+"""compressed-tensors: integers of 4 and 8 bits, int8 and float8 with rounded inputs, MXFP4 and NVFP4, as vLLM and transformers read them.
+
+The layouts are those of the package of that name (its `pack-quantized`, `int-quantized`, `float-quantized`, `mxfp4-pack-quantized` and
+`nvfp4-pack-quantized` formats); that package is the oracle in the tests and no dependency.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from explorer.floats import element_of
+from explorer.qtensor import QuantizedTensor
+from explorer.saving import Format
+from kernels.op import Activation
+
+PACKABLE = (4, 8)  # bits of integers that vLLM reads
+
+
+class _Scheme(NamedTuple):
+    """How one layer is stored: the name of the layout, its weights' and its inputs' arguments."""
+
+    layout: str
+    weights: dict[str, Any]
+    inputs: dict[str, Any] | None
+
+
+def _refuses(q: QuantizedTensor) -> str:
+    element, inputs = element_of(q), q.activation
+    if q.rotation is not None:
+        return "its inputs are rotated while it runs"
+    if q.channel_scale is not None:
+        return "it keeps a scale for every input channel of its own"
+    if inputs is not None and (inputs.threshold or inputs.columns):
+        return "outlier columns of its inputs stay in 16 bits"
+    if inputs is not None and inputs.kind == "e5m2":
+        return "float8 inputs are E4M3 there"
+    if q.codebook is None:
+        if (q.bits if q.code_bits is None else q.code_bits) not in PACKABLE or q.bits not in PACKABLE:
+            return f"integers there have {' or '.join(map(str, PACKABLE))} bits, not {q.code_bits or q.bits}"
+        if q.zero is not None and not (q.zero == q.zero.round()).all():
+            return "its zero-points are no integers"
+        return "" if (q.zero is None or q.zero_bits is None) and not q.extra_bits and q.scale_bits is None else "its scales are codes themselves"
+    if element == "e4m3" and q.scale_bits is None:
+        return ""
+    if element == "e2m1" and q.nested is None and (q.scale_unit is not None or _powers_of_two(q.scale)):
+        return ""
+    return "it has no table or float of this kind"
+
+
+def _powers_of_two(scale: Tensor) -> bool:
+    return bool((torch.frexp(scale.float())[0].abs() == 0.5).all())
+
+
+def _scheme(q: QuantizedTensor) -> _Scheme:
+    element, groups, inputs = element_of(q), q.scale.shape[1], _inputs(q.activation)
+    if element == "e2m1":
+        kind, size = ("tensor_group", 16) if q.scale_unit is not None else ("group", 32)
+        layout = "nvfp4-pack-quantized" if size == 16 else "mxfp4-pack-quantized"
+        weights = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": kind, "group_size": size, "dynamic": False}
+        stored = {"tensor_group": "torch.float8_e4m3fn", "group": "torch.uint8"}[kind]
+        return _Scheme(layout, {**weights, "scale_dtype": stored, "zp_dtype": None}, None)
+    weights = {"num_bits": q.bits, "type": "int" if element is None else "float", "symmetric": q.zero is None, "strategy": "channel", "dynamic": False}
+    rows = q.scale.shape[0]
+    if rows == q.codes.shape[0] and groups > 1:
+        weights |= {"strategy": "group", "group_size": q.codes.shape[1] // groups}
+    elif rows not in (1, q.codes.shape[0]) or groups > 1:
+        weights |= {"strategy": "block", "block_structure": [128, 128]}
+    layout = "pack-quantized" if inputs is None and element is None else "int-quantized" if element is None else "float-quantized"
+    return _Scheme(layout, weights, inputs)
+
+
+def _inputs(activation: Activation | None) -> dict[str, Any] | None:
+    if activation is None:
+        return None
+    per = {"token": "token", "tensor": "tensor", "block": "group"}[activation.per]
+    size = {"group_size": 128} if per == "group" else {}
+    kind = "int" if activation.kind == "int8" else "float"
+    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": per, "dynamic": not activation.scale, **size}
+
+
+def _config(layers: Mapping[str, QuantizedTensor], rest: Sequence[str]) -> dict[str, Any]:
+    """One group of layers for every scheme; the only one targets every Linear but `rest`, several name their layers."""
+    schemes: dict[str, list[str]] = {}
+    for name, q in layers.items():
+        schemes.setdefault(json.dumps(_scheme(q)._asdict()), []).append(name)
+    groups = {}
+    for i, (text, names) in enumerate(schemes.items()):
+        scheme = json.loads(text)
+        targets = ["Linear"] if len(schemes) == 1 else names
+        groups[f"group_{i}"] = {"targets": targets, "weights": scheme["weights"], "input_activations": scheme["inputs"], "format": scheme["layout"]}
+    layouts = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": "compressed-tensors", "format": layouts.pop() if len(layouts) == 1 else "mixed-precision", "quantization_status": "compressed",
+        "config_groups": groups, "ignore": list(rest), "kv_cache_scheme": None, "global_compression_ratio": None,
+    }  # fmt: skip
+
+
+def _tensors(q: QuantizedTensor) -> dict[str, Tensor]:
+    scheme, (n, _) = _scheme(q), q.codes.shape
+    made = {"weight_scale": q.scale}
+    if scheme.weights["strategy"] == "channel":
+        made = {"weight_scale": q.scale.expand(n, 1)}
+    if scheme.layout == "nvfp4-pack-quantized":
+        made = {
+            "weight_scale": (q.scale / q.scale_unit).to(torch.float8_e4m3fn),
+            "weight_global_scale": 1 / q.scale_unit.reshape(1),
+            "weight_packed": pairs(q.codes),
+        }
+    elif scheme.layout == "mxfp4-pack-quantized":
+        made = {"weight_scale": (torch.frexp(q.scale.float())[1] + 126).to(torch.uint8), "weight_packed": pairs(q.codes)}
+    elif scheme.layout == "pack-quantized":
+        made |= {"weight_packed": words(q.codes, q.bits), "weight_shape": torch.tensor(q.codes.shape)}
+        if q.zero is not None:
+            made["weight_zero_point"] = words(q.zero.expand(n, -1).T.to(torch.uint8), q.bits).T
+    elif scheme.layout == "int-quantized":
+        made["weight"] = (q.codes.int() - 128).to(torch.int8)
+        if q.zero is not None:
+            made["weight_zero_point"] = (q.zero.expand(n, -1).int() - 128).to(torch.int8)
+    else:
+        made["weight"] = q.codes.view(torch.float8_e4m3fn)
+    if scheme.inputs is not None and not scheme.inputs["dynamic"]:
+        made["input_scale"] = torch.tensor([q.activation.scale], dtype=torch.float32)
+    return made
+
+
+def words(codes: Tensor, bits: int) -> Tensor:
+    """codes [N, K] uint8 of 4 or 8 bits -> int32 [N, ceil(K * bits / 32)], the first code of a word in its lowest bits; padded with zero codes."""
+    each = 32 // bits
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % each)).unflatten(1, (-1, each)).long()
+    shifts = torch.arange(0, 32, bits, device=codes.device)
+    return (padded << shifts).sum(-1).to(torch.int32)
+
+
+def pairs(codes: Tensor) -> Tensor:
+    """codes [N, K] uint8 of 4 bits -> bytes [N, K/2], the first of two in the lower half."""
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+FORMAT = Format(
+    "compressed-tensors", "compressed-tensors", _refuses, _tensors, _config,
+    "vLLM (`vllm serve FOLDER`), and transformers with the package compressed-tensors (a grid with zero-points wants "
+    "`quantization_config=CompressedTensorsConfig(dequantize=True)` there)",
+)  # fmt: skip

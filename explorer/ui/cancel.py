@@ -1,0 +1,70 @@
+"""A Cancel button and what it stops, for all tabs: the cancelled work has the last word of it, and the next press is heard while it still ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from explorer.ui.tab import QUIET
+from explorer.ui.visitor import session
+
+REMEMBERED = 1000  # sessions whose last Cancel is known
+
+
+class Cancel:
+    """What one Cancel button stops. says: the status line for whoever pressed it, empty where the button writes the last word itself.
+
+    Cancelled work may have a line on its way, and a page keeps the last line that comes. So it is remembered when a session last pressed, and work
+    that began before says so too at its next event, instead of going on.
+    """
+
+    def __init__(self, says: str) -> None:
+        self.says, self._pressed, self._running = says, dict[str, float](), list[Any]()
+
+    def stops(self, start: Callable[..., Any], handler: Callable[..., Iterator[list[Any]]], inputs: Any, outputs: list[Any], **options: Any) -> None:
+        """Wires an event such as `button.click` to a generator that this button stops. Its first output is the status line."""
+        self._running.append(start(self.heard(handler), inputs, outputs, **({"trigger_mode": "multiple"} | options), **QUIET))
+
+    def by(self, button: Any, line: Any) -> None:
+        """Wires the button, after all that it stops; `line` is where it says so."""
+        button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
+
+    def instead(self, button: Any, handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> None:
+        """Wires a button that does something else in place of all that it stops."""
+
+        @wraps(handler)
+        def pressed(*values: Any) -> list[Any]:
+            self.press()
+            return handler(*values)
+
+        button.click(pressed, inputs, outputs, cancels=self._running, queue=False, **QUIET)
+
+    def press(self) -> str:
+        """The line for whoever pressed; what the session has running stops at its next event, and gradio closes it."""
+        self._pressed[session()] = time.monotonic()
+        while len(self._pressed) > REMEMBERED:
+            self._pressed.pop(next(iter(self._pressed)))
+        return self.says
+
+    def heard(self, handler: Callable[..., Iterator[list[Any]]]) -> Callable[..., Iterator[list[Any]]]:
+        """The handler, ending with the line once its session has pressed Cancel. Closing it closes the handler."""
+
+        @wraps(handler)
+        def running(*values: Any) -> Iterator[list[Any]]:
+            started, visitor = time.monotonic(), session()
+            updates = handler(*values)
+            try:
+                for update in updates:
+                    if self._pressed.get(visitor, 0.0) > started:
+                        if self.says:
+                            yield [self.says, *[gr.skip()] * (len(update) - 1)]
+                        return
+                    yield update
+            finally:
+                updates.close()
+
+        return running

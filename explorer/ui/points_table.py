@@ -1,0 +1,56 @@
+"""The points of the Trade-offs tab as HTML: a table whose names open a point's report, and that report beside its baseline. All texts are escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from explorer.chips import chip, reachable
+from explorer.figures import finite
+from explorer.records import Report, key_of
+from explorer.ui.guard import questions
+from explorer.ui.session import is_baseline
+from explorer.ui.table import comparison
+
+HEADS = ("bits/weight", "KL, nats", "perplexity, %", "ms a token", "quantize, s")
+START = "<p class='hint'>Click a point, or a name in the table below: its report opens here.</p>"
+
+
+def numbers(point: dict[str, Any]) -> list[tuple[float | None, str]]:
+    """(value, the same with half its interval) under each of HEADS."""
+
+    def one(metric: str, form: str) -> tuple[float | None, str]:
+        value, low, high = point["metrics"].get(metric, [None, None, None])
+        if not finite(value):
+            return None, ""
+        half = f" ± {(high - low) / 2:{form.lstrip('+')}}" if finite(low) and finite(high) and low != high else ""
+        return value, f"{value:{form}}{half}"
+
+    rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
+    time = (1000 / rate, f"{1000 / rate:.2f}") if finite(rate) and rate > 0 else (None, "")
+    return [one("bits_per_weight", ".3f"), one("kld_mean", ".4f"), one("perplexity_delta", "+.2f"), time, one("quantize_seconds", ".1f")]
+
+
+def points_table(points: Sequence[dict[str, Any]]) -> str:
+    """The points, least divergence first; a click on a heading orders the rows by it."""
+    shown = sorted((p for p in points if p["method"] != "none"), key=lambda p: p["metrics"].get("kld_mean", [None])[0] or 0.0)
+    rows = []
+    for p in shown:
+        name = f"<button type='button' class='act name' data-pick='report:{escape(p['key'], quote=True)}'>{escape(p['name'])}</button>"
+        cells = "".join(f"<td data-value='{'' if value is None else value!r}'>{text}</td>" for value, text in numbers(p))
+        kind = "recorded" if p["origin"] == "recorded" else "measured"
+        rows.append(f"<tr><th scope='row'>{name}</th>{cells}<td>{chip(kind, p['device'], reached=False)} {escape(p['origin'])}</td></tr>")
+    order = "aria-sort='none' tabindex='0' title='Order the rows by this column'"
+    heads = "".join(f"<th scope='col' {order}>{name}</th>" for name in HEADS)
+    head = f"<thead><tr><th scope='col'>configuration</th>{heads}<th scope='col'>origin</th></tr></thead>"
+    whole = reachable(f"<table class='compare points'>{head}<tbody>{''.join(rows)}</tbody></table>")
+    return f"<div class='scroll tall' tabindex='0' role='region' aria-label='all points'>{whole}</div>"
+
+
+def report_card(found: Report, base: Report | None, others: Sequence[Report]) -> str:
+    """A point's report: its numbers beside the baseline's, the three answers, and a button that puts it into Compare."""
+    if is_baseline(found):
+        return comparison([found])
+    add = f"<button type='button' class='act' data-pick='compare:{key_of(found.experiment)}'>Put it into Compare</button>"
+    return f"<p class='see'><b>{escape(found.name)}</b> {add}</p>{comparison([*filter(None, [base]), found])}{questions(found, base, others)}"

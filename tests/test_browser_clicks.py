@@ -1,0 +1,76 @@
+"""Clicks in a real Chromium: a point opens its report, a cell or dot chooses its layer everywhere, a speed starts its batch sweep, a chip tells."""
+
+from __future__ import annotations
+
+from tests.driving import browser_test, open_tab, visit
+
+pytestmark = browser_test
+
+
+def click_mark(page, mark) -> None:
+    """Clicks the middle of a mark in a figure; the pointer comes from outside, as a person's does."""
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 3, y - 3)
+    page.mouse.move(x, y)
+    page.wait_for_timeout(150)
+    page.mouse.click(x, y)
+
+
+def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "tradeoffs")
+    page.wait_for_selector("#plot-tradeoffs .main-svg")
+    for redrawn in (False, True):
+        if redrawn:  # a redrawn figure is a new one: it must be heard as well
+            page.get_by_label("Memory", exact=False).first.check(force=True)
+            page.locator("#plot-tradeoffs .xtitle", has_text="MB").wait_for(timeout=5000)
+        before = page.locator("#point-report .see").all_inner_texts()
+        click_mark(page, page.locator("#plot-tradeoffs .point").nth(-1 if redrawn else 0))
+        name = "document.querySelector('#point-report .see')?.innerText"
+        page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before, timeout=5000)
+        card = page.inner_text("#point-report")
+        assert "16-bit baseline" in card and "Why is it not faster or smaller?" in card
+    page.get_by_role("button", name="SmoothQuant per-channel", exact=True).click()
+    page.locator("#point-report .see", has_text="SmoothQuant per-channel").wait_for(timeout=5000)
+    page.locator("#point-report .three .act", has_text="batch sweep").click()
+    page.locator("#speed-status progress").wait_for(timeout=30_000)
+    assert page.locator("#tab-speed").is_visible() and page.input_value("#speed-which input") == "SmoothQuant per-channel"
+    page.click("#speed-cancel")
+    page.locator("#speed-status", has_text="Cancelled").wait_for(timeout=5000)
+    assert "SmoothQuant per-channel" in " ".join(page.inner_text("#compared").split()) and not wrong
+    page.close()
+
+
+def test_a_mark_chooses_its_layer_everywhere(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "layers")
+    page.locator("#plot-layers .main-svg").first.wait_for()
+    click_mark(page, page.locator("#plot-sensitivity_ranking .point").first)
+    page.wait_for_function("document.querySelector('#layer input').value !== '3 q_proj'")
+    picked = page.input_value("#layer input")
+    box = page.locator("#plot-sensitivity .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 10, box["y"] + 8)
+    page.mouse.click(box["x"] + 12, box["y"] + 10)
+    page.wait_for_function("before => document.querySelector('#layer input').value !== before", arg=picked)
+    assert page.input_value("#layer input") == "0 q_proj"
+    open_tab(page, "weights")
+    page.get_by_text("Weights of layers.0.self_attn.q_proj").wait_for(timeout=5000)
+    assert not wrong
+    page.close()
+
+
+def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    first = page.locator("#comparison .pv").first
+    first.focus()
+    assert page.inner_text("#pv-tip").startswith("recorded: ") and first.get_attribute("aria-describedby") == "pv-tip"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    at = page.evaluate("[document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').cells[0].innerText]")
+    assert at[0] == 2 and at[1].startswith("KL divergence, mean")
+    assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")
+    page.keyboard.press("Escape")
+    assert page.locator("#pv-tip").is_hidden() and not wrong
+    page.close()

@@ -1,0 +1,173 @@
+"""Checkpoints that load elsewhere: transformers, with compressed-tensors or bitsandbytes, must find the weights that the codes mean."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from explorer import saving
+from explorer.__main__ import main
+from explorer.experiment import Loader
+from explorer.metrics import Subject
+from explorer.models import DEMO
+from explorer.records import InputError
+from explorer.request import Request
+from explorer.saving.compressed_tensors import pairs, words
+from explorer.subjects import subject_of
+
+ROUNDED = (1 + 2**-8) ** 2 - 1  # the scale and its product with the code, each rounded to bfloat16
+COMPRESSED = [
+    ("rtn", {"bits": 4}), ("rtn", {"bits": 4, "symmetric": False, "group_size": 32}), ("rtn", {"bits": 8, "granularity": "channel"}),
+    ("rtn", {"bits": 8, "symmetric": False, "granularity": "tensor"}), ("gptq", {"bits": 4}), ("absmax", {}), ("zeropoint", {}),
+    ("dynamic_int8", {}), ("fp8", {}), ("fp8", {"granularity": "block"}), ("mxfp", {"element": "e2m1"}), ("nvfp4", {}),
+    ("mixed", {"rules": "*v_proj: rtn bits=8 granularity=channel; *o_proj: none; *: rtn bits=4"}),
+]  # fmt: skip
+BLOCKWISE = [("nf4", {}), ("nf4", {"double_quant": True}), ("fp4", {}), ("fp4", {"double_quant": True})]
+WIDE = [
+    ("awq", {}), ("hqq", {}), ("rtn", {"bits": 3}), ("gptq", {"bits": 4, "rotate": True}), ("smoothquant", {}), ("kquant", {}), ("quip", {}),
+    ("llm_int8", {}), ("mxfp", {"element": "e3m2"}), ("binary", {}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose widths all groups divide, of random weights."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    made = tmp_path_factory.mktemp("models") / "even"
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(made)
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def load() -> Loader:
+    return Loader()
+
+
+def subject(load: Loader, folder: Path, method: str, params: dict[str, Any]) -> Subject:
+    experiment, made, texts = Request(str(folder), method, params, sequences=1).prepare()
+    steps = subject_of(load, experiment, made, texts)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
+
+
+def written(made: Subject, wanted: str, to: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """(the model as transformers loads it from a checkpoint, what `save` returned)."""
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    asymmetric = any(q.zero is not None for q in made.qtensors.values())  # transformers' default way loses packed zero-points
+    told = saving.save(made, saving.choose(made.qtensors, wanted), to, "card", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the other packages, at their import and load
+        config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if asymmetric and told["format"] == "compressed-tensors" else {}
+        model = AutoModelForCausalLM.from_pretrained(to, dtype=torch.bfloat16, **config)
+    return model.eval(), told
+
+
+def dense(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the linear layers after a forward pass, by which compressed-tensors has decompressed them."""
+    with torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.long))
+    return {name: part.weight.float() for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+
+
+def same_logits(model: nn.Module, made: Subject, tolerance: float) -> None:
+    """The loaded model and ours, with its own kernels, say the same."""
+    tokens = torch.arange(3, 60).unsqueeze(0)
+    with torch.no_grad(), made.quantized():
+        ours = made.loaded.model(tokens).logits.float()
+    theirs = model(tokens).logits.float()
+    assert (ours - theirs).norm() / ours.norm() < tolerance
+
+
+@pytest.mark.parametrize(("method", "params"), COMPRESSED, ids=[f"{m}-{i}" for i, (m, _) in enumerate(COMPRESSED)])
+def test_compressed_tensors_reads_what_was_written(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
+    pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
+    made = subject(load, folder, method, params)
+    model, told = written(made, "auto", tmp_path / "out")
+    assert told["format"] == "compressed-tensors" and told["layers"] == len(made.qtensors) and "lm_head" in told["kept"]
+    found = dense(model)
+    for name, q in made.qtensors.items():
+        ours = q.dequantize()
+        assert ((found[f"model.{name}"] - ours).abs() <= ROUNDED * ours.abs()).all(), name
+    same_logits(model, made, 0.03)
+
+
+@pytest.mark.parametrize(("method", "params"), BLOCKWISE, ids=[f"{m}-{i}" for i, (m, _) in enumerate(BLOCKWISE)])
+def test_bitsandbytes_reads_what_was_written(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
+    bnb = pytest.importorskip("bitsandbytes", reason="needs the package bitsandbytes")
+    made = subject(load, folder, method, params)
+    model, told = written(made, "auto", tmp_path / "out")
+    assert told["format"] == "bitsandbytes" and told["kept"] == ["lm_head"]
+    for name, q in made.qtensors.items():
+        layer = model.get_submodule(f"model.{name}")
+        assert isinstance(layer, bnb.nn.Linear4bit)
+        theirs = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+        assert ((theirs - q.dequantize()).abs() <= ROUNDED * q.dequantize().abs()).all(), name
+    same_logits(model, made, 0.03)
+
+
+@pytest.mark.parametrize(("method", "params"), WIDE, ids=[m for m, _ in WIDE])
+def test_what_no_codes_hold_is_saved_in_16_bits_and_says_why(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
+    made = subject(load, folder, method, params)
+    reasons = saving.why_not_exact(made.qtensors)
+    assert set(reasons) == {"compressed-tensors", "bitsandbytes"} and all(reasons.values())
+    model, told = written(made, "auto", tmp_path / "out")
+    assert told["format"] == "bfloat16" and not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
+    for name, q in made.qtensors.items():
+        assert torch.equal(model.get_submodule(f"model.{name}").weight, q.dequantize().bfloat16()), name
+    with pytest.raises(InputError, match=r"cannot hold this model: .* What can: bfloat16"):
+        saving.choose(made.qtensors, "compressed-tensors")
+
+
+def test_packing_is_that_of_the_library() -> None:
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers", reason="needs the package compressed-tensors")
+    for bits, columns in ((4, 64), (8, 64), (4, 36), (8, 6)):
+        codes = torch.randint(0, 2**bits, (5, columns), dtype=torch.uint8)
+        theirs = helpers.pack_to_int32((codes.int() - 2 ** (bits - 1)).to(torch.int8), bits)
+        assert torch.equal(words(codes, bits)[:, : theirs.shape[1]], theirs)
+    assert pairs(torch.tensor([[1, 2, 3, 15]], dtype=torch.uint8)).tolist() == [[0x21, 0xF3]]
+
+
+def test_the_model_is_left_as_it_was_and_nothing_is_overwritten(load: Loader, folder: Path, tmp_path: Path) -> None:
+    made = subject(load, folder, "rtn", {"bits": 4})
+    form = saving.choose(made.qtensors)
+    saving.save(made, form, tmp_path / "out", "card", {"a": 1})
+    assert not hasattr(made.loaded.model.config, "quantization_config")
+    assert json.loads((tmp_path / "out" / "quantization_explorer.json").read_text()) == {"a": 1}
+    with pytest.raises(InputError, match="not an empty folder"):
+        saving.save(made, form, tmp_path / "out", "card", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not an empty folder"):
+        saving.save(made, form, tmp_path / "file", "card", {})
+    with pytest.raises(InputError, match="There is no format 'pickle'"):
+        saving.choose(made.qtensors, "pickle")
+
+
+def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--model", str(folder), "--store", str(tmp_path / "r.db"), "--to", str(tmp_path / "out")]
+    assert main(["save", "--method", "rtn", "--bits", "4", *where]) == 0
+    told = json.loads(capsys.readouterr().out)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert told["format"] == "compressed-tensors" and "| perplexity |" in card and "RTN 4-bit g64" in card
+    record = json.loads((tmp_path / "out" / "quantization_explorer.json").read_text())
+    assert record["measurements"] and record["provenance"]["device"]
+    assert main(["save", "--method", "rtn", "--bits", "4", *where]) == 2 and "nothing is overwritten" in capsys.readouterr().err
+    assert main(["save", "--method", "rtn", "--kv-bits", "4", *where]) == 2
+    assert main(["save", "--method", "awq", "--as", "bitsandbytes", "--no-measure", *where[:-1], str(tmp_path / "b")]) == 2
+    assert "What can: bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
