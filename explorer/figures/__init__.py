@@ -93,7 +93,9 @@ def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
         base[key] = base[key] | value if isinstance(base.get(key), dict) else value
     for key, axis in base.items():
         if key.startswith(("xaxis", "yaxis")) and axis.get("type") == "log":
-            axis.setdefault("tickformat", ",~g")  # a whole number at every tick: between decades Plotly would write the first digit alone
+            # A whole number at every tick, where Plotly would write the first digit alone between decades; so there is room for few.
+            axis.setdefault("tickformat", ",~g")
+            axis.setdefault("nticks", 3)
     return base
 
 
