@@ -95,7 +95,7 @@ def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
         if key.startswith(("xaxis", "yaxis")) and axis.get("type") == "log":
             # A whole number at every tick, where Plotly would write the first digit alone between decades; so there is room for few.
             axis.setdefault("tickformat", ",~g")
-            axis.setdefault("nticks", 3)
+            axis.setdefault("nticks", 4)
     return base
 
 
@@ -152,4 +152,4 @@ def against_bits(reports: Sequence[Report], metric: str, title: str) -> Plot:
              "hovertemplate": f"{found.value:.4g} {found.unit}{interval}, %{{x:.3f}} bits",
              "error_y": {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.5}}
         )  # fmt: skip
-    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log"}, showlegend=True))
+    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log", "dtick": 1}, showlegend=True))
