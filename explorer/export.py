@@ -23,9 +23,7 @@ COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "un
 def command_of(report: Report) -> str:
     """The command that repeats a report's experiment."""
     experiment, spec = report.experiment, report.experiment.spec
-    words = ["python", "-m", "explorer", "run", "--model", experiment.model.name, "--method", spec.method]
-    for name, value in spec.params:
-        words += [f"--{name.replace('_', '-')}", str(value)]
+    words = _words("run", report)
     words += ["--kv-bits", str(spec.kv_bits)] if spec.kv_bits != 16 else []
     words += ["--head-bits", str(spec.head_bits)] if spec.head_bits != 16 else []
     evaluation, calibration = experiment.evaluation, experiment.calibration
@@ -34,6 +32,23 @@ def command_of(report: Report) -> str:
     words += ["--tokens", str(evaluation.tokens if evaluation.tokens < ALL else 0)]
     words += ["--text", "TEXT.txt"] if "pasted" in (evaluation.source, calibration.source) else []
     return shlex.join([*words, "--json"])
+
+
+def saving_of(report: Report) -> str:
+    """The command that writes a report's quantized model as a checkpoint; empty where there is none to write."""
+    experiment = report.experiment
+    calibration = experiment.calibration
+    if experiment.model.random or experiment.spec.is_baseline or calibration.source == "pasted":
+        return ""
+    read = ["--calibration", calibration.source, "--sequences", str(calibration.tokens // calibration.length), "--seed", str(calibration.seed)]
+    return shlex.join([*_words("save", report), *read, "--to", "my-model"])
+
+
+def _words(command: str, report: Report) -> list[str]:
+    """A command of the explorer up to the method's parameters."""
+    spec = report.experiment.spec
+    words = ["python", "-m", "explorer", command, "--model", report.experiment.model.name, "--method", spec.method]
+    return words + [word for name, value in spec.params for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def as_csv(reports: Sequence[Report]) -> str:
@@ -60,6 +75,16 @@ def as_json(reports: Sequence[Report]) -> str:
     return json.dumps([plain(report) | {"command": command_of(report)} for report in reports], indent=1)
 
 
+def commands(reports: Sequence[Report]) -> str:
+    """What repeats each report on the command line, and what writes its model as a checkpoint that loads elsewhere, as HTML."""
+    return "".join(f"<section><h3>{escape(r.name)}</h3><pre tabindex='0'>{escape(command_of(r))}</pre>{_saving(r)}</section>" for r in reports)
+
+
+def _saving(report: Report) -> str:
+    line = saving_of(report)
+    return f"<p>As a checkpoint that loads elsewhere:</p><pre tabindex='0'>{escape(line)}</pre>" if line else ""
+
+
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:
     """One page that needs nothing else. table: the comparison as HTML; style: CSS; page: the page's script, for its chips and tables. Figures that no
     report has numbers for are left out.
@@ -76,7 +101,7 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page:
                 f"<section><h2>{escape(figure.title)}</h2><p>{escape(figure.see)}</p><div id='{figure.name}'></div><p class='summary'>{words}</p>"
                 f"<details><summary>Why</summary><p>{escape(figure.why)}</p></details></section>"
             )
-    origins = "".join(f"<section><h3>{escape(r.name)}</h3><pre>{escape(command_of(r))}</pre>{_facts(r)}</section>" for r in reports)
+    origins = "".join(f"{commands([r])}{_facts(r)}" for r in reports)
     # "</" would end the script element, whatever it stands in.
     data = json.dumps(drawings).replace("</", "<\\/")
     script = f"for (const [name, f] of Object.entries({data})) Plotly.newPlot(name, f.data, f.layout, {{displaylogo: false, responsive: true}});"

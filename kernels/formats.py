@@ -13,6 +13,7 @@ from kernels.packing import PLANES, pack_planar, pack_table, pad_columns, swizzl
 
 KINDS = ("integer", "table", "gather", "e2m1", "e2m3", "e3m2", "e4m3", "e5m2")  # what a code is; gather: an entry of a table read from memory
 SCALES = ("number", "e8m0", "e4m3", "nested")
+FOLDED = 4  # blocks of NVFP4 a step
 
 
 class Layout(NamedTuple):
@@ -38,6 +39,11 @@ class Layout(NamedTuple):
     def kind(self) -> str:
         """ "integer", "table", "gather" or "float"."""
         return "float" if self.float_name else KINDS[self.kind_index]
+
+    @property
+    def step(self) -> int:
+        """Codes of a row that the kernel takes at once: several blocks where a block has two E4M3 scales, which it folds into the codes."""
+        return FOLDED * self.block if (self.float_name, self.scale_kind, self.group) == ("e2m1", "e4m3", 16) else self.block
 
     @property
     def scale_kind(self) -> str:
@@ -103,9 +109,11 @@ def pack(w: LowBitWeight) -> Packed:
     if kind in KINDS[KINDS.index("e2m1") :]:
         sign = codes >> (w.bits - 1)
         codes = sign << (bits - 1) | codes & (2 ** (w.bits - 1) - 1)
-    codes = pad_columns(codes, block, 2 ** (bits - 1) if kind == "integer" else 0)
-    tensors = pack_table(codes, block) if kind == "table" else pack_planar(swizzle(codes), block, bits)
     scale, scale_kind = narrow(w)
+    run = w.nested.run if scale_kind == "nested" else 1
+    layout = Layout(bits, block, group_of(w), n, k, KINDS.index(kind), SCALES.index(scale_kind), run)
+    codes = pad_columns(codes, layout.step, 2 ** (bits - 1) if kind == "integer" else 0)
+    tensors = pack_table(codes, block) if kind == "table" else pack_planar(swizzle(codes), block, bits)
     if scale.shape[0] not in (1, n):
         scale = scale.repeat_interleave(n // scale.shape[0], dim=0)
     tensors["scale"] = scale.contiguous()
@@ -120,8 +128,7 @@ def pack(w: LowBitWeight) -> Packed:
     elif w.codebook is None and w.zero is not None:
         zero = w.zero if w.zero.shape[0] in (1, n) else w.zero.repeat_interleave(n // w.zero.shape[0], dim=0)
         tensors["zero"] = (zero - 2 ** (w.bits - 1)).to(torch.float16).contiguous()
-    run = w.nested.run if scale_kind == "nested" else 1
-    return Packed(tensors, (Layout(bits, block, group_of(w), n, k, KINDS.index(kind), SCALES.index(scale_kind), run), values))
+    return Packed(tensors, (layout, values))
 
 
 def narrow(w: LowBitWeight) -> tuple[Tensor, str]:

@@ -2,8 +2,9 @@
 
 The weights are the left operand of the dot product (swap-AB): for a few rows of x the tile is wide in N, where the work is. Codes become
 floats without a conversion instruction (codes.py). Products are summed in float32 over one group, then multiplied by the group's scale, so a
-scale costs one multiplication a group and not one a weight. K is split over several programs when N and M alone are too few for the GPU; the
-partial sums go to a workspace that needs no zeroing and a second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy.
+scale costs one multiplication a group and not one a weight; where two scales share a block (NVFP4) they are multiplied into the codes,
+exactly. K is split over several programs when N and M alone are too few for the GPU; the partial sums go to a workspace that needs no zeroing
+and a second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy.
 What the tensors hold is packed by formats.py.
 """
 
@@ -54,6 +55,15 @@ def _scale(scale_ptr, nest_ptr, where, SCALE: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
+def _folded(w, scale_ptr, row, scale_stride, groups, step, PLANE: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr, LIFT: tl.constexpr):
+    """A plane [ROWS, PARTS * INSIDE] of E2M1 codes times the E4M3 scales of its PARTS groups: six significant bits, exact in 16-bit floats."""
+    part = tl.minimum((step * PARTS + tl.arange(0, PARTS)) * PLANES + PLANE, groups - 1)
+    stored = tl.load(scale_ptr + row[:, None] * scale_stride + part[None, :])
+    scale = (to_small_float(stored, 8, 3) * LIFT).to(w.dtype)
+    return tl.reshape(tl.reshape(w, (w.shape[0], PARTS, w.shape[1] // PARTS)) * scale[:, :, None], w.shape)
+
+
+@triton.jit
 def _unit(nest_ptr, SCALE: tl.constexpr, FACTOR: tl.constexpr):
     """What all of a weight is multiplied by besides its scales."""
     return tl.load(nest_ptr) * FACTOR if SCALE == "e4m3" else FACTOR
@@ -76,11 +86,11 @@ def low_bit_matmul_kernel(
     m_size, n_size, k_size, steps, stride_x, stride_codes, stride_high, groups, scale_stride,  # scale_stride: 0 when one scale serves all rows
     BITS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
     ZERO: tl.constexpr, KIND: tl.constexpr, MANTISSA: tl.constexpr, SCALE: tl.constexpr, RUN: tl.constexpr, FACTOR: tl.constexpr,
-    EVEN: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
+    EVEN: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """One [BLOCK_N, BLOCK_M] tile of y^T over every SPLITS-th run of steps; BLOCK_K codes a step. GROUP: codes that share a scale, 0 for all of a
-    row. EVEN: K is a multiple of BLOCK_K. FACTOR: what sums are multiplied by at the end. ASM: codes.assembly, "" for the plain form. out: y
-    [M, N], or with SPLITS > 1 float32 partial sums [SPLITS, M, N]. nest: the unit of E4M3 scales, or codebook, offset and outer scales.
+    """One [BLOCK_N, BLOCK_M] tile of y^T over every SPLITS-th run of steps; BLOCK_K codes a step, packed in blocks of PACKED. GROUP: codes that share a
+    scale, 0 for all of a row. EVEN: K is a multiple of BLOCK_K. FACTOR: what sums are multiplied by at the end. ASM: codes.assembly, "" for the
+    plain form. out: y [M, N], or with SPLITS > 1 float32 partial sums [SPLITS, M, N]. nest: the unit of E4M3 scales, or codebook, offset and outer scales.
     """
     split = tl.program_id(2)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -91,6 +101,7 @@ def low_bit_matmul_kernel(
     TOGETHER: tl.constexpr = PLANE_COUNT if GROUP == 0 or GROUP >= BLOCK_K else GROUP // WIDTH  # planes that share a scale
     inside = tl.arange(0, WIDTH)
     order = inside if KIND == "table" or ASM != "" else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2  # which input meets a stored byte
+    order += inside // (PACKED // PLANE_COUNT) * (PACKED - PACKED // PLANE_COUNT)  # several blocks a step: each has its planes side by side
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     first = split * tl.cdiv(steps, SPLITS)
     for step in range(first, tl.minimum(first + tl.cdiv(steps, SPLITS), steps)):
@@ -104,17 +115,22 @@ def low_bit_matmul_kernel(
             where = row * scale_stride + (tl.minimum((step * BLOCK_K + plane * WIDTH) // GROUP, groups - 1) if GROUP else 0)
             if ZERO:  # zeros are kept less the middle code: small numbers, exact when they are integers
                 w = (w - tl.load(zero_ptr + where)[:, None].to(DTYPE)).to(DTYPE)
-            k = step * BLOCK_K + plane * WIDTH + order
+            if PACKED < BLOCK_K:
+                w = _folded(w, scale_ptr, row, scale_stride, groups, step, plane, BLOCK_K // PACKED, PLANE_COUNT, 1.0 if ASM_BF16 else 32768.0)
+            k = step * BLOCK_K + plane * (PACKED // PLANE_COUNT) + order
             inputs = x_ptr + line[None, :] * stride_x + k[:, None]
             x = tl.load(inputs) if EVEN else tl.load(inputs, mask=(k < k_size)[:, None], other=0.0)
-            part = tl.dot(w, x.to(DTYPE), part, input_precision="ieee")
-            if (plane + 1) % TOGETHER == 0:
+            if PACKED < BLOCK_K:
+                acc = tl.dot(w, x.to(DTYPE), acc, input_precision="ieee")
+            else:
+                part = tl.dot(w, x.to(DTYPE), part, input_precision="ieee")
+            if PACKED == BLOCK_K and (plane + 1) % TOGETHER == 0:
                 acc += part * _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None] if GROUP else part
                 part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     if not GROUP:
         acc *= _scale(scale_ptr, nest_ptr, row * scale_stride, SCALE, RUN)[:, None]
     if SCALE == "e4m3" or FACTOR != 1.0:
-        acc *= _unit(nest_ptr, SCALE, FACTOR)
+        acc *= _unit(nest_ptr, SCALE, FACTOR if PACKED == BLOCK_K or ASM_BF16 else FACTOR / 32768.0)
     out = y_ptr + (split * m_size + m[None, :]).to(tl.int64) * n_size + n[:, None]
     tl.store(out, acc.to(y_ptr.dtype.element_ty), mask=(n < n_size)[:, None] & (m < m_size)[None, :])
 
@@ -183,7 +199,7 @@ def low_bit_matmul(
     """x [M, K] bf16, fp16 or fp32 -> y [M, N] in the same dtype. The other arguments are what `formats.pack` made."""
     at = Layout(*layout)
     m, x = x.shape[0], x.contiguous()
-    steps = triton.cdiv(at.k, at.block)
+    steps = triton.cdiv(at.k, at.step)
     tile = chosen_tile(m, at, steps, x.device)
     return launch(x, {"codes": codes, "high": high, "scale": scale, "zero": zero, "codebook": codebook, "nest": nest}, at, tuple(values), tile)
 
@@ -207,20 +223,22 @@ def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tup
     in_asm = not interpreted and x.dtype != torch.float32 and at.kind != "gather"
     asm_bf16 = in_asm and bf16 and tile is not None and not (at.bits == 8 and at.kind == "integer")
     shared = {
-        "BITS": at.bits, "BLOCK_K": at.block, "GROUP": at.group, "ZERO": tensors["zero"] is not None, "KIND": at.kind, "SCALE": at.scale_kind, "RUN": at.run,
+        "BITS": at.bits, "GROUP": at.group, "ZERO": tensors["zero"] is not None, "KIND": at.kind, "SCALE": at.scale_kind, "RUN": at.run,
         "MANTISSA": FORMATS[at.float_name][1] if at.float_name else 0, "FACTOR": 2.0 ** (15 - bias(at.float_name)) if at.float_name and not asm_bf16 else 1.0,
         "ASM": assembly(at.bits, asm_bf16, at.float_name, values) if in_asm else "", "REGISTERS": constraints(at.bits),
     }  # fmt: skip
     strides = (codes.stride(0), upper.stride(0), scale.shape[1], scale.shape[1] if scale.shape[0] > 1 else 0)
-    steps = triton.cdiv(at.k, at.block)
     if tile is None:
         weight = torch.empty(at.n, at.k, dtype=dtype, device=x.device)
-        dequantize_kernel[(triton.cdiv(at.n, 64), steps)](codes, upper, scale, offset, book, nest, weight, at.n, at.k, *strides, BLOCK_N=64, **shared)
+        dequantize_kernel[(triton.cdiv(at.n, 64), triton.cdiv(at.k, at.block))](
+            codes, upper, scale, offset, book, nest, weight, at.n, at.k, *strides,
+            BLOCK_K=at.block, BLOCK_N=64, **shared,
+        )  # fmt: skip
         return torch.nn.functional.linear(x, weight.to(x.dtype))
     out = torch.empty((tile.splits, m, at.n) if tile.splits > 1 else (m, at.n), dtype=torch.float32 if tile.splits > 1 else dtype, device=x.device)
     low_bit_matmul_kernel[(triton.cdiv(at.n, tile.columns), triton.cdiv(m, tile.rows), tile.splits)](
-        x.float() if wide else x, codes, upper, scale, offset, book, nest, out, m, at.n, at.k, steps, x.stride(0), *strides,
-        BLOCK_N=tile.columns, BLOCK_M=tile.rows, SPLITS=tile.splits, EVEN=at.k % at.block == 0, DTYPE=DTYPES[dtype],
+        x.float() if wide else x, codes, upper, scale, offset, book, nest, out, m, at.n, at.k, triton.cdiv(at.k, at.step), x.stride(0), *strides,
+        BLOCK_N=tile.columns, BLOCK_M=tile.rows, SPLITS=tile.splits, EVEN=at.k % at.step == 0, DTYPE=DTYPES[dtype], BLOCK_K=at.step, PACKED=at.block,
         ASM_BF16=asm_bf16, num_warps=tile.warps, num_stages=tile.stages, **shared,
     )  # fmt: skip
     if tile.splits == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import signal
@@ -15,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
-from tests.serving import ROOT, served, warm
+from tests.serving import ROOT, Visitor, client, served, warm
 from tests.soak import cancel_cycles, class_start, figures, fill, server_of, sessions, single_flight, visit
 
 WRITER = """
@@ -35,6 +37,7 @@ def faults(times: int) -> dict[str, Any]:
     """Every fault of tests/faults.py in a real worker; how long until the next job is done."""
     from tests.test_worker import FAULTS, Service
 
+    logging.getLogger("explorer.jobs").setLevel(logging.ERROR)  # it warns of every failed job, and here all of them fail
     after: dict[str, list[float]] = {}
     lost = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -75,6 +78,61 @@ def kills(count: int, results: int) -> dict[str, Any]:
         check = store._db.execute("PRAGMA integrity_check").fetchone()[0]
         store.close()
     return {"kills": killed, "acknowledged": said + 1, "read_back_whole": whole, "integrity": check}
+
+
+def server_kills(count: int, results: int) -> dict[str, Any]:
+    """The server itself is killed again and again while four visitors run what is new; every result that came to one of them is in the store, whole."""
+    from explorer.store import Store
+
+    rng, said, again = random.Random(0), set[int](), list[float]()
+    left, killed, orphans = list(range(results)), 0, 0
+
+    async def visitor(http: Any, config: dict[str, Any]) -> None:
+        page = Visitor(http, config)
+        while left:
+            number = left.pop()
+            try:
+                line = (await page.call(page.run_handler, method="rtn", Seed=number))[0]
+            except (httpx.HTTPError, AssertionError, IndexError):  # the server is gone, and this run with it
+                line = ""
+            if "done" in line:
+                said.add(number)
+            else:
+                left.append(number)
+                return
+
+    async def life(address: str, server: psutil.Process, most: float, start: float) -> list[psutil.Process]:
+        """Until `most` results are there, or all; then the kill. Gives the workers that the server had."""
+        config = await warm(address)
+        again.append(time.monotonic() - start)
+        family, before = server.children(recursive=True), len(said)
+        async with client(address) as http:
+            visitors = [asyncio.create_task(visitor(http, config)) for _ in range(4)]
+            while len(said) - before < most and not all(task.done() for task in visitors):
+                await asyncio.sleep(0.002)
+            if most < results:
+                server.send_signal(signal.SIGKILL)
+            await asyncio.gather(*visitors)
+        return family
+
+    with tempfile.TemporaryDirectory() as folder:
+        while left:
+            most = rng.randint(1, results // (count + 1)) if killed < count else float("inf")
+            start = time.monotonic()
+            with served(Path(folder), seconds=0.0, factory="storing") as address:
+                workers = asyncio.run(life(address, server_of(folder), most, start))
+            killed += most < results
+            orphans += len(psutil.wait_procs(workers, timeout=10)[1])
+        store = Store(Path(folder) / "r.db")
+        rows = [store.get(f"rtn {number}") for number in range(results)]
+        size = max(len(row[0]) for row in rows if row)
+        whole = sum(rows[n] is not None and len(rows[n][0]) == size and rows[n][1] == {"seed": n} for n in said)
+        check = store._db.execute("PRAGMA integrity_check").fetchone()[0]
+        store.close()
+    return {
+        "kills": killed, "acknowledged": len(said), "read_back_whole": whole, "integrity": check, "workers_left_behind": orphans,
+        "ready_again": figures(again),
+    }  # fmt: skip
 
 
 def mutations(count: int) -> dict[str, Any]:
@@ -119,7 +177,8 @@ PROOFS = {
     "single_flight": (partial(single_flight, 100), partial(single_flight, 100)),
     "cancel_cycles": (partial(cancel_cycles, 6), partial(cancel_cycles, 50)),
     "faults": (partial(faults, 1), partial(faults, 20)),
+    "server_kills": (partial(server_kills, 2, 60), partial(server_kills, 20, 1000)),
     "kills": (partial(kills, 3, 200), partial(kills, 20, 1000)),
     "mutations": (partial(mutations, 10_000), partial(mutations, 100_000)),
-    "soak": (partial(soak, 30, 20), partial(soak, 30, float(os.environ.get("SOAK_SECONDS", "7200")))),
+    "soak": (partial(soak, 30, 180), partial(soak, 30, float(os.environ.get("SOAK_SECONDS", "7200")))),
 }

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 
 from kernels.codes import assembly, constraints
 from kernels.floats import FORMATS, bias
-from kernels.formats import block_of
+from kernels.formats import FOLDED, block_of
 from kernels.hadamard import hadamard_kernel, warps
 from kernels.kv_attention import join_splits_kernel, kv_attention_kernel
 from kernels.low_bit_matmul import add_splits_kernel, default_tile, dequantize_kernel, low_bit_matmul_kernel
@@ -87,10 +87,12 @@ def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "inte
     block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16" and not (bits == 8 and kind == "integer")
     tile = default_tile(rows, 8192, 64, bits, kind)
     constants = weight_constants(bits, block, group, zero, kind, scale, bf16) | {
-        "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16,
+        "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16, "PACKED": block,
     }  # fmt: skip
     types = {"x_ptr": f"*{dtype}"} | POINTERS | {"scale_ptr": "*bf16" if scale == "number" else "*u8"} | {"y_ptr": f"*{dtype}"}
     sizes = ("m_size", "n_size", "k_size", "steps", "stride_x", *STRIDES)
+    if scale == "e4m3":  # as formats.Layout.step has it
+        block = constants["BLOCK_K"] = FOLDED * block
     facts = machine_code(low_bit_matmul_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability, tile.warps, tile.stages)
     name = f"sm_{capability} {bits}-bit {kind} {dtype} rows {rows} group {group} scale {scale}{' zero' if zero else ''}"
     per_thread = tile.columns * block / (tile.warps * 32)

@@ -65,14 +65,36 @@ def canned(settings: WorkerSettings) -> Canned:
     return Canned(settings, float(os.environ.get("CANNED_SECONDS", "0.3")))
 
 
+class Storing:
+    """Gives a recorded report of the asked method, stored before it is given, under its options' seed; in a real store that outlives the server."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        from explorer.store import Store
+
+        self.canned, self.store = Canned(settings, 0.0), Store(settings.store.with_name("r.db"))
+
+    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+        report = list(self.canned.run(model, method, params, **options))[-1]
+        key = f"{method} {options['seed']}"
+        held = self.store.get(key) is not None
+        if not held:
+            self.store.put(key, method, report.measurements, {"seed": options["seed"]})
+        yield dataclasses.replace(report, provenance=report.provenance | {"from_store": held})
+
+
+def storing(settings: WorkerSettings) -> Storing:
+    """What WorkerSettings.factory names."""
+    return Storing(settings)
+
+
 @contextmanager
-def served(folder: Path, seconds: float = 0.3, auth: Path | None = None) -> Iterator[str]:
-    """The address of the app over the stand-in runner."""
+def served(folder: Path, seconds: float = 0.3, auth: Path | None = None, factory: str = "canned") -> Iterator[str]:
+    """The address of the app over a stand-in runner, which a function of this module makes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "tests.serving", str(port), str(folder), *([str(auth)] if auth else [])]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "CANNED_SECONDS": str(seconds)}) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "CANNED_SECONDS": str(seconds), "FACTORY": factory}) as process:
         address = f"http://127.0.0.1:{port}"
         (folder / "pid").write_text(str(process.pid))
         try:
@@ -97,8 +119,9 @@ class Visitor:
         self.run_handler = next(d for d in config["dependencies"] if any(self.named(t[0]) == "run" for t in d["targets"]))
 
     def named(self, component: int | None) -> str:
-        """A component's elem_id, "" for one without and for the page itself."""
-        return self.components.get(component, {"props": {}})["props"].get("elem_id") or ""
+        """A component's elem_id, or its label where it has none; "" for one without either and for the page itself."""
+        props = self.components.get(component, {"props": {}})["props"]
+        return props.get("elem_id") or props.get("label") or ""
 
     def body(self, handler: dict[str, Any], **changes: Any) -> dict[str, Any]:
         """A request with every input as the page starts with it; changes: by elem_id."""
@@ -162,7 +185,7 @@ def main() -> None:
 
     port, folder = int(sys.argv[1]), Path(sys.argv[2])
     metrics = Metrics()
-    work = WorkerSettings(folder / "log", HubSettings(offline=True), "tests.serving:canned")
+    work = WorkerSettings(folder / "log", HubSettings(offline=True), f"tests.serving:{os.environ['FACTORY']}")
     made = app.Settings(port=port, store=folder / "log", open_browser=False)
     names = read(Path(sys.argv[3])) if len(sys.argv) > 3 else {}
     app.serve(made, WorkerRunner(work, Limits(spare=False), session, metrics), metrics, names)

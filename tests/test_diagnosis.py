@@ -73,7 +73,7 @@ def test_the_page_never_holds_what_was_planted(shell: Shell) -> None:
         bug = shell.runner.asked[-1]["fault"]
         assert all(len(event) == EVIDENCE for event in events) and bug in BUGS
         sent = " ".join(str(getattr(value, "value", value)) for event in events for value in event)
-        ticket = events[-1][0]
+        ticket = events[-1][1]
         assert re.fullmatch("[0-9a-f]{32}", ticket) and "planted" not in sent and key_of(planted(0, bug).experiment) not in sent
         assert BUGS[bug].title.lower() not in sent.lower() and BUGS[bug].seen not in sent and BUGS[bug].settle not in sent
         tickets.add(ticket)

@@ -13,7 +13,7 @@ pytestmark = browser_test
 STORY = "gptq"
 
 
-def test_a_whole_walkthrough_from_its_link(browser, address: str) -> None:
+def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, query=f"&tab=learn&story={STORY}&step=1")
     page.locator("#tab-learn").wait_for(state="visible", timeout=10_000)
     for at, step in enumerate(stories()[STORY].steps):
@@ -35,13 +35,10 @@ def test_a_whole_walkthrough_from_its_link(browser, address: str) -> None:
     page.click("#learn-compare")
     page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
     page.wait_for_function("document.querySelector('#method input').value === 'GPTQ'")
-    assert not wrong
-    page.close()
-
-
-def test_a_step_is_measured_here(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900, query="&tab=learn&story=basics&step=1")
-    page.locator("#learn-text h2", has_text="A code names").wait_for(timeout=10_000)
+    open_tab(page, "learn")
+    page.locator("#learn-story input").click()
+    page.get_by_role("option").first.click()
+    page.locator("#learn-text h2", has_text=stories()["basics"].steps[0].title).wait_for(timeout=10_000)
     page.locator("#learn-predict label", has_text="16").click()
     page.click("#learn-measure")
     page.locator("#learn-status", has_text="measured here").wait_for(timeout=60_000)
@@ -50,27 +47,12 @@ def test_a_step_is_measured_here(browser, address: str) -> None:
 
 
 def answer(page) -> None:
-    """Gives some answer to the question that is open."""
-    for kind in ("choice", "number", "order", "text", "field-0"):
-        widget = page.locator(f"#answer-{kind}")
-        if not (widget.count() and widget.is_visible()):
-            continue
-        if kind == "choice":
-            widget.locator("label").first.click()
-        elif kind == "number":
-            widget.locator("input").fill("4.25")
-            widget.locator("input").press("Tab")
-        elif kind == "order":
-            for _ in range(6):
-                widget.locator("input").click()
-                options = page.get_by_role("option")
-                if not options.count():
-                    break
-                options.first.click()
-            page.keyboard.press("Escape")
-        elif kind == "text":
-            widget.locator("textarea").fill("Scales, codes and zero-points.")
-        break
+    """Gives some answer to the question that is open: the daily challenge has choices and numbers."""
+    if page.locator("#answer-choice").is_visible():
+        page.locator("#answer-choice label").first.click()
+    else:
+        page.locator("#answer-number input").fill("4.25")
+        page.locator("#answer-number input").press("Tab")
 
 
 def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
@@ -87,15 +69,25 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page.locator("#question h2", has_text="of 5").wait_for(timeout=10_000)
     kept = page.evaluate("JSON.stringify(localStorage)")
     assert "trainer" in kept, "progress is in the browser"
-    page.goto(f"{address}?tab=trainer")
-    page.locator("#tab-trainer").wait_for(state="visible", timeout=20_000)
+    page.reload()
+    page.locator("#tab-trainer-button").wait_for(timeout=20_000)
+    open_tab(page, "trainer")
     page.get_by_text("Result sheet").click()
     page.locator("#sheet", has_text="5 answers").wait_for(timeout=10_000)
     page.get_by_text("Interviewer mode").click()
     page.fill("#card-answer textarea", "Four bits and an 8-bit cache.")
+    page.locator("#card-evidence input").click()
+    page.get_by_role("option", name="RTN 4-bit g64").click()
+    page.keyboard.press("Escape")
     page.click("#record-answer")
     page.locator("#transcript pre", has_text="evidence: run").wait_for(timeout=10_000)
-    assert re.search(r"run `[0-9a-f]{32}`", page.inner_text("#transcript pre")) and not wrong
+    assert re.search(r"run `[0-9a-f]{32}`", page.inner_text("#transcript pre"))
+    page.locator("#card input").click()
+    page.get_by_role("option", name="A broken model").click()
+    page.locator("#draw-broken").wait_for(timeout=10_000)
+    page.click("#record-answer")
+    page.locator("#card-status", has_text="Draw a broken model first").wait_for(timeout=10_000)
+    assert not wrong
     page.close()
 
 

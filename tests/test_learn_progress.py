@@ -11,6 +11,7 @@ import pytest
 
 from explorer.learn import interview, progress
 from explorer.learn.bank import areas, questions
+from explorer.learn.pose import pose
 from explorer.learn.room import RATE, VOTES, Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError, key_of
@@ -58,6 +59,7 @@ def test_daily_is_the_same_for_all_and_changes() -> None:
     for offset in range(60):
         chosen = [BANK[name] for name in progress.daily(BANK, day + datetime.timedelta(offset))]
         assert [q.level for q in chosen] == ["junior", "junior", "mid", "mid", "senior"] and len({q.area for q in chosen}) == 5
+        assert not [q.id for q in chosen if pose(q, "x").graded_by or q.runs_model], "the daily challenge is the same on every device, and waits for no run"
 
 
 @pytest.mark.parametrize(

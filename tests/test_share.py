@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explorer.docs import CATALOGUE, SEEDS
-from explorer.export import as_csv, as_html, as_json, command_of
+from explorer.export import as_csv, as_html, as_json, command_of, commands, saving_of
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.records import ModelRef, QuantSpec, report_from
 from explorer.ui.session import Shelf
@@ -104,6 +104,23 @@ def test_the_command_repeats_the_experiment() -> None:
         assert spec_of(build(args.method, parameters(args))) == report.experiment.spec
         made, _, _ = Request(args.model, args.method, parameters(args), args.evaluation, **{name: getattr(args, name) for name in FLAGS}).prepare()
         assert made.evaluation == report.experiment.evaluation and made.calibration == report.experiment.calibration
+
+
+def test_the_command_that_saves_quantizes_the_same() -> None:
+    import shlex
+
+    from explorer.__main__ import parser
+    from explorer.commands.run import parameters
+    from explorer.methods import build, spec_of
+
+    assert saving_of(ALL[0]) == "" and ALL[0].experiment.spec.is_baseline
+    for report in ALL[1:4]:
+        args = parser().parse_args(shlex.split(saving_of(report))[3:])
+        assert spec_of(build(args.method, parameters(args))) == report.experiment.spec and str(args.to) == "my-model"
+        calibration = report.experiment.calibration
+        assert (args.calibration, args.sequences * calibration.length, args.seed) == (calibration.source, calibration.tokens, calibration.seed)
+    shown = commands(ALL[:2])
+    assert shown.count("explorer save") == 1 and shown.count("explorer run") == 2
 
 
 def test_html_needs_nothing_else_and_escapes_names() -> None:

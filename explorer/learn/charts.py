@@ -13,6 +13,7 @@ from typing import Any
 from explorer.figures import COLOURS, DASHES, MARKERS, Plot, finite, layout, plot, span
 from explorer.learn.answers import FUNCTIONS
 from explorer.learn.expression import evaluate
+from explorer.learn.facts import Facts
 from explorer.records import Answer, Report
 
 TITLES = {
@@ -24,12 +25,16 @@ POINTS = 60
 
 
 def draw(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> Plot:
-    """The chart that a step or a question describes: kind "dots", "curve", "codes" or "bars"; see the functions below for the other entries."""
+    """The chart that a step or a question describes: kind "dots", "points", "curve", "series", "codes" or "bars"; see the functions below for the rest."""
     kind = chart["kind"]
     if kind == "dots":
         return dots([reports[name] for name in runs], chart["metric"], chart.get("names"), chart.get("log", False))
     if kind == "curve":
         return curve(chart)
+    if kind == "points":
+        return points(chart, reports, answers)
+    if kind == "series":
+        return series(chart, reports, answers)
     if kind == "bars":
         return bars(chart, answers)
     return codes(answers[chart["answer"]])
@@ -69,6 +74,33 @@ def curve(chart: Mapping[str, Any]) -> Plot:
     return plot(data, layout(chart["x"], chart["y"] + " (arithmetic)", 360, xaxis=scale, yaxis={"type": "log"} if chart.get("logy", log) else {}))
 
 
+def points(chart: Mapping[str, Any], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> Plot:
+    """Numbers of runs and answers with their intervals, one a row: x (axis title), entries (name, value, low, high; all but the name expressions)."""
+    functions, data = Facts(reports, answers).functions(), list[dict]()
+    for i, entry in enumerate(chart["entries"]):
+        value, low, high = (evaluate(entry.get(key, entry["value"]), {}, functions) for key in ("value", "low", "high"))
+        data.append(
+            {"type": "scatter", "mode": "markers", "x": [value], "y": [entry["name"]], "showlegend": False, "name": entry["name"],
+             "marker": {"color": COLOURS[i % 5], "symbol": MARKERS[i % 5], "size": 12},
+             "error_x": {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low], "thickness": 2}}
+        )  # fmt: skip
+    shape = layout(chart["x"], "", 110 + 44 * len(data), xaxis={"rangemode": "tozero"})
+    shape["yaxis"] |= {"autorange": "reversed", "type": "category"}
+    return plot(data, shape)
+
+
+def series(chart: Mapping[str, Any], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> Plot:
+    """Lists of numbers by their position: x and y (axis titles), log (of y), lines (name, and an expression of a list)."""
+    functions, data = Facts(reports, answers).functions(), list[dict]()
+    for i, line in enumerate(chart["lines"]):
+        values = evaluate(line["y"], {}, functions)
+        data.append(
+            {"type": "scatter", "mode": "lines+markers", "x": list(range(1, len(values) + 1)), "y": values, "name": line["name"],
+             "line": {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.6}, "marker": {"symbol": MARKERS[i % 5], "size": 6}}
+        )  # fmt: skip
+    return plot(data, layout(chart["x"], chart["y"], 360, yaxis={"type": "log"} if chart.get("log") else {}))
+
+
 def bars(chart: Mapping[str, Any], answers: Mapping[str, Answer]) -> Plot:
     """Entries of one task's answer, two or more lists over the same names: answer, names (key), values (name -> key), y (axis title), log."""
     found = answers[chart["answer"]].data
@@ -93,8 +125,11 @@ def codes(answer: Answer) -> Plot:
     return plot(data, layout("weight in the group", "value; lines: the grid", 360, yaxis={"showgrid": False, "zeroline": False}) | {"shapes": lines})
 
 
-def words(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report]) -> str:
+def words(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> str:
     """A chart of runs in words, for those who do not see it."""
+    if chart.get("kind") == "points":
+        shown = points(chart, reports, answers)["data"]
+        return f"{chart['x']}: " + "; ".join(f"{dot['name']} {dot['x'][0]:.3g}" for dot in shown) + "."
     if chart.get("kind") != "dots":
         return ""
     names = list(chart.get("names") or (reports[run].name for run in runs))

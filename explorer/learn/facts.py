@@ -28,6 +28,10 @@ class Facts:
         """A metric of every layer of that report, in order."""
         return list(report_from(self._answers[answer].data["report"]).by_layer(metric).values())
 
+    def distinct(self, answer: str, key: str) -> int:
+        """How many different values a list of an answer has."""
+        return len(set(self.data(answer, key)))
+
     def entry(self, nested: Mapping[str, Any], key: str) -> Any:
         """An entry of a nested answer."""
         return nested[key]

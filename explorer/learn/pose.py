@@ -118,7 +118,7 @@ def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdic
     measured = reports[posed.graded_by[0]].find(question.metric) if posed.graded_by else None
     if measured is not None and has_interval(measured):
         low, high = measured.low, measured.high
-        text += f" (95% interval {low:,.{question.digits}f} to {high:,.{question.digits}f})"
+        text += f" (95% interval {low:,.{question.digits}f} to {high:,.{question.digits}f})."
     inside, shown = low < high and low <= given <= high, round(right, question.digits)
     nearest = min(max(given, min(low, shown)), max(high, shown)) if math.isfinite(given) else right  # the answer as it is printed is right as well
     score = distance_score(given, nearest, question.tolerance)
@@ -152,14 +152,15 @@ def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     wrong = sum(facts.below(names[b], names[a], metric) for a, b in pairs)
     whole = len(names) * (len(names) - 1) // 2
     off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
-    right = ", ".join(f"{title_of(names[i], reports)} {_with_interval(reports[names[i]].find(metric))}" for i in ranked)
+    right = "; ".join(f"{title_of(names[i], reports)}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
     return Verdict((len(pairs) - wrong) / whole, right, posed.question.why, off)
 
 
 def _with_interval(found: Measurement | None) -> str:
     if found is None:
         return ""
-    return f"{found.value:.4g} ({found.low:.4g} to {found.high:.4g})" if has_interval(found) else f"{found.value:.4g}"
+    interval = f" ({found.low:.3g} to {found.high:.3g})" if has_interval(found) else ""
+    return f"{found.value:.3g} {found.unit}{interval}"
 
 
 def title_of(run: str, reports: Mapping[str, Report]) -> str:

@@ -102,7 +102,7 @@ def daily(bank: dict[str, Question], date: datetime.date) -> list[str]:
     chosen: list[Question] = []
     for level in ("junior", "junior", "mid", "mid", "senior"):
         used = {q.area for q in chosen}
-        pool = [q for q in bank.values() if q.level == level and q.area not in used and q.kind not in ("explain", "configure")]
+        pool = [q for q in bank.values() if q.level == level and q.area not in used and q.kind not in ("explain", "configure", "order") and not q.metric]
         chosen.append(draw.choice(sorted(pool, key=lambda q: q.id)))
     return [q.id for q in chosen]
 

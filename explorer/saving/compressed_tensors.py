@@ -44,7 +44,7 @@ def _refuses(q: QuantizedTensor) -> str:
             return f"integers there have {' or '.join(map(str, PACKABLE))} bits, not {q.code_bits or q.bits}"
         if q.zero is not None and not (q.zero == q.zero.round()).all():
             return "its zero-points are no integers"
-        return "" if q.zero_bits is None and not q.extra_bits and q.scale_bits is None else "its scales are codes themselves"
+        return "" if (q.zero is None or q.zero_bits is None) and not q.extra_bits and q.scale_bits is None else "its scales are codes themselves"
     if element == "e4m3" and q.scale_bits is None:
         return ""
     if element == "e2m1" and q.nested is None and (q.scale_unit is not None or _powers_of_two(q.scale)):

@@ -16,7 +16,7 @@ REMEMBERED = 1000  # sessions whose last Cancel is known
 
 
 class Cancel:
-    """What one Cancel button stops. says: the status line for whoever pressed it.
+    """What one Cancel button stops. says: the status line for whoever pressed it, empty where the button writes the last word itself.
 
     Cancelled work may have a line on its way, and a page keeps the last line that comes. So it is remembered when a session last pressed, and work
     that began before says so too at its next event, instead of going on.
@@ -27,11 +27,21 @@ class Cancel:
 
     def stops(self, start: Callable[..., Any], handler: Callable[..., Iterator[list[Any]]], inputs: Any, outputs: list[Any], **options: Any) -> None:
         """Wires an event such as `button.click` to a generator that this button stops. Its first output is the status line."""
-        self._running.append(start(self.heard(handler), inputs, outputs, trigger_mode="multiple", **options, **QUIET))
+        self._running.append(start(self.heard(handler), inputs, outputs, **({"trigger_mode": "multiple"} | options), **QUIET))
 
     def by(self, button: Any, line: Any) -> None:
         """Wires the button, after all that it stops; `line` is where it says so."""
         button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
+
+    def instead(self, button: Any, handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> None:
+        """Wires a button that does something else in place of all that it stops."""
+
+        @wraps(handler)
+        def pressed(*values: Any) -> list[Any]:
+            self.press()
+            return handler(*values)
+
+        button.click(pressed, inputs, outputs, cancels=self._running, queue=False, **QUIET)
 
     def press(self) -> str:
         """The line for whoever pressed; what the session has running stops at its next event, and gradio closes it."""
@@ -50,7 +60,8 @@ class Cancel:
             try:
                 for update in updates:
                     if self._pressed.get(visitor, 0.0) > started:
-                        yield [self.says, *[gr.skip()] * (len(update) - 1)]
+                        if self.says:
+                            yield [self.says, *[gr.skip()] * (len(update) - 1)]
                         return
                     yield update
             finally:

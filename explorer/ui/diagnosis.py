@@ -18,7 +18,7 @@ from explorer.ui.page import Clock, failure, status
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.failures import PLOTS, both, drawn, report
 
-EVIDENCE = 2 + 2 + 2 * len(PLOTS) + 2  # ticket and status; table and column, the plots with their words, the chart of groups alike
+EVIDENCE = 2 + 2 + 2 * len(PLOTS) + 2  # status and ticket; table and column, the plots with their words, the chart of groups alike
 START = "Draw a model: a bug is planted in a copy of a quantized run, and both are measured here."
 
 
@@ -29,7 +29,7 @@ class Diagnosis:
         self.shell, self._dice = shell, random.SystemRandom()
 
     def draw(self, layer: Any) -> Iterator[list[Any]]:
-        """Plants a bug drawn at random and streams the measuring: ticket, status, table, then the plots. The page gets the ticket, never the bug."""
+        """Plants a bug drawn at random and streams the measuring: status, ticket, table, then the plots. The page gets the ticket, never the bug."""
         kept, clock = [gr.skip()] * (EVIDENCE - 2), Clock()
         case = draw(self._dice)
         reports = list[Report]()
@@ -38,11 +38,11 @@ class Diagnosis:
                 if isinstance(event, Report):
                     reports.append(event)
                 else:
-                    yield [gr.skip(), event, *kept]
+                    yield [event, gr.skip(), *kept]
             told = status(f"{SETUPS[case['setup']].title}, with a bug in the second column. Measured in {clock.seconds():.1f} s.", "done")
-            yield [self.shell.sealed.put(case), told, report(reports, ""), *drawn(reports, str(layer or ""))]
+            yield [told, self.shell.sealed.put(case), report(reports, ""), *drawn(reports, str(layer or ""))]
         except Exception as error:  # the outermost boundary: whoever pressed Draw gets a sentence
-            yield [gr.skip(), failure(error), *kept]
+            yield [failure(error), gr.skip(), *kept]
 
     def controls(self, ticket: Any) -> list[Any]:
         """The values of the shell's controls for the configuration of a case, without its bug."""

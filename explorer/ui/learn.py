@@ -89,7 +89,7 @@ def drawn(step: Step, reports: Mapping[str, Report], answers: Mapping[str, Answe
         figure, shown = figures()[step.figure], [reports[name] for name in step.runs]
         return figure.draw(shown, step.layer), figure.summary(shown, step.layer)
     if step.chart:
-        return draw(step.chart, step.runs, reports, answers), words(step.chart, step.runs, reports)
+        return draw(step.chart, step.runs, reports, answers), words(step.chart, step.runs, reports, answers)
     return None, ""
 
 

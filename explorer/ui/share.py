@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from explorer.export import as_csv, as_html, as_json
+from explorer.export import as_csv, as_html, as_json, commands
 from explorer.link import OPTIONS, Wanted, parse, query
 from explorer.records import InputError, QuantSpec, Report
 from explorer.ui.page import OPTIONS as ORDER
@@ -38,6 +39,11 @@ def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
     path = Path(tempfile.mkdtemp(prefix="quantization-")) / f"quantization.{kind}"
     path.write_text(made, encoding="utf-8")
     return str(path)
+
+
+def lines(page: Page, keys: list[str], before: str) -> str:
+    """The compared configurations as commands, to repeat them or to save their models; nothing when they are on the page already."""
+    return "" if before else f"<p class='see'>In a checkout of the project:</p>{commands(page.shell.shelf.pick(keys))}"
 
 
 def control_updates(page: Page, wanted: Wanted) -> list[Any]:
@@ -112,6 +118,8 @@ def build(page: Page) -> dict[str, Any]:
         parts["link"] = gr.Button("Copy link", size="sm", elem_id="copy-link", min_width=90)
         for kind in ("csv", "json", "html"):
             parts[kind] = gr.Button({"html": "Report"}.get(kind, kind.upper()), size="sm", elem_id=f"save-{kind}", min_width=70)
+        parts["commands"] = gr.Button("Commands", size="sm", elem_id="show-commands", min_width=80)
+    parts["lines"] = gr.HTML("", elem_id="commands", padding=False)
     parts["text"] = gr.Textbox(visible="hidden", elem_id="link-text")
     parts["file"] = gr.DownloadButton("file", elem_id="save-file", visible="hidden")
     return parts
@@ -126,6 +134,7 @@ def wire(blocks: gr.Blocks, page: Page, parts: dict[str, Any], run: Any) -> None
     for kind in ("csv", "json", "html"):
         made = parts[kind].click(lambda *values, kind=kind: file_of(page, kind, *values), [shell.compared, shell.layer], parts["file"], **QUIET)
         made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
+    parts["commands"].click(partial(lines, page), [shell.compared, parts["lines"]], parts["lines"], **QUIET)
     shown = [run, shell.bar, shell.status, *shell.controls, shell.compared, shell.layer, *shell.outputs()]
 
     def opened(request: gr.Request) -> Iterator[list[Any]]:

@@ -67,8 +67,8 @@ def tuned(device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterabl
             seconds = samples_of(key) if samples_of else _timer(copies, packed.meta, weight_only, device)
             default = scaled_matmul.default_tile(case.m, op.activation == "int8")
             if at:
-                default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.block), at.bits, at.kind)
-            tile, best = search(candidates(case.m, case.n, case.k, at.block if at else 128, weight_only), seconds)
+                default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.step), at.bits, at.kind)
+            tile, best = search(candidates(case.m, case.n, case.k, at.step if at else 128, weight_only), seconds)
             yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
 
 

@@ -195,7 +195,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
         told = f"<div class='told'><h3>{escape(BUGS[bug].title)}</h3><p>{escape(BUGS[bug].story)}</p><p><b>{hit}</b> {escape(BUGS[bug].seen)}</p></div>"
     own = {detector.__name__ for detector in BUG_DETECTORS}
     seen = found[1] if bug else [f for f in found[1] if f.name not in own]
-    note = "" if bug else f"<p class='hint'>{len(found[1]) - len(seen)} more checks look for bugs by name; they are shown when you reveal it.</p>"
+    note = "" if bug else f"<p class='hint'>{len(found[1]) - len(seen)} more checks look for bugs by name; they are shown once it is named.</p>"
     lists = f"<h3>What the guard finds with the bug</h3>{findings(seen)}{note}"
     clean = named(found[0])
     lists += f"<p class='hint'>On the healthy run it {'names no bug' if not clean else f'names {escape(clean)}: a false alarm'}.</p>"

@@ -16,6 +16,7 @@ from explorer.learn import progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
 from explorer.records import Report
+from explorer.ui.cancel import Cancel
 from explorer.ui.diagnosis import START, Diagnosis
 from explorer.ui.frame import chart, frame
 from explorer.ui.interviewer import Interviewer, shown_card
@@ -68,8 +69,9 @@ def build(shell: Shell) -> View | None:
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
     graded = [state, ticked, answer, following, feedback, result, recorded]
-    running = answer.click(trainer.answer, given, graded, concurrency_limit=64, **QUIET)
-    recorded.click(trainer.recorded, given, graded, cancels=[running], **quick)
+    waiting = Cancel("")
+    waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
+    waiting.instead(recorded, trainer.recorded, given, graded)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
@@ -131,9 +133,10 @@ def _broken(shell: Shell, diagnosis: Diagnosis) -> tuple[Any, Any, Any]:
         plots += chart(dataclasses.replace(charts()["group_error"], name="case-group_error"))
     named = gr.Radio([(bug.title, bug.name) for bug in BUGS.values()], label="Diagnosis", elem_id="diagnosis")
     step = gr.Radio([(bug.settle, bug.name) for bug in sorted(BUGS.values(), key=lambda bug: bug.settle)], label="Next step", elem_id="next-step")
-    drawing = draw.click(diagnosis.draw, shell.layer, [ticket, line, table, below, *plots], concurrency_limit=16, **QUIET)
+    stopping = Cancel(status("Cancelled. What was measured is kept."))
+    stopping.stops(draw.click, diagnosis.draw, shell.layer, [line, ticket, table, below, *plots], concurrency_limit=16)
+    stopping.by(stop, line)
     draw.click(lambda: (None, None), None, [named, step], queue=False, **QUIET)
-    stop.click(lambda: status("Cancelled."), None, line, cancels=[drawing], queue=False, **QUIET)
     control.click(diagnosis.controls, ticket, shell.controls, queue=False, **QUIET)
     return ticket, named, step
 
