@@ -57,17 +57,20 @@ def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
 def size(report: Report, base: Report | None) -> str:
     """Stored against resident bits, and what did not shrink."""
     stored, resident, total = (known(report, name) for name in ("bits_per_weight", "bits_per_weight_resident", "weight_bytes"))
-    if stored is None or resident is None or total is None:
+    if stored is None or total is None:
         return "Its size was not measured."
     words = f"It stores {stored.value:.2f} bits a weight, scales included"
-    if resident.value > stored.value * 1.02:
+    if resident is not None and resident.value > stored.value * 1.02:
         words += f", and holds {resident.value:.2f} in memory, the width that the kernel reads"
     words += "."
     start, kept = known(base, "weight_bytes"), known(report, "memory_kept")
-    if start is None or kept is None:
+    if start is None:
         return words
     ratio, hoped = start.value / total.value, 16 / stored.value
-    words += f" All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less, not {hoped:.1f}: "
+    words += f" All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less, not {hoped:.1f}"
+    if kept is None:  # a recorded survey does not say by part
+        return words + "."
+    words += ": "
     skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != "outside the decoder blocks"]
     left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
     return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.rotation import Rotation
-from kernels.op import Packed, choose
+from kernels.hadamard import Turn
+from kernels.hadamard import refuses as fused_refuses
+from kernels.op import Activation, Form, Packed, choose, ops
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input, in the model's order
 HEAD = "lm_head"  # the output head's name in every supported family
@@ -42,6 +45,8 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("bias", bias)
         # Looked up once: a module finds its buffers by a search that costs as much as a small operation, and this runs for every layer of every token.
         self._bias, self._turn = bias, None if self.inverse is None and turn is None else self._transform
+        if turn is not None and form.rounded is not None and (rounds := turning(self.rotation, weight.activation, device)) is not None:
+            self._run, self._turn = partial(_turned_and_rounded, form.rounded, *rounds), None if self.inverse is None else self._scaled
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N], in x's dtype."""
@@ -54,6 +59,9 @@ class QuantizedLinear(nn.Module):
             x = self._turn(x)
         y = self._run(x, self._packed)
         return y if self._bias is None else y + self._bias
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * self.inverse
 
     def _transform(self, x: Tensor) -> Tensor:
         x = x if self.inverse is None else x * self.inverse
@@ -79,6 +87,17 @@ class QuantizedLinear(nn.Module):
         held = {name: getattr(self, name) for name in (*self._packed.tensors, "inverse") if getattr(self, name) is not None}
         held |= {} if self.rotation is None else vars(self.rotation)
         return {name: tensor.numel() * tensor.element_size() for name, tensor in held.items()}
+
+
+def turning(rotation: Rotation, activation: Activation | None, device: torch.device) -> tuple[Form, Packed] | None:
+    """The form that turns inputs and rounds them in one pass, and what it holds; None where inputs stay in 16 bits or it does not serve them."""
+    op, turn = ops()["hadamard"], Turn(rotation.signs, rotation.left, rotation.right, activation)
+    form = (op.gpu if device.type == "cuda" else op.cpu)[0]
+    return None if activation is None or fused_refuses(turn) else (form, form.pack(turn))
+
+
+def _turned_and_rounded(multiply: Callable, form: Form, turn: Packed, x: Tensor, packed: Packed) -> Tensor:
+    return multiply(x, *form.run(x, turn), packed)
 
 
 def _place(tensor: Tensor) -> int:

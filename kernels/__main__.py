@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kernels import table
-from kernels.bench import tune
+from kernels.bench import llama_cpp, tune
 from kernels.bench.check import check
 from kernels.bench.measure import measure
 from kernels.bench.shapes import ROWS, SHAPES
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [int(part) for part in args.rows.split(",") if part] or ROWS[args.device]
     command = "python -m kernels " + " ".join(sys.argv[1:] if argv is None else argv)
     if args.task == "tune":
-        found = tune.tuned(device, shapes, rows) if args.device == "cuda" else tune.crossings(shapes)
+        found = tune.tuned(device, shapes, rows, names=names) if args.device == "cuda" else tune.crossings(shapes)
         print(f"wrote {tune.write(device_name(device), _shown(found, show_tile, args.json), command)}", file=sys.stderr)
         return 0
     document = {"device": device_name(device), "command": command.strip(), "date": datetime.date.today().isoformat()} | versions()
@@ -70,15 +70,26 @@ def main(argv: list[str] | None = None) -> int:
         document["busy"] = busy() if device.type == "cpu" else ""
         document["copy_gb_per_s"] = copy_bandwidth(device) / 1e9
         timed = measure(device, shapes, rows, args.samples, document["copy_gb_per_s"] * 1e9, args.peers, names)
-        document["timings"] = list(_shown(timed, show_timing, args.json))
+        document["timings"] = []
+        for row in _shown(timed, show_timing, args.json):
+            document["timings"].append(row)
+            if args.write:
+                save(document)
+        if args.peers and device.type == "cpu":
+            document["tokens"] = list(_shown(llama_cpp.compare(), show_token, args.json))
     if document.get("busy"):
         print(f"The machine was busy ({document['busy']}): these timings are not the kernels' own.", file=sys.stderr)
     if args.write:
-        BENCH.mkdir(parents=True, exist_ok=True)
-        (BENCH / table.file_name(document["device"])).write_text(json.dumps(document, indent=1) + "\n")
+        save(document)
     if args.json:
         print(json.dumps(document, indent=1))
     return 0 if all(row["ok"] for row in document["checks"]) else 1
+
+
+def save(document: dict[str, Any]) -> None:
+    """Writes the device's file: after every row, because the time on a borrowed machine may end before the run does."""
+    BENCH.mkdir(parents=True, exist_ok=True)
+    (BENCH / table.file_name(document["device"])).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def versions() -> dict[str, Any]:
@@ -107,6 +118,12 @@ def show_timing(r: dict) -> str:
     line += f" {r['gb_per_s']:7.1f} GB/s {100 * r['of_copy']:4.0f}% of copy"
     peers = "".join(f", {p['ratio']:.2f}x {name}" for name, p in r["peers"].items() if "ratio" in p)
     return f"{line}, {r['ratio']:.2f}x {r['baseline']}{peers}"
+
+
+def show_token(r: dict) -> str:
+    if "why" in r:
+        return f"{r['blocks']}: llama.cpp did not run: {r['why']}"
+    return f"{r['blocks']}: 4-bit products of a token {r['us']:.0f} us, llama.cpp's token {r['llama_cpp_us']:.0f} us, {r['ratio']:.2f}x ours"
 
 
 def show_tile(r: dict) -> str:

@@ -2,10 +2,9 @@
 
 The weights are the left operand of the dot product (swap-AB): for a few rows of x the tile is wide in N, where the work is. Codes become
 floats without a conversion instruction (codes.py). Products are summed in float32 over one group, then multiplied by the group's scale, so a
-scale costs one multiplication a group and not one a weight; where two scales share a block (NVFP4) they are multiplied into the codes,
-exactly. K is split over several programs when N and M alone are too few for the GPU; the partial sums go to a workspace that needs no zeroing
-and a second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy.
-What the tensors hold is packed by formats.py.
+scale costs one multiplication a group and not one a weight; where two scales share a block (NVFP4) they are multiplied into the codes, exactly.
+K is split over several programs when N and M alone are too few for the GPU; the partial sums go to a workspace that needs no zeroing and a
+second, small kernel adds them in a fixed order. Many rows pay for a dequantized copy. What the tensors hold is packed by formats.py.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def low_bit_matmul_kernel(
     row, line = tl.minimum(n, n_size - 1), tl.minimum(m, m_size - 1)  # beyond the end the last one is read again and not stored: no masks
     PLANE_COUNT: tl.constexpr = 1 if BITS == 8 else 2 if BITS == 4 else 4 if BITS == 2 else 8
     WIDTH: tl.constexpr = BLOCK_K // PLANE_COUNT
-    TOGETHER: tl.constexpr = PLANE_COUNT if GROUP == 0 or GROUP >= BLOCK_K else GROUP // WIDTH  # planes that share a scale
+    TOGETHER: tl.constexpr = PLANE_COUNT if GROUP == 0 or GROUP >= BLOCK_K or PACKED < BLOCK_K else GROUP // WIDTH  # planes that share a scale
     inside = tl.arange(0, WIDTH)
     order = inside if KIND == "table" or ASM != "" else (inside // 4) * 4 + (inside % 2) * 2 + (inside % 4) // 2  # which input meets a stored byte
     order += inside // (PACKED // PLANE_COUNT) * (PACKED - PACKED // PLANE_COUNT)  # several blocks a step: each has its planes side by side
@@ -120,12 +119,9 @@ def low_bit_matmul_kernel(
             k = step * BLOCK_K + plane * (PACKED // PLANE_COUNT) + order
             inputs = x_ptr + line[None, :] * stride_x + k[:, None]
             x = tl.load(inputs) if EVEN else tl.load(inputs, mask=(k < k_size)[:, None], other=0.0)
-            if PACKED < BLOCK_K:
-                acc = tl.dot(w, x.to(DTYPE), acc, input_precision="ieee")
-            else:
-                part = tl.dot(w, x.to(DTYPE), part, input_precision="ieee")
-            if PACKED == BLOCK_K and (plane + 1) % TOGETHER == 0:
-                acc += part * _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None] if GROUP else part
+            part = tl.dot(w, x.to(DTYPE), part, input_precision="ieee")
+            if (plane + 1) % TOGETHER == 0:
+                acc += part * _scale(scale_ptr, nest_ptr, where, SCALE, RUN)[:, None] if GROUP and PACKED == BLOCK_K else part
                 part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     if not GROUP:
         acc *= _scale(scale_ptr, nest_ptr, row * scale_stride, SCALE, RUN)[:, None]

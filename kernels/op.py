@@ -83,6 +83,7 @@ class Form:
     it, else a clause that says why not. run(x bf16/fp16/fp32, packed) -> the result, in x's dtype where it is not codes. For a weight x is
     [M, K] and the result [M, N]. rounds_to: the dtype that results pass through when it is not x's. capability: the least compute capability
     of a GPU, times ten; 0 for any. crossing(packed): the row count from which it runs another way, which `many` names; None for none.
+    rounded(x, codes, scale, packed): the same on inputs that were rounded per token elsewhere, codes [M, K] and scale [M, 1]; x [M, K] gives the dtype.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Form:
     capability: int = 0
     many: str = ""
     crossing: Callable[[Packed], int] | None = None
+    rounded: Callable[[Tensor, Tensor, Tensor, Packed], Tensor] | None = None
 
     def runs(self, packed: Packed, m: int) -> str:
         """The name of what multiplies m rows."""

@@ -84,11 +84,28 @@ def scaled_matmul(
     return launch(x, {"codes": codes, "scale": scale, "keep": keep, "columns": columns, "kept": kept}, Activation(kind, per, given), tile)
 
 
+@torch.library.custom_op("quantization_explorer::rounded_matmul", mutates_args=())
+def rounded_matmul(x: Tensor, rounded: Tensor, scale_x: Tensor, codes: Tensor, scale: Tensor, kind: str) -> Tensor:
+    """As `scaled_matmul` per token, of inputs [M, K] that came as codes and scale [M, 1]; x gives the result's dtype."""
+    (m, k), n = rounded.shape, codes.shape[0]
+    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m, kind == "int8")
+    return _multiply(x, rounded, scale_x, {"codes": codes, "scale": scale}, Activation(kind), tile)
+
+
+@rounded_matmul.register_fake
+def _(x, rounded, scale_x, codes, scale, kind):
+    return x.new_empty(rounded.shape[0], codes.shape[0])
+
+
 def launch(x: Tensor, t: dict[str, Tensor | None], a: Activation, tile: Tile) -> Tensor:
     """y of x [M, K] with one tile."""
+    x = x.contiguous()
+    return _multiply(x, *round_inputs(x, a.kind, a.per, a.scale, t.get("keep")), t, a, tile)
+
+
+def _multiply(x: Tensor, rounded: Tensor, scale_x: Tensor, t: dict[str, Tensor | None], a: Activation, tile: Tile) -> Tensor:
     codes, scale, kept = t["codes"], t["scale"], t.get("kept")
-    (m, k), n, x = x.shape, codes.shape[0], x.contiguous()
-    rounded, scale_x = round_inputs(x, a.kind, a.per, a.scale, t.get("keep"))
+    (m, k), n = rounded.shape, codes.shape[0]
     wide = x.device.type == "cpu" or x.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly and cuts bits off
     dtype = tl.float32 if wide else tl.float16 if x.dtype == torch.float16 else tl.bfloat16
     y = torch.empty(m, n, dtype=torch.float32 if wide else x.dtype, device=x.device)
@@ -104,6 +121,11 @@ def launch(x: Tensor, t: dict[str, Tensor | None], a: Activation, tile: Tile) ->
 @scaled_matmul.register_fake
 def _(x, codes, scale, keep, columns, kept, kind, per, given):
     return x.new_empty(x.shape[0], codes.shape[0])
+
+
+def run_rounded(x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
+    """Form.rounded on tensors codes and scale; meta = (activation,) without outlier columns."""
+    return rounded_matmul(x, rounded, scale_x, packed.tensors["codes"], packed.tensors["scale"], packed.meta[0].kind)
 
 
 def kept_columns(codes: Tensor, activation: Activation) -> dict[str, Tensor]:

@@ -74,6 +74,11 @@ def _onednn_run(x: Tensor, packed: Packed) -> Tensor:
     return (y * t["scale"]).to(x.dtype)
 
 
+def _onednn_rounded(x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
+    t = packed.tensors
+    return (integer_product(rounded, t["codes"], t["one"], t["none"]) * scale_x * t["scale"]).to(x.dtype)
+
+
 def integer_product(rounded: Tensor, blocked: Tensor, one: Tensor, none: Tensor) -> Tensor:
     """int8 [M, K] times oneDNN's blocked [K, N] -> float32 [M, N], the int32 sums. oneDNN multiplies unsigned by signed bytes: 128 stands for 0."""
     unsigned = rounded.view(torch.uint8) ^ 128
@@ -88,9 +93,9 @@ TOKEN, TENSOR = Activation("int8"), Activation("int8", "tensor")
 OP = product_op(
     "w8a8_int8_matmul",
     "y = x W^T, x and W in int8",
-    gpu=(Form("triton", _refuses, _pack, _triton_run, "int32 sums"),),
+    gpu=(Form("triton", _refuses, _pack, _triton_run, "int32 sums", rounded=scaled_matmul.run_rounded),),
     cpu=(
-        Form("oneDNN", _onednn_refuses, _onednn_pack, _onednn_run, "int32 sums"),
+        Form("oneDNN", _onednn_refuses, _onednn_pack, _onednn_run, "int32 sums", rounded=_onednn_rounded),
         Form("cpu", _refuses, _pack, _plain_run, "torch's integer matmul, int32 sums"),
     ),
     bits=(8, 8),

@@ -139,3 +139,11 @@ def test_what_was_planted_is_not_called_measured() -> None:
 def test_the_three_answers_carry_both_kinds() -> None:
     html = questions(SEED[2], SEED[0], SEED)
     assert "aria-label='measured'" in html and "aria-label='estimated'" in html and "data-pick='batch:" in html
+
+
+def test_a_report_without_its_parts_still_tells_its_size() -> None:
+    """The recorded survey has no bytes by part: what it has is said, and beside a number nothing says that it was not measured."""
+    few = ("bits_per_weight", "weight_bytes", "kld_mean", "perplexity_delta")
+    report = dataclasses.replace(SEED[2], measurements=tuple(m for m in SEED[2].measurements if m.metric in few))
+    html = questions(report, SEED[0], SEED)
+    assert "stores 4.25 bits" in html and "times less" in html and "size was not measured" not in html

@@ -10,6 +10,7 @@ import pytest
 
 from explorer.docs import SEEDS
 from explorer.figures import Chart, Figure, _found, charts, figures
+from explorer.planner import Plan, architecture, need
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
 from explorer.ui.table import comparison
@@ -49,7 +50,7 @@ def test_chart_draws(chart, full: bool) -> None:
     data = chart.example if full else {}
     drawn = chart.draw(data)
     go.Figure(drawn)
-    assert drawn["layout"]["height"] >= 300 and bool(drawn["data"]) == full
+    assert drawn["layout"]["height"] >= (300 if full else 220) and bool(drawn["data"]) == full
     assert len(json.dumps(drawn, allow_nan=False)) < 150_000
     assert chart.summary(data).endswith(".") and chart.see.endswith(".") and len(chart.why) > 100
 
@@ -58,6 +59,15 @@ def test_chart_draws(chart, full: bool) -> None:
 def test_figure_needs_are_measured(figure) -> None:
     measured = {m.metric for report in ALL for m in report.measurements}
     assert set(figure.needs) <= measured | {"training_loss"}
+
+
+def test_a_70b_keeps_as_much_in_16_bits_as_the_memory_figure_says() -> None:
+    """Embedding and head of Llama 3.1 70B, as a share of all bytes in 16 bits, and once the blocks have 4.25 bits a weight."""
+    model = architecture(json.loads((SEEDS.parent / "architectures" / "llama-3.1-70b.json").read_text()), "llama-3.1-70b")
+    for bits, said in ((16, "3% of the bytes in 16 bits"), (4, "10% once")):
+        weights = need(model, Plan(bits=bits, group=64)).weights
+        share = 100 * (weights["embedding"] + weights["output head"]) / sum(weights.values())
+        assert said in figures()["memory"].why and said.startswith(f"{share:.0f}%")
 
 
 def test_table_tells_a_difference_from_noise() -> None:

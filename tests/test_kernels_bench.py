@@ -12,7 +12,8 @@ import torch
 
 from kernels import __main__ as command
 from kernels import low_bit_matmul, read_out, table
-from kernels.bench import tune
+from kernels.bench import llama_cpp, tune
+from kernels.bench.llama_cpp import Blocks
 from kernels.bench.measure import cases_of, divides
 from kernels.bench.peers import PEERS
 from kernels.bench.shapes import SHAPES
@@ -37,6 +38,7 @@ def test_timings_say_what_moved_and_what_it_is_compared_with(capsys: pytest.Capt
     monkeypatch.setattr(command, "BENCH", tmp_path)
     monkeypatch.setattr("kernels.bench.measure.MOST_COPIES", 3)
     monkeypatch.setattr(command, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr("kernels.bench.llama_cpp.MODELS", {"one block": Blocks(1, 256, 512, 4, 2)})
     assert (
         command.main(["--device", "cpu", "--ops", "int4_matmul,w8a8_int8_matmul", "--shapes", "tiny", "--rows", "1,3", "--samples", "5", "--peers", "--write"])
         == 0
@@ -51,6 +53,8 @@ def test_timings_say_what_moved_and_what_it_is_compared_with(capsys: pytest.Capt
     four = next(row for row in rows if row["format"] == "4-bit g128" and row["case"]["m"] == 1)
     assert four["bytes"] == 64 * 128 + 2 * 64 * 2 * 2 + 2 * 256 + 2 * 64  # codes, scale and shift, x, y
     assert four["peers"]["tinygemm"] == {"why": "needs a CUDA GPU"}
+    (token,) = document["tokens"]
+    assert token["blocks"] == "one block" and (token.get("ratio", 0) > 0 or token["why"])
     eight = [row for row in rows if row["op"] == "w8a8_int8_matmul"]
     assert all(row["peers"]["torch _int_mm"].get("ratio", 0) > 0 for row in eight if "columns" not in row["format"])
 
@@ -120,6 +124,18 @@ def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: py
     assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 1, 2)
     assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None
     table.tiles.cache_clear()
+
+
+def test_llama_cpp_is_given_the_weights_that_a_model_has(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs gguf to read the file back")
+    blocks = Blocks(2, 128, 256, 4, 2)
+    llama_cpp.write(tmp_path / "random.gguf", blocks)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "random.gguf").tensors}
+    low_bit = [tensor for name, tensor in tensors.items() if name.startswith("blk.1") and tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0]
+    assert sum(tensor.n_elements for tensor in low_bit) == sum(n * k for n, k in blocks.products())
+    values = gguf.quants.dequantize(tensors["blk.0.ffn_up.weight"].data, gguf.GGMLQuantizationType.Q4_0)
+    assert values.shape == (256, 128) and 0 < abs(values).max() < 1
+    assert llama_cpp.ours(blocks).median > 0
 
 
 def test_a_cpu_is_tuned_for_the_rows_from_which_weights_are_read_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

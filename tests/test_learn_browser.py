@@ -74,6 +74,12 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     open_tab(page, "trainer")
     page.get_by_text("Result sheet").click()
     page.locator("#sheet", has_text="5 answers").wait_for(timeout=10_000)
+    shown = "['#controls', '#sheet td'].map(part => getComputedStyle(document.querySelector(part)).visibility).join()"
+    page.evaluate(f"window.print = () => {{ window.printed = {shown} }}")
+    page.emulate_media(media="print")
+    page.click("#print-sheet")
+    page.wait_for_function("window.printed === 'hidden,visible'", timeout=5000)
+    page.emulate_media(media="screen")
     page.get_by_text("Interviewer mode").click()
     page.fill("#card-answer textarea", "Four bits and an 8-bit cache.")
     page.locator("#card-evidence input").click()
@@ -85,6 +91,7 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page.locator("#card input").click()
     page.get_by_role("option", name="A broken model").click()
     page.locator("#draw-broken").wait_for(timeout=10_000)
+    assert not page.locator("#tab-trainer").get_by_text("Textbox", exact=True).is_visible(), "the ticket stays out of sight"
     page.click("#record-answer")
     page.locator("#card-status", has_text="Draw a broken model first").wait_for(timeout=10_000)
     assert not wrong

@@ -125,7 +125,8 @@ def test_page_builds_without_warnings() -> None:
     code = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
         "import app, json\n"
-        "assert app.build(None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo']).fns"
+        "page = app.build(None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
+        "assert page.fns and all(len(handler.show_progress_on) == 1 for handler in page.fns.values()), 'each shown progress slows every event'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=app.ASSETS.parent, timeout=120)
 

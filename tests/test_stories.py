@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 import pytest
 
@@ -62,8 +63,12 @@ def test_steps_are_short_and_their_numbers_are_not_typed(name: str, at: int, ste
 @pytest.mark.parametrize("name", stories())
 def test_handouts_stand_alone(name: str) -> None:
     page = handout(name)
+    above, below = page.split("fold here")
+    for step in stories()[name].steps:
+        assert escape(step.predict.ask) in above and escape(conclude(step, recorded(), recorded_answers()).text) in below, "an answer above the fold"
+    assert all(len(set(rows)) == len(rows) for rows in (re.findall("<tr><th>(.*?)</th><td>", t) for t in page.split("<table>"))), "two runs of one name"
     assert page.startswith("<!doctype html>") and "src=" not in page and "<script" not in page and "{" not in re.sub(r"<style>.*?</style>", "", page)
-    assert page.count("<h2>") == len(stories()[name].steps) and len(re.sub("<[^>]+>", " ", page).split()) < 900, "one page"
+    assert page.count("<h2>") == page.count("Not to conclude") == len(stories()[name].steps) and len(re.sub("<[^>]+>", " ", page).split()) < 900, "one page"
 
 
 def test_recorded_reports_are_of_this_model_and_complete() -> None:

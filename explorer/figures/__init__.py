@@ -93,7 +93,9 @@ def layout(x: str, y: str, height: int = 340, **more: Any) -> Plot:
         base[key] = base[key] | value if isinstance(base.get(key), dict) else value
     for key, axis in base.items():
         if key.startswith(("xaxis", "yaxis")) and axis.get("type") == "log":
-            axis.setdefault("tickformat", ",~g")  # a whole number at every tick: between decades Plotly would write the first digit alone
+            # A whole number at every tick, where Plotly would write the first digit alone between decades; so there is room for few.
+            axis.setdefault("tickformat", ",~g")
+            axis.setdefault("nticks", 4)
     return base
 
 
@@ -150,4 +152,4 @@ def against_bits(reports: Sequence[Report], metric: str, title: str) -> Plot:
              "hovertemplate": f"{found.value:.4g} {found.unit}{interval}, %{{x:.3f}} bits",
              "error_y": {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.5}}
         )  # fmt: skip
-    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log"}, showlegend=True))
+    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log", "dtick": 1}, showlegend=True))

@@ -22,7 +22,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
             "marker": {"color": COLOURS[1]},
         }
         data.append(bars)
-    return plot(data, layout("activation", "values per bin (log)", yaxis={"type": "log"}, bargap=0, showlegend=False))
+    return plot(data, layout("activation", "values per bin (log)", yaxis={"type": "log", "dtick": 1}, bargap=0, showlegend=False))
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:

@@ -101,7 +101,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     rungs = rungs_for(found[0][1], reports) if found else []
     ticks = {"tickvals": [r.value("bits_per_weight") for r in rungs], "ticktext": [f"{r.experiment.spec.get('bits')} bits" for r in rungs]}
     axis = {"tickvals": list(range(len(names))), "ticktext": list(METRICS.values()), "range": [-0.5, len(names) - 0.5], "zeroline": False}
-    shape = layout("as good as plain rounding at this width", "", 320, yaxis=axis, xaxis=ticks if rungs else {})
+    shape = layout("bits of plain rounding", "", 320, yaxis=axis, xaxis=ticks if rungs else {})
     return plot(traces, shape | {"showlegend": True})
 
 

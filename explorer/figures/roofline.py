@@ -37,7 +37,7 @@ def unmeasured(drawn: Plot, button: str) -> Plot:
     """A plot without data names the button that fills it."""
     if not drawn["data"]:
         drawn["layout"]["annotations"][0]["text"] = f"Not measured yet: press “{button}”."
-        drawn["layout"]["height"] = 300
+        drawn["layout"]["height"] = 220
     return drawn
 
 

@@ -35,7 +35,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
                 {"type": "scatter", "mode": "markers", "x": grid, "y": [-0.03 * (i + 1)] * len(grid), "yaxis": "y2", "marker": marker,
                  "showlegend": False, "name": f"grid of {report.name}, first group", "hovertemplate": "%{x:.5f}"}
             )  # fmt: skip
-    shape = layout("weight", "weights per bin (log)", 380, yaxis={"type": "log", "domain": [0.22, 1]}, xaxis={"anchor": "y2"})
+    shape = layout("weight", "weights per bin (log)", 380, yaxis={"type": "log", "dtick": 1, "domain": [0.22, 1]}, xaxis={"anchor": "y2"})
     top = max((max(trace["y"]) for trace in data if trace["mode"] == "lines"), default=1)
     shape["yaxis"]["range"] = [math.log10(0.7), math.log10(2 * top)]
     shape["yaxis2"] = {"domain": [0, 0.15], "visible": False, "range": [-0.17, 0.01]}

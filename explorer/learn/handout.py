@@ -1,4 +1,4 @@
-"""A printable page for each walkthrough: its steps, a place to write the prediction, the numbers and the conclusions. HTML that stands alone."""
+"""A printable page for each walkthrough: its questions with a line to write on, and below the fold the numbers and conclusions. HTML that stands alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, stories
 
 STYLE = (
-    "body{font:12px/1.35 system-ui,sans-serif;max-width:180mm;margin:8mm auto;color:#111}h1{font-size:18px;margin:0}h2{font-size:13px;margin:8px 0 2px}"
-    "p{margin:2px 0}table{border-collapse:collapse;margin:3px 0}td,th{border:1px solid #999;padding:1px 6px;text-align:right;font-size:11px}"
-    "th{text-align:left;font-weight:500}.ask{border-bottom:1px dotted #666;padding-bottom:2px}.no{color:#555}@page{size:A4;margin:10mm}"
+    "body{font:11.5px/1.3 system-ui,sans-serif;max-width:190mm;margin:4mm auto;color:#111}h1{font-size:16px;margin:0}h2{font-size:13px;margin:4px 0 0}"
+    "p{margin:1px 0}table{border-collapse:collapse;margin:3px 0 1px}td,th{border:1px solid #999;padding:0 5px;text-align:right;font-size:10px}"
+    "th{text-align:left;font-weight:500}.ask{border-bottom:1px dotted #666;padding-bottom:12px}"
+    ".fold{border-top:1px dashed #666;margin-top:6px;text-align:center;color:#555}.no{color:#555}@page{size:A4;margin:8mm}"
 )
 COLUMNS = (("bits_per_weight", "bits"), ("perplexity_delta", "perplexity, %"), ("kld_mean", "KL, nats"))
 
@@ -20,35 +21,46 @@ COLUMNS = (("bits_per_weight", "bits"), ("perplexity_delta", "perplexity, %"), (
 def handout(name: str) -> str:
     """The page of one story, with the recorded numbers. Raises KeyError for a story that does not exist."""
     story = stories()[name]
-    body = "".join(_step(number, step) for number, step in enumerate(story.steps, 1))
+    asked = "".join(_asked(number, step) for number, step in enumerate(story.steps, 1))
+    found = "".join(_found(number, step) for number, step in enumerate(story.steps, 1))
     dates = sorted({str(recorded()[run].provenance.get("date", "")) for step in story.steps for run in step.runs if run in recorded()})
-    origin = f"Measured on the bundled model, {dates[-1]}; +- is half of a 95% interval." if dates else "Arithmetic."
+    origin = f"Measured on the bundled model, {dates[-1]}; +- is half of a 95% interval." if dates else "Arithmetic and recorded tasks."
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(story.title)}</title><style>{STYLE}</style><h1>{escape(story.title)}</h1>"
-        f"<p>{escape(story.summary)} {escape(origin)}</p>{body}<p class='no'>Source: {escape(story.source)}. Quantization Explorer.</p></html>"
+        f"<p>{escape(story.summary)} Predict first, then fold the page open.</p>{asked}<p class='fold'>fold here</p><p>{escape(origin)}</p>{found}"
+        f"<p class='no'>Source: {escape(story.source)}. Quantization Explorer.</p></html>"
     )
 
 
-def _step(number: int, step: Step) -> str:
+def _asked(number: int, step: Step) -> str:
+    """What a step says and asks, with a line to write on."""
+    predict = step.predict
+    limits = f"{predict.low:,g} to {predict.high:,g} {predict.unit}".strip()
+    ask = f"{predict.ask} ({' / '.join(predict.options) or limits})"
+    return f"<h2>{number}. {escape(step.title)}</h2><p>{escape(step.text)}</p><p class='ask'><b>Predict:</b> {escape(ask)}</p>"
+
+
+def _found(number: int, step: Step) -> str:
+    """What was measured, and what to conclude and what not."""
     found = conclude(step, recorded(), recorded_answers())
-    options = " / ".join(step.predict.options)
-    ask = f"{step.predict.ask} {f'({options})' if options else ''}"
     return (
-        f"<h2>{number}. {escape(step.title)}</h2><p>{escape(step.text)}</p><p class='ask'><b>Predict:</b> {escape(ask)}</p>{_table(step)}"
-        f"<p><b>{'Found' if found.holds else 'Not on this model'}:</b> {escape(found.text)}</p><p class='no'>Not to conclude: {escape(step.beware)}</p>"
+        f"{_table(step)}<p><b>{number}. {'Found' if found.holds else 'Not on this model'}:</b> {escape(found.text)} "
+        f"<span class='no'>Not to conclude: {escape(step.beware)}</span></p>"
     )
 
 
 def _table(step: Step) -> str:
     rows = []
-    for run in step.runs:
+    named = step.chart.get("names") if step.chart.get("kind") == "dots" else None
+    names = named or [recorded()[run].name for run in step.runs]
+    for run, name in zip(step.runs, names, strict=True):
         report = recorded()[run]
         cells = []
         for metric, _ in COLUMNS:
             m = report.find(metric)
             half = f" +- {(m.high - m.low) / 2:.3g}" if m is not None and m.low is not None and m.high is not None and m.high > m.low else ""
             cells.append(f"<td>{m.value:.4g}{half}</td>" if m is not None else "<td></td>")
-        rows.append(f"<tr><th>{escape(report.name)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
     head = "".join(f"<th>{title}</th>" for _, title in COLUMNS)
     return f"<table><tr><th>run</th>{head}</tr>{''.join(rows)}</table>" if rows else ""
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
+from explorer.rotation import Rotation
 from kernels.op import Activation
 
 
 @dataclass(frozen=True)
 class DynamicInt8(Method):
     """Inputs get their scale from the values at hand, token by token, so nothing is calibrated and nothing is clipped. The naive W8A8: it is
-    what LLM.int8() and SmoothQuant repair when some channels hold outliers.
+    what LLM.int8() and SmoothQuant repair when some channels hold outliers. Rotated, no channel does (QuaRot, arXiv 2404.00456, section 4).
     """
 
     name: ClassVar[str] = "dynamic_int8"
@@ -26,6 +27,9 @@ class DynamicInt8(Method):
 
     granularity: str = choice("channel", "tensor", "channel", title="Weight scales", help="How many weights share one scale.")
     activation: str = choice("token", "token", "tensor", title="Inputs", help="Scale per token or per tensor.")
+    rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        return dataclasses.replace(quantize_affine(weight, 8, self.granularity, 0, symmetric=True), activation=Activation("int8", self.activation))
+        rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
+        rounded = quantize_affine(weight if rotation is None else rotation.apply(weight), 8, self.granularity, 0, symmetric=True)
+        return dataclasses.replace(rounded, rotation=rotation, activation=Activation("int8", self.activation))

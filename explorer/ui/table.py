@@ -56,7 +56,7 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     """One table cell: the number, its interval, and the difference to the baseline."""
     found = report.find(row.metric)
     if found is None:
-        return "<td class='empty'>not measured</td>"
+        return f"<td class='empty'>not {'recorded' if report.provenance.get('recorded') else 'measured'}</td>"
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor

@@ -1,4 +1,4 @@
-"""Others' kernels for the same products, where they can be imported: torch's own low-bit operators, gemlite and bitsandbytes."""
+"""Others' kernels for the same products, where they can be imported: torch's own low-bit operators, torchao, gemlite, humming and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,43 @@ def gemlite(x: Tensor, w: LowBitWeight) -> Made | str:
     layer = GemLiteLinear(w.bits, k // groups, k, n, input_dtype=DType.BF16, output_dtype=DType.BF16)
     zero = torch.full_like(w.scale, 2.0 ** (w.bits - 1)) if w.zero is None else w.zero
     layer.pack(w.codes.to(x.device), w.scale.to(x.device, torch.bfloat16), zero.to(x.device, torch.bfloat16), None)
-    return {}, lambda x, _tensors: layer(x)
+    return _held(layer)
+
+
+def _held(layer: torch.nn.Module) -> Made:
+    """A layer whose tensors are handed in at each call, so that copies of them can be rotated."""
+    return dict(layer.named_parameters()) | dict(layer.named_buffers()), lambda x, t: torch.func.functional_call(layer, t, (x,))
+
+
+def humming(x: Tensor, w: LowBitWeight) -> Made | str:
+    """humming's JIT kernels of the same weight, rounded by itself to the same format."""
+    if x.device.type != "cuda":
+        return "needs a CUDA GPU"
+    if w.codebook is not None or not 1 <= w.bits <= 8:
+        return "takes integers of 1 to 8 bits"
+    from humming.layer import HummingLayer
+
+    (n, k), groups = w.codes.shape, w.scale.shape[1]
+    asked = {"dtype": f"uint{w.bits}", "group_size": 0 if groups == 1 else k // groups}
+    layer = HummingLayer(n, k, asked, torch_dtype=torch.bfloat16).to(x.device)
+    layer.load_from_unquantized(dequantize(w).bfloat16().to(x.device))
+    layer.transform()
+    return _held(layer)
+
+
+def torchao(x: Tensor, w: LowBitWeight) -> Made | str:
+    """torchao's weight-only layers: 4 bits in groups, or 8 bits with one scale a row, rounded by itself."""
+    if x.device.type != "cuda":
+        return "needs a CUDA GPU"
+    (n, k), groups = w.codes.shape, w.scale.shape[1]
+    if w.codebook is not None or (w.bits, groups == 1) not in ((4, False), (8, True)):
+        return "takes 4-bit integers in groups or 8-bit ones with a scale a row"
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    layer = torch.nn.Linear(k, n, bias=False, dtype=torch.bfloat16, device=x.device).requires_grad_(False)
+    layer.weight.copy_(dequantize(w))
+    quantize_(layer, Int8WeightOnlyConfig() if w.bits == 8 else Int4WeightOnlyConfig(group_size=k // groups, int4_packing_format="tile_packed_to_4d"))
+    return _held(layer)
 
 
 def bitsandbytes(x: Tensor, w: LowBitWeight) -> Made | str:
@@ -94,7 +130,11 @@ PEERS = (
     Peer("tinygemm", "int4_matmul", tinygemm),
     Peer("gemlite", "int4_matmul", gemlite),
     Peer("bitsandbytes", "int4_matmul", bitsandbytes),
+    Peer("humming", "int4_matmul", humming),
+    Peer("torchao", "int4_matmul", torchao),
     Peer("gemlite", "int8_matmul", gemlite),
+    Peer("humming", "int8_matmul", humming),
+    Peer("torchao", "int8_matmul", torchao),
     Peer("torch _scaled_mm", "w8a8_fp8_matmul", scaled_mm),
     Peer("torch _int_mm", "w8a8_int8_matmul", int_mm),
 )

@@ -89,12 +89,12 @@ def build(shell: Shell) -> View:
         sweep = gr.Button("Sweep the batch", elem_id="speed-sweep", min_width=140)
         stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
     line = gr.HTML(status("Nothing is being measured."), elem_id="speed-status", padding=False)
+    batch = chart(charts()["batch"])
     with gr.Row():
         with gr.Column(min_width=320):
             roof = chart(charts()["roofline"])
         with gr.Column(min_width=320):
             times = chart(charts()["token_times"])
-    batch = chart(charts()["batch"])
     heading("Kernels by shape and device", "See how close each kernel comes to the copy bandwidth that was measured in the same run.")
     gr.HTML(kernel_tables(), elem_id="speed-kernels")
 

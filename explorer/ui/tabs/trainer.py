@@ -28,6 +28,17 @@ from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS
 from explorer.ui.trainer import FIELDS, Trainer
 
+# Gradio puts its own classes before the rules of a page's @media print, where no rule of body matches any more; so this style is put in while printing.
+PRINT = """() => {
+  const style = Object.assign(document.createElement('style'), {media: 'print', textContent: `
+    body, body * { visibility: hidden !important; background: #fff !important; }
+    #sheet, #sheet * { visibility: visible !important; color: #000 !important; }
+    #sheet { position: fixed !important; inset: 0; }`});
+  document.head.append(style);
+  window.print();
+  style.remove();
+}"""
+
 
 def build(shell: Shell) -> View | None:
     """Lays out the question, its answer widgets, the sheet, and below them interviewer mode."""
@@ -73,10 +84,11 @@ def build(shell: Shell) -> View | None:
     waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
     waiting.instead(recorded, trainer.recorded, given, graded)
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
-    printed.click(None, None, None, js="() => { document.body.classList.add('print-sheet'); window.print(); document.body.classList.remove('print-sheet'); }")
+    printed.click(None, None, None, js=PRINT)
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
+    ticket = gr.Textbox("", visible="hidden")  # outside what opens later: a hidden part of that would show
     with gr.Accordion("Interviewer mode", open=False, elem_id="interviewer"):
-        evidence = _interviewer(shell)
+        evidence = _interviewer(shell, ticket)
     return View([evidence], lambda reports, layer: [attachable(reports)])
 
 
@@ -86,8 +98,8 @@ def attachable(reports: Sequence[Report]) -> Any:
     return gr.Dropdown(choices=[(r.name, key) for r, key in zip(quantized, keys_of(quantized), strict=True)])
 
 
-def _interviewer(shell: Shell) -> Any:
-    """A card, an answer, runs on the page as evidence, the transcript. Returns the choice of evidence."""
+def _interviewer(shell: Shell, ticket: Any) -> Any:
+    """A card, an answer, runs on the page as evidence, the transcript. ticket: of the broken model. Returns the choice of evidence."""
     mode, first = Interviewer(shell), next(iter(cards()))
     offered = [r for r in shell.shelf.first() if not is_baseline(r)]
     kept = notes("transcript", [])
@@ -95,7 +107,7 @@ def _interviewer(shell: Shell) -> Any:
     card = gr.Dropdown([(f"{c.title} ({c.level})", name) for name, c in cards().items()], value=first, label="Card", filterable=False, elem_id="card")
     shown = gr.HTML(shown_card(first), elem_id="card-text")
     with gr.Column(visible=False) as broken:
-        ticket, named, step = _broken(shell, mode.diagnosis)
+        named, step = _broken(shell, mode.diagnosis, ticket)
     answer = gr.Textbox(label="Answer", lines=5, max_length=4000, elem_id="card-answer")
     evidence = gr.Dropdown(
         [(r.name, key) for r, key in zip(offered, keys_of(offered), strict=True)], multiselect=True, allow_custom_value=True, max_choices=5,
@@ -117,9 +129,8 @@ def _interviewer(shell: Shell) -> Any:
     return evidence
 
 
-def _broken(shell: Shell, diagnosis: Diagnosis) -> tuple[Any, Any, Any]:
-    """The broken model's part of a card: draw, evidence, diagnosis and next step. Returns ticket and the two choices."""
-    ticket = gr.Textbox("", visible="hidden")
+def _broken(shell: Shell, diagnosis: Diagnosis, ticket: Any) -> tuple[Any, Any]:
+    """The broken model's part of a card: draw, evidence, diagnosis and next step. Returns the two choices."""
     with gr.Row():
         draw = gr.Button("Draw a broken model", variant="primary", elem_id="draw-broken", min_width=150)
         stop = gr.Button("Cancel", variant="stop", min_width=90)
@@ -138,7 +149,7 @@ def _broken(shell: Shell, diagnosis: Diagnosis) -> tuple[Any, Any, Any]:
     stopping.by(stop, line)
     draw.click(lambda: (None, None), None, [named, step], queue=False, **QUIET)
     control.click(diagnosis.controls, ticket, shell.controls, queue=False, **QUIET)
-    return ticket, named, step
+    return named, step
 
 
 TAB = Tab("trainer", "Trainer", build, order=81)
