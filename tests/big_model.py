@@ -1,4 +1,4 @@
-"""Quantizes a large random checkpoint and measures the peak memory: `python -m tests.big_model --gigabytes 2`. Not a test: it takes minutes and disk."""
+"""Quantizes a large random checkpoint and measures the peak memory: `python -m tests.big_model --gigabytes 2`. A small one is a test of models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,23 +85,29 @@ def work(folder: Path, method: str, out: multiprocessing.connection.Connection) 
     })  # fmt: skip
 
 
+def measured(folder: Path, method: str) -> dict[str, Any]:
+    """What quantizing a folder's model takes, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(folder, method, theirs))
+    process.start()
+    theirs.close()
+    with ours:
+        found = ours.recv()
+    process.join()
+    return {"checkpoint_gb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9} | found
+
+
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__)
     top.add_argument("--gigabytes", type=float, default=2.0, help="size of the checkpoint")
     top.add_argument("--methods", default="rtn", help="comma-separated")
     args = top.parse_args()
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "big"
         make(folder, args.gigabytes)
-        size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
         for method in args.methods.split(","):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=work, args=(folder, method, theirs))
-            process.start()
-            theirs.close()
-            print(json.dumps({"checkpoint_gb": size / 1e9} | ours.recv()))
-            process.join()
+            print(json.dumps(measured(folder, method)))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from explorer import checkpoint, data, models
 from explorer.calibration import sequential_inputs
 from explorer.checkpoint import SUPPORTED
 from explorer.experiment import Loader, LocalRunner, last_report
-from explorer.hub import Hub, HubSettings
+from explorer.hub import Hub, HubSettings, Weight
 from explorer.qlinear import put
 from explorer.records import InputError
 from explorer.store import Store
-from tests import architectures
+from tests import architectures, big_model
 from tests.hub_server import stand_in
 
 CPU = torch.device("cpu")
@@ -154,3 +154,12 @@ def test_weights_in_bfloat16_stay_on_disk_until_they_are_used(kind: str, tmp_pat
     single = architectures.make(kind, tmp_path / "f32", torch.float32)
     assert checkpoint._mapped(single, AutoModelForCausalLM.from_pretrained(single).config) is None
     assert checkpoint.read_model(single, checkpoint.check_config(single)).dtype == torch.bfloat16
+
+
+def test_a_model_stays_on_disk_and_the_estimate_covers_the_measured_peak(tmp_path: Path) -> None:
+    """60 million random weights in a process of its own: loading takes a fraction of them, quantizing block by block what the refusal reckons with."""
+    big_model.make(tmp_path / "big", 0.12)
+    found = big_model.measured(tmp_path / "big", "rtn")
+    before, loaded, peak = (1e9 * found[when]["anonymous"] for when in ("before", "loaded", "peak"))
+    assert loaded - before < 0.4 * 1e9 * found["checkpoint_gb"], found
+    assert found["quantized_bytes"] < peak - before < models.memory_needed(Weight({"BF16": found["parameters"]}, 2048 * 5632), CPU), found
