@@ -120,7 +120,12 @@ def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"device": "<b>X</b>", "torch": "2", "timings": rows}))
     (tmp_path / "b.json").write_text("{")
     shown = kernel_tables(tmp_path)
-    assert "&lt;b&gt;X" in shown and "<th scope='row'>64 x 32</th><th scope='row'>1</th><td>1.5</td>" in shown and "peers" not in shown and "b.json cannot be read" in shown
+    assert (
+        "&lt;b&gt;X" in shown
+        and "<th scope='row'>64 x 32</th><th scope='row'>1</th><td>1.5</td>" in shown
+        and "peers" not in shown
+        and "b.json cannot be read" in shown
+    )
 
 
 def test_speed_command_prints_both_answers(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
