@@ -37,7 +37,7 @@ def own_gptq(weight: Tensor, h: Tensor, order: bool) -> Work:
 
 
 def llm_compressor(weight: Tensor, h: Tensor, order: bool) -> Work:
-    """Its quantizer of stacked weights, with this project's symmetric scales of the same groups."""
+    """Its quantizer of stacked weights, with its own symmetric scales, absmax / 7.5 of the same groups; this project's are absmax / 7."""
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 

@@ -39,7 +39,8 @@ def kernel_tables(folder: Path = BENCH) -> str:
     for path in sorted(folder.glob("*.json")):
         try:
             data = json.loads(path.read_text())
-            parts.append(_table(str(data.get("device", path.stem)), list(map(shown_row, data["timings"])), data))
+            products_first = sorted(data["timings"], key=lambda row: "matmul" not in row["op"])
+            parts.append(_table(str(data.get("device", path.stem)), list(map(shown_row, products_first)), data))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             parts.append(f"<p>{escape(path.name)} cannot be read as kernel timings; write it again with <code>python -m kernels --write</code>.</p>")
     return "".join(parts) or "<p class='empty'>No kernel timings are here yet: <code>python -m kernels --write</code> measures them.</p>"
@@ -51,7 +52,7 @@ def shown_row(row: dict[str, Any]) -> dict[str, Any]:
     if case.get("k"):
         shape = f"{case['n']} x {case['k']}" if case.get("n") else f"{case['k']}"
     elif case.get("p"):
-        shape = f"{case['p'] * case['runs']} x {case['q']}"
+        shape = f"{case['p'] * case['q'] * case['runs']}"
     else:
         shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
@@ -74,7 +75,7 @@ def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str
 
 def _cell(column: str, value: Any) -> str:
     """A timed number as a cell; what names the row as its heading."""
-    text = escape(f"{value:,.4g}" if isinstance(value, float) else str(value))
+    text = escape((f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}") if isinstance(value, float) else str(value))
     return f"<td>{text}</td>" if column in TIMED else f"<th scope='row'>{text}</th>"
 
 
