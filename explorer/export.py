@@ -14,7 +14,7 @@ from html import escape
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.records import Report, plain
+from explorer.records import Report, key_of, plain
 
 ALL = 10**9  # tokens that mean the whole text
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "n", "not_finite", "how", "device", "date")
@@ -75,14 +75,20 @@ def as_json(reports: Sequence[Report]) -> str:
     return json.dumps([plain(report) | {"command": command_of(report)} for report in reports], indent=1)
 
 
-def commands(reports: Sequence[Report]) -> str:
-    """What repeats each report on the command line, and what writes its model as a checkpoint that loads elsewhere, as HTML."""
-    return "".join(f"<section><h3>{escape(r.name)}</h3><pre tabindex='0'>{escape(command_of(r))}</pre>{_saving(r)}</section>" for r in reports)
+def commands(reports: Sequence[Report], live: bool = False) -> str:
+    """What repeats each report on the command line, and what writes its model as a checkpoint that loads elsewhere, as HTML. live: on a page that can
+    make the checkpoint itself, by a button.
+    """
+    parts = (f"<h3>{escape(r.name)}</h3><pre tabindex='0'>{escape(command_of(r))}</pre>{_saving(r, live)}" for r in reports)
+    return "".join(f"<section>{part}</section>" for part in parts)
 
 
-def _saving(report: Report) -> str:
+def _saving(report: Report, live: bool) -> str:
     line = saving_of(report)
-    return f"<p>As a checkpoint that loads elsewhere:</p><pre tabindex='0'>{escape(line)}</pre>" if line else ""
+    if not line:
+        return ""
+    button = f"<button type='button' class='act' data-pick='save:{key_of(report.experiment)}'>download it</button>" if live else ""
+    return f"<p>As a checkpoint that loads elsewhere: {button}</p><pre tabindex='0'>{escape(line)}</pre>"
 
 
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from zipfile import ZipFile
+
 from tests.driving import browser_test, open_tab, visit
 
 pytestmark = browser_test
@@ -73,4 +77,25 @@ def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(browser, ad
     assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")
     page.keyboard.press("Escape")
     assert page.locator("#pv-tip").is_hidden() and not wrong
+    page.close()
+
+
+def test_a_checkpoint_is_downloaded(browser, address: str, tmp_path: Path) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    page.click("#show-commands")
+    buttons = page.locator("#commands .act")
+    buttons.first.wait_for(timeout=5000)
+    assert buttons.count() == 4 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
+    with page.expect_download(timeout=120_000) as coming:
+        buttons.nth(1).click()
+    coming.value.save_as(tmp_path / "checkpoint.zip")
+    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for(timeout=5000)
+    with ZipFile(tmp_path / "checkpoint.zip") as archive:
+        assert archive.testzip() is None
+        config = json.loads(archive.read("config.json"))["quantization_config"]
+        assert config["format"] == "pack-quantized" and config["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+        assert {"model.safetensors", "tokenizer.json", "README.md", "quantization_explorer.json"} <= set(archive.namelist())
+    page.click("#show-commands")
+    page.wait_for_function("!document.querySelector('#commands section')")
+    assert not wrong
     page.close()

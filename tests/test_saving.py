@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -13,12 +15,13 @@ from torch import nn
 
 from explorer import saving
 from explorer.__main__ import main
-from explorer.experiment import Loader
+from explorer.experiment import Loader, LocalRunner
 from explorer.metrics import Subject
 from explorer.models import DEMO
-from explorer.records import InputError
+from explorer.records import Answer, InputError
 from explorer.request import Request
 from explorer.saving.compressed_tensors import pairs, words
+from explorer.store import Store
 from explorer.subjects import subject_of
 
 ROUNDED = (1 + 2**-8) ** 2 - 1  # the scale and its product with the code, each rounded to bfloat16
@@ -171,3 +174,20 @@ def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path:
     assert main(["save", "--method", "rtn", "--kv-bits", "4", *where]) == 2
     assert main(["save", "--method", "awq", "--as", "bitsandbytes", "--no-measure", *where[:-1], str(tmp_path / "b")]) == 2
     assert "What can: bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
+def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = LocalRunner(store, load)
+    asked = {"model": str(folder), "method": "rtn", "params": {"bits": 4}, "command": "python -m explorer save"}
+    [answer] = [event for event in runner.do("checkpoint", asked) if isinstance(event, Answer)]
+    path = Path(answer.data["path"])
+    with ZipFile(path) as archive:
+        assert "| perplexity |" in archive.read("README.md").decode() and "python -m explorer save" in archive.read("README.md").decode()
+    assert answer.data["format"] == "compressed-tensors" and answer.data["bytes"] == path.stat().st_size
+    assert [found.name for found in path.parent.iterdir()] == ["checkpoint.zip"]
+    shutil.rmtree(path.parent)
+    with pytest.raises(InputError, match="The baseline is the model as it is"):
+        list(runner.do("checkpoint", asked | {"method": "none", "params": {}}))
+    monkeypatch.setattr("explorer.tasks.checkpoint.MOST", 1000)
+    with pytest.raises(InputError, match="too large for a page; in a checkout of the project run: python -m explorer save"):
+        list(runner.do("checkpoint", asked))

@@ -10,15 +10,7 @@ from pathlib import Path
 
 from explorer.commands import Command, show, shown
 from explorer.commands.run import add_method, parameters
-from explorer.records import InputError, Report, plain
-
-SHOWN = {
-    "bits_per_weight": "bits per weight, as stored",
-    "perplexity": "perplexity",
-    "perplexity_delta": "change in perplexity, paired",
-    "kld_mean": "KL divergence to 16 bits",
-    "top1_agreement": "same top token as 16 bits",
-}
+from explorer.records import InputError, plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,38 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--to", type=Path, required=True, help="a new folder")
-    parser.add_argument(
-        "--as",
-        dest="form",
-        metavar="FORMAT",
-        default="auto",
-        help="auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, or bfloat16",
-    )
+    forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, or bfloat16"
+    parser.add_argument("--as", dest="form", metavar="FORMAT", default="auto", help=forms)
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="measure the model first, for its card")
-
-
-def card(report: Report | None, title: str, model: str, made: dict[str, str], how: str) -> str:
-    """README.md of a checkpoint. made: "format", "loads", and "note" with what the format cannot hold."""
-    return f"""# {title} of {model}
-
-Made by the Quantization Explorer: `{how}`
-
-Format: {made["format"]}. It loads with {made["loads"]}. {made["note"]}
-
-{numbers(report) if report else "Not measured."}
-
-`quantization_explorer.json` holds the experiment, every measurement with its interval, and the versions and device that gave them.
-"""
-
-
-def numbers(report: Report) -> str:
-    """The main measurements as a table."""
-    rows = ["| measured | value | 95% interval |", "|---|---|---|"]
-    for m in report.measurements:
-        if m.metric in SHOWN and not m.layer:
-            interval = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None else ""
-            rows.append(f"| {SHOWN[m.metric]} | {m.value:.5g} {m.unit} | {interval} |")
-    return "\n".join([*rows, "", f"On {report.experiment.evaluation.source} text, {report.provenance['device']}, with the explorer's own kernels."])
 
 
 def work(args: argparse.Namespace) -> None:
@@ -66,7 +29,7 @@ def work(args: argparse.Namespace) -> None:
     from explorer.experiment import Loader, LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
-    from explorer.saving import choose, save, why_not_exact
+    from explorer.saving import card, choose, note, save
     from explorer.store import Store
     from explorer.subjects import subject_of
 
@@ -79,13 +42,9 @@ def work(args: argparse.Namespace) -> None:
         report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
     subject = shown(subject_of(load, experiment, method, texts))
     form = choose(subject.qtensors, args.form)
-    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(subject.qtensors).items())
-    note = "" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}."
-    made = {"format": form.title, "loads": form.loads, "note": note}
-    how = shlex.join(["python", "-m", "explorer", *sys.argv[1:]])
-    text = card(report, name_of(experiment.spec, method), experiment.model.name, made, how)
-    written = save(subject, form, args.to, text, plain(report or {"experiment": experiment}))
-    print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note}, indent=1))
+    words = card(form, subject, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
+    written = save(subject, form, args.to, words, plain(report or {"experiment": experiment}))
+    print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note(form, subject.qtensors)}, indent=1))
 
 
 COMMAND = Command("save", "write a quantized model as a checkpoint that loads elsewhere", arguments, work)

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from explorer.metrics import Subject
 from explorer.qtensor import QuantizedTensor
-from explorer.records import InputError
+from explorer.records import InputError, Report
 
+SHOWN = {
+    "bits_per_weight": "bits per weight, as stored", "perplexity": "perplexity", "perplexity_delta": "change in perplexity, paired",
+    "kld_mean": "KL divergence to 16 bits", "top1_agreement": "same top token as 16 bits",
+}  # fmt: skip
 TRANSPOSED = ("gpt2",)  # architectures that keep their linear layers the other way round
 
 
@@ -63,8 +67,38 @@ def why_not_exact(layers: Mapping[str, QuantizedTensor]) -> dict[str, str]:
     return {title: why for title, why in reasons.items() if why}
 
 
-def save(subject: Subject, form: Format, folder: Path, card: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Writes config, weights, tokenizer, card (README.md) and record (quantization_explorer.json) into an empty or new folder.
+def note(form: Format, layers: Mapping[str, QuantizedTensor]) -> str:
+    """What a format does not keep of these layers, and why no other does; "" where it keeps all."""
+    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(layers).items())
+    return "" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}."
+
+
+def card(form: Format, subject: Subject, title: str, how: str, report: Report | None) -> str:
+    """README.md of a checkpoint. how: the command that writes it; report: what was measured, None for nothing."""
+    return f"""# {title} of {subject.loaded.ref.name}
+
+Made by the Quantization Explorer: `{how}`
+
+Format: {form.title}. It loads with {form.loads}. {note(form, subject.qtensors)}
+
+{_numbers(report) if report else "Not measured."}
+
+`quantization_explorer.json` holds the experiment, every measurement with its interval, and the versions and device that gave them.
+"""
+
+
+def _numbers(report: Report) -> str:
+    """The main measurements as a table."""
+    rows = ["| measured | value | 95% interval |", "|---|---|---|"]
+    for m in report.measurements:
+        if m.metric in SHOWN and not m.layer:
+            interval = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None else ""
+            rows.append(f"| {SHOWN[m.metric]} | {m.value:.5g} {m.unit} | {interval} |")
+    return "\n".join([*rows, "", f"On {report.experiment.evaluation.source} text, {report.provenance['device']}, with the explorer's own kernels."])
+
+
+def save(subject: Subject, form: Format, folder: Path, words: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Writes config, weights, tokenizer, words (README.md) and record (quantization_explorer.json) into an empty or new folder.
 
     Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use or cannot be written.
     """
@@ -83,7 +117,7 @@ def save(subject: Subject, form: Format, folder: Path, card: str, record: dict[s
         _write(model, state, form.config(layers, rest), folder)
         if subject.loaded.tokenizer is not None:
             subject.loaded.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(words)
         (folder / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"The checkpoint could not be written to {folder}: {error.strerror or error}.") from error

@@ -61,8 +61,10 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
                 _compared(shell)
                 shared = share.build(page)
                 selects = _tabs(shell)
-        _wire(page, run, cancel, shared["reset"], selects)
-        share.wire(blocks, page, shared, run)
+        stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
+        _wire(page, stop, run, shared["reset"], selects)
+        share.wire(blocks, page, stop, shared, run)
+        stop.by(cancel, shell.status)
         blocks.load(None, None, None, js=SCRIPT.read_text())
     # Nothing shows gradio's own progress, but it goes through all components for each one that might, at every event: leave it a single one.
     for handler in blocks.fns.values():
@@ -126,12 +128,10 @@ def _tabs(shell: Shell) -> dict[str, Any]:
     return laid
 
 
-def _wire(page: Page, run: Any, cancel: Any, reset: Any, laid: dict[str, Any]) -> None:
+def _wire(page: Page, stop: Cancel, run: Any, reset: Any, laid: dict[str, Any]) -> None:
     shell = page.shell
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
-    stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
     stop.stops(run.click, page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64)
-    stop.by(cancel, shell.status)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     picked = shell.picks["layer"]

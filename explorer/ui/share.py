@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -10,15 +11,17 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.export import as_csv, as_html, as_json, commands
+from explorer.export import as_csv, as_html, as_json, commands, saving_of
 from explorer.link import OPTIONS, Wanted, parse, query
-from explorer.records import InputError, QuantSpec, Report
+from explorer.records import Answer, InputError, QuantSpec, Report
+from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
 from explorer.ui.session import arrange, is_baseline
-from explorer.ui.tab import QUIET, tabs
+from explorer.ui.tab import QUIET, picked, tabs
 from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
+from explorer.ui.tabs.text import asked
 
 PAGE_STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 
@@ -43,7 +46,27 @@ def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
 
 def lines(page: Page, keys: list[str], before: str) -> str:
     """The compared configurations as commands, to repeat them or to save their models; nothing when they are on the page already."""
-    return "" if before else f"<p class='see'>In a checkout of the project:</p>{commands(page.shell.shelf.pick(keys))}"
+    return "" if before else f"<p class='see'>In a checkout of the project:</p>{commands(page.shell.shelf.pick(keys), live=True)}"
+
+
+def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
+    """[status, file]: the archive of the checkpoint of the configuration that was asked for."""
+    try:
+        found = next(iter(page.shell.shelf.pick([picked(choice)])), None)
+        command = saving_of(found) if found else ""
+        if not command:
+            raise InputError("That configuration is no longer on the page; run it again.")
+        own = asked(found)
+        given = {"command": command, "options": own["options"] | {"kv_bits": 16, "head_bits": 16}}
+        for event in watched(page.shell.runner.do("checkpoint", own | given | {"model": found.experiment.model.name}), Clock(), f"{found.name}: "):
+            if isinstance(event, Answer):
+                data, path = event.data, Path(event.data["path"])
+                yield [status(f"{data['name']} as {data['format']}, {data['bytes'] / 2**20:.1f} MiB. {data['note']}", "done"), str(path)]
+                shutil.rmtree(path.parent, ignore_errors=True)  # gradio has made a copy
+            elif isinstance(event, str):
+                yield [event, gr.skip()]
+    except Exception as error:  # the outermost boundary: whoever asked gets a sentence
+        yield [failure(error), None]
 
 
 def control_updates(page: Page, wanted: Wanted) -> list[Any]:
@@ -122,10 +145,11 @@ def build(page: Page) -> dict[str, Any]:
     parts["lines"] = gr.HTML("", elem_id="commands", padding=False)
     parts["text"] = gr.Textbox(visible="hidden", elem_id="link-text")
     parts["file"] = gr.DownloadButton("file", elem_id="save-file", visible="hidden")
+    parts["model"] = gr.DownloadButton("model", elem_id="save-model", visible="hidden")
     return parts
 
 
-def wire(blocks: gr.Blocks, page: Page, parts: dict[str, Any], run: Any) -> None:
+def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run: Any) -> None:
     """Connects the buttons, and reads the link when the page opens."""
     shell = page.shell
     state = [shell.compared, shell.layer, shell.active, *shell.controls]
@@ -135,6 +159,9 @@ def wire(blocks: gr.Blocks, page: Page, parts: dict[str, Any], run: Any) -> None
         made = parts[kind].click(lambda *values, kind=kind: file_of(page, kind, *values), [shell.compared, shell.layer], parts["file"], **QUIET)
         made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
     parts["commands"].click(partial(lines, page), [shell.compared, parts["lines"]], parts["lines"], **QUIET)
+    stop.stops(shell.picks["save"].change, partial(checkpoint_of, page), shell.picks["save"], [shell.status, parts["model"]], concurrency_limit=8)
+    fetch = "(file) => { if (file) document.querySelector('#save-model').click(); }"
+    parts["model"].change(None, parts["model"], None, js=fetch, api_visibility="private")
     shown = [run, shell.bar, shell.status, *shell.controls, shell.compared, shell.layer, *shell.outputs()]
 
     def opened(request: gr.Request) -> Iterator[list[Any]]:

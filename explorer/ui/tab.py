@@ -23,8 +23,8 @@ from explorer.records import Event, Report
 from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
-# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, a report whose batch to sweep.
-PICKS = ("layer", "report", "compare", "batch")
+# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, one whose batch to sweep or whose model to save.
+PICKS = ("layer", "report", "compare", "batch", "save")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
 SHARED = 100  # drawn pages of a tab that are kept for further visitors
 
