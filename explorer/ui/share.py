@@ -160,8 +160,7 @@ def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run
         made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
     parts["commands"].click(partial(lines, page), [shell.compared, parts["lines"]], parts["lines"], **QUIET)
     stop.stops(shell.picks["save"].change, partial(checkpoint_of, page), shell.picks["save"], [shell.status, parts["model"]], concurrency_limit=8)
-    fetch = "(file) => { if (file) document.querySelector('#save-model').click(); }"
-    parts["model"].change(None, parts["model"], None, js=fetch, api_visibility="private")
+    parts["model"].change(None, None, None, js="() => document.querySelector('#save-model').click()", api_visibility="private")
     shown = [run, shell.bar, shell.status, *shell.controls, shell.compared, shell.layer, *shell.outputs()]
 
     def opened(request: gr.Request) -> Iterator[list[Any]]:
