@@ -35,14 +35,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def make(kind: str, folder: Path, dtype: torch.dtype = torch.bfloat16, shards: str = "5GB") -> Path:
-    """Writes a repository of this model_type into a folder and returns it."""
+def make(kind: str, folder: Path, dtype: torch.dtype = torch.bfloat16, shards: str = "5GB", **changes: Any) -> Path:
+    """Writes a repository of this model_type into a folder and returns it. changes: fields of the configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from explorer.models import DEMO
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CONFIGS[kind])).to(dtype)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CONFIGS[kind] | changes)).to(dtype)
     model.save_pretrained(folder, max_shard_size=shards)
     AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
     return folder

@@ -17,12 +17,12 @@ from explorer import saving
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
 from explorer.metrics import Subject
-from explorer.models import DEMO
 from explorer.records import Answer, InputError
 from explorer.request import Request
 from explorer.saving.compressed_tensors import pairs, words
 from explorer.store import Store
 from explorer.subjects import subject_of
+from tests.architectures import CONFIGS, make
 
 ROUNDED = (1 + 2**-8) ** 2 - 1  # the scale and its product with the code, each rounded to bfloat16
 COMPRESSED = [
@@ -41,17 +41,7 @@ WIDE = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose widths all groups divide, of random weights."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    made = tmp_path_factory.mktemp("models") / "even"
-    config = LlamaConfig(
-        vocab_size=4096, hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(made)
-    AutoTokenizer.from_pretrained(DEMO).save_pretrained(made)
-    return made
+    return make("llama", tmp_path_factory.mktemp("models") / "even", hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_key_value_heads=1)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +99,21 @@ def test_compressed_tensors_reads_what_was_written(load: Loader, folder: Path, t
         ours = q.dequantize()
         assert ((found[f"model.{name}"] - ours).abs() <= ROUNDED * ours.abs()).all(), name
     same_logits(model, made, 0.03)
+
+
+@pytest.mark.parametrize("kind", sorted(set(CONFIGS) - set(saving.TRANSPOSED)))
+def test_every_architecture_loads_again(load: Loader, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
+    made = subject(load, make(kind, tmp_path / kind), "absmax", {})
+    model, told = written(made, "compressed-tensors", tmp_path / "out")
+    assert told["layers"] == len(made.qtensors) and "quantization_config" in (tmp_path / "out" / "config.json").read_text()
+    same_logits(model, made, 0.03)
+
+
+def test_transposed_layers_are_refused(load: Loader, tmp_path: Path) -> None:
+    made = subject(load, make("gpt2", tmp_path / "gpt2"), "absmax", {})
+    with pytest.raises(InputError, match="Models of type gpt2 keep their linear layers transposed"):
+        written(made, "auto", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("method", "params"), BLOCKWISE, ids=[f"{m}-{i}" for i, (m, _) in enumerate(BLOCKWISE)])
