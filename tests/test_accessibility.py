@@ -21,6 +21,8 @@ THEIRS = {
 def test_axe_finds_nothing_serious(browser, address: str) -> None:
     script = files(pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, which carries axe-core")) / "axe.min.js"
     page, _ = visit(browser, address, 1440, 900)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.matches('.skip[href=\"#results\"]')")
     page.evaluate(script.read_text())
     for i, name in enumerate(tab.name for tab in tabs()):
         open_tab(page, name)

@@ -49,6 +49,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     page = Page(shell)
     with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
+            "<a class='skip' href='#results'>Skip the controls</a>"
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
             f"Every number says how it came to be; point at its letter.</p>{legend()}</header>"
         )
