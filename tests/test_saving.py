@@ -164,7 +164,7 @@ def test_the_model_is_left_as_it_was_and_nothing_is_overwritten(load: Loader, fo
     with pytest.raises(InputError, match="not an empty folder"):
         saving.save(made, form, tmp_path / "file", "card", {})
     with pytest.raises(InputError, match="There is no format 'pickle'"):
-        saving.choose(made.qtensors, "pickle")
+        saving.check(tmp_path / "new", "pickle")
 
 
 def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

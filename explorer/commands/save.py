@@ -29,12 +29,13 @@ def work(args: argparse.Namespace) -> None:
     from explorer.experiment import Loader, LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
-    from explorer.saving import card, choose, note, save
+    from explorer.saving import card, check, choose, note, save
     from explorer.store import Store
     from explorer.subjects import subject_of
 
     if args.kv_bits != 16 or args.head_bits != 16:
         raise InputError("A cache in low bits is a choice of the program that runs a model, and no format here holds a head in low bits; leave both at 16.")
+    check(args.to, args.form)
     options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed")}
     load, report = Loader(), None
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare()

@@ -49,10 +49,16 @@ def formats() -> dict[str, Format]:
     return {form.name: form for form in sorted(found, key=lambda form: not form.exact)}
 
 
-def choose(layers: Mapping[str, QuantizedTensor], wanted: str = "auto") -> Format:
-    """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot."""
+def check(folder: Path, wanted: str = "auto") -> None:
+    """What can be known before a model is quantized. Raises InputError for a folder in use and for a format that does not exist."""
     if wanted != "auto" and wanted not in formats():
         raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
+
+
+def choose(layers: Mapping[str, QuantizedTensor], wanted: str = "auto") -> Format:
+    """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot."""
     for form in formats().values() if wanted == "auto" else [formats()[wanted]]:
         why = next((f"{why} (layer {name})" for name, q in layers.items() if (why := form.refuses(q))), "")
         if not why:
@@ -105,8 +111,7 @@ def save(subject: Subject, form: Format, folder: Path, words: str, record: dict[
     model = subject.loaded.model
     if model.config.model_type in TRANSPOSED:
         raise InputError(f"Models of type {model.config.model_type} keep their linear layers transposed, which no format here does; choose another model.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
+    check(folder)
     places = {part: name for name, part in model.named_modules()}
     layers = {places[subject.originals[name]]: q for name, q in subject.qtensors.items()}
     rest = [name for part, name in places.items() if isinstance(part, nn.Linear) and name not in layers]
