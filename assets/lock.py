@@ -1,7 +1,7 @@
 """Renews the pinned versions: `python -m assets.lock` upgrades this environment and writes what it holds to requirements*.txt and constraints.txt.
 
-requirements*.txt name what the project imports (starlette, pydantic and brotli are gradio's), constraints.txt what those packages bring with them. torch stays as it is pinned (its build decides
-which triton goes with it); run the gate before committing what this writes.
+requirements*.txt name what the project imports (starlette, pydantic and brotli are gradio's), constraints.txt what those packages bring with them.
+torch stays as it is pinned (its build decides which triton goes with it); run the gate before committing what this writes.
 """
 
 from __future__ import annotations
