@@ -177,6 +177,8 @@ def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path:
     assert record["measurements"] and record["provenance"]["device"]
     assert main(["save", "--method", "rtn", "--bits", "4", *where]) == 2 and "nothing is overwritten" in capsys.readouterr().err
     assert main(["save", "--method", "rtn", "--kv-bits", "4", *where]) == 2
+    assert main(["save", "--method", "none", "--no-measure", *where[:-1], str(tmp_path / "none")]) == 2
+    assert "No layer is quantized" in capsys.readouterr().err and not (tmp_path / "none").exists()
     assert main(["save", "--method", "awq", "--as", "bitsandbytes", "--no-measure", *where[:-1], str(tmp_path / "b")]) == 2
     assert "What can: bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
 
@@ -191,7 +193,7 @@ def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, fold
     assert answer.data["format"] == "compressed-tensors" and answer.data["bytes"] == path.stat().st_size
     assert [found.name for found in path.parent.iterdir()] == ["checkpoint.zip"]
     shutil.rmtree(path.parent)
-    with pytest.raises(InputError, match="The baseline is the model as it is"):
+    with pytest.raises(InputError, match="No layer is quantized"):
         list(runner.do("checkpoint", asked | {"method": "none", "params": {}}))
     monkeypatch.setattr("explorer.tasks.checkpoint.MOST", 1000)
     with pytest.raises(InputError, match="too large for a page; in a checkout of the project run: python -m explorer save"):

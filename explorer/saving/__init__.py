@@ -58,7 +58,9 @@ def check(folder: Path, wanted: str = "auto") -> None:
 
 
 def choose(layers: Mapping[str, QuantizedTensor], wanted: str = "auto") -> Format:
-    """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot."""
+    """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot, or none is quantized."""
+    if not layers:
+        raise InputError("No layer is quantized, so the checkpoint would be the model as it is; choose a quantized configuration.")
     for form in formats().values() if wanted == "auto" else [formats()[wanted]]:
         why = next((f"{why} (layer {name})" for name, q in layers.items() if (why := form.refuses(q))), "")
         if not why:
@@ -132,11 +134,10 @@ def save(subject: Subject, form: Format, folder: Path, words: str, record: dict[
 
 def _write(model: Any, state: dict[str, Tensor], config: dict[str, Any] | None, folder: Path) -> None:
     """config.json and the weights in files of at most 5 GB, by transformers, which knows what is tied and how its names differ on disk."""
-    before = getattr(model.config, "quantization_config", None)
     try:
         if config is not None:
             model.config.quantization_config = config
         model.save_pretrained(folder, state_dict=state)
     finally:
-        if before is None and hasattr(model.config, "quantization_config"):
+        if config is not None:
             del model.config.quantization_config

@@ -24,8 +24,6 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], comman
     Answer data: path of the archive, which the caller deletes; name, format, note (what the format does not keep), bytes.
     """
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
-    if experiment.spec.is_baseline:
-        raise InputError("The baseline is the model as it is; choose a quantized configuration.")
     yield Progress("load model", 0, 1, model)
     weights = 2 * sum(p.numel() for p in engine.load(experiment.model).model.parameters())
     if weights > MOST:

@@ -50,8 +50,9 @@ def finished(state: State) -> str:
     for name, score, told in zip_longest(running["ids"], running["scores"], running.get("told", [])[: len(running["ids"])], fillvalue=""):
         posed = pose(questions()[name], running["seed"])
         verdict = grade(posed, None, recorded())
+        right = escape(told) or f"{escape(verdict.right)} {chips(posed)}"  # what was told says itself where it was measured
         rows.append(
-            f"<tr><td>{100 * (score or 0):.0f}% {OWN}</td><td><b>{escape(posed.ask)}</b> {escape(told or verdict.right)} {chips(posed)}<br>"
+            f"<tr><td>{100 * (score or 0):.0f}% {OWN}</td><td><b>{escape(posed.ask)}</b> {right}<br>"
             f"<span class='hint'>{escape(verdict.why)} "
             f"{see(posed.question.see)}</span></td></tr>"
         )
