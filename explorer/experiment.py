@@ -8,7 +8,7 @@ import gc
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from explorer.store import Store, code_version
 from explorer.turns import Line, waiting
 
 ROOT = Path(__file__).parent
-WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "architectures", "checkpoint")
+WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "flow", "calibration", "architectures", "checkpoint")
 FORWARD = ("models", "data", "decode", "llama", "products", "kvcache")
 SHARED_CODE = [str(ROOT / f"{name}.py") for name in (*WEIGHTS, *FORWARD)]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
@@ -224,24 +224,27 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     layers: dict[str, QuantizedLinear] = {}
     qtensors: dict[str, QuantizedTensor] = {}
 
-    def convert(name: str, inputs: torch.Tensor | None) -> Progress:
-        weight = architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight
-        qtensors[name] = method.quantize(finite(weight, "weights", name).float(), inputs, name)
-        layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
-        if loaded.ref.random:
-            qtensors[name] = release(layers, name, qtensors[name])
-        return Progress("quantize", len(qtensors), len(wanted), name)
+    def convert(names: Sequence[str], inputs: torch.Tensor | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
+        weights = {name: architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight for name in names}
+        for name, weight in weights.items():
+            finite(weight, "weights", name)
+        for name, qtensor in method.quantize_together(weights, inputs, rows):
+            layers[name] = QuantizedLinear(qtensor, wanted[name].bias, loaded.device)
+            qtensors[name] = release(layers, name, qtensor) if loaded.ref.random else qtensor
+            yield Progress("quantize", len(qtensors), len(wanted), name)
 
     if rows is None:
         for name in wanted:
-            yield convert(name, None)
+            yield from convert([name], None)
         return qtensors, layers
     yield Progress("quantize", 0, len(wanted), "reading the calibration text")
-    for group in sequential_inputs(loaded, rows):
-        for name, inputs in group.items():
-            if name in wanted:
-                yield convert(name, finite(inputs, "inputs", name).float())
-                put(loaded.model, name, layers[name])
+    for group, before in sequential_inputs(loaded, rows):
+        names = [name for name in group if name in wanted]
+        if names:
+            shared = finite(group[names[0]], "inputs", names[0]).float()
+            yield from convert(names, shared, before.rows if before and len(names) == len(group) else None)
+        for name in names:
+            put(loaded.model, name, layers[name])
     return qtensors, layers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -58,6 +59,12 @@ class Mixed(Method):
         if method is None:
             raise ValueError(f"no rule names {layer!r}")
         return method.quantize(weight, inputs if method.reads_inputs() else None, layer)
+
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+        """What one method has of the layers goes to it together; a scale that all of them must share only where it has all."""
+        for method in dict.fromkeys(map(self.of, weights)):
+            own = {layer: weight for layer, weight in weights.items() if self.of(layer) == method}
+            yield from method.quantize_together(own, inputs if method.reads_inputs() else None, rows if len(own) == len(weights) else None)
 
 
 @cache
