@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from explorer.flow import Before, groups
+from explorer.flow import Before, Group, groups
 from explorer.models import CACHE_ARGUMENTS, LoadedModel, blocks, linears
 
 BATCH = 4  # windows a forward pass
@@ -78,6 +78,17 @@ def block_inputs(loaded: LoadedModel, windows: Tensor, wanted: dict[str, nn.Modu
         inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
         yield index, len(all_blocks), record_inputs(block, batches, arguments, inside)
         batches = [_forward(block, hidden, arguments) for hidden in batches]
+
+
+@torch.no_grad()
+def flowing(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[Tensor, list[Group]]]:
+    """Yields (what enters it, [B, T, H]; its groups of linear layers) for each block, in order. windows [W, T] int64: the first of them are run."""
+    batches, arguments = first_inputs(loaded, windows)
+    hidden = batches[0]
+    for block in blocks(loaded.model):
+        found, after = groups(block, hidden, arguments), _forward(block, hidden, arguments)
+        yield hidden, found
+        hidden = after
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ explorer.devices explorer.models explorer.data explorer.qlinear explorer.flow ex
     explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
-explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.saving explorer.tasks explorer.figures
-    explorer.chips explorer.export explorer.link
+explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.folding explorer.saving explorer.tasks
+    explorer.figures explorer.chips explorer.export explorer.link
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu

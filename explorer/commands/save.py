@@ -29,7 +29,7 @@ def work(args: argparse.Namespace) -> None:
     from explorer.experiment import Loader, LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
-    from explorer.saving import card, check, choose, note, save
+    from explorer.saving import Prepared, card, check, choose, note, save
     from explorer.store import Store
     from explorer.subjects import subject_of
 
@@ -41,11 +41,11 @@ def work(args: argparse.Namespace) -> None:
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare()
     if args.measure:
         report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
-    subject = shown(subject_of(load, experiment, method, texts))
-    form = choose(subject.qtensors, args.form)
-    words = card(form, subject, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
-    written = save(subject, form, args.to, words, plain(report or {"experiment": experiment}))
-    print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note(form, subject.qtensors)}, indent=1))
+    made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
+    form = choose(made.layers, args.form)
+    words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
+    written = save(made, form, args.to, words, plain(report or {"experiment": experiment}))
+    print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note(form, made)}, indent=1))
 
 
 COMMAND = Command("save", "write a quantized model as a checkpoint that loads elsewhere", arguments, work)

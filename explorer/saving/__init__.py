@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from explorer.folding import folded
 from explorer.metrics import Subject
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, Report
@@ -40,6 +41,19 @@ class Format:
     config: Callable[[Mapping[str, QuantizedTensor], Sequence[str]], dict[str, Any] | None]
     loads: str
     exact: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A quantized model as a checkpoint has it: input scales folded where that can be. changed: the 16-bit parameters that took them, by path."""
+
+    subject: Subject
+    layers: dict[str, QuantizedTensor]
+    changed: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, subject: Subject) -> Prepared:
+        return cls(subject, *folded(subject))
 
 
 @cache
@@ -75,19 +89,20 @@ def why_not_exact(layers: Mapping[str, QuantizedTensor]) -> dict[str, str]:
     return {title: why for title, why in reasons.items() if why}
 
 
-def note(form: Format, layers: Mapping[str, QuantizedTensor]) -> str:
-    """What a format does not keep of these layers, and why no other does; "" where it keeps all."""
-    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(layers).items())
-    return "" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}."
+def note(form: Format, made: Prepared) -> str:
+    """What a format does not keep of a model, and why no other does; "" where it keeps all."""
+    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(made.layers).items())
+    moved = "Its input scales are in the normalisations and layers before them, which rounds those to 16 bits once more. " if made.changed else ""
+    return (moved + ("" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}.")).strip()
 
 
-def card(form: Format, subject: Subject, title: str, how: str, report: Report | None) -> str:
+def card(form: Format, made: Prepared, title: str, how: str, report: Report | None) -> str:
     """README.md of a checkpoint. how: the command that writes it; report: what was measured, None for nothing."""
-    return f"""# {title} of {subject.loaded.ref.name}
+    return f"""# {title} of {made.subject.loaded.ref.name}
 
 Made by the Quantization Explorer: `{how}`
 
-Format: {form.title}. It loads with {form.loads}. {note(form, subject.qtensors)}
+Format: {form.title}. It loads with {form.loads}. {note(form, made)}
 
 {_numbers(report) if report else "Not measured."}
 
@@ -105,19 +120,19 @@ def _numbers(report: Report) -> str:
     return "\n".join([*rows, "", f"On {report.experiment.evaluation.source} text, {report.provenance['device']}, with the explorer's own kernels."])
 
 
-def save(subject: Subject, form: Format, folder: Path, words: str, record: dict[str, Any]) -> dict[str, Any]:
+def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[str, Any]) -> dict[str, Any]:
     """Writes config, weights, tokenizer, words (README.md) and record (quantization_explorer.json) into an empty or new folder.
 
     Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use or cannot be written.
     """
-    model = subject.loaded.model
+    subject, model = made.subject, made.subject.loaded.model
     if model.config.model_type in TRANSPOSED:
         raise InputError(f"Models of type {model.config.model_type} keep their linear layers transposed, which no format here does; choose another model.")
     check(folder)
     places = {part: name for name, part in model.named_modules()}
-    layers = {places[subject.originals[name]]: q for name, q in subject.qtensors.items()}
+    layers = {places[subject.originals[name]]: q for name, q in made.layers.items()}
     rest = [name for part, name in places.items() if isinstance(part, nn.Linear) and name not in layers]
-    state = {key: value for key, value in model.state_dict().items() if key.removesuffix(".weight") not in layers}
+    state = {key: value for key, value in model.state_dict().items() if key.removesuffix(".weight") not in layers} | made.changed
     for name, q in layers.items():
         state |= {f"{name}.{part}": tensor.contiguous() for part, tensor in form.tensors(q).items()}
     try:

@@ -11,7 +11,7 @@ from typing import Any
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress, plain
 from explorer.request import Request
-from explorer.saving import card, choose, note, save
+from explorer.saving import Prepared, card, choose, note, save
 from explorer.subjects import subject_of
 from explorer.tasks import Engine, Task
 
@@ -29,20 +29,18 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], comman
     if weights > MOST:
         raise InputError(f"A model of {weights / 2**20:,.0f} MiB is too large for a page; in a checkout of the project run: {command}")
     report = yield from engine.report(model, method, params, **(options or {}))
-    subject = yield from subject_of(engine.load, experiment, chosen, texts)
-    form, name = choose(subject.qtensors), name_of(experiment.spec, chosen)
+    made = Prepared.of((yield from subject_of(engine.load, experiment, chosen, texts)))
+    form, name = choose(made.layers), name_of(experiment.spec, chosen)
     yield Progress("write", 0, 1, form.title)
     folder = Path(tempfile.mkdtemp(prefix="quantization-"))
     try:
-        save(subject, form, folder / "model", card(form, subject, name, command, report), plain(report))
+        save(made, form, folder / "model", card(form, made, name, command, report), plain(report))
         archive = shutil.make_archive(str(folder / "checkpoint"), "zip", folder / "model")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder / "model")
-    yield Answer(
-        "checkpoint", {"path": archive, "name": name, "format": form.title, "note": note(form, subject.qtensors), "bytes": Path(archive).stat().st_size}, {}
-    )
+    yield Answer("checkpoint", {"path": archive, "name": name, "format": form.title, "note": note(form, made), "bytes": Path(archive).stat().st_size}, {})
 
 
 TASK = Task("checkpoint", work, stored=False)

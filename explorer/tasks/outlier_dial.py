@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from explorer import data, models
-from explorer.calibration import first_inputs
+from explorer.calibration import flowing
 from explorer.devices import device_name
 from explorer.experiment import quantize
-from explorer.flow import groups, scaled
+from explorer.flow import scaled
 from explorer.methods import build, label_of
 from explorer.metrics import Subject
 from explorer.metrics.quality import METRIC as QUALITY
@@ -41,12 +41,8 @@ def plant(loaded: LoadedModel, strength: float, channels: int, tokens: Tensor) -
     """Makes `channels` channels of every normalisation `strength` times larger and the columns that read them smaller, in place; the channels with
     the largest inputs in the first block. tokens [B, T] int64, to run once. Returns the channels. Raises InputError where no norm feeds a linear layer.
     """
-    batches, arguments = first_inputs(loaded, tokens)
-    hidden, chosen = batches[0], None
-    for block in models.blocks(loaded.model):
-        found = groups(block, hidden, arguments)
-        output = block(hidden, **arguments)
-        hidden_after = output[0] if isinstance(output, tuple) else output
+    chosen = None
+    for hidden, found in flowing(loaded, tokens):
         for group in found:
             if group.before is None or isinstance(group.before.module, nn.Linear):
                 continue
@@ -58,7 +54,6 @@ def plant(loaded: LoadedModel, strength: float, channels: int, tokens: Tensor) -
                 getattr(norm, name).copy_(value)
             for layer in group.layers:
                 layer.weight[:, chosen] /= strength
-        hidden = hidden_after
     if chosen is None:
         raise InputError("In this model no normalisation feeds a linear layer directly, so outliers cannot be planted without changing it.")
     return chosen.tolist()
