@@ -64,7 +64,7 @@ def written(made: saving.Prepared, wanted: str, to: Path) -> tuple[nn.Module, di
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     asymmetric = any(q.zero is not None for q in made.layers.values())  # transformers' default way loses packed zero-points
-    told = saving.save(made, saving.choose(made.layers, wanted), to, "card", {})
+    told = saving.save(made, saving.choose(made, wanted), to, "card", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the other packages, at their import and load
         config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if asymmetric and told["format"] == "compressed-tensors" else {}
@@ -133,14 +133,14 @@ def test_bitsandbytes_reads_what_was_written(load: Loader, folder: Path, tmp_pat
 @pytest.mark.parametrize(("method", "params"), WIDE, ids=[m for m, _ in WIDE])
 def test_what_no_codes_hold_is_saved_in_16_bits_and_says_why(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
     made = prepared(load, folder, method, params)
-    reasons = saving.why_not_exact(made.layers)
+    reasons = saving.why_not_exact(made)
     assert set(reasons) == {"compressed-tensors", "bitsandbytes"} and all(reasons.values())
     model, told = written(made, "auto", tmp_path / "out")
     assert told["format"] == "bfloat16" and not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
     for name, q in made.layers.items():
         assert torch.equal(model.get_submodule(f"model.{name}").weight, q.dequantize().bfloat16()), name
     with pytest.raises(InputError, match=r"cannot hold this model: .* What can: bfloat16"):
-        saving.choose(made.layers, "compressed-tensors")
+        saving.choose(made, "compressed-tensors")
 
 
 def test_packing_is_that_of_the_library() -> None:
@@ -154,7 +154,7 @@ def test_packing_is_that_of_the_library() -> None:
 
 def test_the_model_is_left_as_it_was_and_nothing_is_overwritten(load: Loader, folder: Path, tmp_path: Path) -> None:
     made = prepared(load, folder, "rtn", {"bits": 4})
-    form = saving.choose(made.layers)
+    form = saving.choose(made)
     saving.save(made, form, tmp_path / "out", "card", {"a": 1})
     assert not hasattr(made.subject.loaded.model.config, "quantization_config")
     assert json.loads((tmp_path / "out" / "quantization_explorer.json").read_text()) == {"a": 1}

@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--to", type=Path, required=True, help="a new folder")
-    forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, or bfloat16"
+    forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, gguf, or bfloat16"
     parser.add_argument("--as", dest="form", metavar="FORMAT", default="auto", help=forms)
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="measure the model first, for its card")
 
@@ -42,7 +42,7 @@ def work(args: argparse.Namespace) -> None:
     if args.measure:
         report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
-    form = choose(made.layers, args.form)
+    form = choose(made, args.form)
     words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
     written = save(made, form, args.to, words, plain(report or {"experiment": experiment}))
     print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note(form, made)}, indent=1))

@@ -30,7 +30,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], comman
         raise InputError(f"A model of {weights / 2**20:,.0f} MiB is too large for a page; in a checkout of the project run: {command}")
     report = yield from engine.report(model, method, params, **(options or {}))
     made = Prepared.of((yield from subject_of(engine.load, experiment, chosen, texts)))
-    form, name = choose(made.layers), name_of(experiment.spec, chosen)
+    form, name = choose(made), name_of(experiment.spec, chosen)
     yield Progress("write", 0, 1, form.title)
     folder = Path(tempfile.mkdtemp(prefix="quantization-"))
     try:
