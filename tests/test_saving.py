@@ -33,7 +33,7 @@ COMPRESSED = [
 ]  # fmt: skip
 BLOCKWISE = [("nf4", {}), ("nf4", {"double_quant": True}), ("fp4", {}), ("fp4", {"double_quant": True})]
 WIDE = [
-    ("awq", {"scales": "own"}), ("hqq", {}), ("rtn", {"bits": 3}), ("gptq", {"bits": 4, "rotate": True}), ("smoothquant", {"scales": "own"}), ("kquant", {}),
+    ("awq", {"scales": "own"}), ("hqq", {}), ("gptq", {"bits": 4, "rotate": True}), ("smoothquant", {"scales": "own"}),
     ("quip", {}), ("llm_int8", {}), ("mxfp", {"element": "e3m2"}), ("binary", {}),
 ]  # fmt: skip
 
@@ -134,7 +134,7 @@ def test_bitsandbytes_reads_what_was_written(load: Loader, folder: Path, tmp_pat
 def test_what_no_codes_hold_is_saved_in_16_bits_and_says_why(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
     made = prepared(load, folder, method, params)
     reasons = saving.why_not_exact(made)
-    assert set(reasons) == {"compressed-tensors", "bitsandbytes"} and all(reasons.values())
+    assert set(reasons) == {"compressed-tensors", "bitsandbytes", "GGUF"} and all(reasons.values())
     model, told = written(made, "auto", tmp_path / "out")
     assert told["format"] == "bfloat16" and not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
     for name, q in made.layers.items():
@@ -180,7 +180,7 @@ def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path:
     assert main(["save", "--method", "none", "--no-measure", *where[:-1], str(tmp_path / "none")]) == 2
     assert "No layer is quantized" in capsys.readouterr().err and not (tmp_path / "none").exists()
     assert main(["save", "--method", "awq", "--as", "bitsandbytes", "--no-measure", *where[:-1], str(tmp_path / "b")]) == 2
-    assert "What can: compressed-tensors, bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    assert "What can: compressed-tensors, gguf, bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
 
 
 def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +193,12 @@ def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, fold
     assert answer.data["format"] == "compressed-tensors" and answer.data["bytes"] == path.stat().st_size
     assert [found.name for found in path.parent.iterdir()] == ["checkpoint.zip"]
     shutil.rmtree(path.parent)
+    [answer] = [event for event in runner.do("checkpoint", asked | {"form": "gguf"}) if isinstance(event, Answer)]
+    with ZipFile(answer.data["path"]) as archive:
+        assert answer.data["format"] == "GGUF" and archive.read("model.gguf")[:4] == b"GGUF"
+    shutil.rmtree(Path(answer.data["path"]).parent)
+    with pytest.raises(InputError, match="There is no format 'pickle'"):
+        list(runner.do("checkpoint", asked | {"form": "pickle"}))
     with pytest.raises(InputError, match="No layer is quantized"):
         list(runner.do("checkpoint", asked | {"method": "none", "params": {}}))
     monkeypatch.setattr("explorer.tasks.checkpoint.MOST", 1000)

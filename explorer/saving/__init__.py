@@ -74,10 +74,14 @@ def formats() -> dict[str, Format]:
 
 def check(folder: Path, wanted: str = "auto") -> None:
     """What can be known before a model is quantized. Raises InputError for a folder in use and for a format that does not exist."""
-    if wanted != "auto" and wanted not in formats():
-        raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
+    _known(wanted)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
+
+
+def _known(wanted: str) -> None:
+    if wanted != "auto" and wanted not in formats():
+        raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
 
 
 def refusal(form: Format, made: Prepared) -> str:
@@ -88,6 +92,7 @@ def refusal(form: Format, made: Prepared) -> str:
 
 def choose(made: Prepared, wanted: str = "auto") -> Format:
     """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot, or none is quantized."""
+    _known(wanted)
     if not made.layers:
         raise InputError("No layer is quantized, so the checkpoint would be the model as it is; choose a quantized configuration.")
     for form in formats().values() if wanted == "auto" else [formats()[wanted]]:
