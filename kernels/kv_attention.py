@@ -8,6 +8,7 @@ split over programs; the newest tokens are a split of their own; a second kernel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -305,54 +306,67 @@ def _triton_run(q: Tensor, packed: Packed) -> Tensor:
     return kv_attention(q, cache.tensors(), cache.bits, cache.counts)
 
 
-STEP = 1 << 21  # codes that the torch form turns to float32 at a time, 8 MiB
+STEP = 1 << 20  # codes that the torch form turns to float32 at a time, 4 MiB: more are fetched from memory anew, fewer cost more calls
 
 
 def _torch_run(q: Tensor, packed: Packed) -> Tensor:
     """In float32, the scales multiplied into the queries and the weights as the kernel does, so that a code is only converted, never scaled."""
     cache = _cache(packed).present()
-    (batch, kv, older, width), newest, bits = cache.key_codes.shape, cache.keys.shape[2], cache.bits
-    rows = q.float().view(batch, kv, -1, q.shape[-1]) * q.shape[-1] ** -0.5
-    step = max(GROUP, STEP // (batch * kv * width * 8 // bits) // GROUP * GROUP)
+    if not cache.key_codes.shape[2]:
+        return _attention(q, cache.keys.to(q.dtype), cache.values.to(q.dtype))
+    size, bits = q.shape[-1], cache.bits
+    key_codes, key_scale, key_low, *of_values, keys, values = (t.flatten(0, 1) for t in cache.tensors())  # B H = n rows of everything
+    n, older, _ = key_codes.shape
+    rows = (q.float() * size**-0.5).view(n, -1, size)
+    score = rows.new_empty(n, rows.shape[1], older + keys.shape[1])
+    score[..., older:] = torch.bmm(rows, keys.float().transpose(1, 2))
+    step = max(GROUP, STEP // (n * size) // GROUP * GROUP)
     spans = [slice(start, min(start + step, older)) for start in range(0, older, step)]
-    score = rows.new_empty(*rows.shape[:3], older + newest)
-    torch.matmul(rows, cache.keys.float().transpose(2, 3), out=score[..., older:])
     for span in spans:
-        score[..., span] = _torch_scores(rows, cache, span)
+        groups = slice(span.start // GROUP, span.stop // GROUP)
+        _torch_scores(score[..., span], rows, key_codes[:, span], key_scale[:, groups], key_low[:, groups], bits)
     weight = torch.softmax(score, -1)
-    y = weight[..., older:] @ cache.values.float()
+    y = torch.bmm(weight[..., older:], values.float()).view(n, rows.shape[1], -1, GROUP)
     for span in spans:
-        _torch_add_values(y, weight[..., span], cache, span)
+        _torch_values(y, weight[..., span], *(t[:, span] for t in of_values), bits)
     return y.view(q.shape).to(q.dtype)
 
 
-def _torch_planes(codes: Tensor, bits: int) -> list[Tensor]:
-    """Every (8 / bits)th channel of bytes [..., D * bits / 8], float32, beginning with each of the first."""
-    return [codes.float()] if bits == 8 else [(codes >> place & (2**bits - 1)).float() for place in range(0, 8, bits)]
+def _torch_planes(codes: Tensor, bits: int) -> Iterator[Tensor]:
+    """Every (8 / bits)th channel of bytes [n, T, D * bits / 8], uint8, beginning with each of the first."""
+    for place in range(0, 8, bits):
+        plane = codes >> place if place else codes
+        yield plane & (2**bits - 1) if place + bits < 8 else plane
 
 
-def _torch_scores(rows: Tensor, cache: LowBitCache, span: slice) -> Tensor:
-    """Queries [B, H, heads, D] times the keys of some groups of tokens -> [B, H, heads, T]."""
-    groups = slice(span.start // GROUP, span.stop // GROUP)
-    scale, low = cache.key_scale[:, :, groups].float(), cache.key_low[:, :, groups].float()  # [B, H, groups, D]
-    score = (rows @ low.transpose(2, 3)).transpose(2, 3).unsqueeze(-1)  # [B, H, groups, heads, 1]
-    planes = _torch_planes(cache.key_codes[:, :, span], cache.bits)
-    for place, codes in enumerate(planes):
-        scaled = rows[..., place :: len(planes)].unsqueeze(2) * scale[..., place :: len(planes)].unsqueeze(3)
-        score = score + scaled @ codes.unflatten(2, (-1, GROUP)).transpose(3, 4)
-    return score.transpose(2, 3).flatten(3)
+def _torch_scores(score: Tensor, rows: Tensor, codes: Tensor, scale: Tensor, low: Tensor, bits: int) -> None:
+    """Queries [n, heads, D] times the keys of some groups of tokens into score [n, heads, T]. The channels stand plane by plane in one product."""
+    (n, tokens, width), planes, heads = codes.shape, 8 // bits, rows.shape[1]
+    numbers = rows.new_empty(n, tokens, planes, width)
+    for plane, part in zip(numbers.unbind(2), _torch_planes(codes, bits), strict=True):
+        plane.copy_(part)
+    turned, scale = (t.unflatten(-1, (width, planes)).transpose(-1, -2).flatten(-2) if planes > 1 else t for t in (rows, scale))
+    scaled = turned.unsqueeze(1) * scale.unsqueeze(2)  # [n, groups, heads, D]
+    part = torch.bmm(scaled.flatten(0, 1), numbers.view(-1, GROUP, planes * width).transpose(1, 2)).view(n, -1, heads, GROUP)
+    least = torch.bmm(rows, low.float().transpose(1, 2))  # [n, heads, groups]
+    torch.add(part.transpose(1, 2), least.unsqueeze(3), out=score.view(n, heads, -1, GROUP))
 
 
-def _torch_add_values(y: Tensor, weight: Tensor, cache: LowBitCache, span: slice) -> None:
-    """Adds weights [B, H, heads, T] times the values of some tokens to y [B, H, heads, D]."""
-    scale, low = (t[:, :, span].float() for t in (cache.value_scale, cache.value_low))  # [B, H, T, D / GROUP]
-    y += (weight @ low).repeat_interleave(GROUP, -1)
-    planes = _torch_planes(cache.value_codes[:, :, span], cache.bits)
-    each = GROUP // len(planes)
-    for group in range(scale.shape[-1]):
-        scaled = weight * scale[..., group].unsqueeze(2)
-        for place, codes in enumerate(planes):
-            y[..., group * GROUP + place : (group + 1) * GROUP : len(planes)] += scaled @ codes[..., group * each : (group + 1) * each]
+def _torch_values(y: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, low: Tensor, bits: int) -> None:
+    """Adds weights [n, heads, T] times the values of some tokens to y [n, heads, D / GROUP, GROUP]. A plane holds channels of all groups: every group's
+    weights meet all of them, and the product's diagonal is what counts; that takes less time than many small products.
+    """
+    groups, planes, scale = y.shape[2], 8 // bits, scale.transpose(1, 2)  # scale [n, groups, T]
+    y += torch.bmm(weight, low.float()).unsqueeze(3)
+    if planes == 1:
+        numbers = codes.float()
+        for group in range(groups):
+            y[:, :, group] += torch.bmm(weight * scale[:, group, None], numbers[..., group * GROUP : (group + 1) * GROUP])
+        return
+    scaled = (weight.unsqueeze(2) * scale.unsqueeze(1)).flatten(1, 2)  # [n, heads * groups, T]
+    for place, part in enumerate(_torch_planes(codes, bits)):
+        product = torch.bmm(scaled, part.float()).view(*y.shape[:3], groups, -1)
+        y[..., place::planes] += product.diagonal(0, 2, 3).transpose(2, 3)
 
 
 def _refuses(cache: LowBitCache) -> str:
