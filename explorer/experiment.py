@@ -35,7 +35,7 @@ from explorer.turns import Line, waiting
 
 ROOT = Path(__file__).parent
 WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "flow", "calibration", "architectures", "checkpoint")
-FORWARD = ("models", "data", "decode", "llama", "products", "kvcache")
+FORWARD = ("models", "data", "decode", "llama", "products", "kvcache", "packed_cache")
 SHARED_CODE = [str(ROOT / f"{name}.py") for name in (*WEIGHTS, *FORWARD)]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
