@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
 from explorer.records import Measurement, Report, key_of
@@ -91,8 +92,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
-    if row.by_device and report.provenance.get("device") != base.provenance.get("device"):
-        return "", "another device than the baseline"
+    if row.by_device and (why := timed_apart(report, base)):
+        return "", f"not compared: {why}"
     ratio = found.value / start.value
     overlap = finite(found.low) and finite(start.low) and found.low <= start.high and start.low <= found.high
     if overlap or abs(ratio - 1) < 0.005:
