@@ -12,7 +12,7 @@ from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
 
-PROMPT, NEW, RUNS = 32, 33, 4  # tokens of prompt, tokens decoded a run, runs (the first warms up and is not counted)
+PROMPT, NEW, RUNS = 96, 33, 4  # tokens of prompt, so many that a cache in low bits holds packed ones; tokens decoded a run; runs, the first warms up
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -35,9 +35,11 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
             else:
                 firsts.append(first)
                 latencies += steps
-        read = read_per_token(loaded.model)
+        read, held = read_per_token(loaded.model), decoder.forward.cache_bytes()
     yield Measurement("decode_loop", f"transformers: {decoder.why}" if decoder.why else decoder.loop)
     yield Measurement("decode_copies", decoder.copies, "bytes")
+    yield Measurement("decode_attention", decoder.attention)
+    yield Measurement("decode_cache_bytes", held, "bytes", n=decoder.forward.context)
     yield from summarise(firsts, latencies, read + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
 
 

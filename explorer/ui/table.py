@@ -43,6 +43,7 @@ SECTIONS = {
         Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
         Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
         Row("decode_copies", "Held beside them while decoding", "MiB", 2, 2**-20, more=None),
+        Row("decode_cache_bytes", "KV cache of the timed loop", "MiB", 2, 2**-20, relative=True),
     ),
     "Speed": (
         Row("decode_tokens_per_second", "Decoding", "tokens/s", 0, more=True, relative=True, by_device=True),
@@ -122,7 +123,9 @@ def circumstances(reports: Sequence[Report]) -> str:
 def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
+    attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
+    parts += [f"cache: {attention.value}"] if attention else []
     skipped = p.get("skipped", {})
     for why in dict.fromkeys(skipped.values()):
         names = [short_layer(name) for name, reason in skipped.items() if reason == why]
