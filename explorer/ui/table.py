@@ -73,15 +73,15 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
-    swept = f"<small>{batch_button(report)}</small>" if row.metric == "decode_tokens_per_second" else ""
+    swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
 
-def batch_button(report: Report) -> str:
-    """A button beside a speed: the page's script asks for the batch sweep of this configuration with it."""
-    said = f"Sweep the batch of {report.name}: where other formats overtake it"
-    return f"<button type='button' class='act' data-pick='batch:{key_of(report.experiment)}' title='{escape(said, quote=True)}'>batch sweep</button>"
+def batch_button(name: str, key: str) -> str:
+    """A button beside a speed: the page's script asks for the batch sweep of the configuration of this name and key with it."""
+    said = f"Sweep the batch of {name}: where other formats overtake it"
+    return f"<button type='button' class='act' data-pick='batch:{escape(key, quote=True)}' title='{escape(said, quote=True)}'>batch sweep</button>"
 
 
 def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
