@@ -87,3 +87,13 @@ def browser() -> Iterator:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def desk(browser, address: str) -> Iterator[tuple]:
+    """One page of a desk's size, and the list of what goes wrong in it, for tests of a file that can follow each other: each leaves what the next expects."""
+    from tests.driving import visit
+
+    page, wrong = visit(browser, address, 1440, 900)
+    yield page, wrong
+    page.close()

@@ -76,27 +76,11 @@ def barriers(page, where: str) -> list[tuple[str, str]]:
     return [(v["id"], v["nodes"][0]["html"][:160]) for v in found if v["impact"] in ("serious", "critical") and v["id"] not in THEIRS]
 
 
-def test_run_adds_a_column_and_returns_from_the_store_at_once(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    choose(page, "3")
-    page.click("#run")
-    page.locator("#status progress").wait_for(timeout=30_000)
-    wait_for_status(page, "RTN 3-bit g64: measured now")
-    heads = page.locator("#comparison thead th").all_inner_texts()
-    assert len(heads) == 6 and "RTN 3-bit g64" in " ".join(heads[-1].split()) and "16-bit baseline" in " ".join(heads[1].split())
-    page.click("#reset")
-    wait_for_status(page, "recorded results")
-    page.click("#run")
-    wait_for_status(page, "RTN 3-bit g64: from the store")
-    assert not wrong
-    page.close()
-
-
 def test_cancel_stops_the_work_and_the_next_run_starts(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900)
     page.click("#method input")
     page.get_by_role("option", name="GPTQ").click()
-    page.wait_for_timeout(500)
+    settle(page)
     choose(page, "2")
     page.click("#run")
     wait_for_status(page, "quantize", 60)
@@ -117,18 +101,32 @@ def test_cancel_stops_the_work_and_the_next_run_starts(browser, address: str) ->
     page.close()
 
 
-def test_bad_input_is_a_sentence(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
+def test_run_adds_a_column_and_returns_from_the_store_at_once(desk: tuple) -> None:
+    page, wrong = desk
+    choose(page, "3")
+    page.click("#run")
+    page.locator("#status progress").wait_for(timeout=30_000)
+    wait_for_status(page, "RTN 3-bit g64: measured now")
+    heads = page.locator("#comparison thead th").all_inner_texts()
+    assert len(heads) == 6 and "RTN 3-bit g64" in " ".join(heads[-1].split()) and "16-bit baseline" in " ".join(heads[1].split())
+    page.click("#reset")
+    wait_for_status(page, "recorded results")
+    page.click("#run")
+    wait_for_status(page, "RTN 3-bit g64: from the store")
+    assert not wrong
+
+
+def test_bad_input_is_a_sentence(desk: tuple) -> None:
+    page, wrong = desk
     page.fill("#model input", "no such/model!")
     page.keyboard.press("Enter")
     page.click("#run")
     wait_for_status(page, "is neither a folder here nor a model id", 60)
     assert page.locator("#comparison thead th").count() == 6 and not wrong
-    page.close()
 
 
-def test_layer_and_columns_can_be_changed(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
+def test_layer_and_columns_can_be_changed(desk: tuple) -> None:
+    page, wrong = desk
     page.click("#layer input")
     page.get_by_role("option", name="1 down_proj").click()
     open_tab(page, "weights")
@@ -140,4 +138,3 @@ def test_layer_and_columns_can_be_changed(browser, address: str) -> None:
     page.locator("#compared .token-remove").nth(2).click()
     page.wait_for_function("document.querySelectorAll('#comparison thead th').length === 5")
     assert not wrong
-    page.close()
