@@ -31,7 +31,8 @@ def summary(data: dict[str, Any]) -> str:
         return "No product is measured yet."
     errors = data["errors"]
     exact, tensor, token = (errors[name][0] for name in ("16-bit inputs", "W8A8 per tensor", "W8A8 per token"))
-    cost = f"Int8 weights alone cost {100 * exact:.3g}% of the output; with inputs rounded too it is {100 * tensor:.3g}% per tensor and {100 * token:.3g}% per token"
+    inputs = f"{100 * tensor:.3g}% per tensor and {100 * token:.3g}% per token"
+    cost = f"Int8 weights alone cost {100 * exact:.3g}% of the output; with inputs rounded too it is {inputs}"
     repaired = f"SmoothQuant at alpha {data['alpha']:g} takes int8 per token from {100 * token:.3g}% to {100 * data['smooth_error']:.3g}%"
     weak = ""
     if exact > 0.02:

@@ -113,8 +113,7 @@ def ranking_words(data: dict[str, Any]) -> str:
     named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"
     alike = f"{short_layer(first['layer'])} and {named} cannot be told apart" if others else f"{short_layer(first['layer'])} is the most sensitive"
     return (
-        f"Bars are 95% intervals over {first['tokens']:,} tokens. {alike}; "
-        f"from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
+        f"Bars are 95% intervals over {first['tokens']:,} tokens. {alike}; from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
     )
 
 
