@@ -52,11 +52,11 @@ class LowBitCache(NamedTuple):
 
 def dequantize(cache: LowBitCache) -> tuple[Tensor, Tensor]:
     """(keys, values) [B, H, T + R, D] float32: what the codes mean."""
-    places = torch.arange(0, 8, cache.bits, device=cache.keys.device)
-    key, value = (((c.int().unsqueeze(-1) >> places) & (2**cache.bits - 1)).flatten(-2).float() for c in (cache.key_codes, cache.value_codes))
-    scale, low = (t.float().repeat_interleave(GROUP, 2) for t in (cache.key_scale, cache.key_low))
-    across, least = (t.float().repeat_interleave(GROUP, 3) for t in (cache.value_scale, cache.value_low))
-    return torch.cat([key * scale + low, cache.keys.float()], 2), torch.cat([value * across + least, cache.values.float()], 2)
+    places, mask = torch.arange(0, 8, cache.bits, dtype=torch.uint8, device=cache.keys.device), 2**cache.bits - 1
+    key, value = (((c.unsqueeze(-1) >> places) & mask).flatten(-2).float() for c in (cache.key_codes, cache.value_codes))
+    key = (key.unflatten(2, (-1, GROUP)) * cache.key_scale.unsqueeze(3) + cache.key_low.unsqueeze(3)).flatten(2, 3)
+    value = (value.unflatten(3, (-1, GROUP)) * cache.value_scale.unsqueeze(4) + cache.value_low.unsqueeze(4)).flatten(3)
+    return torch.cat([key, cache.keys.float()], 2), torch.cat([value, cache.values.float()], 2)
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -75,14 +75,17 @@ def unpacked(packed: Packed) -> LowBitCache:
     return LowBitCache(**packed.tensors, bits=packed.meta[0])
 
 
+SHORT = 1 << 14  # codes of keys up to which all are dequantized for torch's own attention: fewer calls, and there a call costs more than its work
 STEP = 1 << 20  # codes that the torch form turns to float32 at a time, 4 MiB: more are fetched from memory anew, fewer cost more calls
 
 
 def run(q: Tensor, packed: Packed) -> Tensor:
-    """In float32, the scales multiplied into the queries and the weights as the kernel does, so that a code is only converted, never scaled."""
+    """In float32, the scales multiplied into the queries and the weights as the kernel does, so that a code is only converted, never scaled; but see SHORT."""
     cache = unpacked(packed).present()
     if not cache.key_codes.shape[2]:
         return attention(q, cache.keys.to(q.dtype), cache.values.to(q.dtype))
+    if cache.key_codes.numel() * 8 // cache.bits <= SHORT:
+        return attention(q, *(t.to(q.dtype) for t in dequantize(cache)))
     size, bits = q.shape[-1], cache.bits
     key_codes, key_scale, key_low, *of_values, keys, values = (t.flatten(0, 1) for t in cache.tensors())  # B H = n rows of everything
     n, older, _ = key_codes.shape
