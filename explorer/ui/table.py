@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
 from explorer.records import Measurement, Report, key_of
@@ -72,15 +73,15 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
-    swept = f"<small>{batch_button(report)}</small>" if row.metric == "decode_tokens_per_second" else ""
+    swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
 
-def batch_button(report: Report) -> str:
-    """A button beside a speed: the page's script asks for the batch sweep of this configuration with it."""
-    said = f"Sweep the batch of {report.name}: where other formats overtake it"
-    return f"<button type='button' class='act' data-pick='batch:{key_of(report.experiment)}' title='{escape(said, quote=True)}'>batch sweep</button>"
+def batch_button(name: str, key: str) -> str:
+    """A button beside a speed: the page's script asks for the batch sweep of the configuration of this name and key with it."""
+    said = f"Sweep the batch of {name}: where other formats overtake it"
+    return f"<button type='button' class='act' data-pick='batch:{escape(key, quote=True)}' title='{escape(said, quote=True)}'>batch sweep</button>"
 
 
 def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
@@ -92,8 +93,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
-    if row.by_device and report.provenance.get("device") != base.provenance.get("device"):
-        return "", "another device than the baseline"
+    if row.by_device and (why := timed_apart(report, base)):
+        return "", f"not compared: {why}"
     ratio = found.value / start.value
     overlap = finite(found.low) and finite(start.low) and found.low <= start.high and start.low <= found.high
     if overlap or abs(ratio - 1) < 0.005:
