@@ -49,7 +49,7 @@
   const sortable = "table.compare th[aria-sort]";
 
   // Choices "kind:key": a button's data-pick, or the id of a mark in a figure (of a heat map's cell: in the trace's meta.picks). The hidden box
-  // #pick-KIND takes the key; the server checks it. Figures are redrawn, so each is listened to when the pointer first meets it.
+  // #pick-KIND takes the key; the server checks it. A figure is listened to when the pointer first meets it.
   const pick = (choice) => {
     const cut = choice.indexOf(":"), box = document.querySelector(`#pick-${choice.slice(0, cut)} :is(textarea, input)`);
     if (!box) return;
@@ -59,9 +59,10 @@
   const chosen = (point) => point.id ?? (Array.isArray(point.pointNumber) ? point.data.meta?.picks?.[point.pointNumber[0]]?.[point.pointNumber[1]] : undefined);
   document.addEventListener("pointerover", (event) => {
     const plot = event.target.closest?.(".js-plotly-plot");
-    if (!plot?.on || plot.dataset.heard) return;
-    plot.dataset.heard = "yes";
+    if (!plot?.on) return;
     plot.classList.toggle("pickable", plot.data.some((trace) => trace.ids || trace.meta?.picks));
+    if (plot.dataset.heard) return;
+    plot.dataset.heard = "yes";
     plot.on("plotly_click", ({ points }) => { const choice = points.map(chosen).find(Boolean); if (choice) pick(choice); });
   });
 

@@ -9,8 +9,9 @@ import torch
 
 from explorer import models
 from explorer.experiment import Loader, LocalRunner, last_report
-from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, unpack
+from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
 from explorer.models import LoadedModel, reading
+from explorer.packed_cache import PackedCache
 from explorer.records import InputError
 from explorer.store import Store
 
@@ -72,6 +73,14 @@ def test_computed_bytes_are_the_measured_ones(demo: LoadedModel) -> None:
             cache = kivi_cache(demo.model.config, bits)
             demo.model(torch.zeros(1, tokens, dtype=torch.long), use_cache=True, **reading(demo.model, cache))
             assert sum(layer.nbytes() for layer in cache.layers) == bytes_at(demo.model.config, tokens, bits)
+
+
+def test_the_packed_cache_holds_the_computed_bytes_and_a_whole_window(demo: LoadedModel) -> None:
+    """A window of 64 tokens is there from the start, so that a group can fill before it is packed."""
+    for bits, tokens in ((2, 40), (4, 70), (8, 200)):
+        cache = PackedCache((6, 1, 2, 64), tokens, bits, torch.zeros(1).bfloat16())
+        spare, one = min(tokens, WINDOW + GROUP) - (tokens - packed_tokens(tokens)), bytes_at(demo.model.config, 1, 16)
+        assert cache.nbytes() == bytes_at(demo.model.config, tokens, bits) + spare * one + cache.counts.nbytes + cache.packing.nbytes
 
 
 @torch.no_grad()

@@ -75,6 +75,17 @@ def test_failure_is_a_sentence_and_the_page_stays(page: Page, error: Exception) 
     assert all(part["__type__"] == "update" and "value" not in part for part in last[1:])
 
 
+def test_a_second_run_of_a_session_waits_for_its_line_and_keeps_what_the_first_found(page: Page) -> None:
+    first, second = (page.run(keys_of(SEED[:1]), None, OPEN, "demo", method, *OPTION_VALUES, "own") for method in ("gptq", "rtn"))
+    assert "load model" in next(first)[0]
+    assert "waits for your run before it" in next(second)[0]
+    assert "done" in list(first)[-1][0]
+    told = list(second)
+    assert all("rtn: " in line[0] or "baseline: " in line[0] or "done" in line[0] for line in told)
+    assert [r.experiment.spec.method for r in page.shell.shelf.pick(told[-1][1].value)] == ["none", "gptq", "rtn"]
+    assert not page.runs._going, "nobody runs any more"
+
+
 def test_cancelling_closes_the_run(page: Page) -> None:
     events = page.run([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
     next(events)

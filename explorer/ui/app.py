@@ -19,7 +19,7 @@ from explorer.ui.session import Shelf
 from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
-SCRIPT = STYLE.with_name("page.js")
+SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js")]
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
@@ -48,6 +48,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     shell = Shell(runner, Shelf(seeds), catalogue, models)
     page = Page(shell)
     with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        _boxes(shell)
         gr.HTML(
             "<a class='skip' href='#results'>Skip the controls</a>"
             "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
@@ -66,7 +67,8 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         _wire(page, stop, run, shared["reset"], selects)
         share.wire(blocks, page, stop, shared, run)
         stop.by(cancel, shell.status)
-        blocks.load(None, None, None, js=SCRIPT.read_text())
+        for script in SCRIPTS:
+            blocks.load(None, None, None, js=script.read_text())
     # Nothing shows gradio's own progress, but it goes through all components for each one that might, at every event: leave it a single one.
     for handler in blocks.fns.values():
         handler.show_progress_on = [shell.active]
@@ -104,8 +106,16 @@ def _controls(page: Page) -> tuple[Any, Any]:
     return run, cancel
 
 
+def _boxes(shell: Shell) -> None:
+    """Lays out the hidden boxes that every click goes through; fills shell.active and shell.picks. They come first on the page, because gradio's page
+    searches all of it for a component, from the top, several times an event.
+    """
+    shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
+    shell.picks = {kind: gr.Textbox("", visible="hidden", max_length=200, elem_id=f"pick-{kind}") for kind in PICKS}  # set by assets/page.js
+
+
 def _compared(shell: Shell) -> None:
-    """Lays out what all tabs share; fills shell.compared, shell.layer, shell.active."""
+    """Lays out what all tabs share; fills shell.compared and shell.layer."""
     compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
         shell.compared = gr.Dropdown(
@@ -113,8 +123,6 @@ def _compared(shell: Shell) -> None:
             info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=7,
         )  # fmt: skip
         shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
-    shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
-    shell.picks = {kind: gr.Textbox("", visible="hidden", max_length=200, elem_id=f"pick-{kind}") for kind in PICKS}  # set by assets/page.js
 
 
 def _tabs(shell: Shell) -> dict[str, Any]:

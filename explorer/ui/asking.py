@@ -12,6 +12,16 @@ from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Runner
 
 LIVE = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 16}
+PAINTED = "(text) => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(text))))"
+
+
+def after_paint(told: Any) -> Any:
+    """A hidden box that takes the text of the hidden box `told` once what came with it has been painted: to ask for what else a tab shows takes the
+    browser as long as a picture, which should not wait for that.
+    """
+    asked_for = gr.Textbox("", visible="hidden")
+    told.change(None, told, asked_for, js=PAINTED, api_visibility="private")
+    return asked_for
 
 
 def asked(runner: Runner, task: str, arguments: dict[str, Any], count: int, draw: Callable[[dict[str, Any]], list[Any]], done: str = "") -> Iterator[list[Any]]:

@@ -10,7 +10,7 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import Answer, Report
-from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.asking import LIVE, QUIET, after_paint, asked, model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.page import Clock, failure, status, watched
@@ -26,7 +26,8 @@ class Bench:
 
     def __init__(self, shell: Shell) -> None:
         self.shell = shell
-        self.subject = gr.Textbox("", visible="hidden", elem_id="activations-subject")
+        self.told = gr.Textbox("", visible="hidden", elem_id="activations-subject")
+        self.subject = after_paint(self.told)
         gr.HTML(
             "<h2 class='figure'>Before and after, live</h2><p class='see'>The chosen layer's inputs on 256 tokens of calibration text; every control "
             "recomputes "
@@ -134,7 +135,7 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         return [*figures.render(reports, layer), json.dumps({"model": model_of(reports), "layer": layer})]
 
-    return View([*figures.outputs, bench.subject], render, pure=True)
+    return View([*figures.outputs, bench.told], render, pure=True)
 
 
 TAB = Tab("activations", "Activations", build, order=20)

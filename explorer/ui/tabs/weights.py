@@ -11,7 +11,7 @@ import gradio as gr
 from explorer.figures import charts
 from explorer.figures.projections import table_of
 from explorer.records import Report
-from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.asking import LIVE, QUIET, after_paint, asked, model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.lens import Lens
@@ -24,7 +24,8 @@ NAMES = ("error_map", "scales")
 
 def build(shell: Shell) -> View:
     figures = report_figures("weights")
-    subject = gr.Textbox("", visible="hidden", elem_id="weights-subject")
+    told = gr.Textbox("", visible="hidden", elem_id="weights-subject")
+    subject = after_paint(told)
     line = gr.HTML("", elem_id="weights-status", padding=False)
     Lens(shell, subject, line)
     gr.HTML("<h2 class='figure'>One configuration on this layer</h2>")
@@ -45,19 +46,19 @@ def build(shell: Shell) -> View:
     outputs = [maps_line, *error_map, *scales, *overview, whole, cancel]
     maps = Maps(shell)
     subject.change(maps.quick, subject, outputs, **LIVE)
-    configuration.input(maps.choose, [subject, configuration], subject, **QUIET)
+    configuration.input(maps.choose, [told, configuration], told, **QUIET)
     stop = Cancel(status("Cancelled."))
     stop.stops(whole.click, maps.whole, subject, outputs)
     stop.by(cancel, maps_line)
 
-    def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
+    def render(reports: Sequence[Report], layer: str, shown: str) -> list[Any]:
         quantized = {key: r for key, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")}
-        wanted = settings(told).get("key")
+        wanted = settings(shown).get("key")
         key = wanted if wanted in quantized else next(reversed(quantized), "")
         now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
         return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
 
-    return View([*figures.outputs, configuration, subject], render, [subject], pure=True)
+    return View([*figures.outputs, configuration, told], render, [told], pure=True)
 
 
 class Maps:
