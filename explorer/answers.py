@@ -76,6 +76,14 @@ def size(report: Report, base: Report | None) -> str:
     return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."
 
 
+def timed_apart(report: Report, base: Report) -> str:
+    """Why times of two reports cannot be compared, "" when they can: another device, or one recorded long ago and one measured now."""
+    ours, theirs = report.provenance, base.provenance
+    if ours.get("device") != theirs.get("device"):
+        return "the baseline was measured on another device"
+    return "" if bool(ours.get("recorded")) == bool(theirs.get("recorded")) else "one was recorded and one measured now"
+
+
 def speed(report: Report, base: Report | None) -> str:
     """Which kernel ran, what bounds it, and whether it is faster than the baseline beyond the spread."""
     ours, theirs = known(report, "decode_tokens_per_second"), known(base, "decode_tokens_per_second")
@@ -89,8 +97,8 @@ def speed(report: Report, base: Report | None) -> str:
         bound = report.value("decode_bound")
         why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
         words += f", {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated), so the limit is {why}"
-    if theirs is None or report.provenance.get("device") != base.provenance.get("device"):
-        return words + "; no baseline of this device is there to compare."
+    if theirs is None or (why := timed_apart(report, base)):
+        return words + f"; there is nothing to compare it with: {'the baseline has no speed' if theirs is None else why}."
     ratio = ours.value / theirs.value
     apart = None not in (ours.low, ours.high, theirs.low, theirs.high) and (ours.low > theirs.high or ours.high < theirs.low)
     if not apart:

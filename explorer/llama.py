@@ -7,6 +7,7 @@ rotary table is made once, q, k and v are one product and so are gate and up, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -134,6 +135,19 @@ class LlamaLoop:
         self.length += 1
         return logits
 
+    def attentions(self) -> list[Callable[[Tensor], Tensor]]:
+        """For each block its attention over the tokens that are there: queries [B, Q, D] -> [B, Q, D]. For timing: nothing is stored."""
+        if self.packed:
+            return [partial(self.packed.form.run, packed=seen) for seen in self.packed.seen(self.length)]
+        mask, seen = self._mask(1), self.cache[:, : self.batch, ..., : self.context if self.static else self.length, :]
+        return [partial(_attention, keys=keys, values=values, mask=mask) for keys, values in (pair.unbind(1) for pair in seen.unbind(0))]
+
+    def seen_bytes(self) -> int:
+        """Bytes of the cache that a step reads: of the tokens that are there, static in 16 bits of all there is room for."""
+        if self.packed:
+            return sum(t.nbytes for packed in self.packed.seen(self.length) for t in packed.tensors.values())
+        return self.cache[:, : self.batch].nbytes * (self.context if self.static else self.length) // self.context
+
     def _forward(self, tokens: Tensor) -> Tensor:
         new = tokens.shape[1]
         hidden = F.embedding(tokens.reshape(-1), self.embedding)  # [B T, H]
@@ -219,9 +233,8 @@ class LlamaLoop:
         if self.packed and new == 1:
             return self.packed.attend(state, rows[:, 0, :q], pair[:, 0].transpose(0, 1)).reshape(batch, -1)
         keys, values = self._remember(state, pair, new)
-        if new == 1:  # the queries that share a key are the rows of one product
-            mixed = F.scaled_dot_product_attention(rows[:, 0, :q].view(batch, kv, q // kv, self.size), keys, values, attn_mask=mask)
-            return mixed.reshape(batch, -1)
+        if new == 1:
+            return _attention(rows[:, 0, :q], keys, values, mask).reshape(batch, -1)
         mixed = F.scaled_dot_product_attention(rows[:, :, :q].transpose(1, 2), keys, values, is_causal=True, enable_gqa=q != kv)
         return mixed.transpose(1, 2).reshape(batch * new, -1)
 
@@ -236,6 +249,12 @@ class LlamaLoop:
         else:
             place.copy_(pair)
         return keys, values
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """torch's attention of one token, queries [B, Q, D]; those that share a key are the rows of one product."""
+    rows = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).reshape(queries.shape)
 
 
 def _block(layer: nn.Module, eps: float) -> Block:

@@ -96,17 +96,22 @@ class PackedCache:
             part[..., first : first + new.shape[2], :] = new.view(*part.shape[:-2], *new.shape[2:])
 
     def step(self, length: int) -> list[Place]:
-        """Where each layer finds its cache in the step after `length` tokens, the new token counted. All layers are cut at once: each cut costs as much."""
-        parts, newest, older, counts = self.parts, self.newest[:, :, : self.batch], self.older, None
+        """Where each layer finds its cache in the step after `length` tokens, the new token counted."""
         if self.static:
             self.counts[1:] += 1
-            self.slot, counts, new = self.counts[1:] - 1, self.counts, newest
+            self.slot, new = self.counts[1:] - 1, self.newest[:, :, : self.batch]
         else:
-            count = length - older + 1
-            parts = [part[..., : older // GROUP if i in (1, 2) else older, :] for i, part in enumerate(parts)]
-            new, newest = newest[..., count - 1, :], newest[..., :count, :]
-        cut = zip(*(part[:, : self.batch].unbind(0) for part in parts), newest[:, 0].unbind(0), newest[:, 1].unbind(0), strict=True)
-        return [Place(n, self.form.pack(LowBitCache(*layer, self.bits, counts))) for n, layer in zip(new.unbind(0), cut, strict=True)]
+            new = self.newest[:, :, : self.batch, :, length - self.older]
+        return [Place(*pair) for pair in zip(new.unbind(0), self.seen(length + 1), strict=True)]
+
+    def seen(self, length: int) -> list[Packed]:
+        """Each layer's first `length` tokens as the kernel takes them. All layers are cut at once: each cut costs as much as one layer's."""
+        parts, newest, counts = self.parts, self.newest[:, :, : self.batch], self.counts
+        if not self.static:
+            parts = [part[..., : self.older // GROUP if i in (1, 2) else self.older, :] for i, part in enumerate(parts)]
+            newest, counts = newest[..., : length - self.older, :], None
+        layers = zip(*(part[:, : self.batch].unbind(0) for part in parts), newest[:, 0].unbind(0), newest[:, 1].unbind(0), strict=True)
+        return [self.form.pack(LowBitCache(*layer, self.bits, counts)) for layer in layers]
 
     def attend(self, place: Place, queries: Tensor, pair: Tensor) -> Tensor:
         """Stores the new token's keys and values, pair [2, B, H, D]; queries [B, Q, D] -> what they mix of all tokens, [B, Q, D]."""

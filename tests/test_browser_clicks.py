@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from zipfile import ZipFile
 
-from tests.driving import browser_test, open_tab, visit
+from tests.driving import browser_test, open_tab
 
 pytestmark = browser_test
 
@@ -22,33 +22,42 @@ def click_mark(page, mark) -> None:
     page.mouse.click(x, y)
 
 
-def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    open_tab(page, "tradeoffs")
-    page.wait_for_selector("#plot-tradeoffs .main-svg")
-    for redrawn in (False, True):
-        if redrawn:  # a redrawn figure is a new one: it must be heard as well
-            page.get_by_label("Memory", exact=False).first.check(force=True)
-            page.locator("#plot-tradeoffs .xtitle", has_text="MB").wait_for(timeout=5000)
-        before = page.locator("#point-report .see").all_inner_texts()
-        click_mark(page, page.locator("#plot-tradeoffs .point").nth(-1 if redrawn else 0))
-        name = "document.querySelector('#point-report .see')?.innerText"
-        page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before, timeout=5000)
-        card = page.inner_text("#point-report")
-        assert "16-bit baseline" in card and "Why is it not faster or smaller?" in card
-    page.get_by_role("button", name="SmoothQuant per-channel", exact=True).click()
-    page.locator("#point-report .see", has_text="SmoothQuant per-channel").wait_for(timeout=5000)
-    page.locator("#point-report .three .act", has_text="batch sweep").click()
-    page.locator("#speed-status progress").wait_for(timeout=30_000)
-    assert page.locator("#tab-speed").is_visible() and page.input_value("#speed-which input") == "SmoothQuant per-channel"
-    page.click("#speed-cancel")
-    page.locator("#speed-status", has_text="Cancelled").wait_for(timeout=5000)
-    assert "SmoothQuant per-channel" in " ".join(page.inner_text("#compared").split()) and not wrong
-    page.close()
+def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(desk: tuple) -> None:
+    page, wrong = desk
+    first = page.locator("#comparison .pv").first
+    first.focus()
+    assert page.inner_text("#pv-tip").startswith("recorded: ") and first.get_attribute("aria-describedby") == "pv-tip"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    at = page.evaluate("[document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').cells[0].innerText]")
+    assert at[0] == 2 and at[1].startswith("KL divergence, mean")
+    assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")
+    page.keyboard.press("Escape")
+    assert page.locator("#pv-tip").is_hidden() and not wrong
 
 
-def test_a_mark_chooses_its_layer_everywhere(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
+def test_a_checkpoint_is_downloaded(desk: tuple, tmp_path: Path) -> None:
+    page, wrong = desk
+    page.click("#show-commands")
+    buttons = page.locator("#commands .act")
+    buttons.first.wait_for(timeout=5000)
+    assert buttons.count() == 8 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
+    with page.expect_download(timeout=120_000) as coming:
+        page.locator("#commands section").nth(2).get_by_role("button", name="download it").click()
+    coming.value.save_as(tmp_path / "checkpoint.zip")
+    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for(timeout=5000)
+    with ZipFile(tmp_path / "checkpoint.zip") as archive:
+        assert archive.testzip() is None
+        config = json.loads(archive.read("config.json"))["quantization_config"]
+        assert config["format"] == "pack-quantized" and config["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+        assert {"model.safetensors", "tokenizer.json", "README.md", "quantization_explorer.json"} <= set(archive.namelist())
+    page.click("#show-commands")
+    page.wait_for_function("!document.querySelector('#commands section')")
+    assert not wrong
+
+
+def test_a_mark_chooses_its_layer_everywhere(desk: tuple) -> None:
+    page, wrong = desk
     open_tab(page, "layers")
     page.locator("#plot-layers .main-svg").first.wait_for()
     click_mark(page, page.locator("#plot-sensitivity_ranking .point").first)
@@ -62,40 +71,28 @@ def test_a_mark_chooses_its_layer_everywhere(browser, address: str) -> None:
     open_tab(page, "weights")
     page.get_by_text("Weights of layers.0.self_attn.q_proj").wait_for(timeout=5000)
     assert not wrong
-    page.close()
 
 
-def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    first = page.locator("#comparison .pv").first
-    first.focus()
-    assert page.inner_text("#pv-tip").startswith("recorded: ") and first.get_attribute("aria-describedby") == "pv-tip"
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
-    at = page.evaluate("[document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').cells[0].innerText]")
-    assert at[0] == 2 and at[1].startswith("KL divergence, mean")
-    assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")
-    page.keyboard.press("Escape")
-    assert page.locator("#pv-tip").is_hidden() and not wrong
-    page.close()
-
-
-def test_a_checkpoint_is_downloaded(browser, address: str, tmp_path: Path) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    page.click("#show-commands")
-    buttons = page.locator("#commands .act")
-    buttons.first.wait_for(timeout=5000)
-    assert buttons.count() == 4 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
-    with page.expect_download(timeout=120_000) as coming:
-        buttons.nth(1).click()
-    coming.value.save_as(tmp_path / "checkpoint.zip")
-    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for(timeout=5000)
-    with ZipFile(tmp_path / "checkpoint.zip") as archive:
-        assert archive.testzip() is None
-        config = json.loads(archive.read("config.json"))["quantization_config"]
-        assert config["format"] == "pack-quantized" and config["config_groups"]["group_0"]["weights"]["num_bits"] == 4
-        assert {"model.safetensors", "tokenizer.json", "README.md", "quantization_explorer.json"} <= set(archive.namelist())
-    page.click("#show-commands")
-    page.wait_for_function("!document.querySelector('#commands section')")
-    assert not wrong
-    page.close()
+def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(desk: tuple) -> None:
+    page, wrong = desk
+    open_tab(page, "tradeoffs")
+    page.wait_for_selector("#plot-tradeoffs .main-svg")
+    for redrawn in (False, True):
+        if redrawn:  # it must still be heard
+            page.get_by_label("Memory", exact=False).first.check(force=True)
+            page.locator("#plot-tradeoffs .xtitle", has_text="MB").wait_for(timeout=5000)
+        before = page.locator("#point-report .see").all_inner_texts()
+        click_mark(page, page.locator("#plot-tradeoffs .point").nth(-1 if redrawn else 0))
+        name = "document.querySelector('#point-report .see')?.innerText"
+        page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before, timeout=5000)
+        card = page.inner_text("#point-report")
+        assert "16-bit baseline" in card and "Why is it not faster or smaller?" in card
+    page.get_by_role("button", name="SmoothQuant per-channel", exact=True).click()
+    page.locator("#point-report .see", has_text="SmoothQuant per-channel").wait_for(timeout=5000)
+    assert page.locator("#point-report .three .act", has_text="batch sweep").is_visible()
+    page.locator("#points-table tr", has_text="LLM.int8()").get_by_role("button", name="batch sweep").click()
+    page.locator("#speed-status progress").wait_for(timeout=30_000)
+    assert page.locator("#tab-speed").is_visible() and page.input_value("#speed-which input") == "LLM.int8()"
+    page.click("#speed-cancel")
+    page.locator("#speed-status", has_text="Cancelled").wait_for(timeout=5000)
+    assert "LLM.int8()" in " ".join(page.inner_text("#compared").split()) and not wrong

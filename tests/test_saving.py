@@ -18,6 +18,7 @@ from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
 from explorer.records import Answer, InputError
 from explorer.request import Request
+from explorer.saving.beforehand import check_asked
 from explorer.saving.compressed_tensors import pairs, words
 from explorer.store import Store
 from explorer.subjects import subject_of
@@ -204,3 +205,27 @@ def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, fold
     monkeypatch.setattr("explorer.tasks.checkpoint.MOST", 1000)
     with pytest.raises(InputError, match="too large for a page; in a checkout of the project run: python -m explorer save"):
         list(runner.do("checkpoint", asked))
+
+
+def test_what_follows_from_the_request_is_refused_before_a_weight_is_read(folder: Path, tmp_path: Path) -> None:
+    """By the method's parameters or the model's type alone; and no format that did hold a method above is refused for it."""
+    config = {"model_type": "llama"}
+
+    def asked(method: str, params: dict[str, Any], form: str, kind: str = "llama") -> None:
+        experiment, made, _ = Request(str(folder), method, params, sequences=1).prepare()
+        check_asked(experiment, made, config | {"model_type": kind}, form)
+
+    for method, params in COMPRESSED:
+        asked(method, params, "compressed-tensors")
+    for method, params in BLOCKWISE:
+        asked(method, params, "bitsandbytes")
+    for method, params in WIDE:
+        asked(method, params, "bfloat16")
+        with pytest.raises(InputError, match=r"compressed-tensors cannot hold .*: .* What can: .*bfloat16"):
+            asked(method, params, "compressed-tensors")
+    for method, params, form, kind, said in (
+        ("none", {}, "auto", "llama", "No layer is quantized"), ("rtn", {"bits": 4}, "gguf", "gemma", "models of type gemma"),
+        ("rtn", {"bits": 4}, "auto", "gpt2", "transposed"), ("nf4", {}, "gguf", "llama", "no table"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            asked(method, params, form, kind)

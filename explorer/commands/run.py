@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
-    parser.add_argument("--length", type=int, default=0, help="tokens a window; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
+    parser.add_argument("--length", type=int, default=0, help="tokens a window, from 16; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
     parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--html", type=Path, help="also write one self-contained page with the figures, the 16-bit baseline beside it")

@@ -26,10 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(args: argparse.Namespace) -> None:
     given = parameters(args)
+    from explorer import models
     from explorer.experiment import Loader, LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
     from explorer.saving import Prepared, card, check, choose, note, save
+    from explorer.saving.beforehand import check_asked
     from explorer.store import Store
     from explorer.subjects import subject_of
 
@@ -39,6 +41,7 @@ def work(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed")}
     load, report = Loader(), None
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare()
+    check_asked(experiment, method, models.configuration(experiment.model), args.form)
     if args.measure:
         report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))

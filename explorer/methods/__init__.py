@@ -66,6 +66,7 @@ class Method:
     paper: ClassVar[str] = ""
     needs_inputs: ClassVar[bool] = False
     of_model: ClassVar[bool] = False  # whether it sees the whole model, by `train` as in qat.py, instead of one layer at a time
+    by_name: ClassVar[bool] = False  # whether a layer's name decides how it is rounded
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         """weight [N, K] float32 of the named layer -> QuantizedTensor. `refuses` has been asked before."""

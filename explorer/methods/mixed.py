@@ -30,6 +30,7 @@ class Mixed(Method):
     short: ClassVar[str] = "Mixed"
     paper: ClassVar[str] = "Dong et al. 2019, HAWQ, arXiv 1905.03293, section 3 (why layers differ); the rules are yours"
     needs_inputs: ClassVar[bool] = True
+    by_name: ClassVar[bool] = True
 
     rules: str = text(DEFAULT, title="Rules", help="pattern: method parameter=value ... One a line, the first that matches a layer decides.")
 

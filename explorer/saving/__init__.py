@@ -24,6 +24,7 @@ SHOWN = {
     "kld_mean": "KL divergence to 16 bits", "top1_agreement": "same top token as 16 bits",
 }  # fmt: skip
 TRANSPOSED = ("gpt2",)  # architectures that keep their linear layers the other way round
+NOTHING = "No layer is quantized, so the checkpoint would be the model as it is; choose a quantized configuration."
 
 
 def _any_model(loaded: LoadedModel) -> str:
@@ -38,6 +39,7 @@ class Format:
     config(layers, rest): the `quantization_config` of config.json, rest the linear layers that stay in 16 bits; None for none.
     loads: what reads it, for the card. exact: whether the weights are the quantized ones to the bit. refuses_model(loaded): as refuses, of the model.
     write(loaded, 16-bit parameters, layers, folder): for a format that is no folder of transformers; it then needs no tensors and no config.
+    families: the model types that it is written for, none for all.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Format:
     exact: bool = True
     refuses_model: Callable[[LoadedModel], str] = _any_model
     write: Callable[[LoadedModel, Mapping[str, Tensor], Mapping[str, QuantizedTensor], Path], None] | None = None
+    families: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,28 +76,41 @@ def formats() -> dict[str, Format]:
 
 
 def check(folder: Path, wanted: str = "auto") -> None:
-    """What can be known before a model is quantized. Raises InputError for a folder in use and for a format that does not exist."""
-    _known(wanted)
+    """What can be known before a model is named. Raises InputError for a folder in use and for a format that does not exist."""
+    known(wanted)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
 
 
-def _known(wanted: str) -> None:
+def known(wanted: str) -> None:
+    """Raises InputError for a name that is neither auto nor a format's."""
     if wanted != "auto" and wanted not in formats():
         raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
+
+
+def refuse_transposed(kind: str) -> None:
+    """Raises InputError for a model type whose linear layers no format here can hold."""
+    if kind in TRANSPOSED:
+        raise InputError(f"Models of type {kind} keep their linear layers transposed, which no format here does; choose another model.")
+
+
+def type_refused(form: Format, kind: str) -> str:
+    """Why a format is not written for models of a type, "" when it is."""
+    return f"models of type {kind} are not written as {form.title} here, only {', '.join(form.families)}" if form.families and kind not in form.families else ""
 
 
 def refusal(form: Format, made: Prepared) -> str:
     """Why a format cannot hold a model exactly, "" when it can."""
     layers = next((f"{why} (layer {name})" for name, q in made.layers.items() if (why := form.refuses(q))), "")
-    return form.refuses_model(made.subject.loaded) or layers
+    loaded = made.subject.loaded
+    return type_refused(form, loaded.model.config.model_type) or form.refuses_model(loaded) or layers
 
 
 def choose(made: Prepared, wanted: str = "auto") -> Format:
     """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot, or none is quantized."""
-    _known(wanted)
+    known(wanted)
     if not made.layers:
-        raise InputError("No layer is quantized, so the checkpoint would be the model as it is; choose a quantized configuration.")
+        raise InputError(NOTHING)
     for form in formats().values() if wanted == "auto" else [formats()[wanted]]:
         why = refusal(form, made)
         if not why:
@@ -146,8 +162,7 @@ def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[st
     Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use or cannot be written.
     """
     subject, model = made.subject, made.subject.loaded.model
-    if model.config.model_type in TRANSPOSED:
-        raise InputError(f"Models of type {model.config.model_type} keep their linear layers transposed, which no format here does; choose another model.")
+    refuse_transposed(model.config.model_type)
     check(folder)
     places = {part: name for name, part in model.named_modules()}
     layers = {places[subject.originals[name]]: q for name, q in made.layers.items()}

@@ -30,8 +30,6 @@ SPLITS = {SPLIT % r"\p{N}{1,3}": "llama-bpe", SPLIT % r"\p{N}": "qwen2"}
 
 def _refuses_model(loaded: LoadedModel) -> str:
     config = loaded.model.config
-    if config.model_type not in FAMILIES:
-        return f"models of type {config.model_type} are not written as GGUF here, only {', '.join(FAMILIES)}"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ROPES[FAMILIES[config.model_type]]:
         return f"its rotary embedding of type {rope!r} is not written as GGUF here"
@@ -149,5 +147,5 @@ def _vocabulary(file: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
 
 FORMAT = Format(
     "gguf", "GGUF", refuses, None, None, "llama.cpp and what is built on it (llama-cpp-python, Ollama, LM Studio); transformers by gguf_file='model.gguf'",
-    refuses_model=_refuses_model, write=_write,
+    refuses_model=_refuses_model, write=_write, families=tuple(FAMILIES),
 )  # fmt: skip

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from explorer import models
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress, plain
 from explorer.request import Request
 from explorer.saving import Prepared, card, choose, note, save
+from explorer.saving.beforehand import check_asked
 from explorer.subjects import subject_of
 from explorer.tasks import Engine, Task
 
@@ -26,6 +28,7 @@ def work(
     Answer data: path of the archive, which the caller deletes; name, format, note (what the format does not keep), bytes.
     """
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
+    check_asked(experiment, chosen, models.configuration(experiment.model, engine.load.hub), form)
     yield Progress("load model", 0, 1, model)
     weights = 2 * sum(p.numel() for p in engine.load(experiment.model).model.parameters())
     if weights > MOST:

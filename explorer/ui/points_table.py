@@ -11,14 +11,14 @@ from explorer.figures import finite
 from explorer.records import Report, key_of, significant
 from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
-from explorer.ui.table import comparison
+from explorer.ui.table import batch_button, comparison
 
 HEADS = ("bits/weight", "KL, nats", "perplexity, %", "ms a token", "quantize, s")
 START = "<p class='hint'>Click a point, or a name in the table below: its report opens here.</p>"
 
 
 def numbers(point: dict[str, Any]) -> list[tuple[float | None, str]]:
-    """(value, the same with half its interval) under each of HEADS."""
+    """(value, the same with half its interval as HTML) under each of HEADS; a button beside the time sweeps the batch."""
 
     def one(metric: str, form: str = "") -> tuple[float | None, str]:
         value, low, high = point["metrics"].get(metric, [None, None, None])
@@ -30,7 +30,7 @@ def numbers(point: dict[str, Any]) -> list[tuple[float | None, str]]:
         return value, f"{value:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")
 
     rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
-    time = (1000 / rate, f"{1000 / rate:.2f}") if finite(rate) and rate > 0 else (None, "")
+    time = (1000 / rate, f"{1000 / rate:.2f} {batch_button(point['name'], point['key'])}") if finite(rate) and rate > 0 else (None, "")
     return [one("bits_per_weight", ".3f"), one("kld_mean"), one("perplexity_delta", "+.2f"), time, one("quantize_seconds", ".1f")]
 
 

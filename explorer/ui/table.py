@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
 from explorer.records import Measurement, Report, key_of, significant
@@ -43,6 +44,7 @@ SECTIONS = {
         Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
         Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
         Row("decode_copies", "Held beside them while decoding", "MiB", 2, 2**-20, more=None),
+        Row("decode_cache_bytes", "KV cache of the timed loop", "MiB", 2, 2**-20, relative=True),
     ),
     "Speed": (
         Row("decode_tokens_per_second", "Decoding", "tokens/s", 0, more=True, relative=True, by_device=True),
@@ -71,7 +73,7 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
-    swept = f"<small>{batch_button(report)}</small>" if row.metric == "decode_tokens_per_second" else ""
+    swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
@@ -81,10 +83,10 @@ def written(row: Row, number: float, value: float) -> str:
     return significant(number, value) if row.digits is None else f"{number:,.{0 if abs(value) >= 1000 else row.digits}f}"
 
 
-def batch_button(report: Report) -> str:
-    """A button beside a speed: the page's script asks for the batch sweep of this configuration with it."""
-    said = f"Sweep the batch of {report.name}: where other formats overtake it"
-    return f"<button type='button' class='act' data-pick='batch:{key_of(report.experiment)}' title='{escape(said, quote=True)}'>batch sweep</button>"
+def batch_button(name: str, key: str) -> str:
+    """A button beside a speed: the page's script asks for the batch sweep of the configuration of this name and key with it."""
+    said = f"Sweep the batch of {name}: where other formats overtake it"
+    return f"<button type='button' class='act' data-pick='batch:{escape(key, quote=True)}' title='{escape(said, quote=True)}'>batch sweep</button>"
 
 
 def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
@@ -96,8 +98,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
-    if row.by_device and report.provenance.get("device") != base.provenance.get("device"):
-        return "", "another device than the baseline"
+    if row.by_device and (why := timed_apart(report, base)):
+        return "", f"not compared: {why}"
     ratio = found.value / start.value
     overlap = finite(found.low) and finite(start.low) and found.low <= start.high and start.low <= found.high
     if overlap or abs(ratio - 1) < 0.005:
@@ -126,7 +128,9 @@ def circumstances(reports: Sequence[Report]) -> str:
 def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
+    attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
+    parts += [f"cache: {attention.value}"] if attention else []
     skipped = p.get("skipped", {})
     for why in dict.fromkeys(skipped.values()):
         names = [short_layer(name) for name, reason in skipped.items() if reason == why]

@@ -18,6 +18,7 @@ from explorer.ui.asking import data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.points import survey
 from explorer.ui.session import arrange, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
@@ -142,12 +143,13 @@ def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: 
 def brought(shell: Shell, choice: str, keys: list[str], layer: str | None) -> list[Any]:
     """[tabs, compared, layer, which, status] after the batch sweep of a configuration was asked for elsewhere: this tab opens on it.
 
-    One that is not compared yet, such as a point of the Trade-offs tab, joins the page first.
+    One that is not compared yet, such as a point of the Trade-offs tab, joins the page first; it need not have been opened.
     """
     shown, key = shell.shelf.pick(keys), picked(choice)
-    found = next(iter(shell.shelf.pick([key])), None)
+    found = next(iter(shell.shelf.pick([key])), None) or survey().get(key)
     if found is None:
         return [gr.skip()] * 4 + [status("That configuration is no longer on the page; run it again.", "error")]
+    shell.shelf.add(found)
     if key not in keys_of(shown):
         shown = shell.shelf.with_baseline(arrange(shown, found)[0])
     compared, picker = shell.shared(shown, layer)
