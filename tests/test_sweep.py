@@ -235,7 +235,7 @@ def test_further_parameters_are_axes_of_the_methods_that_have_them() -> None:
     for wrong, sentence in (({"symmetric": ["maybe"]}, "False, True"), ({"alpha": ["0.5"]}, "none of these methods"), ({"damping": ["9"]}, "0.0001 to 1")):
         with pytest.raises(InputError, match=sentence):
             grid(catalogue(), ["gptq"], [4], [64], wrong)
-    unused = grid(catalogue(), ["smoothquant"], [8], [64], {"activation": ["dynamic"], "granularity": ["tensor"]})
+    unused = grid(catalogue(), ["smoothquant"], [8], [64], {"activation": ["token"], "granularity": ["tensor"]})
     assert len(unused) == 2
     runs = sweep.drawn(found, [0, 1, 1])
     assert [draw["seed"] for one, draw in runs if one.method == "gptq"] == [0, 1, 0, 1] and len(runs) == 7, "what reads no text runs once"
