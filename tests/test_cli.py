@@ -34,6 +34,8 @@ def test_run_prints_one_document_and_reads_it_back_from_the_store(tmp_path: Path
         "4",
         "--granularity",
         "channel",
+        "--tokens",
+        "2048",
         "--json",
         "--store",
         str(tmp_path / "r.db"),

@@ -99,7 +99,7 @@ def test_loss_grows_as_bits_fall_and_short_contexts_are_exact(demo: LoadedModel)
 def test_cache_bits_are_part_of_the_experiment(tmp_path: Path, tiny_folder: Path) -> None:
     store = Store(tmp_path / "r.db")
     runner = LocalRunner(store, Loader(CPU))
-    base, small = (last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=bits)) for bits in (16, 4))
+    base, small = (last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=bits, tokens=2048)) for bits in (16, 4))
     store.close()
     assert base.experiment.spec.is_baseline and not small.experiment.spec.is_baseline
     assert small.name == "16-bit weights, KV 4-bit" and small.value("kld_mean") > 0 == base.value("kld_mean")

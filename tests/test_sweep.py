@@ -218,10 +218,17 @@ def rung(bits: int, kld: float) -> Report:
 def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "recorded", lambda: ())
     rungs = [rung(4, 0.04), rung(3, 0.16), rung(2, 0.64)]
-    assert ladder.place("kld_mean", 0.08, rungs) == pytest.approx(3.75) and ladder.place("kld_mean", 0.16, rungs) == pytest.approx(3.25)
-    assert ladder.place("kld_mean", 0.001, rungs) == 4.25 and ladder.place("kld_mean", 5.0, rungs) == 2.25 and ladder.place("kld_mean", -0.1, rungs) == 4.25
-    assert ladder.place("top1_agreement", 84.0, rungs) == pytest.approx(3.25) and ladder.place("kld_mean", 0.1, rungs[:1]) is None
+    assert ladder.place("kld_mean", 0.08, rungs) == (pytest.approx(3.75), "") and ladder.place("kld_mean", 0.16, rungs) == (pytest.approx(3.25), "")
+    more, fewer = (4.25, "more"), (2.25, "fewer")
+    assert [ladder.place("kld_mean", value, rungs) for value in (0.001, 5.0, -0.1)] == [more, fewer, more] and ladder.place("kld_mean", 0.04, rungs).end == ""
+    assert ladder.place("top1_agreement", 84.0, rungs) == (pytest.approx(3.25), "") and ladder.place("kld_mean", 0.1, rungs[:1]) is None
     assert ladder.rungs_for(REPORTS[2], rungs[::-1]) == rungs and ladder.rungs_for(rung(4, 0.1)) == []
+    finest = rung(8, -0.0002)
+    plot, named = ladder.draw([REPORTS[2], *rungs, finest], ""), ladder.summary([*rungs, finest], "")
+    marks = plot["data"][-1]
+    assert marks["marker"]["symbol"][1] == "triangle-right-open" and "4.25 bits or more, not measurable" in marks["customdata"][1]
+    assert "Not measurable in perplexity" in named and f"hollow at 4.25 bits or more: {finest.name}." in named
+    assert plot["layout"]["xaxis"]["ticktext"][1:] == ["4.25<br>RTN 4", "3.25<br>RTN 3", "2.25<br>RTN 2"]
     assert "No ladder" in ladder.summary([REPORTS[0], REPORTS[3]], "") and "plain rounding at" in ladder.summary([*REPORTS[:4], *rungs], "")
 
 
