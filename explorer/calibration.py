@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from explorer.flow import Before, Group, groups
 from explorer.models import CACHE_ARGUMENTS, LoadedModel, blocks, linears
 
 BATCH = 4  # windows a forward pass
@@ -80,8 +81,19 @@ def block_inputs(loaded: LoadedModel, windows: Tensor, wanted: dict[str, nn.Modu
 
 
 @torch.no_grad()
-def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Yields {layer name: its inputs [M, K]} for each set of layers that share an input, in order of execution.
+def flowing(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[Tensor, list[Group]]]:
+    """Yields (what enters it, [B, T, H]; its groups of linear layers) for each block, in order. windows [W, T] int64: the first of them are run."""
+    batches, arguments = first_inputs(loaded, windows)
+    hidden = batches[0]
+    for block in blocks(loaded.model):
+        found, after = groups(block, hidden, arguments), _forward(block, hidden, arguments)
+        yield hidden, found
+        hidden = after
+
+
+@torch.no_grad()
+def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[dict[str, Tensor], Before | None]]:
+    """Yields ({layer name: its inputs [M, K]}, what gives them) for each set of layers that share an input, in order of execution.
 
     The caller replaces the yielded layers in the model before it asks for more, so that each set sees the effect of all sets
     before it (true-sequential order: q/k/v, then o, then gate/up, then down).
@@ -89,29 +101,7 @@ def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[dict[str
     batches, arguments = first_inputs(loaded, windows)
     names = {id(layer): name for name, layer in linears(loaded.model).items()}
     for block in blocks(loaded.model):
-        waiting = {names[id(m)]: m for m in block.modules() if id(m) in names}
-        order = [sorted(group) for group in _input_groups(block, batches[0], arguments, waiting)]
-        for group in order:
-            yield record_inputs(block, batches, arguments, {name: waiting[name] for name in group})
+        for group in groups(block, batches[0], arguments):
+            layers = sorted((names[id(layer)], layer) for layer in group.layers)
+            yield record_inputs(block, batches, arguments, dict(layers)), group.before
         batches = [_forward(block, hidden, arguments) for hidden in batches]
-
-
-def _input_groups(block: nn.Module, sample: Tensor, arguments: dict, layers: dict[str, nn.Module]) -> list[list[str]]:
-    """Names of the layers, those that read the same tensor together, in order of execution."""
-    groups: dict[int, list[str]] = {}
-    kept = []
-
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            kept.append(args[0])  # keeps the address from being used again
-            groups.setdefault(args[0].data_ptr(), []).append(name)
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    try:
-        _forward(block, sample, arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(groups.values())

@@ -17,7 +17,9 @@ from explorer.models import LoadedModel, reading
 
 
 class TransformersLoop:
-    """Forward passes through transformers, for architectures that no loop of our own serves. The interface is LlamaLoop's."""
+    """Forward passes through transformers, for architectures that no loop of our own serves. The interface is LlamaLoop's. Its cache in low bits
+    is dequantized for every token, because transformers' attention takes keys and values as they are.
+    """
 
     name = "transformers"
     copies = 0
@@ -25,6 +27,7 @@ class TransformersLoop:
     def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1) -> None:
         self.model, self.context, self.kv_bits, self.batch = model, context, kv_bits, batch
         self.static, self.length = kv_bits == 16, 0
+        self.attention = "transformers' attention" if self.static else "transformers' attention over the dequantized cache"
         self.cache = self._empty()
         self.position = torch.zeros(1, dtype=torch.long, device=model.device)
 
@@ -39,6 +42,14 @@ class TransformersLoop:
         self.length = prompt.shape[1]
         self.position.fill_(self.length)
         return self._forward(prompt, torch.arange(prompt.shape[1], device=prompt.device))
+
+    def cache_bytes(self) -> int:
+        """Bytes that the cache holds now."""
+        layers = [layer for layer in self.cache.layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes if self.static else layer.nbytes() for layer in layers)
+
+    def prepare(self) -> None:
+        """Nothing comes before a step."""
 
     def step(self, token: Tensor) -> Tensor:
         """One more token a sequence, [B, 1] int64 -> logits [B, V]."""
@@ -55,15 +66,15 @@ class TransformersLoop:
 class Decoder:
     """Greedy decoding of at most `batch` sequences that advance together, made while the layers that shall run are in place.
 
-    `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the logits it was taken from in `logits` [B, V]. A 16-bit
-    cache is allocated once; one in low bits grows. `loop` names the forward pass that runs and `why` says why it is not our own.
+    `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the logits it was taken from in `logits` [B, V]. `loop` names
+    the forward pass that runs, `attention` what reads the cache, and `why` says why it is not our own loop.
     """
 
     def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16, batch: int = 1) -> None:
         self.device = loaded.device
         self.why = llama.refuses(loaded.model, context)
         self.forward = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
-        self.loop, self.copies = self.forward.name, self.forward.copies
+        self.loop, self.copies, self.attention = self.forward.name, self.forward.copies, self.forward.attention
         self.tokens = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
         self.token = self.tokens
         self.logits: Tensor | None = None
@@ -87,7 +98,10 @@ class Decoder:
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or with a cache that grows. The next call is a prefill."""
+        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or where shapes change. The next call is a prefill.
+
+        Packing a full group of a low-bit cache stays outside the graph, in `prepare`: it happens at one token in 32.
+        """
         if self.device.type != "cuda" or self.graph is not None or not self.forward.static:
             return
         side = torch.cuda.Stream()
@@ -96,6 +110,7 @@ class Decoder:
             for _ in range(2):
                 self._forward()
         torch.cuda.current_stream().wait_stream(side)
+        self.forward.prepare()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self._forward()
@@ -105,6 +120,7 @@ class Decoder:
         """One more token, in place in `self.token`. ValueError when the cache is full: a graph would write beyond it unseen."""
         if self.forward.length >= self.forward.context:
             raise ValueError(f"the cache holds {self.forward.context} tokens and is full")
+        self.forward.prepare()
         if self.graph is None:
             self._forward()
         else:

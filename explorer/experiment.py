@@ -8,7 +8,7 @@ import gc
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,8 @@ from explorer.store import Store, code_version
 from explorer.turns import Line, waiting
 
 ROOT = Path(__file__).parent
-WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "calibration", "architectures", "checkpoint")
-FORWARD = ("models", "data", "decode", "llama", "products", "kvcache")
+WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "flow", "calibration", "architectures", "checkpoint")
+FORWARD = ("models", "data", "decode", "llama", "products", "kvcache", "packed_cache")
 SHARED_CODE = [str(ROOT / f"{name}.py") for name in (*WEIGHTS, *FORWARD)]
 KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
 
@@ -76,18 +76,21 @@ class Loader:
         yield from models.fetching(ref, self.device, self.hub)
 
 
-def run(experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader, line: Line | None = None) -> Iterator[Event]:
+def run(
+    experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader, line: Line | None = None, again: bool = False
+) -> Iterator[Event]:
     """Yields Progress and Measurements, last a Report. What the store has is not computed again; each metric is stored when it is whole.
 
     texts: the evaluation and calibration text that the experiment's hashes name. line: where to wait when there is something to compute.
+    again: measure what belongs to this device once more, and store that instead.
     """
-    found, missing = look_up(experiment, store, load.device)
+    found, missing = look_up(experiment, store, load.device, again)
     unsaved = ""
     if missing:
         yield from load.fetch(experiment.model)
         with (line or Line()).place() as ahead:
             yield from waiting(ahead)
-            found, missing = look_up(experiment, store, load.device)  # whoever was ahead may have measured the same
+            found, missing = look_up(experiment, store, load.device, again)  # whoever was ahead may have measured the same
             if missing:
                 for event in _measure(experiment, method, texts, load, missing):
                     if isinstance(event, _Whole):
@@ -99,7 +102,8 @@ def run(experiment: Experiment, method: Method, texts: dict[str, str], store: St
     provenance: dict[str, Any] = {}
     for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
         provenance |= found[name][1] if name in found else {}
-    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing), "unsaved": unsaved}
+    dates = {name: circumstances.get("date") for name, (_, circumstances) in found.items()}
+    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing), "dates": dates, "unsaved": unsaved}
     yield Report(experiment, measurements, provenance)
 
 
@@ -112,14 +116,14 @@ def keep(store: Store, whole: _Whole) -> str:
     return ""
 
 
-def look_up(experiment: Experiment, store: Store, device: torch.device) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """({metric name: what is stored}, {metric name: (metric, key) of what is not})."""
+def look_up(experiment: Experiment, store: Store, device: torch.device, again: bool = False) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """({metric name: what is stored}, {metric name: (metric, key) of what is not, or is to be measured again})."""
     found, missing = {}, {}
     for name, metric in metrics().items():
         if experiment.model.random and not metric.of_weights:
             continue
         key = metric_key(experiment, metric, device)
-        stored = store.get(key)
+        stored = None if again and metric.per_device else store.get(key)
         if stored is None:
             missing[name] = (metric, key)
         else:
@@ -224,24 +228,27 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     layers: dict[str, QuantizedLinear] = {}
     qtensors: dict[str, QuantizedTensor] = {}
 
-    def convert(name: str, inputs: torch.Tensor | None) -> Progress:
-        weight = architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight
-        qtensors[name] = method.quantize(finite(weight, "weights", name).float(), inputs, name)
-        layers[name] = QuantizedLinear(qtensors[name], wanted[name].bias, loaded.device)
-        if loaded.ref.random:
-            qtensors[name] = release(layers, name, qtensors[name])
-        return Progress("quantize", len(qtensors), len(wanted), name)
+    def convert(names: Sequence[str], inputs: torch.Tensor | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
+        weights = {name: architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight for name in names}
+        for name, weight in weights.items():
+            finite(weight, "weights", name)
+        for name, qtensor in method.quantize_together(weights, inputs, rows):
+            layers[name] = QuantizedLinear(qtensor, wanted[name].bias, loaded.device)
+            qtensors[name] = release(layers, name, qtensor) if loaded.ref.random else qtensor
+            yield Progress("quantize", len(qtensors), len(wanted), name)
 
     if rows is None:
         for name in wanted:
-            yield convert(name, None)
+            yield from convert([name], None)
         return qtensors, layers
     yield Progress("quantize", 0, len(wanted), "reading the calibration text")
-    for group in sequential_inputs(loaded, rows):
-        for name, inputs in group.items():
-            if name in wanted:
-                yield convert(name, finite(inputs, "inputs", name).float())
-                put(loaded.model, name, layers[name])
+    for group, before in sequential_inputs(loaded, rows):
+        names = [name for name in group if name in wanted]
+        if names:
+            shared = finite(group[names[0]], "inputs", names[0]).float()
+            yield from convert(names, shared, before.rows if before and len(names) == len(group) else None)
+        for name in names:
+            put(loaded.model, name, layers[name])
     return qtensors, layers
 
 
@@ -262,10 +269,10 @@ class LocalRunner:
         """Models that need no download."""
         return ["demo", *architectures.architectures()]
 
-    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+    def run(self, model: str, method: str, params: dict[str, Any], again: bool = False, **options: Any) -> Iterator[Event]:
         """run() on an experiment made from plain input; options: the further fields of Request. Raises InputError with one sentence on bad input."""
         experiment, chosen, texts = Request(model, method, params, **options).prepare(self._load.hub)
-        yield from run(experiment, chosen, texts, self._store, self._load, self._line)
+        yield from run(experiment, chosen, texts, self._store, self._load, self._line, again)
 
     def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:
         """A task's events, last its Answer; see explorer.tasks, which is built on experiments and so cannot be imported before them."""

@@ -34,14 +34,14 @@ def command_of(report: Report) -> str:
     return shlex.join([*words, "--json"])
 
 
-def saving_of(report: Report) -> str:
-    """The command that writes a report's quantized model as a checkpoint; empty where there is none to write."""
+def saving_of(report: Report, form: str = "auto") -> str:
+    """The command that writes a report's quantized model as a checkpoint in a format of `save --as`; empty where there is none to write."""
     experiment = report.experiment
     calibration = experiment.calibration
     if experiment.model.random or experiment.spec.is_baseline or calibration.source == "pasted":
         return ""
     read = ["--calibration", calibration.source, "--sequences", str(calibration.tokens // calibration.length), "--seed", str(calibration.seed)]
-    return shlex.join([*_words("save", report), *read, "--to", "my-model"])
+    return shlex.join([*_words("save", report), *read, *(["--as", form] if form != "auto" else []), "--to", "my-model"])
 
 
 def _words(command: str, report: Report) -> list[str]:
@@ -87,8 +87,10 @@ def _saving(report: Report, live: bool) -> str:
     line = saving_of(report)
     if not line:
         return ""
-    button = f"<button type='button' class='act' data-pick='save:{key_of(report.experiment)}'>download it</button>" if live else ""
-    return f"<p>As a checkpoint that loads elsewhere: {button}</p><pre tabindex='0'>{escape(line)}</pre>"
+    key = key_of(report.experiment)
+    picks = ((f"save:{key}", "download it"), (f"save:gguf-{key}", "as GGUF, for llama.cpp")) if live else ()
+    buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
+    return f"<p>As a checkpoint that loads elsewhere: {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 
 
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:

@@ -177,8 +177,9 @@ class WorkerRunner:
         """Progress of one who waits, with the place in line and the time that it usually takes."""
         if not isinstance(event, Progress) or event.stage != "waiting":
             return event
-        ahead = sum(j.number < job.number and j.message[0] == "run" for j in list(self._jobs.values()))
-        return Progress("waiting", 0, 1, f"{max(1, ahead)} ahead in line, about {max(1, ahead) * self._usual:.0f} s")
+        ahead = [j for j in list(self._jobs.values()) if j.number < job.number and j.message[0] == "run"]
+        left = max(1, len(ahead)) * self._usual - max((time.monotonic() - j.started for j in ahead if j.started is not None), default=0.0)
+        return Progress("waiting", 0, 1, f"{max(1, len(ahead))} ahead in line{f', about {left:.0f} s' if left > 1 else ''}")
 
     # Below here: what happens when a child speaks, dies, or time passes. Always under the lock.
 

@@ -90,12 +90,17 @@ def kivi_cache(config: Any, bits: int) -> Cache:
     return Cache(layers=[KiviLayer(bits) for _ in range(config.num_hidden_layers)])
 
 
+def packed_tokens(length: int) -> int:
+    """Of so many tokens, those that are in low bits: whole groups, and at least the newest WINDOW stay."""
+    return max(0, (length - WINDOW) // GROUP) * GROUP
+
+
 def bytes_at(config: Any, context: int, bits: int) -> int:
     """Bytes of the cache of one sequence of `context` tokens: what `KiviLayer.nbytes` comes to in all layers, or of a bfloat16 cache."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values = 2 * config.num_hidden_layers * heads * size  # keys and values of one token
-    packed = 0 if bits == 16 else max(0, (context - WINDOW) // GROUP) * GROUP
+    packed = 0 if bits == 16 else packed_tokens(context)
     return values * (context - packed) * 2 + values * packed * bits // 8 + values * packed * 4 // GROUP
 
 

@@ -6,14 +6,15 @@ rotary table is made once, q, k and v are one product and so are gate and up, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from explorer.kvcache import KiviLayer
+from explorer.packed_cache import PackedCache
 from explorer.products import Product, product
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
@@ -70,7 +71,7 @@ def refuses(model: Any, context: int) -> str:
 
 class LlamaLoop:
     """Forward passes over at most `batch` sequences that advance together. static: every shape is fixed and the position lives on the device, as a CUDA graph
-    needs it; otherwise attention reads only the tokens that are there. A cache in low bits grows and is never static.
+    needs it; otherwise attention reads only the tokens that are there. A cache in low bits stays packed: attention reads its codes.
     """
 
     name = "own loop"
@@ -79,7 +80,6 @@ class LlamaLoop:
         config, body = model.config, model.model
         weight = body.embed_tokens.weight
         self.context, self.kv_bits, self.batch, self.device = context, kv_bits, batch, weight.device
-        self.static = kv_bits == 16 and (weight.device.type == "cuda" if static is None else static)
         self.size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.queries, self.keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.eps, self.embedding = config.rms_norm_eps, weight
@@ -92,35 +92,61 @@ class LlamaLoop:
         self.whole = self._of_heads(self.table) if small else None
         shape = (len(self.blocks), batch, 2, self.keys, context, self.size)  # 2: keys and values
         self.cache = weight.new_zeros(shape) if kv_bits == 16 else None
-        self.layers = [] if kv_bits == 16 else [KiviLayer(kv_bits) for _ in self.blocks]
+        self.packed = None if kv_bits == 16 else PackedCache((len(self.blocks), batch, self.keys, self.size), context, kv_bits, weight, static)
+        self.static = self.packed.static if self.packed else weight.is_cuda if static is None else static
+        self.attention = self.packed.name if self.packed else "torch attention"
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
-        self.lean = weight.device.type == "cpu" and self.cache is not None and not self.static and self.blocks[0].head_norms is None
+        self.lean = weight.device.type == "cpu" and not self.static and self.blocks[0].head_norms is None
         self.signed = weight.new_empty(1, 2 * weight.shape[1])  # the hidden state of the one row of a lean step, and beside it its negative
         self.halves = self.signed.split(weight.shape[1], 1)
 
-    def reset(self) -> None:
-        """Empties the cache."""
-        self.length = 0
+    def reset(self, batch: int = 1) -> None:
+        """Empties the cache for so many sequences."""
+        self.batch, self.length = batch, 0
         self.position.zero_()
-        for layer in self.layers:
-            layer.reset()
+        if self.packed:
+            self.packed.reset(batch)
+
+    def cache_bytes(self) -> int:
+        """Bytes that the cache holds, filled or not."""
+        return self.packed.nbytes() if self.packed else self.cache.nbytes
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Reads prompt [B, T] int64 into an empty cache -> logits of its last tokens [B, V]."""
-        self.reset()
-        self.batch = prompt.shape[0]
+        self.reset(len(prompt))
         logits = self._forward(prompt)
         self.length = prompt.shape[1]
         self.position.fill_(self.length)
+        if self.packed:
+            self.packed.filled(self.length)
         return logits
 
+    def prepare(self) -> None:
+        """What comes before a step and depends on the length: a graph cannot hold it. Called twice it does nothing more."""
+        if self.packed:
+            self.packed.make_room(self.length)
+
     def step(self, token: Tensor) -> Tensor:
-        """One more token a sequence, [B, 1] int64 -> logits [B, V]. Touches no host memory when static: it can be captured."""
+        """One more token a sequence, [B, 1] int64 -> logits [B, V]. When static and prepared it touches no host memory: it can be captured."""
+        self.prepare()
         logits = self._lean_step(token) if self.lean and self.batch == 1 else self._forward(token)
         self.position += 1
         self.length += 1
         return logits
+
+    def attentions(self) -> list[Callable[[Tensor], Tensor]]:
+        """For each block its attention over the tokens that are there: queries [B, Q, D] -> [B, Q, D]. For timing: nothing is stored."""
+        if self.packed:
+            return [partial(self.packed.form.run, packed=seen) for seen in self.packed.seen(self.length)]
+        mask, seen = self._mask(1), self.cache[:, : self.batch, ..., : self.context if self.static else self.length, :]
+        return [partial(_attention, keys=keys, values=values, mask=mask) for keys, values in (pair.unbind(1) for pair in seen.unbind(0))]
+
+    def seen_bytes(self) -> int:
+        """Bytes of the cache that a step reads: of the tokens that are there, static in 16 bits of all there is room for."""
+        if self.packed:
+            return sum(t.nbytes for packed in self.packed.seen(self.length) for t in packed.tensors.values())
+        return self.cache[:, : self.batch].nbytes * (self.context if self.static else self.length) // self.context
 
     def _forward(self, tokens: Tensor) -> Tensor:
         new = tokens.shape[1]
@@ -141,14 +167,17 @@ class LlamaLoop:
         hidden, minus = self.halves
         hidden.copy_(self.embedding[token[0]])
         cos, sin = (table[0] for table in self._turns(1))  # [heads, 2, D/2]
-        cache = self.cache[:, :1]
-        places, seen = cache[:, 0, :, :, self.length].unbind(0), cache[..., : self.length + 1, :].transpose(1, 2)
-        for block, place, known in zip(self.blocks, places, seen.unbind(0), strict=True):
+        states = self.packed.step(self.length) if self.packed else self._lean_states()
+        for block, state in zip(self.blocks, states, strict=True):
             torch.neg(hidden, out=minus)
             rows = block.qkv.run(block.before.of_signed(self.signed)[:, :width]).view(-1, 2, size // 2)
             rows = torch.addcmul(rows * cos, rows.flip(1), sin).view(-1, size)
-            place.copy_(rows[queries:].view_as(place))
-            mixed = F.scaled_dot_product_attention(rows[:queries].view(1, keys, -1, size), *known.unbind(0))
+            if self.packed:
+                mixed = self.packed.attend(state, rows[:queries].unsqueeze(0), rows[queries:].view(2, 1, keys, size))
+            else:
+                place, known = state
+                place.copy_(rows[queries:].view_as(place))
+                mixed = F.scaled_dot_product_attention(rows[:queries].view(1, keys, -1, size), *known.unbind(0))
             hidden += block.out.run(mixed.view(1, -1))
             torch.neg(hidden, out=minus)
             gate, up = block.gate_up.run(block.between.of_signed(self.signed)[:, :width]).chunk(2, -1)
@@ -156,13 +185,19 @@ class LlamaLoop:
         torch.neg(hidden, out=minus)
         return self.head.run(self.last.of_signed(self.signed)[:, :width])
 
+    def _lean_states(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each block (where the new keys and values go [2, KV, D], those there are then [2, 1, KV, n, D])."""
+        cache = self.cache[:, :1]
+        places, seen = cache[:, 0, :, :, self.length].unbind(0), cache[..., : self.length + 1, :].transpose(1, 2)
+        return zip(places, seen.unbind(0), strict=True)
+
     def _states(self, new: int) -> Sequence[Any]:
-        """For each block where its keys and values are: (where the new ones go, keys [B, KV, n, D], values), or its cache in low bits.
+        """For each block where its keys and values are: (where the new ones go, keys [B, KV, n, D], values), or the place in its cache in low bits.
 
         All blocks at once: cutting the cache block by block would take six small operations each.
         """
-        if self.cache is None:
-            return self.layers
+        if self.packed:
+            return self.packed.step(self.length) if new == 1 else range(len(self.blocks))
         at_once, end, cache = self.static and new == 1, self.length + new, self.cache[:, : self.batch]
         seen = cache if at_once else cache[..., :end, :]
         places = cache if at_once else cache[..., end - new : end, :]  # [L, B, 2, KV, T, D]
@@ -194,18 +229,20 @@ class LlamaLoop:
         if block.head_norms is not None:
             rows = _norm_heads(rows.flatten(3), q, kv, block.head_norms, self.eps).view_as(rows)
         rows = torch.addcmul(rows * turns[0], rows.flip(3), turns[1]).view(batch, new, q + 2 * kv, self.size)
-        keys, values = self._remember(state, rows[:, :, q:].view(batch, new, 2, kv, self.size), new)
-        if new == 1:  # the queries that share a key are the rows of one product
-            mixed = F.scaled_dot_product_attention(rows[:, 0, :q].view(batch, kv, q // kv, self.size), keys, values, attn_mask=mask)
-            return mixed.reshape(batch, -1)
+        pair = rows[:, :, q:].view(batch, new, 2, kv, self.size)
+        if self.packed and new == 1:
+            return self.packed.attend(state, rows[:, 0, :q], pair[:, 0].transpose(0, 1)).reshape(batch, -1)
+        keys, values = self._remember(state, pair, new)
+        if new == 1:
+            return _attention(rows[:, 0, :q], keys, values, mask).reshape(batch, -1)
         mixed = F.scaled_dot_product_attention(rows[:, :, :q].transpose(1, 2), keys, values, is_causal=True, enable_gqa=q != kv)
         return mixed.transpose(1, 2).reshape(batch * new, -1)
 
     def _remember(self, state: Any, pair: Tensor, new: int) -> tuple[Tensor, Tensor]:
         """Stores keys and values, pair [B, T, 2, KV, D]; gives the keys and the values [B, KV, n, D] that the new tokens attend to."""
+        if self.packed:
+            return self.packed.fill(state, pair.permute(2, 0, 3, 1, 4))
         pair = pair.permute(0, 2, 3, 1, 4)
-        if self.cache is None:
-            return state.update(pair[:, 0], pair[:, 1])
         place, keys, values = state
         if self.static and new == 1:
             place.index_copy_(3, self.position, pair)
@@ -214,13 +251,22 @@ class LlamaLoop:
         return keys, values
 
 
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """torch's attention of one token, queries [B, Q, D]; those that share a key are the rows of one product."""
+    rows = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).reshape(queries.shape)
+
+
 def _block(layer: nn.Module, eps: float) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
-    return Block(
-        product([attention.q_proj, attention.k_proj, attention.v_proj]), product([attention.o_proj]), product([mlp.gate_proj, mlp.up_proj]),
-        product([mlp.down_proj]), Norm(layer.input_layernorm.weight, eps), Norm(layer.post_attention_layernorm.weight, eps), norms,
-    )  # fmt: skip
+    qkv, gate_up = product([attention.q_proj, attention.k_proj, attention.v_proj], True), product([mlp.gate_proj, mlp.up_proj], True)
+    before, between = (_norm(n.weight, p, eps) for n, p in ((layer.input_layernorm, qkv), (layer.post_attention_layernorm, gate_up)))
+    return Block(qkv, product([attention.o_proj]), gate_up, product([mlp.down_proj]), before, between, norms)
+
+
+def _norm(weight: Tensor, after: Product, eps: float) -> Norm:
+    return Norm(weight if after.inverse is None else weight.detach() * after.inverse, eps)
 
 
 def _rotary_table(rotary: Callable, context: int, size: int, like: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def many_rows(subject: Subject) -> str:
     for layer in subject.layers.values():
         if many := getattr(layer, "many", None):
             found.setdefault(many[1], []).append(many[0])
-    spans = {name: f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}, by layer" for name, rows in found.items()}
-    return "; ".join(f"from {span} rows at once: {name}" for name, span in spans.items())
+    least = {name: (min(rows), f" ({max(rows)} in some layers)" if max(rows) > min(rows) else "") for name, rows in found.items()}
+    return "; ".join(f"from {rows} rows at once{spread} with {name} first" for name, (rows, spread) in least.items())
 
 
 def unquantized(subject: Subject) -> dict[str, str]:

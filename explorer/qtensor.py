@@ -78,7 +78,8 @@ class QuantizedTensor:
     code_bits, scale_bits, zero_bits: stored width of one code, scale and zero; None for `bits`, the scale's own dtype, and `bits`. Fewer
     code_bits than bits: eight codes of a lattice point are stored together. zero_bits 0: the zero is a constant of the format.
     extra_bits: further bits stored with the tensor, such as a scale of all scales.
-    channel_scale: [K] float32, inputs are divided by it and the weights were multiplied. rotation: of the inputs, and of the weights alike.
+    channel_scale: [K] float32, inputs are divided by it and the weights were multiplied; channel_bits: stored width of one, 0 where the operator
+    before the layer takes it. rotation: of the inputs, and of the weights alike.
     activation: how the inputs are rounded after that.
     """
 
@@ -94,6 +95,7 @@ class QuantizedTensor:
     zero_bits: int | None = None
     extra_bits: int = 0
     channel_scale: Tensor | None = None
+    channel_bits: int = 16
     rotation: Rotation | None = None
     activation: Activation | None = None
 
@@ -119,7 +121,7 @@ class QuantizedTensor:
         total = (self.code_bits or self.bits) * self.codes.numel() + self.extra_bits
         total += self.nested.stored_bits() if self.nested else self.scale.numel() * (self.scale_bits or self.scale.element_size() * 8)
         total += 0 if self.zero is None else self.zero.numel() * (self.bits if self.zero_bits is None else self.zero_bits)
-        total += 0 if self.channel_scale is None else 16 * self.channel_scale.numel()
+        total += 0 if self.channel_scale is None else self.channel_bits * self.channel_scale.numel()
         return total + (0 if self.rotation is None else self.rotation.signs.numel())
 
     def grid(self, row: int = 0, group: int = 0) -> Tensor:

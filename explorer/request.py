@@ -14,6 +14,7 @@ from explorer.records import Experiment, InputError
 
 QUICK_TOKENS, ALL_TOKENS = 8192, 10**9
 HEAD_WIDTHS = (16, 8, 4)
+SHORTEST, LONGEST = 16, 2048  # tokens of a window: in shorter ones hardly a token has a context, and the text falls into thousands of passes
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Request:
     """model: "demo", a folder or a hub id; method and params as `methods.build` takes them; evaluation and calibration: one of data.SOURCES.
 
     text: what "pasted" means. tokens: how much of the evaluation text is scored at most, 0 for all of it. sequences: windows of calibration
-    text, seed: which ones. length: tokens a window, 0 for the model's own length up to 1,024 (2,048 on WikiText-2, as in the papers).
+    text, seed: which ones. length: tokens a window, from SHORTEST, 0 for the model's own length up to 1,024 (2,048 on WikiText-2, as in the papers).
     kv_bits: of the KV cache. head_bits: of the output head.
     """
 
@@ -49,9 +50,10 @@ class Request:
             raise InputError(f"The KV cache takes {', '.join(map(str, WIDTHS))} bits, not {str(self.kv_bits)[:20]}.")
         if self.head_bits not in HEAD_WIDTHS:
             raise InputError(f"The head takes {', '.join(map(str, HEAD_WIDTHS))} bits, not {str(self.head_bits)[:20]}.")
-        if not (whole(self.tokens, 0, ALL_TOKENS) and whole(self.length, 0, 2048)):
+        if not (whole(self.tokens, 0, ALL_TOKENS) and whole(self.length, 0, LONGEST)) or 0 < self.length < SHORTEST:
             raise InputError(
-                f"Give tokens from 0 (all) up and a length of 0 (the model's own) to 2,048, not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
+                f"Give tokens from 0 (all) up and a length of {SHORTEST} to {LONGEST:,}, or 0 for the model's own, "
+                f"not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
             )
         ref = models.resolve(self.model.strip(), hub)
         if ref.random and (method.reads_inputs() or method.of_model):

@@ -1,7 +1,6 @@
 """Attention of one new token over a cache in low bits: older keys and values as codes, the newest in 16 bits (KIVI, arXiv 2402.02750).
 
-Keys share a scale and a minimum per channel over 32 tokens, values per token over 32 channels; a byte holds 8 / bits neighbouring channels, the
-first in its lowest bits. A tile is one group of 32 tokens, so the keys' scales multiply the queries, not the codes, and the minima make
+The layout is that of `low_bit_cache`. A tile is one group of 32 tokens, so the keys' scales multiply the queries, not the codes, and the minima make
 one sum a query. The query heads that share a key head are the columns of a tile: every code is unpacked once for all of them. A context is
 split over programs; the newest tokens are a split of their own; a second kernel puts the splits together.
 """
@@ -9,35 +8,17 @@ split over programs; the newest tokens are a split of their own; a second kernel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import table
 from kernels.codes import assembly, constraints, plane_code, planes_by_assembly, to_float
+from kernels.low_bit_cache import GROUP, LowBitCache, attention, dequantize, pack, run, unpacked
 from kernels.op import Baseline, Form, Op, Packed
-
-GROUP = 32  # tokens of a key's channel, or channels of a value, that share a scale and a minimum
-
-
-class LowBitCache(NamedTuple):
-    """Keys and values [B, H, T, D] of T older tokens, a multiple of GROUP, and R new ones, R > 0.
-
-    key_codes, value_codes [B, H, T, D * bits / 8] uint8; key_scale, key_low [B, H, T / GROUP, D]; value_scale, value_low [B, H, T, D / GROUP];
-    keys, values [B, H, R, D]; floats of one dtype. A number is code * scale + low.
-    """
-
-    key_codes: Tensor
-    key_scale: Tensor
-    key_low: Tensor
-    value_codes: Tensor
-    value_scale: Tensor
-    value_low: Tensor
-    keys: Tensor
-    values: Tensor
-    bits: int
+from kernels.table import Tile
 
 
 @triton.jit
@@ -56,15 +37,17 @@ def _scaled(code, scale, low, GROUPS: tl.constexpr, INSIDE: tl.constexpr, TOKENS
 
 
 @triton.jit
-def _over_newest(query, there, keys_ptr, values_ptr, out, row, newest, factor, D: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr):
-    """(peak, total) [HEADS] over the tokens in 16 bits; their weighted values go to out."""
+def _over_newest(
+    query, there, keys_ptr, values_ptr, out, start_row, newest, factor, D: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr
+):
+    """(peak, total) [HEADS] over the tokens in 16 bits, which begin with number start_row; their weighted values go to out."""
     d, t = tl.arange(0, D), tl.arange(0, TOKENS)
     peak, total = tl.full((HEADS,), -1e30, tl.float32), tl.zeros((HEADS,), tl.float32)
     q = (tl.load(query + d[:, None], mask=there, other=0.0).to(tl.float32) * factor).to(DTYPE)
     acc = tl.zeros((D, HEADS), tl.float32)
     for start in range(0, newest, TOKENS):
         real = start + t < newest
-        where = (row * newest + start + t) * D
+        where = (start_row + start + t) * D
         k = tl.load(keys_ptr + where[:, None] + d[None, :], mask=real[:, None], other=0.0).to(DTYPE)
         score = tl.where(real[:, None], tl.dot(k, q, input_precision="ieee"), -1e30)
         weight, before, peak, total = _weigh(score, peak, total)
@@ -146,12 +129,12 @@ def _over_codes(
 @triton.jit
 def kv_attention_kernel(
     q_ptr, key_codes_ptr, key_scale_ptr, key_low_ptr, value_codes_ptr, value_scale_ptr, value_low_ptr, keys_ptr, values_ptr, part_ptr, peak_ptr, total_ptr,
-    tokens, newest, heads, factor, splits,
+    counts_ptr, tokens, newest, heads, factor, splits,
     D: tl.constexpr, BITS: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DTYPE: tl.constexpr,
-    ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr,
+    ASM: tl.constexpr, REGISTERS: tl.constexpr, ASM_BF16: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     """One split of one key head a program. q [B, H * heads, D]; part [B H, splits + 1, heads, D], peak and total [B H, splits + 1, heads] float32.
-    The last split is that of the newest tokens.
+    The last split is that of the newest tokens. tokens, newest: what there is room for; COUNTED: counts say how many there are.
     """
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     h = tl.arange(0, HEADS)
@@ -159,10 +142,12 @@ def kv_attention_kernel(
     at = (row * (splits + 1) + split) * heads + h
     out = part_ptr + at[None, :] * D
     if split == splits:
-        peak, total = _over_newest(query, there, keys_ptr, values_ptr, out, row, newest, factor, D, HEADS, TOKENS, DTYPE)
+        count = tl.load(counts_ptr + 1).to(tl.int32) if COUNTED else newest
+        peak, total = _over_newest(query, there, keys_ptr, values_ptr, out, row * newest, count, factor, D, HEADS, TOKENS, DTYPE)
     else:
-        each = tl.cdiv(tokens // TOKENS, splits)
-        last = tl.minimum((split + 1) * each, tokens // TOKENS)
+        groups = (tl.load(counts_ptr).to(tl.int32) if COUNTED else tokens) // TOKENS
+        each = tl.cdiv(groups, splits)
+        last = tl.minimum((split + 1) * each, groups)
         peak, total = _over_codes(
             query, there, key_codes_ptr, key_scale_ptr, key_low_ptr, value_codes_ptr, value_scale_ptr, value_low_ptr, out, row, tokens, split * each, last,
             factor, D, BITS, HEADS, TOKENS, DTYPE, ASM, REGISTERS, ASM_BF16,
@@ -185,21 +170,48 @@ def join_splits_kernel(part_ptr, peak_ptr, total_ptr, y_ptr, parts, heads, D: tl
     tl.store(y_ptr + (row * heads + head) * D + d, y.to(y_ptr.dtype.element_ty))
 
 
+LONGEST = 63  # splits: with the newest tokens they fill the tile of 64 that puts them together
+
+
+def default_tile(rows: int, tokens: int, processors: int) -> Tile:
+    """For `rows` key heads of all sequences: two programs a processor, so that one loads while the other computes, of at least one group of tokens each."""
+    return Tile(0, GROUP, max(1, min(tokens // GROUP, 2 * processors // rows, LONGEST)), 4, 3)
+
+
+def table_key(q: Tensor, parts: list[Tensor], bits: int) -> tuple[str, int, int, int, int, int]:
+    """What the table knows a cache by, for `table.lookup` after the device: key heads of all sequences, D, query heads for each, tokens there is room for."""
+    batch, kv_heads, tokens, _ = parts[0].shape
+    return OP.name, bits, batch * kv_heads, q.shape[2], q.shape[1] // kv_heads, max(tokens, 1)
+
+
+def candidates(tokens: int) -> list[Tile]:
+    """Tiles worth timing."""
+    splits = [s for s in (1, 2, 4, 8, 16, 32, LONGEST) if s <= max(1, tokens // GROUP)]
+    return [Tile(0, GROUP, s, warps, stages) for s in splits for warps in (2, 4, 8) for stages in (2, 3, 4)]
+
+
 @torch.library.custom_op("quantization_explorer::kv_attention", mutates_args=())
-def kv_attention(q: Tensor, parts: list[Tensor], bits: int) -> Tensor:
-    """softmax(q K^T / sqrt(D)) V of q [B, H * heads, D] in q's dtype; parts are the tensors of a LowBitCache in order."""
+def kv_attention(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None = None) -> Tensor:
+    """softmax(q K^T / sqrt(D)) V of q [B, H * heads, D] in q's dtype; parts are the tensors of a LowBitCache in order, counts its counts."""
+    (batch, kv_heads, tokens, _), processors = parts[0].shape, torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
+    tile = table.lookup(q.device, *table_key(q, parts, bits)) or default_tile(batch * kv_heads, tokens, processors)
+    return launch(q, parts, bits, counts, tile)
+
+
+def launch(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None, tile: Tile) -> Tensor:
+    """As `kv_attention`, with one tile."""
     (batch, rows, size), (_, kv_heads, tokens, _), newest = q.shape, parts[0].shape, parts[6].shape[2]
     heads, wide = rows // kv_heads, q.device.type == "cpu" or q.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
-    splits = max(1, min(tokens // GROUP, 2 * processors // (batch * kv_heads), 64))
-    bf16 = q.dtype == torch.bfloat16 and bits < 8
+    splits, bf16 = tile.splits, q.dtype == torch.bfloat16 and bits < 8
     part = torch.empty(batch * kv_heads, splits + 1, heads, size, dtype=torch.float32, device=q.device)
     peak, total = (torch.empty(batch * kv_heads, splits + 1, heads, dtype=torch.float32, device=q.device) for _ in range(2))
     kv_attention_kernel[(batch * kv_heads, splits + 1)](
-        q.contiguous(), *(t.contiguous() for t in parts), part, peak, total, tokens, newest, heads, size**-0.5, splits,
+        q.contiguous(), *(t.contiguous() for t in parts), part, peak, total, counts, tokens, newest, heads,
+        size**-0.5, splits,
         D=size, BITS=bits, HEADS=max(8, triton.next_power_of_2(heads)), TOKENS=GROUP,
         DTYPE=tl.float32 if wide else tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
-        ASM="" if wide else assembly(bits, bf16), REGISTERS=constraints(bits), ASM_BF16=bf16, num_warps=4, num_stages=3,
+        ASM="" if wide else assembly(bits, bf16), REGISTERS=constraints(bits), ASM_BF16=bf16, COUNTED=counts is not None,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     y = torch.empty(batch, rows, size, dtype=torch.float32 if wide else q.dtype, device=q.device)
     join_splits_kernel[(batch * kv_heads, heads)](part, peak, total, y, splits + 1, heads, D=size, PARTS=triton.next_power_of_2(splits + 1))
@@ -207,34 +219,21 @@ def kv_attention(q: Tensor, parts: list[Tensor], bits: int) -> Tensor:
 
 
 @kv_attention.register_fake
-def _(q, parts, bits):
+def _(q, parts, bits, counts=None):
     return torch.empty_like(q)
 
 
-def dequantize(cache: LowBitCache) -> tuple[Tensor, Tensor]:
-    """(keys, values) [B, H, T + R, D] float32: what the codes mean."""
-    places = torch.arange(0, 8, cache.bits, device=cache.keys.device)
-    key, value = (((c.int().unsqueeze(-1) >> places) & (2**cache.bits - 1)).flatten(-2).float() for c in (cache.key_codes, cache.value_codes))
-    scale, low = (t.float().repeat_interleave(GROUP, 2) for t in (cache.key_scale, cache.key_low))
-    across, least = (t.float().repeat_interleave(GROUP, 3) for t in (cache.value_scale, cache.value_low))
-    return torch.cat([key * scale + low, cache.keys.float()], 2), torch.cat([value * across + least, cache.values.float()], 2)
-
-
-def _attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """torch's attention; the queries that share a key head are the rows of one product, which is its fastest way."""
-    rows = q.view(len(q), keys.shape[1], -1, q.shape[-1])
-    return torch.nn.functional.scaled_dot_product_attention(rows, keys, values).reshape(q.shape)
-
-
 def _reference(q: Tensor, cache: LowBitCache) -> Tensor:
-    keys, values = (t.double().repeat_interleave(q.shape[1] // cache.keys.shape[1], 1) for t in dequantize(cache))
+    keys, values = (t.double().repeat_interleave(q.shape[1] // cache.keys.shape[1], 1) for t in dequantize(cache.present()))
     weights = torch.softmax(q.double().unsqueeze(2) @ keys.transpose(2, 3) * q.shape[-1] ** -0.5, -1)
     return (weights @ values).squeeze(2)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A cache of `tokens` older and `newest` newer tokens, and one query token a sequence with `heads` query heads for each key head."""
+    """A cache of `tokens` older and `newest` newer tokens, and one query token a sequence with `heads` query heads for each key head. counts: how
+    many of them there are, None for all; what lies beyond is not a number.
+    """
 
     batch: int
     kv_heads: int
@@ -243,6 +242,7 @@ class Case:
     tokens: int
     newest: int
     bits: int
+    counts: tuple[int, int] | None = None
 
 
 def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, LowBitCache]:
@@ -254,72 +254,23 @@ def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, LowBitCach
     lows = {name: (-scale.float() * levels * (0.4 + 0.2 * torch.rand(scale.shape, generator=generator))).bfloat16() for name, scale in scales.items()}
     newest = [torch.randn(*shape[:2], case.newest, case.size, generator=generator).bfloat16() for _ in range(2)]
     q = torch.randn(case.batch, case.kv_heads * case.heads, case.size, generator=generator)
-    return q, LowBitCache(keys, scales["key"], lows["key"], values, scales["value"], lows["value"], *newest, case.bits)
+    counts = None if case.counts is None else torch.tensor(case.counts)
+    if case.counts is not None:
+        older, new = case.counts
+        for tensor, first in ((scales["key"], older // GROUP), (scales["value"], older), *((tensor, new) for tensor in newest)):
+            tensor[:, :, first:] = torch.nan
+    return q, LowBitCache(keys, scales["key"], lows["key"], values, scales["value"], lows["value"], *newest, case.bits, counts)
 
 
 def _baseline(case: Case, generator: torch.Generator) -> Baseline:
     shape = (case.batch, case.kv_heads, case.tokens + case.newest, case.size)
     tensors = {name: torch.randn(shape, generator=generator).bfloat16() for name in ("keys", "values")}
-    return Baseline("bf16 SDPA", tensors, lambda q, t: _attention(q, t["keys"], t["values"]))
+    return Baseline("bf16 SDPA", tensors, lambda q, t: attention(q, t["keys"], t["values"]))
 
 
-def _pack(cache: LowBitCache) -> Packed:
-    tensors = cache._asdict()
-    return Packed({name: tensors[name] for name in LowBitCache._fields[:-1]}, (cache.bits,))
-
-
-def _tensors(packed: Packed) -> list[Tensor]:
-    return [packed.tensors[name] for name in LowBitCache._fields[:-1]]
-
-
-STEP = 1 << 21  # codes that the CPU form turns to float32 at a time, 8 MiB
-
-
-def _cpu_run(q: Tensor, packed: Packed) -> Tensor:
-    """In float32, the scales multiplied into the queries and the weights as the kernel does, so that a code is only converted, never scaled."""
-    cache = LowBitCache(*_tensors(packed), packed.meta[0])
-    (batch, kv, older, width), newest, bits = cache.key_codes.shape, cache.keys.shape[2], cache.bits
-    rows = q.float().view(batch, kv, -1, q.shape[-1]) * q.shape[-1] ** -0.5
-    step = max(GROUP, STEP // (batch * kv * width * 8 // bits) // GROUP * GROUP)
-    spans = [slice(start, min(start + step, older)) for start in range(0, older, step)]
-    score = rows.new_empty(*rows.shape[:3], older + newest)
-    torch.matmul(rows, cache.keys.float().transpose(2, 3), out=score[..., older:])
-    for span in spans:
-        score[..., span] = _cpu_scores(rows, cache, span)
-    weight = torch.softmax(score, -1)
-    y = weight[..., older:] @ cache.values.float()
-    for span in spans:
-        _cpu_add_values(y, weight[..., span], cache, span)
-    return y.view(q.shape).to(q.dtype)
-
-
-def _cpu_planes(codes: Tensor, bits: int) -> list[Tensor]:
-    """Every (8 / bits)th channel of bytes [..., D * bits / 8], float32, beginning with each of the first."""
-    return [codes.float()] if bits == 8 else [(codes >> place & (2**bits - 1)).float() for place in range(0, 8, bits)]
-
-
-def _cpu_scores(rows: Tensor, cache: LowBitCache, span: slice) -> Tensor:
-    """Queries [B, H, heads, D] times the keys of some groups of tokens -> [B, H, heads, T]."""
-    groups = slice(span.start // GROUP, span.stop // GROUP)
-    scale, low = cache.key_scale[:, :, groups].float(), cache.key_low[:, :, groups].float()  # [B, H, groups, D]
-    score = (rows @ low.transpose(2, 3)).transpose(2, 3).unsqueeze(-1)  # [B, H, groups, heads, 1]
-    planes = _cpu_planes(cache.key_codes[:, :, span], cache.bits)
-    for place, codes in enumerate(planes):
-        scaled = rows[..., place :: len(planes)].unsqueeze(2) * scale[..., place :: len(planes)].unsqueeze(3)
-        score = score + scaled @ codes.unflatten(2, (-1, GROUP)).transpose(3, 4)
-    return score.transpose(2, 3).flatten(3)
-
-
-def _cpu_add_values(y: Tensor, weight: Tensor, cache: LowBitCache, span: slice) -> None:
-    """Adds weights [B, H, heads, T] times the values of some tokens to y [B, H, heads, D]."""
-    scale, low = (t[:, :, span].float() for t in (cache.value_scale, cache.value_low))  # [B, H, T, D / GROUP]
-    y += (weight @ low).repeat_interleave(GROUP, -1)
-    planes = _cpu_planes(cache.value_codes[:, :, span], cache.bits)
-    each = GROUP // len(planes)
-    for group in range(scale.shape[-1]):
-        scaled = weight * scale[..., group].unsqueeze(2)
-        for place, codes in enumerate(planes):
-            y[..., group * GROUP + place : (group + 1) * GROUP : len(planes)] += scaled @ codes[..., group * each : (group + 1) * each]
+def _triton_run(q: Tensor, packed: Packed) -> Tensor:
+    cache = unpacked(packed)
+    return kv_attention(q, cache.tensors(), cache.bits, cache.counts)
 
 
 def _refuses(cache: LowBitCache) -> str:
@@ -327,14 +278,16 @@ def _refuses(cache: LowBitCache) -> str:
     return "" if size & (size - 1) == 0 and size >= max(GROUP, 128 // cache.bits) else f"a head of {size} channels is no power of two, or too small"
 
 
+TORCH = Form("torch", lambda cache: "", pack, run, "float32, codes converted and never scaled")
 OP = Op(
     name="kv_attention",
     title="attention of one token over a low-bit cache",
-    gpu=(Form("triton", _refuses, _pack, lambda q, packed: kv_attention(q, _tensors(packed), packed.meta[0]), "unpacks in registers"),),
-    cpu=(Form("cpu", lambda cache: "", _pack, _cpu_run, "float32, codes converted and never scaled"),),
+    gpu=(Form("triton", _refuses, pack, _triton_run, "unpacks in registers"), TORCH),
+    cpu=(TORCH,),
     cases=(
         *(Case(2, 2, 4, 64, 96, 33, bits) for bits in (8, 4, 2)), Case(1, 1, 1, 128, 256, 1, 4), Case(1, 3, 7, 32, 32, 40, 8), Case(2, 1, 2, 64, 0, 5, 4),
         Case(1, 2, 8, 128, 512, 63, 8),
+        *(Case(2, 1, 4, 64, 160, 64, 4, counts) for counts in ((0, 1), (64, 37))),
     ),
     timed=tuple(Case(batch, 8, 4, 128, tokens, 48, bits) for batch, tokens in ((1, 8192), (1, 32768), (8, 8192)) for bits in (8, 4)),
     problem=_problem,

@@ -234,18 +234,26 @@ def compute_capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def serving(op: Op, operand: Any, device: torch.device) -> tuple[Form | None, list[str]]:
+    """(an op's first form that serves this operand on a device, None when none does; why those before it do not)."""
+    able, reasons = compute_capability(device), []
+    for form in op.gpu if device.type == "cuda" else op.cpu:
+        refusal = f"needs compute capability {form.capability / 10}" if 0 < able < form.capability else form.refuses(operand)
+        if not refusal:
+            return form, reasons
+        reasons.append(f"{op.name} ({form.name}): {refusal}")
+    return None, reasons
+
+
 def choose(weight: LowBitWeight, device: torch.device) -> tuple[str, Form, str]:
     """(op name, form, why) for a weight on a device: the narrowest op with a fast form that serves it, else the reference and why nothing did."""
     reasons = []
     wanted = "" if weight.activation is None else "int8" if weight.activation.kind == "int8" else "fp8"
-    able = compute_capability(device)
     for op in sorted((op for op in ops().values() if op.bits), key=lambda op: op.bits):
         if weight.bits > op.bits[1] or wanted != op.activation:
             continue
-        for form in op.gpu if device.type == "cuda" else op.cpu:
-            refusal = f"needs compute capability {form.capability / 10}" if 0 < able < form.capability else form.refuses(weight)
-            if form is not REFERENCE and not refusal:
-                return op.name, form, ""
-            if form is not REFERENCE:
-                reasons.append(f"{op.name} ({form.name}): {refusal}")
+        form, refused = serving(op, weight, device)
+        if form is not None and form is not REFERENCE:
+            return op.name, form, ""
+        reasons += refused
     return "dequantize + linear", REFERENCE, "; ".join(reasons) or f"no op multiplies {wanted} inputs"

@@ -16,10 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from explorer.store import Store
-from tests.driving import CHROMIUM, FLAGS
+
+# What takes longest comes first, so that at the end no core waits for a long file that was begun last.
+LONG = (
+    "experiment", "machine_code", "browser", "load", "laws", "browser_clicks", "models", "stories", "browser_weights", "browser_text", "learn_browser",
+    "worker", "door", "saving", "detectors", "browser_layers", "cli", "sweep", "properties",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture
@@ -32,6 +41,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real repository folder: a Llama of random weights with one layer whose width no group size divides, and the demo tokenizer."""
+    import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from explorer.models import DEMO
@@ -70,8 +80,20 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
+    from tests.driving import CHROMIUM, FLAGS
+
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def desk(browser, address: str) -> Iterator[tuple]:
+    """One page of a desk's size, and the list of what goes wrong in it, for tests of a file that can follow each other: each leaves what the next expects."""
+    from tests.driving import visit
+
+    page, wrong = visit(browser, address, 1440, 900)
+    yield page, wrong
+    page.close()

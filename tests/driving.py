@@ -25,6 +25,7 @@ def visit(browser, address: str, width: int, height: int, theme: str = "light", 
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" and not own_end(message.text) else None)
     page.on("pageerror", lambda error: wrong.append(str(error)) if not own_end(str(error)) else None)
     page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+    page.add_init_script(ASKING)
     page.goto(f"{address}?__theme={theme}{query}")
     page.wait_for_selector("#run:not([disabled])" if "tab=" in query else "#plot-quality .main-svg", timeout=30_000)
     page.wait_for_load_state("load")
@@ -40,6 +41,11 @@ def wait_for_status(page, words: str, seconds: float = 90) -> None:
     page.locator("#status .status", has_text=words).wait_for(timeout=1000 * seconds)
 
 
+def settle(page) -> None:
+    """Waits until nothing that was asked of the server is still to come, the page has not changed for a moment, and what fades has faded."""
+    page.evaluate(SETTLED)
+
+
 def open_tab(page, name: str) -> None:
     """Opens a tab by its name; on a narrow page it may be in the menu of those that do not fit."""
     button = page.locator(f"#tab-{name}-button")
@@ -50,6 +56,29 @@ def open_tab(page, name: str) -> None:
     button.first.click()
     page.locator(f"#tab-{name}").wait_for(state="visible", timeout=10_000)
 
+
+# How many answers of the queue a page waits for; what streams counts until its end.
+ASKING = """(() => {
+  const plain = window.fetch; window.asking = 0;
+  window.fetch = async (...given) => {
+    if (!String(given[0]?.url ?? given[0]).includes('/queue/')) return plain(...given);
+    window.asking++;
+    try { const answer = await plain(...given), copy = answer.clone();
+      copy.text().catch(() => 0).finally(() => window.asking--); return answer }
+    catch (error) { window.asking--; throw error } };
+})()"""
+
+SETTLED = """() => new Promise((done, fail) => {
+  const start = performance.now(); let last = start;
+  const watch = new MutationObserver(() => { last = performance.now() });
+  watch.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
+  const fading = () => document.getAnimations().some(a => a.playState === 'running' && a.effect.getComputedTiming().endTime < 5000);
+  const look = () => { const now = performance.now();
+    if (now - start > 20000) { watch.disconnect(); fail(new Error(`the page does not come to rest: ${window.asking} answers to come`)) }
+    else if (window.asking || now - last < 150 || fading()) setTimeout(look, 25);
+    else { watch.disconnect(); done() } };
+  setTimeout(look, 50);
+})"""
 
 # Numbers in visible tables, and figures, that no provenance chip speaks for: in the cell, its row, the column's heading, a caption; under a figure.
 BARE = """() => {
@@ -73,16 +102,17 @@ LOW_CONTRAST = """() => {
   const ground = e => { const up = []; for (; e; e = e.parentElement) up.push(parse(getComputedStyle(e).backgroundColor));
     return up.reverse().reduce((below, top) => over(top, below), [255, 255, 255]) };
   const low = [];
-  const walk = document.createTreeWalker(document.querySelector('.gradio-container'), NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement, box = e.getBoundingClientRect();
-    if (!walk.currentNode.textContent.trim() || !box.width || e.closest('script,style,[aria-hidden=true],.hidden') || e.closest('svg:not(.main-svg)')) continue;
+  const look = (e, text) => {
     const style = getComputedStyle(e);
-    if (style.visibility === 'hidden' || style.opacity === '0') continue;
+    if (!text || !e.getBoundingClientRect().width || style.visibility === 'hidden' || style.opacity === '0') return;
+    if (e.closest('script,style,[aria-hidden=true],.hidden') || (e.closest('svg') && !e.closest('.main-svg'))) return;
     const back = ground(e), paint = over(parse(e.closest('svg') ? style.fill : style.color), back);
     const [a, b] = [light(paint), light(back)].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) low.push(ratio.toFixed(2) + ' ' + walk.currentNode.textContent.trim().slice(0, 40));
-  }
+    if (ratio < 4.5) low.push(ratio.toFixed(2) + ' ' + text.slice(0, 40));
+  };
+  const page = document.querySelector('.gradio-container'), walk = document.createTreeWalker(page, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) look(walk.currentNode.parentElement, walk.currentNode.textContent.trim());
+  for (const e of page.querySelectorAll('textarea, input:not([type=range], [type=checkbox], [type=radio], [type=hidden])')) if (!e.disabled) look(e, e.value);
   return [...new Set(low)];
 }"""

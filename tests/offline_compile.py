@@ -140,11 +140,12 @@ def scaled(capability: int, kind: str, m: int, pointer: str) -> dict:
 
 def attention(capability: int, bits: int) -> list[dict]:
     """Attention over a cache of heads of 128 channels, and the joining of its splits."""
-    names = ("q", "key_codes", "key_scale", "key_low", "value_codes", "value_scale", "value_low", "keys", "values", "part", "peak", "total")
-    types = {f"{name}_ptr": "*u8" if "codes" in name else "*fp32" if name in ("part", "peak", "total") else "*bf16" for name in names}
+    names = ("q", "key_codes", "key_scale", "key_low", "value_codes", "value_scale", "value_low", "keys", "values", "part", "peak", "total", "counts")
+    kinds = {"key_codes": "*u8", "value_codes": "*u8", "part": "*fp32", "peak": "*fp32", "total": "*fp32", "counts": "*i64"}
+    types = {f"{name}_ptr": kinds.get(name, "*bf16") for name in names}
     types |= dict.fromkeys(("tokens", "newest", "heads"), "i32") | {"factor": "fp32", "splits": "i32"}
     constants = {"D": 128, "BITS": bits, "HEADS": 8, "TOKENS": 32, "DTYPE": tl.bfloat16, "REGISTERS": constraints(bits), "ASM_BF16": bits < 8}
-    constants["ASM"] = assembly(bits, bits < 8)
+    constants |= {"ASM": assembly(bits, bits < 8), "COUNTED": True}
     facts = machine_code(kv_attention_kernel, types, constants, capability, 4)
     parts = {"part_ptr": "*fp32", "peak_ptr": "*fp32", "total_ptr": "*fp32", "y_ptr": "*bf16", "parts": "i32", "heads": "i32"}
     joined = machine_code(join_splits_kernel, parts, {"D": 128, "PARTS": 32}, capability, 4)

@@ -106,7 +106,7 @@ def test_what_means_nothing_or_does_not_fit_is_a_sentence(tiny: str, store: Stor
 
 
 def head_reports(runner: LocalRunner, model: str) -> dict[int, Report]:
-    return {bits: last_report(runner.run(model, "rtn", {"granularity": "channel"}, head_bits=bits)) for bits in (16, 8, 4)}
+    return {bits: last_report(runner.run(model, "rtn", {"granularity": "channel"}, head_bits=bits, tokens=2048)) for bits in (16, 8, 4)}
 
 
 def test_a_quantized_head_is_named_counted_and_part_of_the_key(tiny_folder: Path, store: Store) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from zipfile import ZipFile
 
-from tests.driving import browser_test, open_tab, visit
+from tests.driving import browser_test, open_tab
 
 pytestmark = browser_test
 
@@ -22,8 +22,59 @@ def click_mark(page, mark) -> None:
     page.mouse.click(x, y)
 
 
-def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
+def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(desk: tuple) -> None:
+    page, wrong = desk
+    first = page.locator("#comparison td:nth-child(3) .pv").first  # the baseline beside it may have been measured here by a test before
+    first.focus()
+    assert page.inner_text("#pv-tip").startswith("recorded: ") and first.get_attribute("aria-describedby") == "pv-tip"
+    for key in ("ArrowDown", "ArrowLeft", "ArrowRight"):
+        page.keyboard.press(key)
+    at = page.evaluate("[document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').cells[0].innerText]")
+    assert at[0] == 2 and at[1].startswith("KL divergence, mean")
+    assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")
+    page.keyboard.press("Escape")
+    assert page.locator("#pv-tip").is_hidden() and not wrong
+
+
+def test_a_checkpoint_is_downloaded(desk: tuple, tmp_path: Path) -> None:
+    page, wrong = desk
+    page.click("#show-commands")
+    buttons = page.locator("#commands .act")
+    buttons.first.wait_for(timeout=5000)
+    assert buttons.count() == 8 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
+    with page.expect_download(timeout=120_000) as coming:
+        page.locator("#commands section").nth(2).get_by_role("button", name="download it").click()
+    coming.value.save_as(tmp_path / "checkpoint.zip")
+    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for(timeout=5000)
+    with ZipFile(tmp_path / "checkpoint.zip") as archive:
+        assert archive.testzip() is None
+        config = json.loads(archive.read("config.json"))["quantization_config"]
+        assert config["format"] == "pack-quantized" and config["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+        assert {"model.safetensors", "tokenizer.json", "README.md", "quantization_explorer.json"} <= set(archive.namelist())
+    page.click("#show-commands")
+    page.wait_for_function("!document.querySelector('#commands section')")
+    assert not wrong
+
+
+def test_a_mark_chooses_its_layer_everywhere(desk: tuple) -> None:
+    page, wrong = desk
+    open_tab(page, "layers")
+    page.locator("#plot-layers .main-svg").first.wait_for()
+    click_mark(page, page.locator("#plot-sensitivity_ranking .point").first)
+    page.wait_for_function("document.querySelector('#layer input').value !== '3 q_proj'")
+    picked = page.input_value("#layer input")
+    box = page.locator("#plot-sensitivity .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 10, box["y"] + 8)
+    page.mouse.click(box["x"] + 12, box["y"] + 10)
+    page.wait_for_function("before => document.querySelector('#layer input').value !== before", arg=picked)
+    assert page.input_value("#layer input") == "0 q_proj"
+    open_tab(page, "weights")
+    page.get_by_text("Weights of layers.0.self_attn.q_proj").wait_for(timeout=5000)
+    assert not wrong
+
+
+def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(desk: tuple) -> None:
+    page, wrong = desk
     open_tab(page, "tradeoffs")
     page.wait_for_selector("#plot-tradeoffs .main-svg")
     for redrawn in (False, True):
@@ -45,58 +96,3 @@ def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(browser, address: 
     page.click("#speed-cancel")
     page.locator("#speed-status", has_text="Cancelled").wait_for(timeout=5000)
     assert "LLM.int8()" in " ".join(page.inner_text("#compared").split()) and not wrong
-    page.close()
-
-
-def test_a_mark_chooses_its_layer_everywhere(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    open_tab(page, "layers")
-    page.locator("#plot-layers .main-svg").first.wait_for()
-    click_mark(page, page.locator("#plot-sensitivity_ranking .point").first)
-    page.wait_for_function("document.querySelector('#layer input').value !== '3 q_proj'")
-    picked = page.input_value("#layer input")
-    box = page.locator("#plot-sensitivity .nsewdrag").bounding_box()
-    page.mouse.move(box["x"] + 10, box["y"] + 8)
-    page.mouse.click(box["x"] + 12, box["y"] + 10)
-    page.wait_for_function("before => document.querySelector('#layer input').value !== before", arg=picked)
-    assert page.input_value("#layer input") == "0 q_proj"
-    open_tab(page, "weights")
-    page.get_by_text("Weights of layers.0.self_attn.q_proj").wait_for(timeout=5000)
-    assert not wrong
-    page.close()
-
-
-def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    first = page.locator("#comparison .pv").first
-    first.focus()
-    assert page.inner_text("#pv-tip").startswith("recorded: ") and first.get_attribute("aria-describedby") == "pv-tip"
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
-    at = page.evaluate("[document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').cells[0].innerText]")
-    assert at[0] == 2 and at[1].startswith("KL divergence, mean")
-    assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")
-    page.keyboard.press("Escape")
-    assert page.locator("#pv-tip").is_hidden() and not wrong
-    page.close()
-
-
-def test_a_checkpoint_is_downloaded(browser, address: str, tmp_path: Path) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
-    page.click("#show-commands")
-    buttons = page.locator("#commands .act")
-    buttons.first.wait_for(timeout=5000)
-    assert buttons.count() == 4 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
-    with page.expect_download(timeout=120_000) as coming:
-        buttons.nth(1).click()
-    coming.value.save_as(tmp_path / "checkpoint.zip")
-    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for(timeout=5000)
-    with ZipFile(tmp_path / "checkpoint.zip") as archive:
-        assert archive.testzip() is None
-        config = json.loads(archive.read("config.json"))["quantization_config"]
-        assert config["format"] == "pack-quantized" and config["config_groups"]["group_0"]["weights"]["num_bits"] == 4
-        assert {"model.safetensors", "tokenizer.json", "README.md", "quantization_explorer.json"} <= set(archive.namelist())
-    page.click("#show-commands")
-    page.wait_for_function("!document.querySelector('#commands section')")
-    assert not wrong
-    page.close()

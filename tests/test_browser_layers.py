@@ -13,8 +13,8 @@ def numbers(page, selector: str) -> str:
     return " ".join(page.inner_text(selector).split())
 
 
-def test_a_budget_moves_the_map(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
+def test_a_budget_moves_the_map(desk: tuple) -> None:
+    page, wrong = desk
     open_tab(page, "layers")
     for name in ("sensitivity", "sensitivity_ranking", "allocation_map", "allocation"):
         page.wait_for_selector(f"#plot-{name} .main-svg")
@@ -26,11 +26,10 @@ def test_a_budget_moves_the_map(browser, address: str) -> None:
     start = time.monotonic()
     page.wait_for_function("before => ![...document.querySelectorAll('#tab-layers .prose.summary')].some(e => e.innerText === before)", arg=before)
     assert time.monotonic() - start < 3 and "at 4 bits" in said.inner_text() and not wrong
-    page.close()
 
 
-def test_a_row_joins_compare_and_a_sweep_starts_and_stops(browser, address: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900)
+def test_a_row_joins_compare_and_a_sweep_starts_and_stops(desk: tuple) -> None:
+    page, wrong = desk
     open_tab(page, "tradeoffs")
     page.wait_for_selector("#plot-tradeoffs .main-svg")
     assert "6 configurations" in numbers(page, "#sweep-status")
@@ -48,7 +47,6 @@ def test_a_row_joins_compare_and_a_sweep_starts_and_stops(browser, address: str)
     page.click("#sweep-cancel")
     page.locator("#sweep-status", has_text="Cancelled").wait_for(timeout=5000)
     assert not wrong
-    page.close()
 
 
 def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tests.driving import LOW_CONTRAST, browser_test, open_tab, visit
+from tests.driving import LOW_CONTRAST, browser_test, open_tab, settle, visit
 
 pytestmark = browser_test
 
@@ -12,7 +10,7 @@ pytestmark = browser_test
 def unreadable(page) -> list[str]:
     """Texts of too little contrast, once the colours of what was clicked have faded."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(400)
+    settle(page)
     return page.evaluate(LOW_CONTRAST)
 
 
@@ -48,15 +46,6 @@ def test_texts_stream_and_a_bug_is_guessed(browser, address: str) -> None:
     page.locator("#plot-lab-layers .main-svg").first.wait_for(timeout=10_000)
     assert "The guard names it." in page.inner_text("#lab .told")
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(500)
+    settle(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not wrong
-    page.close()
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_catalogue_of_bugs_reads_well(browser, address: str, theme: str) -> None:
-    page, wrong = visit(browser, address, 1440, 900, theme)
-    open_tab(page, "failures")
-    page.locator(".bugs article").nth(6).wait_for(timeout=10_000)
-    assert unreadable(page) == [] and not wrong
     page.close()

@@ -34,6 +34,8 @@ def test_run_prints_one_document_and_reads_it_back_from_the_store(tmp_path: Path
         "4",
         "--granularity",
         "channel",
+        "--tokens",
+        "2048",
         "--json",
         "--store",
         str(tmp_path / "r.db"),
@@ -67,6 +69,7 @@ def test_methods_lists_every_field(capsys: pytest.CaptureFixture) -> None:
         (["--model", "../../nowhere"], "neither a folder"),
         (["--evaluation", "poems"], "no text"),
         (["--text", "/no/such/file"], "cannot be read"),
+        (["--length", "1"], "a length of 16 to"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_a_sentence(args: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from explorer import llama, products
 from explorer.decode import Decoder, TransformersLoop
+from explorer.kvcache import packed_tokens
 from explorer.llama import LlamaLoop
 from explorer.methods import build
 from explorer.models import LoadedModel, linears
@@ -19,6 +20,7 @@ from explorer.products import product
 from explorer.qlinear import QuantizedLinear, join, swapped
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.records import ModelRef
+from kernels.op import ops
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -71,15 +73,33 @@ def test_own_loop_gives_the_logits_of_transformers(name: str, batch: int, static
     assert loop.static == static and loop.length == 20 == int(loop.position)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_low_bit_cache_is_the_same_in_both_loops(bits: int) -> None:
-    model, ids = model_of("llama"), prompt_of(1, 80)
-    own, theirs = LlamaLoop(model, 80, bits), TransformersLoop(model, 80, bits)
+@pytest.mark.parametrize(("bits", "name", "batch", "static"), [(8, "llama", 1, False), (4, "qwen3", 2, True), (2, "llama", 1, True), (2, "qwen2", 3, False)])
+@pytest.mark.parametrize("start", [1, 40, 95])
+def test_packed_cache_means_what_the_dequantized_one_does(bits: int, name: str, batch: int, static: bool, start: int) -> None:
+    """Every logit of both loops, where the cache fills its window, packs a group and ends full; the second text must not see the first one's cache."""
+    model, ids, end = model_of(name), prompt_of(batch, 132), min(start + 60, 132)
+    own, theirs = LlamaLoop(model, end, bits, batch, static), TransformersLoop(model, end, bits)
     with torch.no_grad():
-        pairs = [(own.prefill(ids[:, :70]), theirs.prefill(ids[:, :70]))]
-        pairs += [(own.step(ids[:, i : i + 1]), theirs.step(ids[:, i : i + 1])) for i in range(70, 80)]
-    for a, b in pairs:
-        assert (a - b).norm() / b.norm() < 1e-3
+        for tokens in (ids.flip(0), ids):
+            pairs = [(own.prefill(tokens[:, :start]), theirs.prefill(tokens[:, :start]))]
+            pairs += [(own.step(tokens[:, i : i + 1]), theirs.step(tokens[:, i : i + 1])) for i in range(start, end)]
+            assert all((a - b).norm() / b.norm() < 1e-3 for a, b in pairs)
+    assert own.packed.older == packed_tokens(end) and own.attention == "kv_attention (torch)" and own.static == static
+
+
+def test_the_triton_kernel_reads_a_cache_that_fills_as_counts_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel and the fixed shapes of a GPU, in Triton's interpreter; a head that no tile holds takes torch's form and shapes that grow."""
+    model, ids, op = model_of("llama"), prompt_of(1, 70), ops()["kv_attention"]
+    plain = LlamaLoop(model, 70, 4)
+    monkeypatch.setitem(ops(), "kv_attention", dataclasses.replace(op, cpu=op.gpu))
+    tiled = LlamaLoop(model, 70, 4, static=True)
+    with torch.no_grad():
+        for loop in (plain, tiled):
+            loop.prefill(ids[:, :62])
+        for i in range(62, 66):
+            a, b = (loop.step(ids[:, i : i + 1]) for loop in (tiled, plain))
+            assert (a - b).norm() / b.norm() < 1e-3
+    assert tiled.attention == "kv_attention (triton)" and LlamaLoop(model_of("llama", head_dim=96), 70, 4).attention == "kv_attention (torch)"
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
@@ -140,6 +160,23 @@ def test_quantized_layers_run_joined_with_the_same_result(method: str, params: d
         own, theirs = LlamaLoop(model, 32), TransformersLoop(model, 32)
         a, b = own.prefill(ids).float(), theirs.prefill(ids).float()
         assert own.copies > 0 and (a - b).norm() / b.norm() < (0.06 if "int8" in method else 0.02)  # rounded inputs flip by a step
+
+
+@pytest.mark.parametrize("method", ["awq", "smoothquant"])
+def test_a_shared_input_scale_goes_into_the_norm_before(method: str) -> None:
+    model, ids = model_of("llama", torch.bfloat16, hidden_size=128, intermediate_size=192), prompt_of(1, 24)
+    whole, draw, layers = linears(model), torch.Generator().manual_seed(0), {}
+    for place, parts in (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj"))):
+        for block in range(2):
+            names = [f"layers.{block}.{place}.{part}" for part in parts]
+            inputs = torch.randn(64, 128, generator=draw) * torch.rand(128, generator=draw).mul(3).exp()
+            made = build(method, {}).quantize_together({name: whole[name].weight.detach() for name in names}, inputs, torch.arange(128))
+            layers |= {name: QuantizedLinear(q, None, CPU) for name, q in made}
+    with swapped(model, layers, whole), torch.no_grad():
+        own, theirs = LlamaLoop(model, 32), TransformersLoop(model, 32)
+        assert all(block.qkv.inverse is not None and block.gate_up.inverse is not None and block.down.inverse is None for block in own.blocks)
+        a, b = own.prefill(ids).float(), theirs.prefill(ids).float()
+        assert (a - b).norm() / b.norm() < (0.06 if method == "smoothquant" else 0.02)
 
 
 def test_layers_of_different_formats_are_not_joined_but_run() -> None:

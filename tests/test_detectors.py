@@ -171,4 +171,6 @@ def test_answers_follow_the_numbers() -> None:
         slow, measurements=(*(m for m in slow.measurements[:-1]), Measurement("decode_tokens_per_second", rate, low=rate / 2, high=2 * rate))
     )
     assert "no measurable difference" in speed(same, base)
+    live = dataclasses.replace(slow, provenance={**slow.provenance, "recorded": True})
+    assert "nothing to compare it with: one was recorded and one measured now" in speed(live, base) and "slower" not in speed(live, base)
     assert "worse than" in place(changed(gptq, kld_mean=9.0), ladder(RECORDED, gptq)) and "no ladder" in place(gptq, [])

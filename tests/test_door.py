@@ -153,20 +153,3 @@ def test_visitors_log_in_on_the_hub_only_on_a_space_that_asks_for_it(monkeypatch
         before = LocalContext.request.set(request)
         assert app.login() == told
         LocalContext.request.reset(before)
-
-
-def test_a_remembered_signature_changes_no_session() -> None:
-    """In a process of its own, because gradio leaves an event loop open."""
-    code = (
-        "import app, json\n"
-        "from gradio.state_holder import SessionState\n"
-        "page = (None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
-        "blocks = app.build(*page)\n"
-        "before = SessionState(blocks).config_values\n"
-        "import gradio.routes; gradio.routes.attach_oauth = lambda app: None  # its libraries are on a Space\n"
-        "with_login = app.build(*page, True)\n"
-        "assert not blocks.expects_oauth and with_login.expects_oauth and app.forms(with_login)\n"
-        "app.remember_signatures(blocks)\n"
-        "assert SessionState(blocks).config_values == before and before"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

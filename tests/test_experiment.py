@@ -16,8 +16,10 @@ from explorer.models import linears
 from explorer.qlinear import QuantizedLinear
 from explorer.records import InputError, Measurement, Progress, Report
 from explorer.store import Store
+from tests.measuring import measuring
 
 CPU = torch.device("cpu")
+FEW = {"tokens": 2048, "length": 512}  # of random weights any text says as much
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def loader() -> Loader:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, loader: Loader) -> dict[str, Report]:
-    """Reports on the demo model, one a configuration, from one store."""
+    """Reports on the demo model, one a configuration, from one store; what differs does so on half the text that a run reads by itself."""
     kept = Store(tmp_path_factory.mktemp("store") / "r.db")
     runner = LocalRunner(kept, loader)
     group = {"granularity": "group", "group_size": 64}
@@ -40,7 +42,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory, loader: Loader) -> dict[str, 
         "rtn3": ("rtn", {"bits": 3, **group}),
         "gptq3": ("gptq", {"bits": 3, **group}),
     }
-    reports = {name: last_report(runner.run("demo", method, params)) for name, (method, params) in wanted.items()}
+    few = {"tokens": 4096, "sequences": 8}
+    reports = {name: last_report(runner.run("demo", *wanted.pop(name), **few)) for name in ("none", "rtn4")}  # whole
+    with measuring("activations", "layers", "quality", "size"):
+        reports |= {name: last_report(runner.run("demo", *chosen, **few)) for name, chosen in wanted.items()}
     kept.close()
     return reports
 
@@ -85,7 +90,10 @@ def test_every_number_has_its_circumstances(demo: dict[str, Report]) -> None:
     for name in ("device", "torch", "kernel_summary", "text", "date", "prompt"):
         assert demo["rtn4"].provenance[name]
     speed = demo["rtn4"].find("decode_tokens_per_second")
-    assert speed.low <= speed.high and speed.n > 50
+    assert speed.n > 50
+    for report in demo.values():
+        for m in report.measurements:
+            assert m.low is None or m.low <= m.value <= m.high, (report.name, m.metric, m.layer)
     assert demo["rtn4"].find("decode_limit").how == "estimated"
 
 
@@ -97,8 +105,9 @@ def test_activation_statistics_do_not_depend_on_the_method(demo: dict[str, Repor
 def test_closing_leaves_the_model_whole_and_nothing_half_stored(store: Store, loader: Loader, tiny_folder: Path) -> None:
     """Closes the run after 1, 8, 15, ... events, until one run gets to its report."""
     runner = LocalRunner(store, loader)
+    asked = (str(tiny_folder), "rtn", {"bits": 3, "granularity": "channel"})
     for stop_after in range(1, 1000, 7):
-        events = runner.run(str(tiny_folder), "rtn", {"bits": 3, "granularity": "channel"})
+        events = runner.run(*asked, **FEW)
         seen = list(itertools.islice(events, stop_after))
         events.close()
         if loader._last:
@@ -106,11 +115,11 @@ def test_closing_leaves_the_model_whole_and_nothing_half_stored(store: Store, lo
         if isinstance(seen[-1], Report):
             break
     assert stop_after > 7 and isinstance(seen[-1], Report)
-    assert last_report(runner.run(str(tiny_folder), "rtn", {"bits": 3, "granularity": "channel"})).provenance["from_store"]
+    assert last_report(runner.run(*asked, **FEW)).provenance["from_store"]
 
 
 def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, loader: Loader, tiny_folder: Path) -> None:
-    report = last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "granularity": "group", "group_size": 64}))
+    report = last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "granularity": "group", "group_size": 64}, **FEW))
     skipped = report.provenance["skipped"]
     assert set(skipped) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj", "lm_head", "model.embed_tokens"}
     assert "does not divide" in skipped["layers.0.mlp.down_proj"]
@@ -119,13 +128,13 @@ def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, lo
 
 def test_second_run_waits_its_turn_but_not_for_what_is_stored(store: Store, loader: Loader, tiny_folder: Path) -> None:
     runner = LocalRunner(store, loader)
-    known = last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32}))
-    first = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"})
+    known = last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32}, **FEW))
+    first = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"}, **FEW)
     assert next(first).stage == "load model"
-    second = runner.run(str(tiny_folder), "rtn", {"bits": 6, "granularity": "channel"})
-    same = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"})
+    second = runner.run(str(tiny_folder), "rtn", {"bits": 6, "granularity": "channel"}, **FEW)
+    same = runner.run(str(tiny_folder), "rtn", {"bits": 5, "granularity": "channel"}, **FEW)
     assert (next(second).detail, next(same).detail) == ("1 experiment ahead in line", "2 experiments ahead in line")
-    assert last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32})).measurements == known.measurements
+    assert last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32}, **FEW)).measurements == known.measurements
     report = last_report(first)
     second.close()
     assert last_report(same).measurements == report.measurements, "what was measured while it waited is not measured again"
@@ -139,7 +148,7 @@ def test_short_text_is_a_sentence(store: Store, loader: Loader, tiny_folder: Pat
 def test_calibration_is_part_of_the_experiment(store: Store, loader: Loader, tiny_folder: Path) -> None:
     """Other windows of the calibration text are another experiment with another result; a method that reads none is not measured again."""
     ask = lambda method, **options: last_report(  # noqa: E731
-        LocalRunner(store, loader).run(str(tiny_folder), method, {"bits": 3, "group_size": 32}, sequences=2, **options)
+        LocalRunner(store, loader).run(str(tiny_folder), method, {"bits": 3, "group_size": 32}, sequences=2, tokens=2048, **options)
     )
     first, other = ask("gptq"), ask("gptq", seed=7)
     assert first.value("kld_mean") != other.value("kld_mean") and not other.provenance["from_store"]
@@ -196,7 +205,7 @@ def test_interval_covers_the_mean_of_correlated_values() -> None:
 
 
 def test_events_are_progress_then_measurements_then_one_report(store: Store, loader: Loader, tiny_folder: Path) -> None:
-    events = list(LocalRunner(store, loader).run(str(tiny_folder), "nf4", {"group_size": 32}))
+    events = list(LocalRunner(store, loader).run(str(tiny_folder), "nf4", {"group_size": 32}, **FEW))
     assert isinstance(events[0], Progress) and isinstance(events[-1], Report)
     assert sum(isinstance(e, Report) for e in events) == 1
     streamed = {(m.metric, m.layer) for m in events if isinstance(m, Measurement)}
@@ -208,11 +217,11 @@ def test_training_lowers_the_loss_and_leaves_the_model_whole(store: Store, loade
     """QAT on a few windows: the curve falls, the result beats its own starting point, and a closed run puts every layer back."""
     runner = LocalRunner(store, loader)
     options = {"bits": 2, "group_size": 32, "rate": 1e-3}
-    long, short = (last_report(runner.run(str(tiny_folder), "qat", {**options, "steps": steps}, sequences=2)) for steps in (30, 1))
+    long, short = (last_report(runner.run(str(tiny_folder), "qat", {**options, "steps": steps}, sequences=2, **FEW)) for steps in (30, 1))
     losses = long.value("training_loss")
     assert len(losses) == 30 and losses[-1] < 0.7 * losses[0] and short.value("training_loss") == losses[:1]
     assert long.value("weight_error", "layers.0.self_attn.q_proj") is not None
-    events = runner.run(str(tiny_folder), "qat", {**options, "steps": 29}, sequences=2)
+    events = runner.run(str(tiny_folder), "qat", {**options, "steps": 29}, sequences=2, **FEW)
     while next(events).stage != "train":
         pass
     next(events)

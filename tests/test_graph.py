@@ -47,6 +47,20 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, item)
 
 
+def played(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A GPU for this decoder, whose replays run the step on the device alone: what the host counts must be counted by `Decoder.step`."""
+    fake = FakeCuda(monkeypatch)
+    decoder.device = torch.device("cuda")
+
+    def run() -> None:
+        length = decoder.forward.length
+        decoder._forward()
+        decoder.forward.length = length
+
+    fake.step = torch.no_grad()(run)
+    return fake
+
+
 def test_on_a_gpu_the_host_waits_twice_a_run_and_a_graph_replays_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of calls, without a GPU: capture, a new prefill, replays that give the tokens of plain steps, a new graph for a new batch."""
     model, ids = model_of("llama"), prompt_of(2, 8)
@@ -54,16 +68,7 @@ def test_on_a_gpu_the_host_waits_twice_a_run_and_a_graph_replays_the_step(monkey
     expected = [list(plain.generate(ids[:1], 6)), plain.timed(ids, 6) and plain.token.clone()]
     monkeypatch.setattr(llama.LlamaLoop.__init__, "__defaults__", (16, 1, True))
     decoder = Decoder(loaded_of(model), 24, batch=2)
-    fake = FakeCuda(monkeypatch)
-    decoder.device = torch.device("cuda")
-
-    def run() -> None:
-        # A replay runs on the device alone: what the host counts must be counted by `step`.
-        length = decoder.forward.length
-        decoder._forward()
-        decoder.forward.length = length
-
-    fake.step = torch.no_grad()(run)
+    fake = played(decoder, monkeypatch)
     decoder.prefill(ids[:1])
     decoder.capture()
     assert list(decoder.generate(ids[:1], 6)) == expected[0] and fake.replays == 5
@@ -77,3 +82,18 @@ def test_on_a_gpu_the_host_waits_twice_a_run_and_a_graph_replays_the_step(monkey
     assert fake.replays == 21
     with pytest.raises(ValueError, match="is full"):
         decoder.step()
+
+
+def test_a_group_of_a_packed_cache_is_packed_between_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = model_of("llama"), prompt_of(1, 60)
+    expected = list(Decoder(loaded_of(model), 72, 4).generate(ids, 10))
+    monkeypatch.setattr(llama.LlamaLoop.__init__, "__defaults__", (16, 1, True))
+    decoder = Decoder(loaded_of(model), 72, 4)
+    fake = played(decoder, monkeypatch)
+    decoder.prefill(ids)
+    decoder.capture()
+    packing, inside = decoder.forward.packed.make_room, []
+    monkeypatch.setattr(decoder.forward.packed, "make_room", lambda length: inside.append(decoder.forward.packed.older) or packing(length))
+    assert list(decoder.generate(ids, 10)) == expected and fake.replays == 9
+    # `step` asks before each replay, and the replayed step finds nothing left to pack.
+    assert inside == [0] * 7 + [32] * 11 and decoder.forward.packed.counts.tolist() == [32, 37]

@@ -9,8 +9,9 @@ import torch
 
 from explorer import models
 from explorer.experiment import Loader, LocalRunner, last_report
-from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, unpack
+from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
 from explorer.models import LoadedModel, reading
+from explorer.packed_cache import PackedCache
 from explorer.records import InputError
 from explorer.store import Store
 
@@ -74,6 +75,14 @@ def test_computed_bytes_are_the_measured_ones(demo: LoadedModel) -> None:
             assert sum(layer.nbytes() for layer in cache.layers) == bytes_at(demo.model.config, tokens, bits)
 
 
+def test_the_packed_cache_holds_the_computed_bytes_and_a_whole_window(demo: LoadedModel) -> None:
+    """A window of 64 tokens is there from the start, so that a group can fill before it is packed."""
+    for bits, tokens in ((2, 40), (4, 70), (8, 200)):
+        cache = PackedCache((6, 1, 2, 64), tokens, bits, torch.zeros(1).bfloat16())
+        spare, one = min(tokens, WINDOW + GROUP) - (tokens - packed_tokens(tokens)), bytes_at(demo.model.config, 1, 16)
+        assert cache.nbytes() == bytes_at(demo.model.config, tokens, bits) + spare * one + cache.counts.nbytes + cache.packing.nbytes
+
+
 @torch.no_grad()
 def test_loss_grows_as_bits_fall_and_short_contexts_are_exact(demo: LoadedModel) -> None:
     text = "The database server stores each table in a file, and every index in another one. " * 12
@@ -90,7 +99,7 @@ def test_loss_grows_as_bits_fall_and_short_contexts_are_exact(demo: LoadedModel)
 def test_cache_bits_are_part_of_the_experiment(tmp_path: Path, tiny_folder: Path) -> None:
     store = Store(tmp_path / "r.db")
     runner = LocalRunner(store, Loader(CPU))
-    base, small = (last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=bits)) for bits in (16, 4))
+    base, small = (last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=bits, tokens=2048)) for bits in (16, 4))
     store.close()
     assert base.experiment.spec.is_baseline and not small.experiment.spec.is_baseline
     assert small.name == "16-bit weights, KV 4-bit" and small.value("kld_mean") > 0 == base.value("kld_mean")

@@ -18,12 +18,14 @@ from explorer.rotation import Rotation
 
 
 class Layer(NamedTuple):
-    """weight [N, K] float32; inputs [M, K] float32 on calibration text and on evaluation text."""
+    """weight [N, K] float32; inputs X [M, K] float32 on calibration text and on evaluation text, and their X^T X [K, K]."""
 
     name: str
     weight: Tensor
     seen: Tensor
     held_out: Tensor
+    gram_seen: Tensor
+    gram_held_out: Tensor
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,13 @@ def layers() -> list[Layer]:
                 outputs = [block(hidden, **arguments) for hidden in batches]
             batches = [o[0] if isinstance(o, tuple) else o for o in outputs]
     assert DEMO.is_dir() and all(len(pair) == 2 for pair in inputs.values())
-    return [Layer(name, layer.weight.float(), *inputs[name]) for name, layer in linears(loaded.model).items()]
+    return [Layer(name, layer.weight.float(), *inputs[name], *(x.T @ x for x in inputs[name])) for name, layer in linears(loaded.model).items()]
 
 
-def output_error(x: Tensor, rounded: Tensor, weight: Tensor) -> float:
-    """||x (W' - W)^T||^2 / ||x W^T||^2."""
-    return ((x @ (rounded - weight).T).square().sum() / (x @ weight.T).square().sum()).item()
+def output_error(gram: Tensor, rounded: Tensor, weight: Tensor) -> float:
+    """||X (W' - W)^T||^2 / ||X W^T||^2 from X^T X, which costs a tenth of the products themselves."""
+    size = lambda w: (w @ gram * w).sum()  # noqa: E731
+    return (size(rounded - weight) / size(weight)).item()
 
 
 def errors(layers: list[Layer], method: str, **params: object) -> tuple[list[float], list[float]]:
@@ -55,7 +58,7 @@ def errors(layers: list[Layer], method: str, **params: object) -> tuple[list[flo
     chosen = build(method, params)
     rounded = [chosen.quantize(layer.weight, layer.seen if chosen.reads_inputs() else None, layer.name).dequantize() for layer in layers]
     pairs = list(zip(layers, rounded, strict=True))
-    return [output_error(layer.seen, w, layer.weight) for layer, w in pairs], [output_error(layer.held_out, w, layer.weight) for layer, w in pairs]
+    return tuple([output_error(gram(layer), w, layer.weight) for layer, w in pairs] for gram in (lambda at: at.gram_seen, lambda at: at.gram_held_out))
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])

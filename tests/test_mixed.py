@@ -29,14 +29,14 @@ def test_semicolons_and_spaces_make_no_difference() -> None:
 
 def test_layers_get_what_their_rule_says(store: Store, tiny_folder: Path) -> None:
     runner = LocalRunner(store, Loader(torch.device("cpu")))
-    report = last_report(runner.run(str(tiny_folder), "mixed", {"rules": RULES}, sequences=1))
+    report = last_report(runner.run(str(tiny_folder), "mixed", {"rules": RULES}, sequences=1, tokens=2048))
     kernels, skipped = report.provenance["kernels"], report.provenance["skipped"]
     assert kernels["layers.0.self_attn.v_proj"] == "int8_matmul (cpu)" and kernels["layers.1.self_attn.v_proj"] == "int4_matmul (cpu)"
     assert skipped["layers.0.mlp.gate_proj"]
     assert skipped["layers.1.mlp.down_proj"] == "no rule names it"
     eight, three = (report.value("weight_error", f"layers.{i}.self_attn.v_proj") for i in (0, 1))
     assert eight < 0.02 < three
-    again = last_report(runner.run(str(tiny_folder), "mixed", {"rules": RULES.replace("bits=3", "bits=4")}, sequences=1))
+    again = last_report(runner.run(str(tiny_folder), "mixed", {"rules": RULES.replace("bits=3", "bits=4")}, sequences=1, tokens=2048))
     assert not again.provenance["from_store"] and again.value("weight_error", "layers.1.self_attn.v_proj") < three
 
 

@@ -75,6 +75,17 @@ def test_failure_is_a_sentence_and_the_page_stays(page: Page, error: Exception) 
     assert all(part["__type__"] == "update" and "value" not in part for part in last[1:])
 
 
+def test_a_second_run_of_a_session_waits_for_its_line_and_keeps_what_the_first_found(page: Page) -> None:
+    first, second = (page.run(keys_of(SEED[:1]), None, OPEN, "demo", method, *OPTION_VALUES, "own") for method in ("gptq", "rtn"))
+    assert "load model" in next(first)[0]
+    assert "waits for your run before it" in next(second)[0]
+    assert "done" in list(first)[-1][0]
+    told = list(second)
+    assert all("rtn: " in line[0] or "baseline: " in line[0] or "done" in line[0] for line in told)
+    assert [r.experiment.spec.method for r in page.shell.shelf.pick(told[-1][1].value)] == ["none", "gptq", "rtn"]
+    assert not page.runs._going, "nobody runs any more"
+
+
 def test_cancelling_closes_the_run(page: Page) -> None:
     events = page.run([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
     next(events)
@@ -120,13 +131,21 @@ def test_every_figure_has_one_place() -> None:
     assert {figure.tab for figure in figures().values()} <= {tab.name for tab in tabs()}
 
 
-def test_page_builds_without_warnings() -> None:
+def test_page_builds_without_warnings_and_a_remembered_signature_changes_no_session() -> None:
     """In a process of its own, because gradio leaves an event loop open."""
     code = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
         "import app, json\n"
-        "page = app.build(None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
-        "assert page.fns and all(len(handler.show_progress_on) == 1 for handler in page.fns.values()), 'each shown progress slows every event'"
+        "from gradio.state_holder import SessionState\n"
+        "page = (None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
+        "blocks = app.build(*page)\n"
+        "assert blocks.fns and all(len(handler.show_progress_on) == 1 for handler in blocks.fns.values()), 'each shown progress slows every event'\n"
+        "before = SessionState(blocks).config_values\n"
+        "import gradio.routes; gradio.routes.attach_oauth = lambda app: None  # its libraries are on a Space\n"
+        "with_login = app.build(*page, True)\n"
+        "assert not blocks.expects_oauth and with_login.expects_oauth and app.forms(with_login)\n"
+        "app.remember_signatures(blocks)\n"
+        "assert SessionState(blocks).config_values == before and before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=app.ASSETS.parent, timeout=120)
 

@@ -16,9 +16,9 @@ from torch import nn
 from explorer import saving
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
-from explorer.metrics import Subject
 from explorer.records import Answer, InputError
 from explorer.request import Request
+from explorer.saving.beforehand import check_asked
 from explorer.saving.compressed_tensors import pairs, words
 from explorer.store import Store
 from explorer.subjects import subject_of
@@ -29,12 +29,13 @@ COMPRESSED = [
     ("rtn", {"bits": 4}), ("rtn", {"bits": 4, "symmetric": False, "group_size": 32}), ("rtn", {"bits": 8, "granularity": "channel"}),
     ("rtn", {"bits": 8, "symmetric": False, "granularity": "tensor"}), ("gptq", {"bits": 4}), ("absmax", {}), ("zeropoint", {}),
     ("dynamic_int8", {}), ("fp8", {}), ("fp8", {"granularity": "block"}), ("mxfp", {"element": "e2m1"}), ("nvfp4", {}),
+    ("awq", {}), ("awq", {"symmetric": True, "group_size": 32}), ("smoothquant", {}), ("smoothquant", {"granularity": "tensor", "activation": "static"}),
     ("mixed", {"rules": "*v_proj: rtn bits=8 granularity=channel; *o_proj: none; *: rtn bits=4"}),
 ]  # fmt: skip
 BLOCKWISE = [("nf4", {}), ("nf4", {"double_quant": True}), ("fp4", {}), ("fp4", {"double_quant": True})]
 WIDE = [
-    ("awq", {}), ("hqq", {}), ("rtn", {"bits": 3}), ("gptq", {"bits": 4, "rotate": True}), ("smoothquant", {}), ("kquant", {}), ("quip", {}),
-    ("llm_int8", {}), ("mxfp", {"element": "e3m2"}), ("binary", {}),
+    ("awq", {"scales": "own"}), ("hqq", {}), ("gptq", {"bits": 4, "rotate": True}), ("smoothquant", {"scales": "own"}),
+    ("quip", {}), ("llm_int8", {}), ("mxfp", {"element": "e3m2"}), ("binary", {}),
 ]  # fmt: skip
 
 
@@ -49,22 +50,22 @@ def load() -> Loader:
     return Loader()
 
 
-def subject(load: Loader, folder: Path, method: str, params: dict[str, Any]) -> Subject:
+def prepared(load: Loader, folder: Path, method: str, params: dict[str, Any]) -> saving.Prepared:
     experiment, made, texts = Request(str(folder), method, params, sequences=1).prepare()
     steps = subject_of(load, experiment, made, texts)
     while True:
         try:
             next(steps)
         except StopIteration as done:
-            return done.value
+            return saving.Prepared.of(done.value)
 
 
-def written(made: Subject, wanted: str, to: Path) -> tuple[nn.Module, dict[str, Any]]:
+def written(made: saving.Prepared, wanted: str, to: Path) -> tuple[nn.Module, dict[str, Any]]:
     """(the model as transformers loads it from a checkpoint, what `save` returned)."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    asymmetric = any(q.zero is not None for q in made.qtensors.values())  # transformers' default way loses packed zero-points
-    told = saving.save(made, saving.choose(made.qtensors, wanted), to, "card", {})
+    asymmetric = any(q.zero is not None for q in made.layers.values())  # transformers' default way loses packed zero-points
+    told = saving.save(made, saving.choose(made, wanted), to, "card", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the other packages, at their import and load
         config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if asymmetric and told["format"] == "compressed-tensors" else {}
@@ -79,11 +80,11 @@ def dense(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: part.weight.float() for name, part in model.named_modules() if isinstance(part, nn.Linear)}
 
 
-def same_logits(model: nn.Module, made: Subject, tolerance: float) -> None:
+def same_logits(model: nn.Module, made: saving.Prepared, tolerance: float) -> None:
     """The loaded model and ours, with its own kernels, say the same."""
     tokens = torch.arange(3, 60).unsqueeze(0)
-    with torch.no_grad(), made.quantized():
-        ours = made.loaded.model(tokens).logits.float()
+    with torch.no_grad(), made.subject.quantized():
+        ours = made.subject.loaded.model(tokens).logits.float()
     theirs = model(tokens).logits.float()
     assert (ours - theirs).norm() / ours.norm() < tolerance
 
@@ -91,11 +92,11 @@ def same_logits(model: nn.Module, made: Subject, tolerance: float) -> None:
 @pytest.mark.parametrize(("method", "params"), COMPRESSED, ids=[f"{m}-{i}" for i, (m, _) in enumerate(COMPRESSED)])
 def test_compressed_tensors_reads_what_was_written(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
     pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
-    made = subject(load, folder, method, params)
+    made = prepared(load, folder, method, params)
     model, told = written(made, "auto", tmp_path / "out")
-    assert told["format"] == "compressed-tensors" and told["layers"] == len(made.qtensors) and "lm_head" in told["kept"]
+    assert told["format"] == "compressed-tensors" and told["layers"] == len(made.layers) and "lm_head" in told["kept"]
     found = dense(model)
-    for name, q in made.qtensors.items():
+    for name, q in made.layers.items():
         ours = q.dequantize()
         assert ((found[f"model.{name}"] - ours).abs() <= ROUNDED * ours.abs()).all(), name
     same_logits(model, made, 0.03)
@@ -104,14 +105,14 @@ def test_compressed_tensors_reads_what_was_written(load: Loader, folder: Path, t
 @pytest.mark.parametrize("kind", sorted(set(CONFIGS) - set(saving.TRANSPOSED)))
 def test_every_architecture_loads_again(load: Loader, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
-    made = subject(load, make(kind, tmp_path / kind), "absmax", {})
+    made = prepared(load, make(kind, tmp_path / kind), "absmax", {})
     model, told = written(made, "compressed-tensors", tmp_path / "out")
-    assert told["layers"] == len(made.qtensors) and "quantization_config" in (tmp_path / "out" / "config.json").read_text()
+    assert told["layers"] == len(made.layers) and "quantization_config" in (tmp_path / "out" / "config.json").read_text()
     same_logits(model, made, 0.03)
 
 
 def test_transposed_layers_are_refused(load: Loader, tmp_path: Path) -> None:
-    made = subject(load, make("gpt2", tmp_path / "gpt2"), "absmax", {})
+    made = prepared(load, make("gpt2", tmp_path / "gpt2"), "absmax", {})
     with pytest.raises(InputError, match="Models of type gpt2 keep their linear layers transposed"):
         written(made, "auto", tmp_path / "out")
 
@@ -119,10 +120,10 @@ def test_transposed_layers_are_refused(load: Loader, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("method", "params"), BLOCKWISE, ids=[f"{m}-{i}" for i, (m, _) in enumerate(BLOCKWISE)])
 def test_bitsandbytes_reads_what_was_written(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
     bnb = pytest.importorskip("bitsandbytes", reason="needs the package bitsandbytes")
-    made = subject(load, folder, method, params)
+    made = prepared(load, folder, method, params)
     model, told = written(made, "auto", tmp_path / "out")
     assert told["format"] == "bitsandbytes" and told["kept"] == ["lm_head"]
-    for name, q in made.qtensors.items():
+    for name, q in made.layers.items():
         layer = model.get_submodule(f"model.{name}")
         assert isinstance(layer, bnb.nn.Linear4bit)
         theirs = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
@@ -132,15 +133,15 @@ def test_bitsandbytes_reads_what_was_written(load: Loader, folder: Path, tmp_pat
 
 @pytest.mark.parametrize(("method", "params"), WIDE, ids=[m for m, _ in WIDE])
 def test_what_no_codes_hold_is_saved_in_16_bits_and_says_why(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
-    made = subject(load, folder, method, params)
-    reasons = saving.why_not_exact(made.qtensors)
-    assert set(reasons) == {"compressed-tensors", "bitsandbytes"} and all(reasons.values())
+    made = prepared(load, folder, method, params)
+    reasons = saving.why_not_exact(made)
+    assert set(reasons) == {"compressed-tensors", "bitsandbytes", "GGUF"} and all(reasons.values())
     model, told = written(made, "auto", tmp_path / "out")
     assert told["format"] == "bfloat16" and not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
-    for name, q in made.qtensors.items():
+    for name, q in made.layers.items():
         assert torch.equal(model.get_submodule(f"model.{name}").weight, q.dequantize().bfloat16()), name
     with pytest.raises(InputError, match=r"cannot hold this model: .* What can: bfloat16"):
-        saving.choose(made.qtensors, "compressed-tensors")
+        saving.choose(made, "compressed-tensors")
 
 
 def test_packing_is_that_of_the_library() -> None:
@@ -153,10 +154,10 @@ def test_packing_is_that_of_the_library() -> None:
 
 
 def test_the_model_is_left_as_it_was_and_nothing_is_overwritten(load: Loader, folder: Path, tmp_path: Path) -> None:
-    made = subject(load, folder, "rtn", {"bits": 4})
-    form = saving.choose(made.qtensors)
+    made = prepared(load, folder, "rtn", {"bits": 4})
+    form = saving.choose(made)
     saving.save(made, form, tmp_path / "out", "card", {"a": 1})
-    assert not hasattr(made.loaded.model.config, "quantization_config")
+    assert not hasattr(made.subject.loaded.model.config, "quantization_config")
     assert json.loads((tmp_path / "out" / "quantization_explorer.json").read_text()) == {"a": 1}
     with pytest.raises(InputError, match="not an empty folder"):
         saving.save(made, form, tmp_path / "out", "card", {})
@@ -180,7 +181,7 @@ def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path:
     assert main(["save", "--method", "none", "--no-measure", *where[:-1], str(tmp_path / "none")]) == 2
     assert "No layer is quantized" in capsys.readouterr().err and not (tmp_path / "none").exists()
     assert main(["save", "--method", "awq", "--as", "bitsandbytes", "--no-measure", *where[:-1], str(tmp_path / "b")]) == 2
-    assert "What can: bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
+    assert "What can: compressed-tensors, gguf, bfloat16" in capsys.readouterr().err and not (tmp_path / "b").exists()
 
 
 def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +194,38 @@ def test_the_task_zips_the_same_and_refuses_what_is_too_large(load: Loader, fold
     assert answer.data["format"] == "compressed-tensors" and answer.data["bytes"] == path.stat().st_size
     assert [found.name for found in path.parent.iterdir()] == ["checkpoint.zip"]
     shutil.rmtree(path.parent)
+    [answer] = [event for event in runner.do("checkpoint", asked | {"form": "gguf"}) if isinstance(event, Answer)]
+    with ZipFile(answer.data["path"]) as archive:
+        assert answer.data["format"] == "GGUF" and archive.read("model.gguf")[:4] == b"GGUF"
+    shutil.rmtree(Path(answer.data["path"]).parent)
+    with pytest.raises(InputError, match="There is no format 'pickle'"):
+        list(runner.do("checkpoint", asked | {"form": "pickle"}))
     with pytest.raises(InputError, match="No layer is quantized"):
         list(runner.do("checkpoint", asked | {"method": "none", "params": {}}))
     monkeypatch.setattr("explorer.tasks.checkpoint.MOST", 1000)
     with pytest.raises(InputError, match="too large for a page; in a checkout of the project run: python -m explorer save"):
         list(runner.do("checkpoint", asked))
+
+
+def test_what_follows_from_the_request_is_refused_before_a_weight_is_read(folder: Path, tmp_path: Path) -> None:
+    """By the method's parameters or the model's type alone; and no format that did hold a method above is refused for it."""
+    config = {"model_type": "llama"}
+
+    def asked(method: str, params: dict[str, Any], form: str, kind: str = "llama") -> None:
+        experiment, made, _ = Request(str(folder), method, params, sequences=1).prepare()
+        check_asked(experiment, made, config | {"model_type": kind}, form)
+
+    for method, params in COMPRESSED:
+        asked(method, params, "compressed-tensors")
+    for method, params in BLOCKWISE:
+        asked(method, params, "bitsandbytes")
+    for method, params in WIDE:
+        asked(method, params, "bfloat16")
+        with pytest.raises(InputError, match=r"compressed-tensors cannot hold .*: .* What can: .*bfloat16"):
+            asked(method, params, "compressed-tensors")
+    for method, params, form, kind, said in (
+        ("none", {}, "auto", "llama", "No layer is quantized"), ("rtn", {"bits": 4}, "gguf", "gemma", "models of type gemma"),
+        ("rtn", {"bits": 4}, "auto", "gpt2", "transposed"), ("nf4", {}, "gguf", "llama", "no table"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            asked(method, params, form, kind)

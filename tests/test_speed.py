@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer import devices
+from explorer import devices, models
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
+from explorer.kvcache import bytes_at
 from explorer.records import Answer, InputError
 from explorer.store import Store
 from explorer.tasks import batch
@@ -66,12 +67,15 @@ def answer(runner: LocalRunner, task: str, **arguments: object) -> Answer:
 
 
 def test_roofline_counts_every_product_of_a_token(runner: LocalRunner, tiny_folder: Path) -> None:
-    asked = {"model": str(tiny_folder), "method": "rtn", "params": {"group_size": 32}, "head_bits": 4}
+    asked = {"model": str(tiny_folder), "method": "rtn", "params": {"group_size": 32}, "kv_bits": 4, "head_bits": 4}
     found = answer(runner, "roofline", **asked).data
     ops = {op["op"]: op for op in found["ops"]}
-    assert list(ops) == ["q, k and v", "attention output", "gate and up", "down", "head"] and found["loop"] == "own loop"
+    assert list(ops) == ["q, k and v", "attention output", "gate and up", "down", "head", "attention over the cache"] and found["loop"] == "own loop"
     assert ops["gate and up"]["shape"] == [160, 64] and ops["gate and up"]["calls"] == 2 and ops["head"]["shape"] == [4096, 64]
     weights = 2 * (64 * 128 + 64 * 64 + 3 * 64 * 80) + 4096 * 64
+    seen = ops.pop("attention over the cache")
+    assert seen["kernel"] == "kv_attention (torch)" and seen["shape"] == [seen["flops"] // (4 * 64 * 2), 64] and seen["seconds"] > 0
+    assert seen["shape"][0] > 64 and seen["bytes"] == bytes_at(models.load(models.resolve(str(tiny_folder)), CPU).model.config, seen["shape"][0], 4)
     assert sum(op["flops"] for op in ops.values()) == 2 * weights
     assert "int4" in ops["head"]["kernel"] and "linear" in ops["down"]["kernel"], "80 inputs are no multiple of 32: this layer stays in 16 bits"
     assert len(found["step"]["latencies"]) == 72 and found["step"]["p50"] <= found["step"]["p95"] and found["limit"] and found["sentence"].endswith(".")

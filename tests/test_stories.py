@@ -17,6 +17,7 @@ from explorer.models import resolve
 from explorer.records import Answer
 from explorer.store import Store
 from explorer.ui.tab import tabs
+from tests.measuring import measuring
 
 STEPS = [(name, i, step) for name, story in stories().items() for i, step in enumerate(story.steps)]
 # Claims of the literature that this small model does not bear out; the text of these steps says so and names a model that does.
@@ -90,7 +91,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> LocalRunner:
 def test_a_sample_measured_again_agrees(runner: LocalRunner, name: str) -> None:
     """Another processor rounds bfloat16 sums otherwise, so values agree to within half of their own interval."""
     positional, options = named_runs()[name].arguments()
-    fresh, kept = last_report(runner.run(*positional, **options)), recorded()[name]
+    with measuring("quality", "size"):
+        fresh, kept = last_report(runner.run(*positional, **options)), recorded()[name]
     assert fresh.value("bits_per_weight") == pytest.approx(kept.value("bits_per_weight"), rel=1e-5)
     for metric in ("kld_mean", "perplexity"):
         now, then = fresh.find(metric), kept.find(metric)

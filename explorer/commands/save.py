@@ -19,17 +19,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--to", type=Path, required=True, help="a new folder")
-    forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, or bfloat16"
+    forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, gguf, or bfloat16"
     parser.add_argument("--as", dest="form", metavar="FORMAT", default="auto", help=forms)
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="measure the model first, for its card")
 
 
 def work(args: argparse.Namespace) -> None:
     given = parameters(args)
+    from explorer import models
     from explorer.experiment import Loader, LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
-    from explorer.saving import card, check, choose, note, save
+    from explorer.saving import Prepared, card, check, choose, note, save
+    from explorer.saving.beforehand import check_asked
     from explorer.store import Store
     from explorer.subjects import subject_of
 
@@ -39,13 +41,14 @@ def work(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed")}
     load, report = Loader(), None
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare()
+    check_asked(experiment, method, models.configuration(experiment.model), args.form)
     if args.measure:
         report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
-    subject = shown(subject_of(load, experiment, method, texts))
-    form = choose(subject.qtensors, args.form)
-    words = card(form, subject, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
-    written = save(subject, form, args.to, words, plain(report or {"experiment": experiment}))
-    print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note(form, subject.qtensors)}, indent=1))
+    made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
+    form = choose(made, args.form)
+    words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
+    written = save(made, form, args.to, words, plain(report or {"experiment": experiment}))
+    print(json.dumps({"folder": str(args.to), **written, "loads": form.loads, "note": note(form, made)}, indent=1))
 
 
 COMMAND = Command("save", "write a quantized model as a checkpoint that loads elsewhere", arguments, work)

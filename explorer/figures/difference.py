@@ -37,12 +37,17 @@ def summary(data: dict[str, Any]) -> str:
     interval = f"between {last['low']:+.2f}% and {last['high']:+.2f}%" if finite(last["low"]) and finite(last["high"]) else "not bounded yet"
     seen = f"after {last['tokens']:,} tokens"
     said = {
-        "first": f"{names[0]} is better than {names[1]}, certain {seen}: its perplexity is lower, {interval}.",
-        "second": f"{names[1]} is better than {names[0]}, certain {seen}: the first one's perplexity is higher, {interval}.",
+        "first": f"{names[0]} is better than {names[1]}, certain {seen}: {names[0]}'s perplexity is {amount(last['high'], last['low'])} lower.",
+        "second": f"{names[1]} is better than {names[0]}, certain {seen}: {names[0]}'s perplexity is {amount(last['low'], last['high'])} higher.",
         "equal": f"{names[0]} and {names[1]} are the same for practical purposes, certain {seen}: the difference is {interval}, inside ±{data.get('margin')}%.",
         "undecided": f"{names[0]} and {names[1]} are not distinguishable on all {last['tokens']:,} tokens of this text: the difference is {interval}.",
     }  # fmt: skip
     return said.get(data.get("verdict", ""), f"Not certain yet {seen}: the difference is {interval}.")
+
+
+def amount(near: float | None, far: float | None) -> str:
+    """An interval of a difference whose sign is told in words: "0.99% to 4.57%", the end nearer to zero first."""
+    return f"{abs(near):.2f}% to {abs(far):.2f}%" if finite(near) and finite(far) else "by an amount not bounded yet"
 
 
 CHART = Chart(

@@ -30,9 +30,10 @@ def summary(data: dict[str, Any]) -> str:
     if not data:
         return "No product is measured yet."
     errors = data["errors"]
-    exact, rounded = errors["16-bit inputs"][0], errors["W8A8 per tensor"][0]
-    cost = f"Int8 weights alone cost {100 * exact:.2g}% of the output; with inputs rounded per tensor too it is {100 * rounded:.2g}%"
-    repaired = f"SmoothQuant at alpha {data['alpha']:g} brings int8 per token to {100 * data['smooth_error']:.2g}%"
+    exact, tensor, token = (errors[name][0] for name in ("16-bit inputs", "W8A8 per tensor", "W8A8 per token"))
+    inputs = f"{100 * tensor:.3g}% per tensor and {100 * token:.3g}% per token"
+    cost = f"Int8 weights alone cost {100 * exact:.3g}% of the output; with inputs rounded too it is {inputs}"
+    repaired = f"SmoothQuant at alpha {data['alpha']:g} takes int8 per token from {100 * token:.3g}% to {100 * data['smooth_error']:.3g}%"
     weak = ""
     if exact > 0.02:
         weak = (

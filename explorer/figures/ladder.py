@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from explorer.answers import ladder
 from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, plot
@@ -17,7 +17,18 @@ from explorer.records import Report, report_from
 LADDER = Path(__file__).parent.parent.parent / "assets" / "ladder.json"
 RUNGS = {"granularity": "group", "group_size": 64}  # of plain rounding, and every width
 METRICS = {"kld_mean": "KL divergence", "perplexity_delta": "perplexity change", "top1_agreement": "same top token"}
+OPEN = {"more": "triangle-right-open", "fewer": "triangle-left-open"}  # of a value beyond the ladder's ends
 UNITS = {"kld_mean": "nats", "perplexity_delta": "%", "top1_agreement": "%"}
+
+
+class Place(NamedTuple):
+    """A place on the ladder in stored bits. end: "more" where the value lies beyond the widest rung that can be measured, "fewer" beyond the narrowest."""
+
+    bits: float
+    end: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.bits:.2f} bits" + (f" or {self.end}" if self.end else "")
 
 
 @cache
@@ -37,11 +48,11 @@ def loss(metric: str, value: float) -> float:
     return 100.0 - value if metric == "top1_agreement" else value
 
 
-def place(metric: str, value: float, rungs: Sequence[Report]) -> float | None:
+def place(metric: str, value: float, rungs: Sequence[Report]) -> Place | None:
     """The stored bits that rounding to nearest needs for the same value, by interpolation of log loss between two rungs, widest first.
 
-    A rung whose loss cannot be told from zero, or is no larger than a wider one's, is left out. The end of what is left when the value lies beyond
-    it. None without two rungs.
+    A rung whose loss cannot be told from zero, or is no larger than a wider one's, is left out. The end of what is left, named as one, when the value
+    lies beyond it. None without two rungs.
     """
     points: list[tuple[float, float]] = []
     for rung in rungs:
@@ -55,15 +66,15 @@ def place(metric: str, value: float, rungs: Sequence[Report]) -> float | None:
         return None
     lost = loss(metric, value)
     target = math.log(lost) if lost > 0 else -math.inf
+    if target < points[0][1]:
+        return Place(points[0][0], "more")
     for (wide, small), (narrow, large) in itertools.pairwise(points):
-        if target <= small:
-            return wide
         if target <= large:
-            return wide + (narrow - wide) * (target - small) / (large - small)
-    return points[-1][0]
+            return Place(wide + (narrow - wide) * (target - small) / (large - small))
+    return Place(points[-1][0], "fewer")
 
 
-def ends(metric: str, report: Report, rungs: Sequence[Report]) -> tuple[float, float, float] | None:
+def ends(metric: str, report: Report, rungs: Sequence[Report]) -> tuple[Place, Place, Place] | None:
     """(place, lowest, highest) of a report's metric on the ladder, the latter two from its interval; None when it cannot be placed."""
     found = report.find(metric)
     if found is None or (middle := place(metric, found.value, rungs)) is None:
@@ -72,7 +83,7 @@ def ends(metric: str, report: Report, rungs: Sequence[Report]) -> tuple[float, f
     return middle, min([middle, *sides]), max([middle, *sides])
 
 
-def placed(reports: Sequence[Report]) -> list[tuple[int, Report, str, tuple[float, float, float]]]:
+def placed(reports: Sequence[Report]) -> list[tuple[int, Report, str, tuple[Place, Place, Place]]]:
     """(position, report, metric, place with its ends) of all that can be placed."""
     found = []
     for i, report in enumerate(reports):
@@ -84,6 +95,23 @@ def placed(reports: Sequence[Report]) -> list[tuple[int, Report, str, tuple[floa
     return found
 
 
+def lost_in_noise(report: Report, metric: str) -> bool:
+    """Whether a report's metric cannot be told from that of the 16-bit model; a divergence always can."""
+    found = report.find(metric)
+    return metric == "perplexity_delta" and not (finite(found.low) and found.low > 0)
+
+
+def words(report: Report, metric: str, at: tuple[Place, Place, Place]) -> str:
+    """A mark in words: the metric, where it stands, and how certain that is."""
+    middle, low, high = at
+    number = f"{METRICS[metric]} {report.value(metric):.3g} {UNITS[metric]}"
+    if middle.end == "more" and lost_in_noise(report, metric):
+        return f"{number}: {middle}, not measurable"
+    if middle.end == "fewer":
+        return f"{number}: worse than RTN at {middle.bits:.2f} bits"
+    return f"{number}: like RTN at {middle}" + ("" if middle.end else f" ({low.bits:.2f} to {high})")
+
+
 def draw(reports: Sequence[Report], layer: str) -> Plot:
     traces: list[dict[str, Any]] = []
     found = placed(reports)
@@ -92,43 +120,58 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     for i in shift:
         mine = [(report, metric, at) for j, report, metric, at in found if j == i]
         report = mine[0][0]
-        texts = [f"{METRICS[m]} {r.value(m):.4g} {UNITS[m]}: like RTN at {at[0]:.2f} bits ({at[1]:.2f} to {at[2]:.2f})" for r, m, at in mine]
+        symbols = [OPEN.get(at.end, MARKERS[i % 5]) for _, _, (at, *_) in mine]
+        up, down = [high.bits - at.bits for *_, (at, _, high) in mine], [at.bits - low.bits for *_, (at, low, _) in mine]
         traces.append(
-            {"type": "scatter", "mode": "markers", "x": [at[0] for *_, at in mine], "y": [names.index(m) + shift[i] for _, m, _ in mine], "name": report.name,
-             "marker": {"color": COLOURS[i % 5], "symbol": MARKERS[i % 5], "size": 10}, "customdata": texts, "hovertemplate": "%{customdata}",
-             "error_x": {"type": "data", "symmetric": False, "array": [at[2] - at[0] for *_, at in mine], "arrayminus": [at[0] - at[1] for *_, at in mine]}}
+            {"type": "scatter", "mode": "markers", "x": [at.bits for *_, (at, *_) in mine], "y": [names.index(m) + shift[i] for _, m, _ in mine],
+             "marker": {"color": COLOURS[i % 5], "symbol": symbols, "size": 10, "line": {"width": [2 if at.end else 0 for *_, (at, *_) in mine]}},
+             "name": report.name, "customdata": list(itertools.starmap(words, mine)), "hovertemplate": "%{customdata}",
+             "error_x": {"type": "data", "symmetric": False, "array": up, "arrayminus": down}}
         )  # fmt: skip
     rungs = rungs_for(found[0][1], reports) if found else []
-    ticks = {"tickvals": [r.value("bits_per_weight") for r in rungs], "ticktext": [f"{r.experiment.spec.get('bits')} bits" for r in rungs]}
+    ticks = {
+        "tickvals": [r.value("bits_per_weight") for r in rungs],
+        "ticktext": [f"{r.value('bits_per_weight'):.2f}<br>RTN {r.experiment.spec.get('bits')}" for r in rungs],
+    }
     axis = {"tickvals": list(range(len(names))), "ticktext": list(METRICS.values()), "range": [-0.5, len(names) - 0.5], "zeroline": False}
-    shape = layout("bits of plain rounding", "", 320, yaxis=axis, xaxis=ticks if rungs else {})
+    shape = layout("stored bits of plain rounding (RTN)", "", 320, yaxis=axis, xaxis=ticks if rungs else {})
     return plot(traces, shape | {"showlegend": True})
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:
-    parts = []
-    for _, report, metric, (middle, _, _) in placed(reports):
+    parts, found = [], placed(reports)
+    for _, report, metric, (middle, _, _) in found:
         if metric != "kld_mean":
             continue
         stored = report.value("bits_per_weight")
         worth = (
-            f", {abs(middle - stored):.1f} {'more' if middle > stored else 'fewer'} than it stores" if finite(stored) and abs(middle - stored) >= 0.1 else ""
+            f", {abs(middle.bits - stored):.2f} {'more' if middle.bits > stored else 'fewer'} than it stores"
+            if finite(stored) and abs(middle.bits - stored) >= 0.1
+            else ""
         )
-        rungs = [r.value("bits_per_weight") for r in rungs_for(report, reports)]
         own = report.experiment.spec.method == "rtn"
-        if middle == rungs[-1] and not own:
-            parts.append(f"{report.name}: worse than the lowest rung, plain rounding at {middle:.1f} bits")
+        if middle.end == "fewer" and not own:
+            parts.append(f"{report.name}: worse than the lowest rung, plain rounding at {middle.bits:.2f} bits")
             continue
-        least = "at least " if middle == rungs[0] and not own else ""
-        parts.append(f"{report.name}: its divergence is that of plain rounding at {least}{middle:.1f} bits{worth}")
+        least = "at least " if middle.end == "more" and not own else ""
+        parts.append(f"{report.name}: its divergence is that of plain rounding at {least}{middle.bits:.2f} stored bits{worth}")
     if parts:
-        return "; ".join(parts) + "."
+        return "; ".join(parts) + "." + unmeasured(found)
     return "No ladder of this model yet: sweep RTN at 8 to 2 bits in Trade-offs and compare its points." if reports else "Nothing to place yet."
+
+
+def unmeasured(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]]) -> str:
+    """Which perplexities stand at the end of the ladder only because nothing finer can be measured, as a sentence."""
+    names = [(report.name, at) for _, report, metric, (at, *_) in found if at.end == "more" and lost_in_noise(report, metric)]
+    if not names:
+        return ""
+    return f" Not measurable in perplexity, so hollow at {names[0][1]}: {', '.join(name for name, _ in names)}."
 
 
 FIGURE = Figure(
     "ladder", "Is this number good?",
-    "See how far right each marker stands: the ladder's rungs are plain rounding of the same model at 8 down to 2 bits, measured on the same text.",
+    "See how far right each marker stands: the rungs are plain rounding of the same model, 8 down to 2 bits and their scales, measured on the same text. "
+    "A hollow one lies beyond the last rung that can be measured.",
     "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
     "says: as good as plain rounding at this many bits. A method earns its effort when it stands right of the bits it stores. Where the three metrics "
     "disagree, trust the divergence: it uses every token's whole distribution. From seven bits up the rungs hold little but bfloat16's own rounding noise.",

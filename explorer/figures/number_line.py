@@ -44,7 +44,9 @@ def draw(data: dict[str, Any]) -> Plot:
 def summary(data: dict[str, Any]) -> str:
     if not data:
         return "No group is shown yet."
-    names = len(set(data["grid"]))
+    names, unused = len(set(data["grid"])), ""
+    if data.get("kind") == "symmetric" and round(max(abs(data["low"]), abs(data["high"])) / data["scale"]) < 2 ** (data["bits"] - 1):
+        names, unused = names - 1, " (the largest weight is the highest code, so symmetric codes never need the lowest)"
     used = len(set(data["dequantized"]))
     largest = max(map(abs, data["errors"]))
     whole = (
@@ -53,7 +55,7 @@ def summary(data: dict[str, Any]) -> str:
         else ""
     )
     lost = f" {100 * data['zeros']:.0f}% of the model's weights in it become exactly 0." if data["zeros"] > 0.3 else ""
-    return f"{len(data['values'])} weights, {used} of {names} values in use; the largest error is {largest:.4g}.{lost}{whole}"
+    return f"{len(data['values'])} weights, {used} of {names} values in use{unused}; the largest error is {largest:.4g}.{lost}{whole}"
 
 
 CHART = Chart(

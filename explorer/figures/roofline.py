@@ -1,4 +1,4 @@
-"""Roofline: where each matrix product of a decoded token stands under what this device was measured to read and to multiply; and single tokens' times."""
+"""Roofline: where the products of a decoded token and its attention stand under what this device was measured to read and multiply; single tokens' times."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def draw_ranking(data: dict[str, Any]) -> Plot:
         trace["error_y"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.4, "width": 2}
     title = f"{WHAT[what][0]}, {WHAT[what][1]}"
     axis = {"type": "log", "title": {"text": f"{WHAT[what][1]} (log)"}} if positive else {"title": {"text": title}}
-    shape = layout("layer, most sensitive first", "", 360, yaxis=axis, xaxis={"tickangle": -60, "tickfont": {"size": 10}})
+    shape = layout("layer, most sensitive first", "", 360, yaxis=axis, xaxis={"tickangle": -60, "tickfont": {"size": 9}})
     return plot([trace] if rows else [], shape)
 
 
@@ -109,9 +109,11 @@ def ranking_words(data: dict[str, Any]) -> str:
     apart = next((i for i, row in enumerate(rows) if finite(row["kld_high"]) and row["kld_high"] < first["kld_low"]), None)
     if apart is None:
         return f"All intervals overlap that of {short_layer(first['layer'])}: at {first['tokens']:,} tokens the order means nothing."
+    others = [short_layer(row["layer"]) for row in rows[1:apart]]
+    named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"
+    alike = f"{short_layer(first['layer'])} and {named} cannot be told apart" if others else f"{short_layer(first['layer'])} is the most sensitive"
     return (
-        f"Bars are 95% intervals over {first['tokens']:,} tokens. The first {apart} cannot be told apart from {short_layer(first['layer'])}; "
-        f"from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
+        f"Bars are 95% intervals over {first['tokens']:,} tokens. {alike}; from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
     )
 
 

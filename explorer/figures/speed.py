@@ -21,7 +21,9 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
             {"type": "scatter", "mode": "markers", "x": [1000 / report.value("decode_limit")], "y": [name], "name": "bandwidth limit (estimated)",
              "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
         )  # fmt: skip
-    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log", "dtick": 1}, yaxis={"autorange": "reversed"}))
+    drawn = [value for trace in data for value in trace["x"] if value > 0]
+    steps = "D2" if drawn and max(drawn) < 100 * min(drawn) else 1  # 1, 2, 5 in two decades; more of them leave room for powers of ten only
+    return plot(data, layout("ms per token (log)", "", xaxis={"type": "log", "dtick": steps}, yaxis={"autorange": "reversed"}))
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:

@@ -127,7 +127,10 @@ _TOLD = {
 EXAMPLE = {
     "layer": "layers.0.mlp.up_proj", "transform": "smooth", "alpha": 0.5, "strength": 16.0, "channels": 4, "shape": [128, 8], "order": [3, 0],
     "before": _TOLD, "after": _TOLD | {"ratio": [1.2, 2.0], "kurtosis": 3.2}, "hist_edges": [-4.0, -1.0, 1.0, 4.0],
-    "errors": {"16-bit inputs": [0.01, 0.01], "W8A8 per tensor": [0.2, 0.02], "LLM.int8()": [0.03, None]}, "smooth_error": 0.012, "strongest": [1, "b"],
+    "errors": {
+        "16-bit inputs": [0.01, 0.01], "W8A8 per tensor": [0.2, 0.02], "W8A8 per token": [0.1, 0.01], "LLM.int8()": [0.03, None],
+    },
+    "smooth_error": 0.012, "strongest": [1, "b"],
 }  # fmt: skip
 
 CHANNELS = Chart(

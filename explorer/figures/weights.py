@@ -28,9 +28,9 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
         line = {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.6, "shape": "hvh"}
         counts = value["after"]
         data.append({"type": "scatter", "mode": "lines", "x": middles, "y": [max(c, EMPTY) for c in counts], "name": report.name, "line": line})
-        grid = value["grid"][:: max(1, len(value["grid"]) // 64)]
+        grid = value["grid"]
         if grid:
-            marker = {"symbol": "line-ns-open", "size": 9, "color": COLOURS[i % 5]}
+            marker = {"symbol": "line-ns-open", "size": 9, "color": COLOURS[i % 5], "line": {"width": 1 if len(grid) <= 64 else 0.5}}
             data.append(
                 {"type": "scatter", "mode": "markers", "x": grid, "y": [-0.03 * (i + 1)] * len(grid), "yaxis": "y2", "marker": marker,
                  "showlegend": False, "name": f"grid of {report.name}, first group", "hovertemplate": "%{x:.5f}"}

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import pkgutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -65,10 +66,18 @@ class Method:
     paper: ClassVar[str] = ""
     needs_inputs: ClassVar[bool] = False
     of_model: ClassVar[bool] = False  # whether it sees the whole model, by `train` as in qat.py, instead of one layer at a time
+    by_name: ClassVar[bool] = False  # whether a layer's name decides how it is rounded
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         """weight [N, K] float32 of the named layer -> QuantizedTensor. `refuses` has been asked before."""
         raise NotImplementedError
+
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+        """Yields (layer, QuantizedTensor) for layers that read the same inputs: weights [N, K] in the model's dtype by layer. rows [K] int64: which output
+        of the operator before them each input channel is, None where no operator could take a scale of these channels; see explorer/flow.py.
+        """
+        for layer, weight in weights.items():
+            yield layer, self.quantize(weight.float(), inputs, layer)
 
     def reads_inputs(self) -> bool:
         """Whether this configuration needs the layer's inputs; only methods with `needs_inputs` may."""

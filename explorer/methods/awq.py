@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,8 @@ RATIOS, CLIPS, SHRINK, CLIP_TOKENS = 20, 20, 0.5, 512
 class Awq(Method):
     """A weight matters as much as the inputs it meets, and few input channels are large. AWQ multiplies the weights of channel j by s_j and
     divides its inputs by it: the product is the same, but the rounding error of the important channels shrinks. s_j = mean|x_j|^r, and r is
-    found by trying 20 values on calibration text. Unlike GPTQ no weight is moved to make up for another, so it overfits the text less.
+    found by trying 20 values on calibration text. The division costs nothing where the operator before takes it: a normalisation's weight, or the
+    rows of the layer before. Unlike GPTQ no weight is moved to make up for another, so it overfits the text less.
     """
 
     name: ClassVar[str] = "awq"
@@ -33,32 +35,59 @@ class Awq(Method):
     symmetric: bool = choice(False, title="Symmetric", help="The authors use asymmetric grids.")
     clip: bool = choice(True, title="Clip search", help="Also search how far to shrink each group's range (not for queries and keys).", off="no clip")
 
+    scales: str = choice(
+        "folded", "folded", "own", title="Input scales",
+        help="Folded: one for all layers that read the same inputs, where the operator before can take it, as a checkpoint needs. Own: one for each layer.",
+    )  # fmt: skip
+
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+        x = self._checked(inputs)
+        return self._rounded(weight, x, self._search_scale([weight], x, torch.arange(weight.shape[1], device=weight.device)), layer)
+
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+        """One scale for all, least in the sum of their errors; none where no operator before could take it."""
+        if self.scales == "own":
+            yield from super().quantize_together(weights, inputs, rows)
+            return
+        x = self._checked(inputs)
+        scale = None if rows is None else self._search_scale(list(weights.values()), x, rows)
+        for layer, weight in weights.items():
+            yield layer, dataclasses.replace(self._rounded(weight.float(), x, scale, layer), channel_bits=0)
+
+    def _checked(self, inputs: Tensor | None) -> Tensor:
         if inputs is None or inputs.shape[0] == 0:
             raise ValueError("AWQ needs calibration inputs of the layer, [M, K]")
-        x = inputs.float()
-        scale = self._search_scale(weight, x)
-        scaled = weight * scale
+        return inputs.float()
+
+    def _rounded(self, weight: Tensor, x: Tensor, scale: Tensor | None, layer: str) -> QuantizedTensor:
+        scaled = weight if scale is None else weight * scale
         if self.clip and not layer.endswith(("q_proj", "k_proj")):
-            scaled = self._search_clip(scaled, x[:: max(1, len(x) // CLIP_TOKENS)] / scale)
+            some = x[:: max(1, len(x) // CLIP_TOKENS)]
+            scaled = self._search_clip(scaled, some if scale is None else some / scale)
         return dataclasses.replace(self._round(scaled), channel_scale=scale)
 
     def _round(self, weight: Tensor) -> QuantizedTensor:
         return quantize_affine(weight, self.bits, "group", self.group_size, self.symmetric)
 
-    def _search_scale(self, weight: Tensor, x: Tensor) -> Tensor:
-        """[K]: the channel scale of least ||(W' - W) X^T||. The squared norm is tr(D G D^T) with the inputs' Gram matrix G."""
+    def _search_scale(self, weights: list[Tensor], x: Tensor, rows: Tensor) -> Tensor:
+        """[K]: the channel scale of least sum of ||(W' - W) X^T||, equal in channels of one row. The squared norm is tr(D G D^T) with the inputs' Gram
+        matrix G.
+        """
         gram, magnitude = x.T @ x, x.abs().mean(0)
+        magnitude = (torch.zeros_like(magnitude).index_add(0, rows, magnitude) / rows.bincount(minlength=len(rows)).clamp(min=1))[rows]
         best, least = torch.ones_like(magnitude), torch.inf
         for step in range(RATIOS):
             scale = magnitude.pow(step / RATIOS).clamp(min=1e-4)
             scale = scale / (scale.max() * scale.min()).sqrt()
             scale = 1 / (1 / scale).bfloat16().float()  # what the layer multiplies by is kept in bfloat16
-            difference = self._round(weight * scale).dequantize() / scale - weight
-            loss = ((difference @ gram) * difference).sum().item()
+            loss = sum(self._loss(weight.float(), scale, gram) for weight in weights)
             if loss < least:
                 best, least = scale, loss
         return best
+
+    def _loss(self, weight: Tensor, scale: Tensor, gram: Tensor) -> float:
+        difference = self._round(weight * scale).dequantize() / scale - weight
+        return ((difference @ gram) * difference).sum().item()
 
     def _search_clip(self, weight: Tensor, x: Tensor) -> Tensor:
         """The weight [N, K] clamped group by group to the share of its range that gives the least output error of that group."""

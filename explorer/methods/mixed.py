@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -29,6 +30,7 @@ class Mixed(Method):
     short: ClassVar[str] = "Mixed"
     paper: ClassVar[str] = "Dong et al. 2019, HAWQ, arXiv 1905.03293, section 3 (why layers differ); the rules are yours"
     needs_inputs: ClassVar[bool] = True
+    by_name: ClassVar[bool] = True
 
     rules: str = text(DEFAULT, title="Rules", help="pattern: method parameter=value ... One a line, the first that matches a layer decides.")
 
@@ -58,6 +60,12 @@ class Mixed(Method):
         if method is None:
             raise ValueError(f"no rule names {layer!r}")
         return method.quantize(weight, inputs if method.reads_inputs() else None, layer)
+
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+        """What one method has of the layers goes to it together; a scale that all of them must share only where it has all."""
+        for method in dict.fromkeys(map(self.of, weights)):
+            own = {layer: weight for layer, weight in weights.items() if self.of(layer) == method}
+            yield from method.quantize_together(own, inputs if method.reads_inputs() else None, rows if len(own) == len(weights) else None)
 
 
 @cache

@@ -12,7 +12,7 @@ from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
 
-PROMPT, NEW, RUNS = 32, 33, 4  # tokens of prompt, tokens decoded a run, runs (the first warms up and is not counted)
+PROMPT, NEW, RUNS = 96, 33, 4  # tokens of prompt, so many that a cache in low bits holds packed ones; tokens decoded a run; runs, the first warms up
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -35,9 +35,11 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
             else:
                 firsts.append(first)
                 latencies += steps
-        read = read_per_token(loaded.model)
+        read, held = read_per_token(loaded.model), decoder.forward.cache_bytes()
     yield Measurement("decode_loop", f"transformers: {decoder.why}" if decoder.why else decoder.loop)
     yield Measurement("decode_copies", decoder.copies, "bytes")
+    yield Measurement("decode_attention", decoder.attention)
+    yield Measurement("decode_cache_bytes", held, "bytes", n=decoder.forward.context)
     yield from summarise(firsts, latencies, read + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
 
 
@@ -51,8 +53,8 @@ def read_per_token(model: Any) -> int:
 
 
 def summarise(firsts: list[float], latencies: list[float], bytes_per_token: float, subject: Subject) -> Iterator[Measurement]:
-    """Tokens/s is tokens over time; its bounds are the 20th and 80th percentile of single tokens."""
-    n, rate = len(latencies), len(latencies) / sum(latencies)
+    """Tokens/s is that of the median token, which a stall of the machine does not move; its bounds are the 20th and 80th percentile of single tokens."""
+    n, rate = len(latencies), 1 / quantile(latencies, 0.5)
     low, high = 1 / quantile(latencies, 0.8), 1 / quantile(latencies, 0.2)
     limit = decode_limit(bytes_per_token, subject.loaded.device)
     yield Measurement("decode_tokens_per_second", rate, "tokens/s", low=low, high=high, n=n)

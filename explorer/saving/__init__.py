@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from explorer.folding import folded
 from explorer.metrics import Subject
+from explorer.models import LoadedModel
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, Report
 
@@ -22,6 +24,11 @@ SHOWN = {
     "kld_mean": "KL divergence to 16 bits", "top1_agreement": "same top token as 16 bits",
 }  # fmt: skip
 TRANSPOSED = ("gpt2",)  # architectures that keep their linear layers the other way round
+NOTHING = "No layer is quantized, so the checkpoint would be the model as it is; choose a quantized configuration."
+
+
+def _any_model(loaded: LoadedModel) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -30,64 +37,108 @@ class Format:
 
     refuses(qtensor): why it cannot hold this layer exactly, "" when it can. tensors(qtensor): its parameters by the name they have in the layer.
     config(layers, rest): the `quantization_config` of config.json, rest the linear layers that stay in 16 bits; None for none.
-    loads: what reads it, for the card. exact: whether the weights are the quantized ones to the bit.
+    loads: what reads it, for the card. exact: whether the weights are the quantized ones to the bit. refuses_model(loaded): as refuses, of the model.
+    write(loaded, 16-bit parameters, layers, folder): for a format that is no folder of transformers; it then needs no tensors and no config.
+    families: the model types that it is written for, none for all.
     """
 
     name: str
     title: str
     refuses: Callable[[QuantizedTensor], str]
-    tensors: Callable[[QuantizedTensor], dict[str, Tensor]]
-    config: Callable[[Mapping[str, QuantizedTensor], Sequence[str]], dict[str, Any] | None]
+    tensors: Callable[[QuantizedTensor], dict[str, Tensor]] | None
+    config: Callable[[Mapping[str, QuantizedTensor], Sequence[str]], dict[str, Any] | None] | None
     loads: str
     exact: bool = True
+    refuses_model: Callable[[LoadedModel], str] = _any_model
+    write: Callable[[LoadedModel, Mapping[str, Tensor], Mapping[str, QuantizedTensor], Path], None] | None = None
+    families: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A quantized model as a checkpoint has it: input scales folded where that can be. changed: the 16-bit parameters that took them, by path."""
+
+    subject: Subject
+    layers: dict[str, QuantizedTensor]
+    changed: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, subject: Subject) -> Prepared:
+        return cls(subject, *folded(subject))
 
 
 @cache
 def formats() -> dict[str, Format]:
     """Every FORMAT in this folder by name, those that hold codes first."""
-    found = [importlib.import_module(f"{__name__}.{module.name}").FORMAT for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    found = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
     return {form.name: form for form in sorted(found, key=lambda form: not form.exact)}
 
 
 def check(folder: Path, wanted: str = "auto") -> None:
-    """What can be known before a model is quantized. Raises InputError for a folder in use and for a format that does not exist."""
-    if wanted != "auto" and wanted not in formats():
-        raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
+    """What can be known before a model is named. Raises InputError for a folder in use and for a format that does not exist."""
+    known(wanted)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
 
 
-def choose(layers: Mapping[str, QuantizedTensor], wanted: str = "auto") -> Format:
+def known(wanted: str) -> None:
+    """Raises InputError for a name that is neither auto nor a format's."""
+    if wanted != "auto" and wanted not in formats():
+        raise InputError(f"There is no format {wanted[:40]!r}; choose auto or one of {', '.join(formats())}.")
+
+
+def refuse_transposed(kind: str) -> None:
+    """Raises InputError for a model type whose linear layers no format here can hold."""
+    if kind in TRANSPOSED:
+        raise InputError(f"Models of type {kind} keep their linear layers transposed, which no format here does; choose another model.")
+
+
+def type_refused(form: Format, kind: str) -> str:
+    """Why a format is not written for models of a type, "" when it is."""
+    return f"models of type {kind} are not written as {form.title} here, only {', '.join(form.families)}" if form.families and kind not in form.families else ""
+
+
+def refusal(form: Format, made: Prepared) -> str:
+    """Why a format cannot hold a model exactly, "" when it can."""
+    layers = next((f"{why} (layer {name})" for name, q in made.layers.items() if (why := form.refuses(q))), "")
+    loaded = made.subject.loaded
+    return type_refused(form, loaded.model.config.model_type) or form.refuses_model(loaded) or layers
+
+
+def choose(made: Prepared, wanted: str = "auto") -> Format:
     """The format of that name, or the first that holds all layers. Raises InputError with the reason when the named one cannot, or none is quantized."""
-    if not layers:
-        raise InputError("No layer is quantized, so the checkpoint would be the model as it is; choose a quantized configuration.")
+    known(wanted)
+    if not made.layers:
+        raise InputError(NOTHING)
     for form in formats().values() if wanted == "auto" else [formats()[wanted]]:
-        why = next((f"{why} (layer {name})" for name, q in layers.items() if (why := form.refuses(q))), "")
+        why = refusal(form, made)
         if not why:
             return form
-    others = [form.name for form in formats().values() if not any(form.refuses(q) for q in layers.values())]
+    others = [form.name for form in formats().values() if not refusal(form, made)]
     raise InputError(f"{formats()[wanted].title} cannot hold this model: {why}. What can: {', '.join(others)}.")
 
 
-def why_not_exact(layers: Mapping[str, QuantizedTensor]) -> dict[str, str]:
-    """{title: why} of the formats of codes that cannot hold these layers."""
-    reasons = {form.title: next((why for q in layers.values() if (why := form.refuses(q))), "") for form in formats().values() if form.exact}
+def why_not_exact(made: Prepared) -> dict[str, str]:
+    """{title: why} of the formats of codes that cannot hold a model."""
+    reasons = {form.title: refusal(form, made) for form in formats().values() if form.exact}
     return {title: why for title, why in reasons.items() if why}
 
 
-def note(form: Format, layers: Mapping[str, QuantizedTensor]) -> str:
-    """What a format does not keep of these layers, and why no other does; "" where it keeps all."""
-    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(layers).items())
-    return "" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}."
+def note(form: Format, made: Prepared) -> str:
+    """What a format does not keep of a model, and why no other does; "" where it keeps all."""
+    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(made).items())
+    moved = "Its input scales are in the normalisations and layers before them, which rounds those to 16 bits once more. " if made.changed else ""
+    return (moved + ("" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}.")).strip()
 
 
-def card(form: Format, subject: Subject, title: str, how: str, report: Report | None) -> str:
+def card(form: Format, made: Prepared, title: str, how: str, report: Report | None) -> str:
     """README.md of a checkpoint. how: the command that writes it; report: what was measured, None for nothing."""
-    return f"""# {title} of {subject.loaded.ref.name}
+    return f"""# {title} of {made.subject.loaded.ref.name}
 
 Made by the Quantization Explorer: `{how}`
 
-Format: {form.title}. It loads with {form.loads}. {note(form, subject.qtensors)}
+Format: {form.title}. It loads with {form.loads}. {note(form, made)}
 
 {_numbers(report) if report else "Not measured."}
 
@@ -105,25 +156,25 @@ def _numbers(report: Report) -> str:
     return "\n".join([*rows, "", f"On {report.experiment.evaluation.source} text, {report.provenance['device']}, with the explorer's own kernels."])
 
 
-def save(subject: Subject, form: Format, folder: Path, words: str, record: dict[str, Any]) -> dict[str, Any]:
+def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[str, Any]) -> dict[str, Any]:
     """Writes config, weights, tokenizer, words (README.md) and record (quantization_explorer.json) into an empty or new folder.
 
     Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use or cannot be written.
     """
-    model = subject.loaded.model
-    if model.config.model_type in TRANSPOSED:
-        raise InputError(f"Models of type {model.config.model_type} keep their linear layers transposed, which no format here does; choose another model.")
+    subject, model = made.subject, made.subject.loaded.model
+    refuse_transposed(model.config.model_type)
     check(folder)
     places = {part: name for name, part in model.named_modules()}
-    layers = {places[subject.originals[name]]: q for name, q in subject.qtensors.items()}
+    layers = {places[subject.originals[name]]: q for name, q in made.layers.items()}
     rest = [name for part, name in places.items() if isinstance(part, nn.Linear) and name not in layers]
-    state = {key: value for key, value in model.state_dict().items() if key.removesuffix(".weight") not in layers}
-    for name, q in layers.items():
-        state |= {f"{name}.{part}": tensor.contiguous() for part, tensor in form.tensors(q).items()}
+    state = {key: value for key, value in model.state_dict().items() if key.removesuffix(".weight") not in layers} | made.changed
     try:
-        _write(model, state, form.config(layers, rest), folder)
-        if subject.loaded.tokenizer is not None:
-            subject.loaded.tokenizer.save_pretrained(folder)
+        if form.write is not None:
+            form.write(subject.loaded, state, layers, folder)
+        else:
+            _write(model, state, form, layers, rest, folder)
+            if subject.loaded.tokenizer is not None:
+                subject.loaded.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(words)
         (folder / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
@@ -132,8 +183,11 @@ def save(subject: Subject, form: Format, folder: Path, words: str, record: dict[
     return {"format": form.name, "bytes": sum(files.values()), "files": files, "layers": len(layers), "kept": rest}
 
 
-def _write(model: Any, state: dict[str, Tensor], config: dict[str, Any] | None, folder: Path) -> None:
+def _write(model: Any, state: dict[str, Tensor], form: Format, layers: Mapping[str, QuantizedTensor], rest: Sequence[str], folder: Path) -> None:
     """config.json and the weights in files of at most 5 GB, by transformers, which knows what is tied and how its names differ on disk."""
+    config = form.config(layers, rest)
+    for name, q in layers.items():
+        state |= {f"{name}.{part}": tensor.contiguous() for part, tensor in form.tensors(q).items()}
     try:
         if config is not None:
             model.config.quantization_config = config

@@ -34,7 +34,7 @@ def _refuses(q: QuantizedTensor) -> str:
     if q.rotation is not None:
         return "its inputs are rotated while it runs"
     if q.channel_scale is not None:
-        return "it keeps a scale for every input channel of its own"
+        return "its inputs are scaled while it runs, which no operator before it does for it"
     if inputs is not None and (inputs.threshold or inputs.columns):
         return "outlier columns of its inputs stay in 16 bits"
     if inputs is not None and inputs.kind == "e5m2":

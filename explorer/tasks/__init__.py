@@ -57,10 +57,10 @@ class Engine:
     load: Loader
     line: Line
 
-    def run(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
+    def run(self, model: str, method: str, params: dict[str, Any], again: bool = False, **options: Any) -> Iterator[Event]:
         """An experiment, as `LocalRunner.run` takes it."""
         experiment, chosen, texts = Request(model, method, params, **options).prepare(self.load.hub)
-        yield from run(experiment, chosen, texts, self.store, self.load, self.line)
+        yield from run(experiment, chosen, texts, self.store, self.load, self.line, again)
 
     def report(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """The same without its last event, which is returned: `report = yield from engine.report(...)`."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from explorer import data, models
-from explorer.calibration import first_inputs
+from explorer.calibration import flowing
 from explorer.devices import device_name
 from explorer.experiment import quantize
+from explorer.flow import scaled
 from explorer.methods import build, label_of
 from explorer.metrics import Subject
 from explorer.metrics.quality import METRIC as QUALITY
@@ -35,54 +36,24 @@ KEPT = ("kld_mean", "top1_agreement", "perplexity_delta")
 CHECKED = 64  # tokens of the check that the function stays
 
 
-def readers(block: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> list[tuple[nn.Module, list[nn.Linear]]]:
-    """(normalisation, the linear layers that read exactly what it gives) of a decoder block, found by running it. hidden [B, T, H]."""
-    outputs: dict[int, nn.Module] = {}
-    pairs: dict[nn.Module, list[nn.Linear]] = {}
-    held = []
-
-    def after(module: nn.Module, args: tuple, output: Any) -> None:
-        held.append(output)  # keeps the address from being used again
-        outputs[output.data_ptr()] = module
-
-    def before(module: nn.Module, args: tuple) -> None:
-        if args[0].data_ptr() in outputs:
-            pairs.setdefault(outputs[args[0].data_ptr()], []).append(module)
-
-    norms = [
-        m for m in block.modules() if "norm" in type(m).__name__.lower() and getattr(m, "weight", None) is not None and m.weight.shape == hidden.shape[-1:]
-    ]
-    handles = [m.register_forward_hook(after) for m in norms]
-    handles += [m.register_forward_pre_hook(before) for m in block.modules() if isinstance(m, nn.Linear)]
-    try:
-        block(hidden, **arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(pairs.items())
-
-
 @torch.no_grad()
 def plant(loaded: LoadedModel, strength: float, channels: int, tokens: Tensor) -> list[int]:
     """Makes `channels` channels of every normalisation `strength` times larger and the columns that read them smaller, in place; the channels with
     the largest inputs in the first block. tokens [B, T] int64, to run once. Returns the channels. Raises InputError where no norm feeds a linear layer.
     """
-    batches, arguments = first_inputs(loaded, tokens)
-    hidden, chosen = batches[0], None
-    for block in models.blocks(loaded.model):
-        pairs = readers(block, hidden, arguments)
-        output = block(hidden, **arguments)
-        hidden_after = output[0] if isinstance(output, tuple) else output
-        for norm, layers in pairs:
+    chosen = None
+    for hidden, found in flowing(loaded, tokens):
+        for group in found:
+            if group.before is None or isinstance(group.before.module, nn.Linear):
+                continue
+            norm = group.before.module
             if chosen is None:
                 chosen = norm(hidden).abs().amax((0, 1)).topk(min(channels, hidden.shape[-1])).indices
-            one = 1.0 if "gemma" in type(norm).__name__.lower() else 0.0  # Gemma multiplies by 1 + weight
-            norm.weight[chosen] = (norm.weight[chosen] + one) * strength - one
-            if getattr(norm, "bias", None) is not None:
-                norm.bias[chosen] *= strength
-            for layer in layers:
+            factor = torch.ones(hidden.shape[-1], device=hidden.device).index_fill(0, chosen, strength)
+            for name, value in scaled(group.before, 1 / factor).items():
+                getattr(norm, name).copy_(value)
+            for layer in group.layers:
                 layer.weight[:, chosen] /= strength
-        hidden = hidden_after
     if chosen is None:
         raise InputError("In this model no normalisation feeds a linear layer directly, so outliers cannot be planted without changing it.")
     return chosen.tolist()

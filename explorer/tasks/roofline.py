@@ -20,15 +20,17 @@ from explorer.request import Request
 from explorer.tasks import Engine, Task
 from kernels.timing import time_call
 
-PROMPT, NEW, RUNS = 32, 25, 4
+PROMPT, NEW, RUNS = 96, 25, 4
 PARTS = (("q, k and v", "qkv"), ("attention output", "out"), ("gate and up", "gate_up"), ("down", "down"))
+ATTENTION = "attention over the cache"
 NOISE = 2.0  # 95th percentile over median beyond which times are not a property of the model
 OVERHEAD = 0.5  # of a token's time outside the matrix products: from here on they are not what limits it
 
 
 def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bits: int = 16, head_bits: int = 16) -> Iterator[Event]:
     """Answer data: label, model, loop, why; roof (read, copy: bytes/s; matmul_16, matmul_8: FLOP/s or None; sheet: [bytes/s, source] or None);
-    step (latencies, p50, p95: s; bytes: weights and cache a token reads); ops (op, kernel, shape, calls, seconds of all calls, bytes, flops);
+    step (latencies, p50, p95: s; bytes: weights and cache a token reads); ops (op, kernel, shape, calls, seconds of all calls, bytes, flops; the
+    products and ATTENTION, whose shape is tokens x channels of the queries);
     limit ("overhead", "bandwidth", "compute", "kernels" or "other work") and sentence.
     """
     experiment, chosen, texts = Request(model, method, params, kv_bits=kv_bits, head_bits=head_bits).prepare()
@@ -42,7 +44,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bit
             read = read_per_token(loaded.model)
             ops = []
             for name, rows in operations(decoder):
-                yield Progress("operations", len(ops), len(PARTS) + 1, name)
+                yield Progress("operations", len(ops), len(PARTS) + 2, name)
                 ops.append(rows())
         data = {"label": name_of(experiment.spec, chosen), "model": model, "loop": decoder.loop, "why": decoder.why, "roof": roof, "ops": ops}
         data["step"] = {"latencies": latencies, "p50": statistics.median(latencies), "p95": quantile(latencies, 0.95), "bytes": read}
@@ -77,8 +79,8 @@ def step_times(decoder: Decoder, prompt: torch.Tensor) -> Iterator[Any]:
 
 
 def operations(decoder: Decoder) -> Iterator[tuple[str, Any]]:
-    """(name, function that measures it) of each kind of product of our own loop, its calls in the order of the blocks so that weights come from where
-    they come from in decoding; nothing for another loop.
+    """(name, function that measures it) of each kind of product of our own loop and of its attention, the calls in the order of the blocks so that
+    weights come from where they come from in decoding; nothing for another loop.
     """
     loop = decoder.forward
     if not isinstance(loop, LlamaLoop):
@@ -86,6 +88,7 @@ def operations(decoder: Decoder) -> Iterator[tuple[str, Any]]:
     for title, part in PARTS:
         yield title, partial(_timed, title, [getattr(block, part) for block in loop.blocks], loop)
     yield "head", partial(_timed, "head", [loop.head], loop)
+    yield ATTENTION, partial(_timed_attention, loop)
 
 
 @torch.no_grad()
@@ -101,6 +104,18 @@ def _timed(title: str, products: list[Any], loop: LlamaLoop) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@torch.no_grad()
+def _timed_attention(loop: LlamaLoop) -> dict[str, Any]:
+    channels = loop.queries * loop.size
+    queries = torch.randn(1, loop.queries, loop.size, generator=torch.Generator().manual_seed(0)).to(loop.embedding)
+    calls = [partial(attend, queries) for attend in loop.attentions()]
+    taken = time_call(calls, loop.device, samples=9)
+    return {
+        "op": ATTENTION, "kernel": loop.attention, "shape": [loop.length, channels], "calls": len(calls), "seconds": taken.median * len(calls),
+        "bytes": loop.seen_bytes(), "flops": 4 * loop.length * channels * len(calls),
+    }  # fmt: skip
+
+
 def verdict(data: dict[str, Any]) -> dict[str, str]:
     """{"limit", "sentence"} from the measured times alone."""
     step, roof, ops = data["step"]["p50"], data["roof"], data["ops"]
@@ -112,11 +127,12 @@ def verdict(data: dict[str, Any]) -> dict[str, str]:
         limit = "bandwidth" if share > OVERHEAD else "overhead"
         ran = f"transformers' own loop runs ({data['why']}), so single operations are not timed"
         return {"limit": limit, "sentence": f"{limit.capitalize()}: reading the weights would take {share:.0%} of a token's {step * 1e3:.2f} ms; {ran}."}
+    seeing, ops = sum(op["seconds"] for op in ops if op["op"] == ATTENTION), [op for op in ops if op["op"] != ATTENTION]
     busy = sum(op["seconds"] for op in ops)
     reading, computing = sum(op["bytes"] for op in ops) / roof["read"], sum(op["flops"] for op in ops) / roof["matmul_16"]
     where = f"The matrix products take {busy * 1e3:.2f} ms of a token's {step * 1e3:.2f} ms"
     if busy < OVERHEAD * step:
-        rest = "norms, attention, the cache and the host's instructions take the rest, and fewer bits cannot shorten that"
+        rest = f"attention takes {seeing * 1e3:.2f} ms; norms and the host's instructions take the rest, and fewer bits cannot shorten that"
         return {"limit": "overhead", "sentence": f"Overhead: {where}; {rest}."}
     worst, kind = max((reading, "bandwidth"), (computing, "compute"))
     if worst < OVERHEAD * busy:

@@ -74,8 +74,15 @@ def _scale(data: dict[str, Any]) -> list[str]:
     note = "stored in 16 bits" if abs(scale - plain) <= 0.005 * plain else "the method chose another one"
     return [
         f"<li>scale = (max - min) / (2^{bits} - 1) = {short(span)} / {steps} = {short(plain)}; {note}: <b>{short(scale, 5)}</b>, {sharing}.</li>",
-        f"<li>zero = round(-min / scale) = round({short(-min(low, 0) / scale)}), as stored: <b>{short(zero, 5)}</b>, the code that means 0.</li>",
+        f"<li>zero = {_zero(-min(low, 0) / scale, zero)}, the code that means 0.</li>",
     ]
+
+
+def _zero(start: float, zero: float) -> str:
+    """How a zero came to be: rounded from -min / scale, or, as a fraction, moved from there by the method."""
+    if float(zero).is_integer():
+        return f"round(-min / scale) = round({short(start)}), as stored: <b>{short(zero, 5)}</b>"
+    return f"-min / scale = {short(start)} to begin with; the method moved it to <b>{short(zero, 5)}</b> and stores the fraction"
 
 
 def _code(data: dict[str, Any]) -> list[str]:
@@ -90,12 +97,19 @@ def _code(data: dict[str, Any]) -> list[str]:
             f"<li>back = codebook[{code}] x scale = <b>{short(back)}</b>, an error of {error:+.3g}.</li>",
         ]
     zero = 2 ** (data["bits"] - 1) if data["zero"] is None else data["zero"]
-    unclipped = round(value / scale) + zero if scale else 0
-    cut = f", cut to the {2 ** data['bits']} codes there are" if not -0.5 <= unclipped <= 2 ** data["bits"] - 0.5 else ""
+    ratio = value / scale if scale else 0.0
+    if whole := float(zero).is_integer():
+        how, unrounded, rounds = "round(w / scale) + zero", ratio, f"round({short(ratio, 7)}) + {short(zero)}"
+    else:  # HQQ adds its zero before it rounds
+        how, unrounded, rounds = "round(w / scale + zero)", ratio + zero, f"round({short(ratio + zero, 7)})"
+    quotient = f"{short(value, 7)} / {short(scale, 7)}"
+    written = f"round({quotient}) + {short(zero)}" if whole else f"round({quotient} + {short(zero, 7)})"
+    reached = round(unrounded) + (zero if whole else 0)
+    cut = f", cut to the {2 ** data['bits']} codes there are" if not 0 <= reached <= 2 ** data["bits"] - 1 else ""
+    tie = ", a tie: halves go to the even number" if abs(unrounded % 1 - 0.5) < 1e-6 * max(1.0, abs(unrounded)) and not cut else ""
     return [
-        f"<li>code = round(w / scale) + zero = round({short(value)} / {short(scale)}) + {short(zero)}{cut}: <b>{code}</b> (column {column}, the largest "
-        f"error).</li>",
-        f"<li>back = (code - zero) x scale = ({code} - {short(zero)}) x {short(scale)} = <b>{short(back)}</b>, an error of {error:+.3g}.</li>",
+        f"<li>code = {how} = {written} = {rounds}{tie}{cut}: <b>{code}</b> (column {column}, the largest error).</li>",
+        f"<li>back = (code - zero) x scale = ({code} - {short(zero)}) x {short(scale, 7)} = <b>{short(back)}</b>, an error of {error:+.3g}.</li>",
     ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -15,6 +17,7 @@ from explorer.ui.controls import Control, parameters
 from explorer.ui.session import arrange
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
+from explorer.ui.visitor import session
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
@@ -70,11 +73,48 @@ def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[s
         events.close()
 
 
+@dataclass(eq=False)
+class Turn:
+    """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile."""
+
+    going: list[Turn]
+    before: list[Report] = field(default_factory=list)
+
+    def ahead(self) -> int:
+        """How many runs of the session were pressed before and go on: only the first writes the status line."""
+        return self.going.index(self)
+
+    def done(self, report: Report) -> None:
+        """Tells the runs that wait, whose list of what is compared is older than this report."""
+        for other in self.going[self.going.index(self) + 1 :]:
+            other.before.append(report)
+
+
+class Runs:
+    """The runs that each session has going, in the order in which they were pressed."""
+
+    def __init__(self) -> None:
+        self._going: dict[str, list[Turn]] = {}
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Joins the runs of the session whose request this is; leaves them at the end."""
+        whose = session()
+        turn = Turn(self._going.setdefault(whose, []))
+        turn.going.append(turn)
+        try:
+            yield turn
+        finally:
+            turn.going.remove(turn)
+            if not turn.going:
+                self._going.pop(whose, None)
+
+
 class Page:
-    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls."""
+    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls; `runs` knows who runs what."""
 
     def __init__(self, shell: Shell) -> None:
-        self.shell, self.fields = shell, list[Control]()
+        self.shell, self.fields, self.runs = shell, list[Control](), Runs()
 
     def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
         """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
@@ -95,21 +135,28 @@ class Page:
         own = values[len(self.shell.controls) :]
         same = [gr.skip()] * (2 + len(self.shell.outputs()))
         clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
-        asked = [("", method, params, options)]
+        title = next((m["title"] for m in self.shell.catalogue if m["name"] == method), method)
+        asked = [(f"{title}: ", method, params, options)]
         whole = {"kv_bits": 16, "head_bits": 16}
         if method != "none" or options != options | whole:
             asked.insert(0, ("baseline: ", "none", {}, options | whole))
         try:
-            for what, name, chosen, given in asked:
-                for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
-                    if isinstance(event, Report):
-                        [kept] = self.shell.shelf.pick([self.shell.shelf.add(event)])
-                        shown, note = arrange(shown, kept)
-                        left = note or left
-                        sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
-                    elif isinstance(event, str):
-                        yield [event, *same]
-            yield [status(sentence, "done"), *self.view(shown, layer, active, own)]
+            with self.runs.turn() as turn:
+                if turn.ahead():
+                    yield [status(f"{title}: waits for your run before it; Cancel stops both.", "busy"), *same]
+                for what, name, chosen, given in asked:
+                    for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
+                        if isinstance(event, Report):
+                            [kept] = self.shell.shelf.pick([self.shell.shelf.add(event)])
+                            for report in [*turn.before, kept]:
+                                shown, note = arrange(shown, report)
+                            turn.before.clear()
+                            turn.done(kept)
+                            left = note or left
+                            sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
+                        elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
+                            yield [event, *same]
+                yield [status(sentence, "done"), *self.view(shown, layer, active, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
             yield [failure(error), *same]
 

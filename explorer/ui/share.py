@@ -50,14 +50,15 @@ def lines(page: Page, keys: list[str], before: str) -> str:
 
 
 def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
-    """[status, file]: the archive of the checkpoint of the configuration that was asked for."""
+    """[status, file]: the archive of the checkpoint of the configuration that was asked for, as "key" or "format-key"."""
     try:
-        found = next(iter(page.shell.shelf.pick([picked(choice)])), None)
-        command = saving_of(found) if found else ""
+        form, _, key = picked(choice).rpartition("-")
+        found = next(iter(page.shell.shelf.pick([key])), None)
+        command = saving_of(found, form or "auto") if found else ""
         if not command:
             raise InputError("That configuration is no longer on the page; run it again.")
         own = asked(found)
-        given = {"command": command, "options": own["options"] | {"kv_bits": 16, "head_bits": 16}}
+        given = {"command": command, "form": form or "auto", "options": own["options"] | {"kv_bits": 16, "head_bits": 16}}
         for event in watched(page.shell.runner.do("checkpoint", own | given | {"model": found.experiment.model.name}), Clock(), f"{found.name}: "):
             if isinstance(event, Answer):
                 data, path = event.data, Path(event.data["path"])

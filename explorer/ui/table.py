@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
-from explorer.records import Measurement, Report, key_of
+from explorer.records import Measurement, Report, key_of, significant
 from explorer.ui.session import is_baseline
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric in the table. factor: from the stored unit to the shown one. more: whether more is better (None: neither).
+    """One metric in the table. digits: decimals, None for three significant digits. factor: from the stored unit to the shown one.
+    more: whether more is better (None: neither).
 
     relative: shown with its ratio to the baseline. by_device: comparable on one device only.
     """
@@ -22,7 +24,7 @@ class Row:
     metric: str
     title: str
     unit: str = ""
-    digits: int = 2
+    digits: int | None = 2
     factor: float = 1.0
     more: bool | None = False
     relative: bool = False
@@ -32,8 +34,8 @@ class Row:
 SECTIONS = {
     "Quality": (
         Row("perplexity_delta", "Perplexity change, paired", "%"),
-        Row("kld_mean", "KL divergence, mean", "nats", 4),
-        Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
+        Row("kld_mean", "KL divergence, mean", "nats", None),
+        Row("kld_p99", "KL divergence, 99th percentile", "nats", None),
         Row("top1_agreement", "Same top token", "%", 1, more=True),
         Row("perplexity", "Perplexity"),
     ),
@@ -42,6 +44,7 @@ SECTIONS = {
         Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
         Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
         Row("decode_copies", "Held beside them while decoding", "MiB", 2, 2**-20, more=None),
+        Row("decode_cache_bytes", "KV cache of the timed loop", "MiB", 2, 2**-20, relative=True),
     ),
     "Speed": (
         Row("decode_tokens_per_second", "Decoding", "tokens/s", 0, more=True, relative=True, by_device=True),
@@ -60,11 +63,10 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
-    digits = 0 if abs(value) >= 1000 else row.digits
-    text = f"{value:+,.{digits}f}" if row.metric == "perplexity_delta" and value else f"{value:,.{digits}f}"
+    text = f"{'+' if row.metric == 'perplexity_delta' and value > 0 else ''}{written(row, value, value)}"
     notes, interval = [], ""
     if finite(found.low) and finite(found.high) and found.low != found.high:
-        notes.append(f"{found.low * row.factor:,.{digits}f} to {found.high * row.factor:,.{digits}f}")
+        notes.append(f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}")
         interval = f"{'20th to 80th percentile' if row.by_device else '95% interval'} {notes[0]} {row.unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
@@ -74,6 +76,11 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
+
+
+def written(row: Row, number: float, value: float) -> str:
+    """A value of a row, or an end of its interval, with the digits of the value."""
+    return significant(number, value) if row.digits is None else f"{number:,.{0 if abs(value) >= 1000 else row.digits}f}"
 
 
 def batch_button(name: str, key: str) -> str:
@@ -91,8 +98,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
-    if row.by_device and report.provenance.get("device") != base.provenance.get("device"):
-        return "", "another device than the baseline"
+    if row.by_device and (why := timed_apart(report, base)):
+        return "", f"not compared: {why}"
     ratio = found.value / start.value
     overlap = finite(found.low) and finite(start.low) and found.low <= start.high and start.low <= found.high
     if overlap or abs(ratio - 1) < 0.005:
@@ -121,7 +128,9 @@ def circumstances(reports: Sequence[Report]) -> str:
 def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
+    attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
+    parts += [f"cache: {attention.value}"] if attention else []
     skipped = p.get("skipped", {})
     for why in dict.fromkeys(skipped.values()):
         names = [short_layer(name) for name, reason in skipped.items() if reason == why]

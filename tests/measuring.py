@@ -1,0 +1,19 @@
+"""Runs that measure a part of what a run measures, for tests that look at no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from explorer import experiment
+from explorer.metrics import metrics
+
+
+@contextmanager
+def measuring(*names: str) -> Iterator[None]:
+    """A run measures these metrics alone: what a test does not look at takes the time of those that do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "metrics", lambda: {name: metric for name, metric in metrics().items() if name in names})
+        yield
