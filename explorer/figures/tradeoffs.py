@@ -19,6 +19,7 @@ BY_DEVICE = ("latency", "calibration", "roofline", "memory")
 QUALITY = {"kld_mean": "KL divergence, nats (log)", "perplexity_delta": "perplexity increase, % (log)"}
 APART = 0.07  # share of an axis that two names in the figure must be apart
 OTHERS = "other methods"
+NO_LIMIT = "No point carries a limit yet; the recorded survey has none. Run a sweep."
 
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def hover(point: dict[str, Any]) -> str:
 def _roofline(points: list[dict[str, Any]]) -> Plot:
     placed = [(p, x, y) for p in points if (x := across(p, "roofline")) is not None and (y := across(p, "latency")) is not None]
     if not placed:
-        return plot([], layout(VIEWS["roofline"][1], "", 460))
+        return plot([], layout(VIEWS["roofline"][1], "", 460), NO_LIMIT)
     ends = [min(min(x, y) for _, x, y in placed) / 1.3, max(max(x, y) for _, x, y in placed) * 1.3]
     traces = [
         {
@@ -209,7 +210,7 @@ def summary(data: dict[str, Any]) -> str:
     if view == "roofline":
         ratios = [(across(p, "latency") / x, p["name"]) for p in points if (x := across(p, "roofline")) and across(p, "latency")]
         if not ratios:
-            return f"No point carries a limit yet; the recorded survey has none. Run a sweep.{tail}"
+            return f"{NO_LIMIT}{tail}"
         (least, near), (most, far) = min(ratios), max(ratios)
         verdict = "so overhead, not bandwidth, sets the speed here" if least > 2 else "so bandwidth matters here"
         return f"Measured times are {least:.1f} ({near}) to {most:.1f} ({far}) times the bandwidth limit, {verdict}.{tail}"
