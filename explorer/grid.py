@@ -1,9 +1,9 @@
-"""Which configurations a sweep holds: methods x bits x groups as plain data, from the methods' fields. Standard library only."""
+"""Which configurations a sweep holds: methods x bits x groups x further parameters as plain data, from the methods' fields. Standard library only."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +21,29 @@ class Configuration:
     params: tuple[tuple[str, Any], ...]
 
 
-def grid(catalogue: Sequence[dict[str, Any]], methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> list[Configuration]:
+def grid(
+    catalogue: Sequence[dict[str, Any]], methods: Sequence[str], bits: Sequence[int], groups: Sequence[int], further: Mapping[str, Sequence[str]] | None = None
+) -> list[Configuration]:
     """All configurations of these methods, each once, the 16-bit baseline first and cheap methods before those that read calibration text.
 
     catalogue: methods with their fields as JSON. A method without a choice of bits or groups stands once where another stands many times; a width or
-    group that a method does not offer is left out for it. groups: sizes, CHANNEL for one scale an output channel. Raises InputError with a sentence
-    when nothing is left or more than LIMIT.
+    group that a method does not offer is left out for it. groups: sizes, CHANNEL for one scale an output channel. further: values, as text, of other
+    parameters by name, for the methods that have them. Raises InputError with a sentence when nothing is left, or more than LIMIT, or when no
+    method here takes a further value.
     """
     known = {entry["name"]: entry for entry in catalogue}
     for name in methods:
         if name not in known:
             raise InputError(f"There is no method {str(name)[:40]!r}; choose from {', '.join(known)}.")
+    for name, values in (further or {}).items():
+        fields = [field for method in methods for field in known[method]["fields"] if field["name"] == name]
+        for value in values:
+            if not any(offered(field, value) for field in fields):
+                offers = " or ".join(dict.fromkeys(span(field) for field in fields))
+                raise InputError(f"{name} cannot be {value[:40]!r}: " + (f"it takes {offers}." if fields else "none of these methods has it."))
     found: dict[Configuration, None] = {}
     for name in sorted(methods, key=lambda name: (known[name]["needs_inputs"], list(methods).index(name))):
-        found |= dict.fromkeys(Configuration(name, params) for params in points(known[name], bits, groups))
+        found |= dict.fromkeys(Configuration(name, params) for params in points(known[name], bits, groups, further or {}))
     quantized = [c for c in found if c.method != "none"]
     if not quantized:
         raise InputError("No configuration is left; choose at least one method, and bits and group sizes that it offers.")
@@ -43,8 +52,26 @@ def grid(catalogue: Sequence[dict[str, Any]], methods: Sequence[str], bits: Sequ
     return [Configuration("none", ()), *quantized]
 
 
-def points(entry: dict[str, Any], bits: Sequence[int], groups: Sequence[int]) -> list[tuple[tuple[str, Any], ...]]:
-    """The parameters of one method over the axes that it has."""
+def offered(field: dict[str, Any], text: str) -> list[Any]:
+    """[the value that a text means for a parameter], [] where it takes none like it."""
+    if field["kind"] in ("choice", "bool"):
+        return [choice for choice in field["choices"] if str(choice).lower() == text.lower()]
+    if field["kind"] == "text":
+        return [text]
+    try:
+        value = float(text)
+    except ValueError:
+        return []
+    return [value] if field["low"] <= value <= field["high"] and (field["kind"] == "float" or value.is_integer()) else []
+
+
+def span(field: dict[str, Any]) -> str:
+    """What a parameter takes, in words."""
+    return ", ".join(map(str, field["choices"])) if field["choices"] else f"{field['low']:g} to {field['high']:g}"
+
+
+def points(entry: dict[str, Any], bits: Sequence[int], groups: Sequence[int], further: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, Any], ...]]:
+    """The parameters of one method over the axes that it has, without those that mean nothing beside the others."""
     fields = {field["name"]: field for field in entry["fields"]}
     axes: list[list[dict[str, Any]]] = []
     if "bits" in fields:
@@ -54,5 +81,12 @@ def points(entry: dict[str, Any], bits: Sequence[int], groups: Sequence[int]) ->
         axes.append([grouped | {"group_size": size} for size in groups if size in fields["group_size"]["choices"]])
         if CHANNEL in groups and "granularity" in fields:
             axes[-1].append({"granularity": "channel"})
+    axes += [[{name: value} for text in values for value in offered(fields[name], text)] for name, values in further.items() if name in fields]
     merged = [dict(pair for part in parts for pair in part.items()) for parts in itertools.product(*axes)]
-    return [tuple(sorted(params.items())) for params in merged]
+    return list(dict.fromkeys(tuple(sorted((n, v) for n, v in params.items() if n not in further or meant(fields, n, params))) for params in merged))
+
+
+def meant(fields: Mapping[str, dict[str, Any]], name: str, params: Mapping[str, Any]) -> bool:
+    """Whether a parameter is used beside the others."""
+    when = fields[name]["when"]
+    return when is None or params.get(when[0], fields[when[0]]["default"]) in when[1]

@@ -260,10 +260,13 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
 def _block(layer: nn.Module, eps: float) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
-    return Block(
-        product([attention.q_proj, attention.k_proj, attention.v_proj]), product([attention.o_proj]), product([mlp.gate_proj, mlp.up_proj]),
-        product([mlp.down_proj]), Norm(layer.input_layernorm.weight, eps), Norm(layer.post_attention_layernorm.weight, eps), norms,
-    )  # fmt: skip
+    qkv, gate_up = product([attention.q_proj, attention.k_proj, attention.v_proj], True), product([mlp.gate_proj, mlp.up_proj], True)
+    before, between = (_norm(n.weight, p, eps) for n, p in ((layer.input_layernorm, qkv), (layer.post_attention_layernorm, gate_up)))
+    return Block(qkv, product([attention.o_proj]), gate_up, product([mlp.down_proj]), before, between, norms)
+
+
+def _norm(weight: Tensor, after: Product, eps: float) -> Norm:
+    return Norm(weight if after.inverse is None else weight.detach() * after.inverse, eps)
 
 
 def _rotary_table(rotary: Callable, context: int, size: int, like: Tensor) -> Tensor:

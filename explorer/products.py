@@ -25,14 +25,20 @@ class Product(NamedTuple):
     shape: tuple[int, int]
     read: int
     copied: int = 0
+    inverse: Tensor | None = None
 
 
-def product(layers: Sequence[nn.Module]) -> Product:
-    """One product of layers [N, K] with the same K; layers of different formats run one after the other."""
+def product(layers: Sequence[nn.Module], after_norm: bool = False) -> Product:
+    """One product of layers [N, K] with the same K; layers of different formats run one after the other. after_norm: whether a normalisation before
+    can take the layers' input scale.
+    """
     if all(type(layer) is nn.Linear for layer in layers):
         return _dense(layers)
     if len(layers) > 1 and all(type(layer) is QuantizedLinear for layer in layers) and (joined := join(layers)) is not None:
-        return Product(joined.rows, joined.kernel, joined.shape, sum(joined.packed_bytes().values()), joined.own_bytes(layers))
+        size, own = sum(joined.packed_bytes().values()), joined.own_bytes(layers)
+        if after_norm and joined.inverse is not None and joined.rotation is None:
+            return Product(joined.ready_rows, joined.kernel, joined.shape, size, own, joined.inverse)
+        return Product(joined.rows, joined.kernel, joined.shape, size, own)
     return _apart(layers)
 
 

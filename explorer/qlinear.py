@@ -55,8 +55,10 @@ class QuantizedLinear(nn.Module):
 
     def rows(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N], in x's dtype: `forward` without the reshaping, for the token loop."""
-        if self._turn is not None:
-            x = self._turn(x)
+        return self.ready_rows(x if self._turn is None else self._turn(x))
+
+    def ready_rows(self, x: Tensor) -> Tensor:
+        """`rows` for inputs [M, K] that whatever made them has multiplied by `inverse`; only for layers without a rotation."""
         y = self._run(x, self._packed)
         return y if self._bias is None else y + self._bias
 

@@ -162,6 +162,23 @@ def test_quantized_layers_run_joined_with_the_same_result(method: str, params: d
         assert own.copies > 0 and (a - b).norm() / b.norm() < (0.06 if "int8" in method else 0.02)  # rounded inputs flip by a step
 
 
+@pytest.mark.parametrize("method", ["awq", "smoothquant"])
+def test_a_shared_input_scale_goes_into_the_norm_before(method: str) -> None:
+    model, ids = model_of("llama", torch.bfloat16, hidden_size=128, intermediate_size=192), prompt_of(1, 24)
+    whole, draw, layers = linears(model), torch.Generator().manual_seed(0), {}
+    for place, parts in (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj"))):
+        for block in range(2):
+            names = [f"layers.{block}.{place}.{part}" for part in parts]
+            inputs = torch.randn(64, 128, generator=draw) * torch.rand(128, generator=draw).mul(3).exp()
+            made = build(method, {}).quantize_together({name: whole[name].weight.detach() for name in names}, inputs, torch.arange(128))
+            layers |= {name: QuantizedLinear(q, None, CPU) for name, q in made}
+    with swapped(model, layers, whole), torch.no_grad():
+        own, theirs = LlamaLoop(model, 32), TransformersLoop(model, 32)
+        assert all(block.qkv.inverse is not None and block.gate_up.inverse is not None and block.down.inverse is None for block in own.blocks)
+        a, b = own.prefill(ids).float(), theirs.prefill(ids).float()
+        assert (a - b).norm() / b.norm() < (0.06 if method == "smoothquant" else 0.02)
+
+
 def test_layers_of_different_formats_are_not_joined_but_run() -> None:
     model, ids = model_of("llama"), prompt_of(1, 8)
     four, eight = quantized(model, bits=4, group_size=32), quantized(model, bits=8, granularity="channel")

@@ -94,9 +94,17 @@ def test_bounds_by_hand() -> None:
     assert step_bytes(model, plan, found) == read
     one = fit(model, plan, device, price=3.6, reached=0.5)
     assert one.count == 1 and one.bound == pytest.approx(3.35e12 / read)
-    assert one.dollars == pytest.approx(3.6 / (0.5 * one.bound * 3600) * 1e6) and fit(model, plan, device).dollars is None
+    assert one.dollars == pytest.approx(3.6 / (0.5 * one.bound * 3600) * 1e6) and one.dollars != fit(model, plan, device).dollars
     assert fit(shipped("llama-3.1-70b"), Plan(), device).count == 2 and fit(shipped("llama-3.1-405b"), Plan(users=10**5), device).count == 0
     assert one.users == int((80 * 2**30 * 0.9 - found.weight_bytes - found.activations) / 131072)
+
+
+def test_what_no_link_joins_is_counted_once() -> None:
+    """An M4 holds 8 B parameters in 4 bits and not 70 B, however many there are; what is not rented has no price."""
+    mac = next(a for a in ACCELERATORS if a.name == "Apple M4 16 GB")
+    assert fit(shipped("llama-3.1-8b"), Plan(bits=4), mac).count == 1 and fit(shipped("llama-3.1-70b"), Plan(bits=4), mac).count == 0
+    assert all((a.price is None) == ("price" not in a.source) for a in ACCELERATORS) and fit(shipped("llama-3.1-8b"), Plan(bits=4), mac).dollars is None
+    assert all(a.price for a in ACCELERATORS if a.name in ("H100", "H200", "B200", "A100 40 GB"))
 
 
 def test_experts_meet_more_weights_as_users_grow() -> None:
@@ -168,5 +176,6 @@ def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert document["parameters"] == PUBLISHED["llama-3.1-70b"] and document["need"]["weights"]["output head"] == 2 * 128256 * 8192
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "model_type": "llama"}))
     assert main(["plan", "--model", str(tmp_path)]) == 0 and "estimated" in capsys.readouterr().out
+    assert main(["plan", "--reached", "0.4"]) == 0 and "a million tokens at 40% of that" in capsys.readouterr().out
     assert main(["plan", "--model", "nothing"]) == 2 and main(["plan", "--bits", "7"]) == 2 and main(["plan", "--price", "nan"]) == 2
     assert dataclasses.asdict(Plan())["bits"] == 16

@@ -230,3 +230,50 @@ def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch
     assert "Not measurable in perplexity" in named and f"hollow at 4.25 bits or more: {finest.name}." in named
     assert plot["layout"]["xaxis"]["ticktext"][1:] == ["4.25<br>RTN 4", "3.25<br>RTN 3", "2.25<br>RTN 2"]
     assert "No ladder" in ladder.summary([REPORTS[0], REPORTS[3]], "") and "plain rounding at" in ladder.summary([*REPORTS[:4], *rungs], "")
+
+
+def test_further_parameters_are_axes_of_the_methods_that_have_them() -> None:
+    further = {"symmetric": ["true", "False"], "rotate": ["true"], "damping": ["0.02"]}
+    found = [one for one in grid(catalogue(), ["gptq", "rtn", "nf4"], [4], [64], further) if one.method != "none"]
+    assert [one.method for one in found] == ["rtn", "rtn", "nf4", "gptq", "gptq"]
+    assert {dict(one.params)["symmetric"] for one in found if one.method == "rtn"} == {True, False}
+    for one in found:
+        build(one.method, dict(one.params))
+    for wrong, sentence in (({"symmetric": ["maybe"]}, "False, True"), ({"alpha": ["0.5"]}, "none of these methods"), ({"damping": ["9"]}, "0.0001 to 1")):
+        with pytest.raises(InputError, match=sentence):
+            grid(catalogue(), ["gptq"], [4], [64], wrong)
+    unused = grid(catalogue(), ["smoothquant"], [8], [64], {"activation": ["token"], "granularity": ["tensor"]})
+    assert len(unused) == 2
+    runs = sweep.drawn(found, [0, 1, 1])
+    assert [draw["seed"] for one, draw in runs if one.method == "gptq"] == [0, 1, 0, 1] and len(runs) == 7, "what reads no text runs once"
+    assert sweep.drawn(found, []) == [(one, {}) for one in found]
+    with pytest.raises(InputError, match="fewer configurations or seeds"):
+        sweep.drawn(found, list(range(101)))
+
+
+def test_sweep_command_tells_the_spread_over_seeds_and_when_speeds_were_measured(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = ["sweep", "--model", str(tiny_folder), "--methods", "gptq", "--bits", "3", "--group-size", "32", "--seeds", "0,1", "--damping", "0.02"]
+    argv += ["--sequences", "1", "--tokens", "256", "--length", "64", "--kv-bits", "8", "--store", str(tmp_path / "r.db")]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    base, first, second = csv.DictReader(io.StringIO(out))
+    assert (base["seed"], first["seed"], second["seed"]) == ("", "0", "1") and first["kv_bits"] == "8" and base["kv_bits"] == "16"
+    assert "damping=0.02" in first["params"] and first["length"] == "64" and first["sequences"] == "1"
+    klds = [float(row["kld_mean"]) for row in (first, second)]
+    assert klds[0] != klds[1] and float(first["kld_mean_seeds_mean"]) == pytest.approx(sum(klds) / 2)
+    assert float(second["kld_mean_seeds_sd"]) == pytest.approx(abs(klds[0] - klds[1]) / 2**0.5) and not base["kld_mean_seeds_sd"]
+    assert "over 2 seeds: kld_mean" in err and "were not measured in this sweep" not in err and first["speed_origin"].startswith("measured now, 20")
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "3 of 3 speeds were not measured in this sweep" in err and all(
+        row["speed_origin"].startswith("stored, 20") for row in csv.DictReader(io.StringIO(out))
+    )
+    assert main([*argv, "--remeasure", "--json"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)["rows"]
+    assert "were not measured" not in err and {row["speed_origin"].split(",")[0] for row in rows} == {"measured now"}
+    assert {row["origin"].split(",")[0] for row in rows} == {"stored"} and rows[1]["decode_latency_p50"] != float(first["decode_latency_p50"])
+    again = ["run", "--model", str(tiny_folder), "--method", "gptq", "--bits", "3", "--group-size", "32", "--damping", "0.02", "--seed", "1", *argv[13:]]
+    assert main(again) == 0
+    out = capsys.readouterr().out
+    assert "origin of speed              stored" in out and f"{rows[2]['kld_mean']:,.6g}" in out

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=8192, help="tokens of context")
     parser.add_argument("--users", type=int, default=1, help="users at once")
     parser.add_argument("--price", type=float, help="dollars an hour of one accelerator; else list prices where known")
-    parser.add_argument("--reached", type=float, default=REACHED, help="share of the bandwidth bound that is reached")
+    parser.add_argument("--reached", type=float, default=REACHED, help="share of the bandwidth bound that is reached, from which a token's price follows")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -43,11 +43,11 @@ def named(model: str) -> Architecture:
         raise InputError(f"The file {str(path)[:60]!r} cannot be read as text.") from error
 
 
-def line(found: Fit) -> str:
-    """One accelerator as text."""
+def line(found: Fit, reached: float) -> str:
+    """One accelerator as text. reached: the share of the bound that the price of a token is for."""
     if not found.count:
-        return f"{found.accelerator.name:22s} more than 64"
-    price = "" if found.dollars is None else f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million tokens"
+        return f"{found.accelerator.name:22s} more than {found.most} needed{'' if found.accelerator.linked else ', and no link joins them'}"
+    price = "" if found.dollars is None else f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million tokens at {reached:.0%} of that"
     return f"{found.accelerator.name:22s} {found.count:2d} needed, {found.users:5,d} users fit, at most {found.bound:9,.0f} tokens/s{price}"
 
 
@@ -57,7 +57,14 @@ def work(args: argparse.Namespace) -> None:
     found, fits = need(model, plan), [fit(model, plan, device, args.price, args.reached) for device in ACCELERATORS]
     if args.json:
         rows = [dataclasses.asdict(one) for one in fits]
-        document = {"model": model.name, "parameters": model.parameters, "plan": dataclasses.asdict(plan), "need": dataclasses.asdict(found), "fits": rows}
+        document = {
+            "model": model.name,
+            "parameters": model.parameters,
+            "plan": dataclasses.asdict(plan),
+            "need": dataclasses.asdict(found),
+            "fits": rows,
+            "reached": args.reached,
+        }
         print(json.dumps(document | {"how": "estimated"}, indent=1))
         return
     print(f"{model.name}: {model.parameters:,} parameters ({model.source or 'from its configuration'}); all that follows is estimated")
@@ -65,7 +72,7 @@ def work(args: argparse.Namespace) -> None:
     print(f"asked: {found.bits_per_weight:.3f} stored bits, weights {gigabytes(found.weight_bytes)}, KV cache {gigabytes(found.kv_user)} a user and "
           f"{gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations {gigabytes(found.activations)}")  # fmt: skip
     for one in fits:
-        print(line(one))
+        print(line(one, args.reached))
 
 
 COMMAND = Command("plan", "what an architecture needs and which accelerators hold it", arguments, work, stores=False)

@@ -15,31 +15,61 @@ OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens",
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
-    parser.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
-    parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
-    parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    add_circumstances(parser)
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
-    parser.add_argument("--length", type=int, default=0, help="tokens a window, from 16; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
-    parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--html", type=Path, help="also write one self-contained page with the figures, the 16-bit baseline beside it")
 
 
+def add_circumstances(parser: argparse.ArgumentParser) -> None:
+    """The texts and whether speeds are measured again: what one run and a sweep are both asked with, beside `add_widths`."""
+    parser.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
+    parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
+    parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
+    parser.add_argument("--length", type=int, default=0, help="tokens a window, from 16; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
+    parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
+    parser.add_argument("--remeasure", action="store_true", help="measure speeds and sizes again and store them in place of those of this device")
+
+
+def circumstances(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a Request that `add_circumstances`, `add_widths` and --seed asked for. Raises InputError for a text file that cannot be read."""
+    text = ""
+    if args.text:
+        try:
+            text = args.text.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The text file {args.text} cannot be read; give a UTF-8 text file.") from error
+    evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
+    return {name: getattr(args, name) for name in OPTIONS} | {"evaluation": evaluation, "text": text}
+
+
 def add_method(parser: argparse.ArgumentParser) -> None:
     """The model, the method, and its parameters as flags; a flag that two methods share is one flag."""
-    from explorer.methods import fields_of, methods
+    from explorer.methods import methods
 
     parser.add_argument("--model", default="demo", help="demo, a hub id, a folder, or arch:<name> for random weights of a known architecture")
     parser.add_argument("--method", default="rtn", help=", ".join(methods()))
+    add_widths(parser)
+    for name, words in every_field().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, metavar="VALUE", help=words)
+
+
+def add_widths(parser: argparse.ArgumentParser) -> None:
+    """The bits of cache and head."""
     parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
     parser.add_argument("--head-bits", type=int, default=16, help="bits of the output head: 16, 8 or 4; the embedding stays in 16")
-    added: set[str] = set()
+
+
+def every_field() -> dict[str, str]:
+    """The parameters of all methods by name, with their help: the first method's where several have one."""
+    from explorer.methods import fields_of, methods
+
+    found: dict[str, str] = {}
     for method in methods().values():
         for field in fields_of(method):
-            if field.name not in added:
-                added.add(field.name)
-                parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, metavar="VALUE", help=f"{field.title}: {field.help}")
+            found.setdefault(field.name, f"{field.title}: {field.help}")
+    return found
 
 
 def parameters(args: argparse.Namespace) -> dict[str, Any]:
@@ -66,7 +96,16 @@ def table(report: Report) -> str:
             value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
             rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
-    return "\n".join([*rows, f"{'kernel':28s} {report.provenance['kernel_summary']}"])
+    rows.append(f"{'kernel':28s} {report.provenance['kernel_summary']}")
+    return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
+
+
+def origin(report: Report, family: str) -> str:
+    """Where the measurements of a metric come from and when they were made: "measured now, ...", "stored, ..." or "recorded, ..."; "" without any."""
+    p = report.provenance
+    date = p.get("dates", {}).get(family)
+    how = "recorded" if p.get("recorded") else "measured now" if family in p.get("measured_now", ()) else "stored" if date else ""
+    return f"{how}, {date}" if date else how
 
 
 def page_of(reports: list[Report]) -> str:
@@ -81,20 +120,11 @@ def page_of(reports: list[Report]) -> str:
 
 
 def work(args: argparse.Namespace) -> None:
-    given = parameters(args)
-    text = ""
-    if args.text:
-        try:
-            text = args.text.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The text file {args.text} cannot be read; give a UTF-8 text file.") from error
+    given, options = parameters(args), circumstances(args) | {"again": args.remeasure}
     from explorer.experiment import LocalRunner, last_report
     from explorer.store import Store
 
     runner = LocalRunner(Store(args.store))
-    evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
-    options = {name: getattr(args, name) for name in OPTIONS}
-    options |= {"evaluation": evaluation, "text": text}
     report = last_report(runner.run(args.model, args.method, given, **options), show)
     if args.html:
         base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from explorer.grid import grid
-from explorer.methods import catalogue
+from explorer.grid import LIMIT, Configuration, grid
+from explorer.methods import build, catalogue
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.tasks import Engine, Task
 
 
 def work(
     engine: Engine, model: str, methods: list[str], bits: list[int], groups: list[int], options: dict[str, Any] | None = None,
+    further: dict[str, list[str]] | None = None, seeds: list[int] | None = None, again: bool = False,
 ) -> Iterator[Event]:  # fmt: skip
     """Yields Progress, and a Report for each configuration, the baseline's first; Answer data: done, failed ({name: sentence}), seconds.
 
-    options: the further fields of a Request, such as kv_bits. A configuration that this model refuses is noted and passed over.
+    options: the further fields of a Request, such as kv_bits. further: as in `grid`. seeds: draws of calibration text, each a run of the configurations
+    that read it. again: measure speeds and sizes once more. A configuration that this model refuses is noted and passed over.
     """
-    asked, start = grid(catalogue(), methods, bits, groups), time.perf_counter()
+    asked, start = drawn(grid(catalogue(), methods, bits, groups, further), seeds or []), time.perf_counter()
     failed: dict[str, str] = {}
-    for done, one in enumerate(asked):
-        name = " ".join([one.method, *(f"{key}={value}" for key, value in one.params)])
+    for done, (one, drawing) in enumerate(asked):
+        name = " ".join([one.method, *(f"{key}={value}" for key, value in (*one.params, *drawing.items()))])
         yield Progress("sweep", done, len(asked), name)
         try:
-            given = (options or {}) | ({"kv_bits": 16, "head_bits": 16} if one.method == "none" else {})
-            for event in engine.run(model, one.method, dict(one.params), **given):
+            given = (options or {}) | drawing | ({"kv_bits": 16, "head_bits": 16} if one.method == "none" else {})
+            for event in engine.run(model, one.method, dict(one.params), again=again, **given):
                 if isinstance(event, Progress):
                     share = event.done / max(1, event.total)
                     event = Progress("sweep", done, len(asked), f"{name}, {event.stage} {share:.0%}" if event.stage != "waiting" else event.detail)
@@ -36,6 +38,23 @@ def work(
                 raise
             failed[name] = str(error)
     yield Answer("sweep", {"done": len(asked) - len(failed), "failed": failed, "seconds": time.perf_counter() - start})
+
+
+def drawn(asked: Sequence[Configuration], seeds: Sequence[int]) -> list[tuple[Configuration, dict[str, int]]]:
+    """(configuration, {"seed": ...}) for every seed where calibration text is read, else for the first one. Raises InputError for more than LIMIT."""
+    draws = [{"seed": seed} for seed in dict.fromkeys(seeds)] or [{}]
+    found = [(one, draw) for one in asked for draw in (draws if len(draws) > 1 and reads(one) else draws[:1])]
+    if len(found) > LIMIT + 1:
+        raise InputError(f"These are {len(found) - 1} runs; choose fewer configurations or seeds, at most {LIMIT}.")
+    return found
+
+
+def reads(one: Configuration) -> bool:
+    """Whether a configuration reads calibration text; one that its method refuses reads none."""
+    try:
+        return build(one.method, dict(one.params)).reads_inputs()
+    except InputError:
+        return False
 
 
 TASK = Task("sweep", work, turn="own", stored=False)

@@ -79,7 +79,7 @@ class Plans:
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
         mine = next(f for f in fits if f.accelerator is chosen)
-        return [status(sentence(model, plan, need(model, plan), mine), "done", chips=chip("estimated")), table(fits, chosen.name, plan), *drawn]
+        return [status(sentence(model, plan, need(model, plan), mine, share), "done", chips=chip("estimated")), table(fits, chosen.name, plan, share), *drawn]
 
     def fetched(self, name: str) -> Iterator[list[Any]]:
         """[config text, status] of a model by name, through the runner."""
@@ -103,8 +103,8 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
 
 
-def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit) -> str:
-    """The answer in words."""
+def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: float) -> str:
+    """The answer in words. share: of the bound, that the price of a token is for."""
     kind = f", {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
     text = (
         f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)} at {found.bits_per_weight:.3f} "
@@ -116,16 +116,17 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit) -> str:
     if model.context and plan.context > model.context:
         text += f"The model was made for {model.context:,} tokens. "
     if not chosen.count:
-        return f"{text}More than 64 × {chosen.accelerator.name} would be needed."
+        why = "" if chosen.accelerator.linked else ", and no link joins them"
+        return f"{text}More than {chosen.most} × {chosen.accelerator.name} would be needed{why}."
     text += f"It needs {chosen.count} × {chosen.accelerator.name}, which then hold {chosen.users:,} users; "
     text += f"at most {chosen.bound:,.0f} tokens/s in all (estimated bound)"
     if chosen.dollars is None:
         return f"{text}. Give a price to see what a token costs."
-    return f"{text}, ${chosen.dollars:,.2f} a million tokens at the share you gave."
+    return f"{text}, ${chosen.dollars:,.2f} a million tokens at {share:.0%} of that bound and ${chosen.dollars_hour:,.2f} an hour."
 
 
-def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
-    """The accelerators as HTML."""
+def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
+    """The accelerators as HTML. share: as in `sentence`."""
     heads = (
         "accelerator",
         "memory, GB",
@@ -136,7 +137,7 @@ def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
         "tokens/s, at most",
         "each user",
         "$ an hour",
-        "$ a million tokens",
+        f"$ a million tokens, at {share:.0%} of the bound",
     )
     rows = []
     for one in fits:
@@ -146,7 +147,7 @@ def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
             cells += [f"{one.count}", f"{one.users:,}", f"{one.bound:,.0f}", f"{one.bound / plan.users:,.1f}"]
             cells += ["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}"]
         else:
-            cells += ["more than 64", "", "", "", "", ""]
+            cells += [f"more than {one.most}", "", "", "", "", ""]
         mark = " class='chosen'" if a.name == chosen else ""
         rows.append(
             f"<tr{mark}><th scope='row' title='{escape(a.source, quote=True)}'>{escape(a.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -154,7 +155,9 @@ def table(fits: list[Fit], chosen: str, plan: Plan) -> str:
     note = (
         "Estimated: memory and bandwidth from data sheets (the source is under each name). A card of 80 GB is counted as 80 GiB (85.9 GB), of which 90%, "
         "72 GiB (77.3 GB), may be filled; of unified memory 75%, on small machines 67%. Counts in powers of two. Tokens/s would be reached if reading weights "
-        "and cache were all that takes time: no arithmetic, no transfer between devices, no gaps."
+        "and cache were all that takes time: no arithmetic, no transfer between devices, no gaps; a million tokens cost what they take at "
+        f"{share:.0%} of that, the share set above. Prices are public list prices of the date under the name; what is bought and not rented has none, and nor "
+        "do computers with unified memory, of which only one is counted, because no link joins several."
     )
     sheet, sums = (chip("estimated", f"{how}, not measured", reached=False) for how in ("from the data sheet under each name", note))
     head = "".join(f"<th scope='col'>{name} {sheet if 0 < i < 4 else sums if i else ''}</th>" for i, name in enumerate(heads))
