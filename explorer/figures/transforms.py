@@ -41,7 +41,8 @@ def tell_channels(data: dict[str, Any]) -> str:
     if not data:
         return "No inputs are shown yet."
     parts = [
-        f"{name[0].upper()}{name[1:]}: the largest input channel is {told['ratio'][0]:.1f} times the median one, the largest weight column {told['ratio'][1]:.1f} times"
+        f"{name[0].upper()}{name[1:]}: the largest input channel is {told['ratio'][0]:.1f} times the median one, "
+        f"the largest weight column {told['ratio'][1]:.1f} times"
         for name, told, _, _ in _sides(data)
     ]
     drawn, every = len(data["order"]), data["shape"][1]
