@@ -19,7 +19,7 @@ from explorer.store import Store
 from tests.measuring import measuring
 
 CPU = torch.device("cpu")
-FEW = {"tokens": 2048, "length": 512}  # of random weights any text says as much
+FEW = {"tokens": 1024, "length": 256}  # of random weights any text says as much
 
 
 @pytest.fixture(scope="module")

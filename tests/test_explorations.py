@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+import gradio as gr
 import pytest
 
 from explorer.docs import CATALOGUE, SEEDS
-from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
-from explorer.ui.points import Points, described, survey
+from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
+from explorer.ui.points import Held, Points, described, survey
 from explorer.ui.sensitivities import Sensitivities
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell
@@ -67,7 +68,7 @@ def shell() -> Shell:
 
 def test_count_says_how_many_and_how_long(shell: Shell) -> None:
     points = Points(shell)
-    assert "6 configurations" in points.count("demo", ["rtn", "hqq"], [2, 3, 4], [64]) and "estimated" in points.count("demo", ["rtn"], [4], [64])
+    assert "6 configurations of demo" in points.count("demo", ["rtn", "hqq"], [2, 3, 4], [64]) and "estimated" in points.count("demo", ["rtn"], [4], [64])
     assert "once the first are done" in points.count("other/model", ["rtn"], [4], [64])
     assert "error" in points.count("demo", [], [4], [64]) and "error" in points.count("demo", ["rtn"], [], [64])
 
@@ -76,7 +77,7 @@ def test_a_sweep_draws_each_report_and_keeps_its_key(shell: Shell) -> None:
     points = Points(shell)
     outputs = list(points.sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))
     held = [output[-1] for output in outputs if isinstance(output[-1], str)]
-    assert json.loads(held[-1]) == keys_of([SEED[0], SEED[2]]) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
+    assert Held.of(held[-1]).keys == tuple(keys_of([SEED[0], SEED[2]])) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
     assert shell.runner.asked[0][1]["options"]["kv_bits"] == 4 and shell.runner.closed == 1
     rows = points.table(held[-1]).split("<tr>")[2:]
     assert len(rows) == len(survey()) - 1 and sum("aria-label='recorded'" not in one for one in rows) == 1, "its own point stands for the recorded one"
@@ -105,6 +106,39 @@ def test_a_row_joins_compare(shell: Shell) -> None:
     assert "__type__" in points.compared("none such", "[]", page, None)[0] and "__type__" in points.opened("none such", "[]", page)
 
 
+def of_another_model(report: Report) -> Report:
+    experiment = dataclasses.replace(report.experiment, model=ModelRef("other<b>", "r2"))
+    return dataclasses.replace(report, experiment=experiment, provenance=report.provenance | {"recorded": False})
+
+
+def test_points_follow_the_model_that_is_compared(shell: Shell) -> None:
+    points, demo = Points(shell), Held().after(SEED)
+    assert points.arrived(demo.text(), "bits", "kld_mean", SEED) == [gr.skip()] * 6, "what is drawn is not drawn again"
+    page = [of_another_model(SEED[0]), of_another_model(SEED[2])]
+    for report in page:
+        shell.shelf.add(report)
+    where, _, words, table, held, card = points.arrived(demo.text(), "bits", "kld_mean", page)
+    assert "other&lt;b&gt; @ r2" in where and "2 of this page" in where and "All points of other&lt;b&gt;" in table and "Click a point" in card
+    assert table.count("data-pick='report:") == 1 and "Of 1 configurations" in words and "recorded" not in table
+    bare = points.arrived(demo.text(), "bits", "kld_mean", page[:1])
+    assert "Nothing measured of other&lt;b&gt; yet" in bare[0] and "press Run sweep" in bare[0] and "data-pick" not in bare[3]
+    swept = list(points.sweep("demo", ["rtn"], [4], [64], held, "bits", "kld_mean", *OPTIONS))[-2]
+    assert "<b>demo" in swept[1] and "recorded" in swept[1], "the model that was swept is shown"
+    assert points.arrived(swept[-1], "bits", "kld_mean", page) == [gr.skip()] * 6, "until another comes to Compare"
+    assert "<b>demo" in points.arrived(held, "bits", "kld_mean", SEED)[0]
+
+
+def test_a_sensitivity_is_of_the_model_that_is_compared(shell: Shell) -> None:
+    layers = Sensitivities(shell, {"model": "demo", "method": "rtn", "params": {}, "rows": ROWS, "kept": {}, "recorded": True, "label": "RTN"})
+    key = layers.start("demo")
+    assert key and layers.arrived("demo", "demo", key, 4, "kld") == [gr.skip()] * 7, "what is drawn is not drawn again"
+    line, gone, _, words, *_, seen = layers.arrived("other", "demo", key, 4, "kld")
+    assert "Nothing measured of other yet: press Measure sensitivity" in line and gone == "" and seen == "other" and words == ""
+    assert "other" not in layers.titles(gone)[0] and "of demo" in layers.titles(key)[0] and "error" not in layers.solved(gone, 3.0)[-1]
+    assert layers.arrived("demo", "other", gone, 4, "kld")[1] == key
+    assert layers.arrived("demo", "other", key, 4, "kld")[1] == gr.skip(), "it was measured before the model came to Compare"
+
+
 def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:
     points, keys = Points(shell), keys_of(SEED)
     last = list(points.apart(keys[2], keys[3], "[]", keys))[-1]
@@ -115,7 +149,7 @@ def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:
 
 
 def test_sensitivity_streams_and_an_allocation_is_run(shell: Shell) -> None:
-    layers = Sensitivities(shell)
+    layers = Sensitivities(shell, {})
     outputs = list(layers.measured("demo", "rtn", 64, True, 4, "kld", ""))
     key = outputs[-1][1]
     assert layers.kept.get(key)["rows"] == ROWS and shell.runner.asked[0][1]["params"] == {"group_size": 64, "symmetric": False}
@@ -131,7 +165,7 @@ def test_sensitivity_streams_and_an_allocation_is_run(shell: Shell) -> None:
 
 
 def test_a_budget_that_cannot_be_met_is_a_sentence(shell: Shell) -> None:
-    layers = Sensitivities(shell)
+    layers = Sensitivities(shell, {})
     key = layers.kept.put({"model": "demo", "method": "rtn", "params": {}, "rows": ROWS, "kept": {"layers.9.x": 100}})
     assert layers.weights(key) == (300, 1600)
     assert "more than the budget" in layers.solved(key, 2.0)[-1] and "Measure the sensitivity first" in layers.solved("gone", 3.0)[-1]

@@ -12,7 +12,7 @@ from explorer.docs import SEEDS
 from explorer.figures import Chart, Figure, _found, charts, figures
 from explorer.planner import Plan, architecture, need
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from, significant
-from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
+from explorer.ui.session import COMPARED, Shelf, arrange, keys_of, usual
 from explorer.ui.table import comparison
 from explorer.ui.written import samples
 
@@ -135,6 +135,13 @@ def test_page_keeps_a_baseline_and_four() -> None:
     assert [r.name for r in more] == ["none 16", "rtn 3", "rtn 4", "rtn 5", "rtn 6"] and "oldest" in left
     other, left = arrange(page, variant(4, "another"))
     assert [r.experiment.model.name for r in other] == ["another"] and "another model" in left
+
+
+def test_a_view_of_one_starts_with_a_sound_configuration() -> None:
+    recorded = [dataclasses.replace(report, provenance={**report.provenance, "recorded": True}) for report in ALL]
+    assert ALL[-1].name == "RTN 2-bit g64" and usual(recorded) == keys_of(ALL[3:4])[0] and ALL[3].name == "GPTQ 4-bit g64"
+    assert usual([*recorded[:4], ALL[-1]]) == keys_of(ALL[-1:])[0], "what a person has just run comes first"
+    assert usual(recorded[:1]) == "" and usual([broken(report) for report in recorded]) == keys_of(ALL[-1:])[0]
 
 
 def test_shelf_forgets_the_oldest_but_never_the_seeds() -> None:

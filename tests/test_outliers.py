@@ -11,6 +11,7 @@ import transformers
 
 from explorer import models
 from explorer.experiment import LocalRunner
+from explorer.figures import charts
 from explorer.methods import build
 from explorer.metrics.activations import kurtosis
 from explorer.models import LoadedModel
@@ -86,6 +87,9 @@ def test_live_answers_on_a_layer(runner: LocalRunner, tiny_folder: Path) -> None
     turned = done(runner, "activations", **where, transform="rotate", strength=64.0)
     assert turned["after"]["kurtosis"] < turned["before"]["kurtosis"]
     assert loud["before"]["zeros"] > calm["before"]["zeros"] and sum(calm["before"]["counts"]) == calm["shape"][0] * calm["shape"][1]
+    assert calm["before"]["inputs"] == sorted(calm["before"]["inputs"], reverse=True) and len(calm["order"]) == calm["shape"][1], "by what is drawn, all"
+    assert f"all {calm['shape'][1]} channels" in charts()["channels"].summary(calm)
+    assert "the 1 largest of" in charts()["channels"].summary(calm | {"order": calm["order"][:1]})
     curve = done(runner, "alpha", **where, strength=16.0)
     assert len(curve["token"]) == len(curve["alphas"]) == 11 and min(curve["token"]) < curve["plain"]["token"]
     for wrong, sentence in (({"strength": 0.5}, "strength from 1"), ({"channels": 0}, "channels"), ({"transform": "magic"}, "transform is one of")):

@@ -10,13 +10,14 @@ from explorer.records import significant
 
 WIDTH_COLOURS = {2: "#d55e00", 3: "#b4659a", 4: "#0a7abf", 8: "#009e73", 16: "#7f7f7f"}
 KINDS = {"uniform": ("circle", COLOURS[0], "one width for all"), "mixed": ("diamond", COLOURS[2], "allocated")}
+NOTHING = "Nothing to spend a budget by yet: press Measure sensitivity."
 
 
 def draw_map(data: dict[str, Any]) -> Plot:
     """data["assignment"]: layer -> bits."""
     assignment = data.get("assignment", {})
     if not assignment:
-        return plot([], layout("block", "", 320))
+        return plot([], layout("block", "", 320), NOTHING)
     widths = sorted(set(assignment.values()))
     blocks, kinds, bits = matrix(assignment)
     _, _, names = matrix({layer: f"{short_layer(layer)}: {bits} bits" for layer, bits in assignment.items()})
@@ -64,7 +65,7 @@ def draw(data: dict[str, Any]) -> Plot:
             error = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
             traces.append(marks(measured, "kld", words) | {"marker": {"symbol": symbol, "color": colour, "size": 11}, "error_y": error})
     shape = layout("stored bits per weight", "KL divergence, nats (log)", 380, yaxis={"type": "log", "dtick": 1})
-    return plot(traces, shape | {"showlegend": True})
+    return plot(traces, shape | {"showlegend": True}, NOTHING)
 
 
 def marks(points: list[dict], value: str, words: str) -> dict[str, Any]:
@@ -79,6 +80,8 @@ def marks(points: list[dict], value: str, words: str) -> dict[str, Any]:
 def summary(data: dict[str, Any]) -> str:
     points = data.get("points", [])
     mixed = next((p for p in points if p["kind"] == "mixed" and finite(p.get("kld"))), None)
+    if not points:
+        return "Nothing predicted yet."
     if mixed is None:
         return "Predicted from the sensitivities alone. Run it to see whether the prediction holds."
     kld = mixed["kld"]

@@ -8,6 +8,7 @@ from typing import Any
 from explorer.figures import COLOURS, Chart, Plot, finite, layout, picks, plot, short_layer
 
 SCALE = [[0, "rgba(10,122,191,0.12)"], [0.5, "#0a7abf"], [1, "#d55e00"]]
+NOTHING = "No layer measured yet: press Measure sensitivity."
 SHOWN = 60  # layers in the ranking at most
 WHAT = {
     "kld": ("KL divergence to the 16-bit model", "nats"), "delta": ("paired change in perplexity", "%"),
@@ -46,7 +47,7 @@ def ranged(row: dict, what: str) -> str:
 def draw(data: dict[str, Any]) -> Plot:
     rows, what = chosen(data), data.get("what", "kld")
     if not rows:
-        return plot([], layout("block", "", 340))
+        return plot([], layout("block", "", 340), NOTHING)
     values = {layer: math.log10(row[what]) if finite(row[what]) and row[what] > 0 else None for layer, row in rows.items()}
     blocks, kinds, z = matrix(values)
     texts = matrix({layer: f"{short_layer(layer)}: {ranged(row, what)}" for layer, row in rows.items()})[2]
@@ -98,7 +99,7 @@ def draw_ranking(data: dict[str, Any]) -> Plot:
     title = f"{WHAT[what][0]}, {WHAT[what][1]}"
     axis = {"type": "log", "title": {"text": f"{WHAT[what][1]} (log)"}} if positive else {"title": {"text": title}}
     shape = layout("layer, most sensitive first", "", 360, yaxis=axis, xaxis={"tickangle": -60, "tickfont": {"size": 9}})
-    return plot([trace] if rows else [], shape)
+    return plot([trace] if rows else [], shape, NOTHING)
 
 
 def ranking_words(data: dict[str, Any]) -> str:

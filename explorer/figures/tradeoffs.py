@@ -19,6 +19,7 @@ BY_DEVICE = ("latency", "calibration", "roofline", "memory")
 QUALITY = {"kld_mean": "KL divergence, nats (log)", "perplexity_delta": "perplexity increase, % (log)"}
 APART = 0.07  # share of an axis that two names in the figure must be apart
 OTHERS = "other methods"
+NO_LIMIT = "No point carries a limit yet; the recorded survey has none. Run a sweep."
 
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def comparable(data: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    """data: points as `point_of` gives them, view: one of VIEWS, quality: one of QUALITY."""
+    """data: points as `point_of` gives them, view: one of VIEWS, quality: one of QUALITY; model: whose points they are."""
     view, metric = data.get("view", "bits"), data.get("quality", "kld_mean")
     points, _, _ = comparable(data)
     if view == "roofline":
@@ -109,7 +110,14 @@ def draw(data: dict[str, Any]) -> Plot:
         line = {"type": "line", "x0": base, "x1": base, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": COLOURS[0], "width": 1, "dash": "dash"}}
         note = {"x": base, "y": 1, "yref": "paper", "text": "16-bit", "showarrow": False, "xanchor": "right", "yanchor": "top"}
         shape |= {"shapes": [line], "annotations": [note]}
-    return plot(traces, shape)
+    return plot(traces, shape, nothing(data))
+
+
+def nothing(data: dict[str, Any]) -> str:
+    """What stands in place of the figure and its words when there is no configuration to draw."""
+    if any(p["method"] != "none" for p in data.get("points", [])):
+        return "No point has both numbers yet."
+    return f"Nothing measured of {data.get('model', 'this model')} yet: choose a grid below and press Run sweep."
 
 
 def spaced(best: Sequence[tuple[dict[str, Any], float, tuple]]) -> list[dict[str, Any]]:
@@ -170,7 +178,7 @@ def hover(point: dict[str, Any]) -> str:
 def _roofline(points: list[dict[str, Any]]) -> Plot:
     placed = [(p, x, y) for p in points if (x := across(p, "roofline")) is not None and (y := across(p, "latency")) is not None]
     if not placed:
-        return plot([], layout(VIEWS["roofline"][1], "", 460))
+        return plot([], layout(VIEWS["roofline"][1], "", 460), NO_LIMIT)
     ends = [min(min(x, y) for _, x, y in placed) / 1.3, max(max(x, y) for _, x, y in placed) * 1.3]
     traces = [
         {
@@ -202,13 +210,13 @@ def summary(data: dict[str, Any]) -> str:
     if view == "roofline":
         ratios = [(across(p, "latency") / x, p["name"]) for p in points if (x := across(p, "roofline")) and across(p, "latency")]
         if not ratios:
-            return f"No point carries a limit yet; the recorded survey has none. Run a sweep.{tail}"
+            return f"{NO_LIMIT}{tail}"
         (least, near), (most, far) = min(ratios), max(ratios)
         verdict = "so overhead, not bandwidth, sets the speed here" if least > 2 else "so bandwidth matters here"
         return f"Measured times are {least:.1f} ({near}) to {most:.1f} ({far}) times the bandwidth limit, {verdict}.{tail}"
     placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
     if not placed:
-        return f"No point has both numbers yet.{tail}"
+        return nothing(data) + tail
     kinds = standing([(x, y[0], y[1], y[2]) for _, x, y in placed])
     best = [p["name"] for (p, x, _), kind in sorted(zip(placed, kinds, strict=True), key=lambda item: item[0][1]) if kind == "best"]
     shown = ", ".join(best[:8]) + (f" and {len(best) - 8} more" if len(best) > 8 else "")

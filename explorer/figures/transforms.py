@@ -27,14 +27,13 @@ def draw_channels(data: dict[str, Any]) -> Plot:
     traces = []
     for what, axis in (("inputs", ""), ("weights", "2")):
         for name, told, colour, symbol in _sides(data):
-            text = [f"channel {channel}" for channel in data["order"]]
             traces.append(
-                {"type": "scatter", "mode": "markers", "x": list(range(len(text))), "y": told[what], "name": name, "text": text, "legendgroup": name,
+                {"type": "scatter", "mode": "markers", "x0": 1, "dx": 1, "y": told[what], "name": name, "customdata": data["order"], "legendgroup": name,
                  "showlegend": what == "inputs", "yaxis": f"y{axis}", "marker": {"color": colour, "symbol": symbol, "size": 4},
-                 "hovertemplate": "%{text}: %{y:.3g}"}
+                 "hovertemplate": "channel %{customdata}: %{y:.3g}"}
             )  # fmt: skip
     shape["yaxis2"] = shape["yaxis"] | {"title": {"text": "largest |weight| (log)"}, "domain": [0, 0.44]}
-    shape["xaxis"] |= {"title": {"text": "channel, largest first"}, "anchor": "y2"}
+    shape["xaxis"] |= {"title": {"text": "channel, by its largest input as they are"}, "anchor": "y2"}
     return plot(traces, shape, WAITING)
 
 
@@ -42,10 +41,13 @@ def tell_channels(data: dict[str, Any]) -> str:
     if not data:
         return "No inputs are shown yet."
     parts = [
-        f"{name}: the largest input channel is {told['ratio'][0]:.1f} times the median one, the largest weight column {told['ratio'][1]:.1f} times"
+        f"{name[0].upper()}{name[1:]}: the largest input channel is {told['ratio'][0]:.1f} times the median one, "
+        f"the largest weight column {told['ratio'][1]:.1f} times"
         for name, told, _, _ in _sides(data)
     ]
-    return f"Inputs of {data['layer']}{_planted(data)}, {data['shape'][0]} tokens of calibration text. {'; '.join(parts)}."
+    drawn, every = len(data["order"]), data["shape"][1]
+    of = f"all {every:,} channels" if drawn == every else f"the {drawn:,} largest of {every:,} channels"
+    return f"Inputs of {data['layer']}{_planted(data)}, {data['shape'][0]} tokens of calibration text; {of}. {'; '.join(parts)}."
 
 
 def draw_tokens(data: dict[str, Any]) -> Plot:

@@ -23,7 +23,7 @@ from explorer.tasks.inputs import inputs_of
 from kernels.op import Activation, round_activation, split_outliers
 
 TRANSFORMS = ("none", "smooth", "rotate")
-SORTED, TALL, WIDE = 256, 64, 96  # channels in the sorted plot; tokens and channels of the heat map
+SORTED, TALL, WIDE = 1024, 64, 96  # channels in the sorted plot at most; tokens and channels of the heat map
 EDGES = [round(-127.5 + 3 * i, 1) for i in range(86)]  # of the histogram: three int8 codes a bin
 INT8 = {
     "16-bit inputs": None, "W8A8 per tensor": Activation("int8", "tensor"), "W8A8 per token": Activation("int8"),
@@ -116,7 +116,7 @@ def work(
     smooth = before.smoothed(alpha)
     after = {"none": before, "smooth": smooth, "rotate": before.rotated()}[transform]
     exact = before.inputs @ before.weight.T
-    order = before.peaks.argsort(descending=True)[:SORTED]
+    order = before.inputs.abs().amax(0).argsort(descending=True)[:SORTED]
     yield Answer("activations", {
         "layer": layer, "transform": transform, "alpha": alpha, "strength": strength, "channels": channels, "shape": list(before.inputs.shape),
         "order": order.tolist(), "before": _told(before, order), "after": _told(after, order), "hist_edges": EDGES,

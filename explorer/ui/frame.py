@@ -57,12 +57,19 @@ def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
 def chart(item: Chart, data: dict[str, Any] | None = None) -> list[Any]:
     """Lays out a chart; returns [plot, words]."""
     data = data or {}
-    return frame(item, item.draw(data), told(item.summary(data), of_answer(item, data)))
+    plot = item.draw(data)
+    return frame(item, plot, chart_words(item, plot, data))
+
+
+def chart_words(item: Chart, plot: dict[str, Any], data: dict[str, Any]) -> str:
+    """What stands under a chart; nothing under an empty one, where a sentence stands in the plot's place."""
+    return told(item.summary(data), of_answer(item, data)) if plot["data"] else ""
 
 
 def chart_values(item: Chart, data: dict[str, Any]) -> list[Any]:
     """New values for what `chart` laid out."""
-    return [plotted(item.name, item.draw(data)), told(item.summary(data), of_answer(item, data))]
+    plot = item.draw(data)
+    return [plotted(item.name, plot), chart_words(item, plot, data)]
 
 
 def figure_values(item: Figure, reports: Sequence[Report], layer: str) -> list[Any]:

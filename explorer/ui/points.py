@@ -1,10 +1,11 @@
-"""Handlers of the Trade-offs tab: a sweep that fills a figure, points that are put into Compare, two configurations told apart."""
+"""Handlers of the Trade-offs tab: a sweep that fills a figure, points that are put into Compare, two configurations told apart. All of one model and text."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -18,10 +19,10 @@ from explorer.records import Answer, InputError, Measurement, Report, key_of, re
 from explorer.ui.asking import data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
-from explorer.ui.points_table import points_table, report_card
+from explorer.ui.points_table import START, points_table, report_card
 from explorer.ui.session import arrange, ground, is_baseline, keys_of
-from explorer.ui.tab import Shell, picked
-from explorer.ui.table import origin
+from explorer.ui.tab import Shell, picked, settings
+from explorer.ui.table import model_of, origin
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
@@ -36,31 +37,85 @@ def survey() -> dict[str, Report]:
     return {key_of(report.experiment): report for report in reports}
 
 
+def ground_key(report: Report) -> str:
+    """One text for the model and the evaluation text of a report."""
+    return key_of(*ground(report))
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a page holds of the tab, as JSON text: the keys of its own points, the ground whose points are shown, and the ground last seen in Compare."""
+
+    keys: tuple[str, ...] = ()
+    shown: str = ""
+    seen: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> Held:
+        """From a page's text; the parts that are none are passed over."""
+        found = settings(text)
+        keys, *grounds = found.get("keys"), found.get("shown"), found.get("seen")
+        return cls(tuple(key for key in keys if isinstance(key, str)) if isinstance(keys, list) else (), *(g if isinstance(g, str) else "" for g in grounds))
+
+    def text(self) -> str:
+        """The JSON text."""
+        return json.dumps({"keys": list(self.keys), "shown": self.shown, "seen": self.seen})
+
+    def after(self, compared: Sequence[Report]) -> Held:
+        """With what Compare shows: its model's points are shown from when it comes to Compare until another model is swept. What no survey holds is a point."""
+        new = [key for key in keys_of(compared) if key not in self.keys and key not in survey()]
+        now = ground_key(compared[0]) if compared else self.seen
+        return Held((*self.keys, *new), now if now != self.seen else self.shown, now)
+
+
 class Points:
-    """What the tab does. A page holds the keys of its own points as JSON text; the reports are on the shelf."""
+    """What the tab does. A page holds its points as the text of a Held; the reports are on the shelf."""
 
     def __init__(self, shell: Shell) -> None:
         self.shell = shell
 
     def reports(self, held: str) -> list[Report]:
-        """The recorded survey, where it is of the same model and text, and a page's own reports, which take the recorded one's place."""
-        keys = [key for key in json.loads(held or "[]") if isinstance(key, str)]
-        own = [report for key in keys for report in self.shell.shelf.pick([key])]
-        recorded = [r for key, r in survey().items() if key not in keys and (not own or ground(r) == ground(own[0]))]
-        return [*recorded, *own]
+        """The recorded survey and a page's own reports, which take the recorded one's place: those of the model and text that are shown."""
+        own = Held.of(held)
+        mine = [report for key in own.keys for report in self.shell.shelf.pick([key])]
+        every = [*(r for key, r in survey().items() if key not in own.keys), *mine]
+        return [r for r in every if ground_key(r) == (own.shown or ground_key(every[0]))]
 
     def data(self, held: str, view: str, quality: str) -> dict[str, Any]:
         """The data of the trade-offs chart."""
         reports = self.reports(held)
-        return {"points": [tradeoffs.point_of(r, k, origin(r)) for k, r in zip(keys_of(reports), reports, strict=True)], "view": view, "quality": quality}
+        points = [tradeoffs.point_of(r, k, origin(r)) for k, r in zip(keys_of(reports), reports, strict=True)]
+        return {"points": points, "view": view, "quality": quality, "model": reports[0].experiment.model.name if reports else "this model"}
 
     def drawn(self, held: str, view: str, quality: str) -> list[Any]:
         """[chart, words]."""
         return chart_values(tradeoffs.CHART, self.data(held, view, quality))
 
+    def where(self, held: str) -> str:
+        """Which model's points are shown and where they come from, as HTML."""
+        reports = self.reports(held)
+        if all(map(is_baseline, reports)):
+            return f"<p class='see'>{escape(tradeoffs.nothing(self.data(held, 'bits', 'kld_mean')))}</p>"
+        recorded = sum(r.provenance.get("recorded") is True for r in reports)
+        counted = " and ".join(f"{count} {how}" for count, how in ((recorded, "recorded"), (len(reports) - recorded, "of this page")) if count)
+        return f"<p class='see'>Points of <b>{escape(model_of(reports[0]))}</b>: {counted}, on the {escape(reports[0].experiment.evaluation.source)} text.</p>"
+
     def table(self, held: str) -> str:
-        """The table of all points."""
-        return points_table(self.data(held, "bits", "kld_mean")["points"])
+        """The table of all points under a heading that names their model."""
+        data = self.data(held, "bits", "kld_mean")
+        see = "A name opens the point's report, as a click on the point in the figure does."
+        return f"<h2 class='figure'>All points of {escape(data['model'])}</h2><p class='see'>{see}</p>{points_table(data['points'])}"
+
+    def filled(self, held: str, view: str, quality: str) -> list[Any]:
+        """[where, chart, words, table, held]: all that shows the points."""
+        return [self.where(held), *self.drawn(held, view, quality), self.table(held), held]
+
+    def arrived(self, held: str, view: str, quality: str, compared: Sequence[Report]) -> list[Any]:
+        """[*filled, card] after Compare changed; nothing new where its model and points are shown already."""
+        old, new = Held.of(held), Held.of(held).after(compared)
+        if new == old:
+            return [gr.skip()] * 6
+        return [*self.filled(new.text(), view, quality), START if new.shown != old.shown else gr.skip()]
 
     def configurations(self, methods: list[str], bits: list[int], groups: list[int]) -> list[Configuration]:
         """The grid of these choices. Raises InputError."""
@@ -72,7 +127,7 @@ class Points:
             asked = self.configurations(methods, bits, groups)
         except InputError as error:
             return status(str(error), "error")
-        text = f"{len(asked) - 1} configurations and the 16-bit baseline"
+        text = f"{len(asked) - 1} configurations of {model} and the 16-bit baseline"
         if model != "demo":
             return status(f"{text}; the time is told once the first are done. What is stored already takes no time.")
         seconds = sum(OVERHEAD + quantizing(one.method) for one in asked)
@@ -83,8 +138,8 @@ class Points:
     def sweep(
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
     ) -> Iterator[list[Any]]:
-        """Streams [status, chart, words, table, held]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
-        clock, keys, same = Clock(), json.loads(held or "[]"), [gr.skip()] * 4
+        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
+        clock, own, same = Clock(), Held.of(held), [gr.skip()] * 5
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
             asked |= {"options": dict(zip(OPTIONS, options, strict=True))}
@@ -94,9 +149,8 @@ class Points:
                     yield [event, *same]
                 elif isinstance(event, Report):
                     new = self.shell.shelf.add(event)
-                    keys = [*(key for key in keys if key != new), new]
-                    held = json.dumps(keys)
-                    yield [gr.skip(), *self.drawn(held, view, quality), self.table(held), held]
+                    own = replace(own, keys=(*(key for key in own.keys if key != new), new), shown=ground_key(event))
+                    yield [gr.skip(), *self.filled(own.text(), view, quality)]
                 elif isinstance(event, Answer):
                     left = "".join(f" {name} could not run: {why}" for name, why in list(event.data["failed"].items())[:3])
                     sentence = f"{event.data['done']} configurations in {clock.seconds():.0f} s. Click a point to open its report.{left}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -36,8 +37,38 @@ def maps(data: dict[str, Any], width: int, what: str) -> list[Any]:
 class Sensitivities:
     """What the tab shows of a sensitivity, by the key that the page holds; the frontier is solved once a sensitivity."""
 
-    def __init__(self, shell: Shell) -> None:
-        self.shell, self.kept, self._points = shell, Kept(), dict[str, list[Point]]()
+    def __init__(self, shell: Shell, recorded: dict[str, Any]) -> None:
+        """recorded: the sensitivity that ships with the project, {} when there is none."""
+        self.shell, self.recorded, self.kept, self._points = shell, recorded, Kept(), dict[str, list[Point]]()
+
+    def start(self, model: str) -> str:
+        """The key of what is known of a model from the start; "" for nothing."""
+        return self.kept.put(self.recorded) if self.recorded.get("model") == model else ""
+
+    def titles(self, key: str) -> list[str]:
+        """The headings of the maps and of the budget, which name the model, as HTML."""
+        data = self.kept.get(key)
+        of = f" of {escape(data['model'])}" if data else ""
+        see = "Every layer alone, at 2, 3, 4 and 8 bits; the rest of the model stays exact."
+        spend = "The best width for each layer under a budget, by the sensitivities above; then run it."
+        return [
+            f"<h2 class='figure'>Quantize one layer{of} at a time</h2><p class='see'>{see}</p>",
+            f"<h2 class='figure'>Spend a budget of bits on the layers{of}</h2><p class='see'>{spend}</p>",
+        ]
+
+    def line(self, key: str, model: str) -> str:
+        """Where the sensitivity of this key comes from, or what to press, as a status line."""
+        data = self.kept.get(key)
+        return status(origin(data) if data else f"Nothing measured of {model} yet: press Measure sensitivity; what is stored already takes no time.")
+
+    def arrived(self, model: str, seen: str, key: str, width: int, what: str) -> list[Any]:
+        """[status, key, *drawn, model] after Compare changed; seen: the model it showed before. Nothing new for the same model or one shown already."""
+        if model == seen:
+            return [gr.skip()] * 7
+        if (self.kept.get(key) or {}).get("model") == model:
+            return [*[gr.skip()] * 6, model]
+        new = self.start(model)
+        return [self.line(new, model), new, *self.drawn(new, width, what), model]
 
     def points(self, key: str) -> list[Point]:
         """The frontier of a sensitivity. Raises InputError when there is none to allocate from."""
@@ -100,7 +131,10 @@ class Sensitivities:
             yield [failure(error), gr.skip(), *same]
 
     def solved(self, key: str, budget: float) -> list[Any]:
-        """[map, words, chart, words, rules, status] of the best assignment."""
+        """[map, words, chart, words, rules, status] of the best assignment; all empty without a key."""
+        if not key:
+            said = status("Measure the sensitivity first; a budget is spent by it.")
+            return [*chart_values(allocation.MAP, {}), *chart_values(allocation.CHART, {}), "", said]
         try:
             data = self.allocated(key, budget)
         except InputError as error:

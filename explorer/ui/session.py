@@ -73,6 +73,16 @@ def is_baseline(report: Report) -> bool:
     return report.experiment.spec.is_baseline
 
 
+def usual(reports: Sequence[Report]) -> str:
+    """The key of the configuration that a view of one starts with, "" when none is quantized: the newest measured here, else the newest recorded one that
+    still agrees with the 16-bit model on most tokens.
+    """
+    quantized = [r for r in reports if not is_baseline(r)]
+    own = [r for r in quantized if not r.provenance.get("recorded")]
+    sound = [r for r in quantized if isinstance(share := r.value("top1_agreement"), int | float) and share >= 50]
+    return next(iter(keys_of((own or sound or quantized)[-1:])), "")
+
+
 def ground(report: Report) -> tuple:
     """What two reports must share to be compared: model and evaluation text."""
     return report.experiment.model, report.experiment.evaluation

@@ -130,7 +130,7 @@ def kernel(report: Report) -> str:
     p = report.provenance
     attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
-    parts += [f"cache: {attention.value}"] if attention else []
+    parts += [f"attention: {attention.value}"] if attention else []
     skipped = p.get("skipped", {})
     for why in dict.fromkeys(skipped.values()):
         names = [short_layer(name) for name, reason in skipped.items() if reason == why]

@@ -29,9 +29,8 @@ class Bench:
         self.told = gr.Textbox("", visible="hidden", elem_id="activations-subject")
         self.subject = after_paint(self.told)
         gr.HTML(
-            "<h2 class='figure'>Before and after, live</h2><p class='see'>The chosen layer's inputs on 256 tokens of calibration text; every control "
-            "recomputes "
-            "the layer's product at once, the model does not run again.</p>"
+            "<h2 class='figure'>Before and after, live</h2><p class='see'>The chosen layer's inputs on 128 tokens of calibration text, with scales that "
+            "are read from 128 others; every control recomputes the layer's product at once, the model does not run again.</p>"
         )
         with gr.Row(elem_classes=["ms-controls"]):
             self.transform = gr.Radio(TRANSFORMS, value="smooth", label="Transform", min_width=260, elem_id="transform")

@@ -12,7 +12,7 @@ from explorer.detectors import level, sentence
 from explorer.records import Report
 from explorer.ui.frame import report_figures
 from explorer.ui.guard import chip, questions, verdict
-from explorer.ui.session import is_baseline, keys_of
+from explorer.ui.session import is_baseline, keys_of, usual
 from explorer.ui.tab import Shell, Tab, View
 from explorer.ui.table import comparison
 
@@ -28,10 +28,10 @@ def judged(reports: Sequence[Report]) -> list[str]:
 
 
 def about(reports: Sequence[Report], key: str | None) -> tuple[dict[str, Any], str]:
-    """(choices and value of the picker, the three answers on the picked configuration): the newest one unless another is picked."""
+    """(choices and value of the picker, the three answers on the picked configuration): the usual one unless another is picked."""
     quantized = [r for r in reports if not is_baseline(r)]
     keys = keys_of(quantized)
-    at = keys.index(key) if key in keys else len(keys) - 1
+    at = keys.index(key if key in keys else usual(quantized)) if keys else -1
     picker = {"choices": list(zip([r.name for r in quantized], keys, strict=True)), "value": keys[at] if keys else None}
     if not quantized:
         return picker, "<p class='hint'>Run a quantized configuration to see its three answers.</p>"
@@ -41,7 +41,7 @@ def about(reports: Sequence[Report], key: str | None) -> tuple[dict[str, Any], s
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
     table = gr.HTML(comparison(first, judged(first)), elem_id="comparison")
-    choices, answered = about(first, keys_of(first)[3] if len(first) > 3 else None)
+    choices, answered = about(first, None)
     with gr.Row(elem_id="asked-row"):
         gr.HTML("<h2 class='figure'>Three questions everybody asks</h2>")
         picker = gr.Dropdown(**choices, label="About", elem_id="asked", filterable=False, container=False, scale=0, min_width=240)

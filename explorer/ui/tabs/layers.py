@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ from typing import Any
 import gradio as gr
 
 from explorer.figures import allocation, sensitivity
+from explorer.records import Report
+from explorer.ui.asking import model_of
 from explorer.ui.cancel import Cancel
-from explorer.ui.frame import chart, heading, report_figures
+from explorer.ui.frame import chart, report_figures
 from explorer.ui.page import OPTIONS, status
-from explorer.ui.sensitivities import Sensitivities, origin
+from explorer.ui.sensitivities import Sensitivities
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
 METHODS = [("RTN", "rtn"), ("HQQ", "hqq"), ("GPTQ", "gptq"), ("AWQ", "awq")]
 MEASURES = [("KL divergence", "kld"), ("perplexity change", "delta"), ("the layer's output error", "output_error")]
 WIDTH, BUDGET = 3, 3.3  # what a new page shows: bits of the map, bits a weight to spend
-EMPTY = "Nothing measured yet. On the bundled model this takes about a minute."
 
 
 @cache
@@ -31,9 +33,11 @@ def recorded() -> dict[str, Any]:
 
 def build(shell: Shell) -> View:
     view = report_figures("layers", shell.shelf.first())
-    handlers, first = Sensitivities(shell), recorded()
-    key = gr.Textbox(handlers.kept.put(first) if first else "", visible="hidden", elem_id="sensitivity-key")
-    heading("Quantize one layer at a time", "Every layer alone, at 2, 3, 4 and 8 bits; the rest of the model stays exact.")
+    handlers, model = Sensitivities(shell, recorded()), model_of(shell.shelf.first())
+    start = handlers.start(model)
+    key = gr.Textbox(start, visible="hidden", elem_id="sensitivity-key")
+    seen = gr.Textbox(model, visible="hidden")
+    title = gr.HTML(handlers.titles(start)[0])
     with gr.Row(equal_height=False, elem_classes=["ly-bar"]):
         method = gr.Radio(METHODS, value="rtn", label="Method", min_width=250)
         group = gr.Radio([32, 64, 128], value=64, label="Group size", min_width=190)
@@ -41,7 +45,7 @@ def build(shell: Shell) -> View:
     with gr.Row(elem_classes=["ly-bar"]):
         measure = gr.Button("Measure sensitivity", variant="primary", min_width=150, elem_id="sensitivity-run")
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
-    line = gr.HTML(status(origin(first) if first else EMPTY), elem_id="sensitivity-status", padding=False)
+    line = gr.HTML(handlers.line(start, model), elem_id="sensitivity-status", padding=False)
     with gr.Row(equal_height=False, elem_classes=["ly-bar"]):
         width = gr.Radio([2, 3, 4, 8], value=WIDTH, label="Bits shown", min_width=190)
         what = gr.Radio(MEASURES, value="kld", label="Measure", min_width=320)
@@ -49,20 +53,24 @@ def build(shell: Shell) -> View:
     with gr.Row():
         for item in (sensitivity.MAP, sensitivity.RANKING):
             with gr.Column(min_width=320):
-                maps += chart(item, first | {"width": WIDTH, "what": "kld"})
+                maps += chart(item, (handlers.kept.get(start) or {}) | {"width": WIDTH, "what": "kld"})
     asked = [shell.controls[0], method, group, asymmetric, width, what, key]
     stop = Cancel(status("Cancelled. The layers measured so far are kept."))
     stop.stops(measure.click, handlers.measured, asked, [line, key, *maps], concurrency_limit=16)
     stop.by(cancel, line)
     for control in (width, what):
         control.input(handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
-    allocator(shell, handlers, key)
-    return view
+    allocator(shell, handlers, key, title)
+
+    def render(reports: Sequence[Report], layer: str, seen: str, key: str, width: int, what: str) -> list[Any]:
+        return [*view.drawn(reports, layer), *handlers.arrived(model_of(reports), seen, key, width, what)]
+
+    return View([*view.outputs, line, key, *maps, seen], render, [seen, key, width, what])
 
 
-def allocator(shell: Shell, handlers: Sensitivities, key: Any) -> None:
-    """Lays out and wires the budget, its map, its rules and the comparison with one width for all."""
-    heading("Spend a budget of bits", "The best width for each layer under a budget, by the sensitivities above; then run it.")
+def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> None:
+    """Lays out and wires the budget, its map, its rules and the comparison with one width for all. title: the heading of the sensitivity."""
+    own_title = gr.HTML(handlers.titles(key.value)[1])
     budget = gr.Slider(2.0, 8.5, BUDGET, step=0.05, label="Budget, stored bits a weight", info="Codes, scales and zeros counted.", elem_id="budget")
     start = handlers.allocated(key.value, BUDGET) if key.value else {}
     outputs: list[Any] = []
@@ -79,6 +87,7 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any) -> None:
     line = gr.HTML(status(sentence), padding=False, elem_id="allocation-status")
     for event in (budget.input, key.change):
         event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
+    key.change(handlers.titles, key, [title, own_title], **QUIET)
     shared = [shell.compared, shell.layer]
     asked = [key, budget, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
     stop = Cancel(status("Cancelled. What was measured before is kept."))

@@ -19,7 +19,7 @@ from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.points import survey
-from explorer.ui.session import arrange, keys_of
+from explorer.ui.session import arrange, keys_of, usual
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
@@ -83,15 +83,16 @@ def _cell(column: str, value: Any) -> str:
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
     gr.HTML("<p class='see'>Choose a configuration and measure it on this machine; what was measured before comes back at once.</p>")
-    with gr.Row():
+    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         which = gr.Dropdown(**choices(first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
-        largest = gr.Radio([8, 32, 128], value=8, label="Sequences at most", elem_id="speed-largest", scale=2, min_width=200)
-    with gr.Row():
-        limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
-        sweep = gr.Button("Sweep the batch", elem_id="speed-sweep", min_width=140)
         stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
     line = gr.HTML(status("Nothing is being measured."), elem_id="speed-status", padding=False)
+    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+        sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
+        largest = gr.Radio([8, 32, 128], value=8, label="Sequences at most", elem_id="speed-largest", min_width=200)
     batch = chart(charts()["batch"])
+    with gr.Row(elem_classes=["to-bar"]):
+        limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
     with gr.Row():
         with gr.Column(min_width=320):
             roof = chart(charts()["roofline"])
@@ -158,9 +159,9 @@ def brought(shell: Shell, choice: str, keys: list[str], layer: str | None) -> li
 
 
 def choices(reports: Sequence[Report], chosen: str | None) -> dict[str, Any]:
-    """What the list of configurations shows: those on the page, the last one unless another was chosen."""
+    """What the list of configurations shows: those on the page, the usual one unless another was chosen."""
     keys = keys_of(reports)
-    value = chosen if chosen in keys else (keys[-1] if keys else None)
+    value = chosen if chosen in keys else usual(reports) or next(iter(keys), None)
     return {"choices": [(report.name, key) for key, report in zip(keys, reports, strict=True)], "value": value}
 
 

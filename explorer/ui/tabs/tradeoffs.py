@@ -12,7 +12,7 @@ from explorer.records import Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading
 from explorer.ui.page import OPTIONS, status
-from explorer.ui.points import Points, group_choices, method_choices
+from explorer.ui.points import Held, Points, group_choices, method_choices
 from explorer.ui.points_table import START
 from explorer.ui.session import keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
@@ -30,11 +30,13 @@ METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would
 
 def build(shell: Shell) -> View:
     handlers = Points(shell)
-    held = gr.Textbox("[]", visible="hidden", elem_id="points")
+    start = Held().after(shell.shelf.first()).text()
+    held = gr.Textbox(start, visible="hidden", elem_id="points")
+    where = gr.HTML(handlers.where(start), padding=False, elem_id="points-of")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, scale=2, elem_id="axes")
         quality = gr.Radio(QUALITY, value="kld_mean", label="Quality", min_width=260)
-    plotted = chart(tradeoffs.CHART, handlers.data("[]", "bits", "kld_mean"))
+    plotted = chart(tradeoffs.CHART, handlers.data(start, "bits", "kld_mean"))
     card = gr.HTML(START, elem_id="point-report")
     heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
@@ -47,8 +49,8 @@ def build(shell: Shell) -> View:
         run = gr.Button("Run sweep", variant="primary", min_width=150, elem_id="sweep-run")
         cancel = gr.Button("Cancel", variant="stop", min_width=90, elem_id="sweep-cancel")
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
-    heading("All points", "A name opens the point's report, as a click on the point in the figure does.")
-    table = gr.HTML(handlers.table("[]"), elem_id="points-table")
+    table = gr.HTML(handlers.table(start), elem_id="points-table")
+    filled = [where, *plotted, table, held]
     model = shell.controls[0]
     asked = [model, methods, bits, groups]
     for control in asked:
@@ -57,21 +59,29 @@ def build(shell: Shell) -> View:
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
     options = shell.controls[2 : 2 + len(OPTIONS)]
     stop = Cancel(status("Cancelled. Run the sweep again to go on."))
-    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *plotted, table, held], concurrency_limit=16)
+    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *filled], concurrency_limit=16)
     stop.by(cancel, line)
     clicked, into = shell.picks["report"], shell.picks["compare"]
     clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET)
     shared = [shell.compared, shell.layer]
     into.change(handlers.compared, [into, held, *shared], [line, *shared], **QUIET)
-    return told_apart(shell, handlers, held)
+    pair = told_apart(shell, handlers, held, start)
+
+    def render(reports: Sequence[Report], layer: str, held: str, view: str, quality: str, *chosen: str | None) -> list[Any]:
+        names = handlers.names(Held.of(held).after(reports).text(), keys_of(reports))
+        known = {key for _, key in names}
+        lists = [gr.Dropdown(names, value=value if value in known else None) for value in chosen]
+        return [*handlers.arrived(held, view, quality, reports), *lists]
+
+    return View([*filled, card, *pair], render, [held, view, quality, *pair])
 
 
-def told_apart(shell: Shell, handlers: Points, held: Any) -> View:
-    """Lays out and wires the paired comparison of two configurations; the View fills its lists."""
+def told_apart(shell: Shell, handlers: Points, held: Any, start: str) -> list[Any]:
+    """Lays out and wires the paired comparison of two configurations; gives the lists of both."""
     first = shell.shelf.first()
     heading("Tell two apart", "Both score the same tokens until the difference, or that there is none, is certain; then it stops.")
     keys = keys_of(first)
-    names = handlers.names("[]", keys)
+    names = handlers.names(start, keys)
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         one = gr.Dropdown(names, value=keys[2] if len(keys) > 3 else None, label="First", min_width=220, elem_id="apart-first")
         two = gr.Dropdown(names, value=keys[3] if len(keys) > 3 else None, label="Second", min_width=220, elem_id="apart-second")
@@ -83,13 +93,7 @@ def told_apart(shell: Shell, handlers: Points, held: Any) -> View:
     stop = Cancel(status("Cancelled."))
     stop.stops(run.click, handlers.apart, [one, two, held, shell.compared], [line, *shown], concurrency_limit=16)
     stop.by(cancel, line)
-
-    def render(reports: Sequence[Report], layer: str, held: str, first: str | None, second: str | None) -> list[Any]:
-        names = handlers.names(held, keys_of(reports))
-        known = {key for _, key in names}
-        return [gr.Dropdown(names, value=chosen if chosen in known else None) for chosen in (first, second)]
-
-    return View([one, two], render, [held, one, two])
+    return [one, two]
 
 
 TAB = Tab("tradeoffs", "Trade-offs", build, order=40)

@@ -16,7 +16,7 @@ from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.lens import Lens
 from explorer.ui.page import status
-from explorer.ui.session import keys_of
+from explorer.ui.session import keys_of, usual
 from explorer.ui.tab import Shell, Tab, View, settings
 
 NAMES = ("error_map", "scales")
@@ -54,7 +54,7 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str, shown: str) -> list[Any]:
         quantized = {key: r for key, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")}
         wanted = settings(shown).get("key")
-        key = wanted if wanted in quantized else next(reversed(quantized), "")
+        key = wanted if wanted in quantized else usual(list(quantized.values()))
         now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
         return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
 
