@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import json
 import os
@@ -47,7 +48,19 @@ def no_type_stubs() -> Iterator[None]:
         inspect.getfile = real
 
 
-with no_type_stubs():
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While hundreds of thousands of objects are made that all stay: the garbage collector would look through them again and again, a fifth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+with no_type_stubs(), uncollected():
     from starlette.middleware import Middleware
 
     from explorer.server.guard import Guard
@@ -55,6 +68,7 @@ with no_type_stubs():
     from explorer.server.login import Login, read
     from explorer.server.pages import Pages
     from explorer.ui.app import STYLE, build, theme
+    from explorer.ui.blocks import unserved
     from explorer.ui.forms import forms
     from explorer.ui.visitor import Sessions, login, remember_signatures, session
 
@@ -186,18 +200,21 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
     metrics.watch(runner)
     architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
-    blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures], made.oauth)
+    with uncollected(), unserved():
+        blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures], made.oauth)
+        blocks.queue(max_size=256)
     remember_signatures(blocks)
     shapes = forms(blocks)
     keep_out = [Middleware(Login, names=names)] if names else []
     door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth), *keep_out, Middleware(Pages)]
-    served, _, _ = blocks.queue(max_size=256).launch(
+    served, _, _ = blocks.launch(
         server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
         theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
         show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
         prevent_thread_lock=True,
     )  # fmt: skip
     served.state_holder = Sessions(blocks)
+    gc.freeze()  # the page stays as long as the server: no collection need look through it
     blocks.block_thread()
 
 

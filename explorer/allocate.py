@@ -51,12 +51,12 @@ def frontier(layers: Sequence[Sequence[Option]]) -> list[Point]:
         if not usable:
             name = options[0].layer if options else "without a name"
             raise InputError(f"No width of the layer {name[:60]} has a finite loss, so no assignment holds; measure more widths.")
-        grown = [Point(p.cost + option.cost, p.loss + option.loss, option, p) for option in usable for p in points]
-        grown.sort(key=lambda p: (p.cost, p.loss))
-        points = []
-        for point in grown:
-            if not points or point.loss < points[-1].loss:
-                points.append(point)
+        grown = sorted((p.cost + option.cost, p.loss + option.loss, i, j) for i, option in enumerate(usable) for j, p in enumerate(points))
+        kept = list[Point]()
+        for cost, loss, i, j in grown:
+            if not kept or loss < kept[-1].loss:
+                kept.append(Point(cost, loss, usable[i], points[j]))
+        points = kept
     return points
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
 from explorer.findings import Finding, known, level
-from explorer.records import Report
+from explorer.records import Report, significant
 
 MIB = 2**20
 
@@ -121,7 +121,7 @@ def place(report: Report, rungs: Sequence[Report]) -> str:
     words = f"Perplexity changes by {change}" + ("." if measurable else ": no measurable change on this text, but the divergence is finer.")
     steps = [(r, k.value) for r in rungs if (k := known(r, "kld_mean")) and k.value > 0]
     if len(steps) < 2:
-        return f"{words} Mean KL divergence is {kld.value:.4f} nats; there is no ladder of this model on this text to place it on."
+        return f"{words} Mean KL divergence is {significant(kld.value)} nats; there is no ladder of this model on this text to place it on."
     return f"{words} {rung(report, kld.value, steps)}"
 
 
@@ -131,18 +131,19 @@ def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> s
     cost = f" for {stored.value:.2f} bits stored" if stored else ""
     itself = next((r for r, _ in steps if r.experiment.spec == report.experiment.spec), None)
     if itself is not None:
-        around = "; ".join(f"{r.name} {value:.4f}" for r, value in steps if r is not itself)
-        return f"It is a rung of the ladder itself, at a mean KL divergence of {kld:.4f} nats{cost}. The other rungs: {around}."
+        around = "; ".join(f"{r.name} {significant(value)}" for r, value in steps if r is not itself)
+        return f"It is a rung of the ladder itself, at a mean KL divergence of {significant(kld)} nats{cost}. The other rungs: {around}."
     if kld < steps[0][1]:
-        return f"A mean KL divergence of {kld:.4f} nats is below {steps[0][0].name}, the top of the ladder ({steps[0][1]:.4f}){cost}: as good as lossless."
+        top = f"{steps[0][0].name}, the top of the ladder ({significant(steps[0][1])})"
+        return f"A mean KL divergence of {significant(kld)} nats is below {top}{cost}: as good as lossless."
     if kld > steps[-1][1]:
-        return f"A mean KL divergence of {kld:.3f} nats is worse than {steps[-1][0].name}, the foot of the ladder ({steps[-1][1]:.3f}){cost}."
+        return f"A mean KL divergence of {significant(kld)} nats is worse than {steps[-1][0].name}, the foot of the ladder ({significant(steps[-1][1])}){cost}."
     (upper, near), (lower, far) = next((a, b) for a, b in pairwise(steps) if a[1] <= kld <= b[1])
     share = math.log(kld / near) / math.log(far / near)
     bits = [float(r.value("bits_per_weight")) for r in (upper, lower)]
     worth = bits[0] + share * (bits[1] - bits[0])
-    between = f"lies between {upper.name} ({near:.4f}) and {lower.name} ({far:.4f})"
-    words = f"A mean KL divergence of {kld:.4f} nats {between}: worth {worth:.1f} bits of plain rounding{cost}"
+    between = f"lies between {upper.name} ({significant(near)}) and {lower.name} ({significant(far)})"
+    words = f"A mean KL divergence of {significant(kld)} nats {between}: worth {worth:.1f} bits of plain rounding{cost}"
     if stored is None or abs(worth - stored.value) < 0.15:
         return words + ", so no more and no less than its size."
     return words + (", better than its size." if worth > stored.value else ", worse than plain rounding at that size.")

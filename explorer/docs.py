@@ -9,7 +9,7 @@ from pathlib import Path
 
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
-from explorer.records import Report, report_from
+from explorer.records import Report, report_from, significant
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -28,49 +28,53 @@ def methods_table() -> str:
     return "\n".join(rows)
 
 
-def _interval(report: Report, metric: str, digits: int) -> str:
+def _interval(report: Report, metric: str, digits: int | None = None) -> str:
+    """A metric with half its interval, with so many decimals, or with three significant digits."""
     found = report.find(metric)
     if found is None:
         return ""
-    half = "" if found.low is None or found.low == found.high else f" ± {(found.high - found.low) / 2:.{digits}f}"
-    return f"{found.value:.{digits}f}{half}"
+    known = found.low is not None and found.low != found.high
+    parts = [found.value, (found.high - found.low) / 2] if known else [found.value]
+    return " ± ".join(significant(part, found.value) if digits is None else f"{part:.{digits}f}" for part in parts)
 
 
 def results_table() -> str:
     """The seed results: what the page shows first."""
     reports = [report_from(data) for data in json.loads(SEEDS.read_text())]
-    head = "| configuration | bits/weight | perplexity | change, % (paired) | KL divergence, nats | top-1 agreement, % | weights, MB | decode, tokens/s |"
-    rows = [head, "|" + "---|" * 8]
+    head = "| configuration | bits/weight, stored | bits/weight in memory | perplexity | change, % (paired) | KL divergence, nats |"
+    rows = [head + " same top token, % | all weights, MiB | decode, tokens/s |", "|" + "---|" * 9]
     for r in reports:
         cells = [
             r.name,
             f"{r.value('bits_per_weight'):.3f}",
+            f"{r.value('bits_per_weight_resident'):.3f}",
             _interval(r, "perplexity", 2),
             _interval(r, "perplexity_delta", 2),
-            _interval(r, "kld_mean", 4),
+            _interval(r, "kld_mean"),
             _interval(r, "top1_agreement", 1),
-            f"{r.value('weight_bytes') / 1e6:.2f}",
+            f"{r.value('weight_bytes') / 2**20:.2f}",
             f"{r.value('decode_tokens_per_second'):.0f} ({r.value('decode_bound')}-bound)",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
-    rows += ["", f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make seeds`."]
+    held = "In memory: codes in the width that the kernel reads (2 and 3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
+    rows += ["", f"{held} Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make seeds`."]
     return "\n".join(rows)
 
 
 def survey_table() -> str:
-    """Every method with its default parameters, and more, by stored bits and divergence."""
+    """Every method with its default parameters, and more, by whole stored bits and, among those, by divergence."""
     reports = [report_from(data) for data in json.loads((ROOT / "assets" / "survey.json").read_text())]
     head = "| configuration | bits/weight | change in perplexity, % | KL divergence, nats | same top token, % | quantizing, s | kernel |"
     rows = [head, "|" + "---|" * 7]
-    for r in sorted(reports, key=lambda r: (-round(r.value("bits_per_weight"), 1), r.value("kld_mean"))):
-        cells = [r.name, f"{r.value('bits_per_weight'):.3f}", _interval(r, "perplexity_delta", 2), _interval(r, "kld_mean", 4)]
+    for r in sorted(reports, key=lambda r: (-int(r.value("bits_per_weight")), r.value("kld_mean"))):
+        cells = [r.name, f"{r.value('bits_per_weight'):.3f}", _interval(r, "perplexity_delta", 2), _interval(r, "kld_mean")]
         cells += [f"{r.value('top1_agreement'):.1f}", f"{r.value('quantize_seconds'):.1f}", r.provenance["kernel_summary"].split(" on ")[0]]
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
-    return "\n".join(
-        [*rows, "", f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make survey`."]
-    )
+    order = "Most whole stored bits first (4.00 to 4.99 are one class), within a class the least divergence first."
+    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make survey`."
+    return "\n".join([*rows, "", f"{order} {origin}"])
 
 
 def model_facts() -> str:

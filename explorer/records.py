@@ -168,6 +168,13 @@ def number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
+def significant(value: float, beside: float | None = None) -> str:
+    """A number as text with three significant digits, never in powers of ten; an end or half of an interval takes the decimals of the value beside it."""
+    size = abs(value if beside is None else beside)
+    decimals = max(0, 2 - math.floor(math.log10(size))) if size and math.isfinite(size) else 0
+    return f"{value:,.{min(decimals, 9)}f}"
+
+
 def key_of(*parts: Any) -> str:
     """A content address: the first 32 hex digits of SHA-256 over canonical JSON."""
     text = json.dumps(plain(list(parts)), sort_keys=True, separators=(",", ":"))

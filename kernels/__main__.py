@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = [int(part) for part in args.rows.split(",") if part] or ROWS[args.device]
     command = "python -m kernels " + " ".join(sys.argv[1:] if argv is None else argv)
     if args.task == "tune":
-        found = tune.tuned(device, shapes, rows, names=names) if args.device == "cuda" else tune.crossings(shapes)
+        products = tune.tuned(device, shapes, rows, names=names)
+        found = itertools.chain(products, tune.others(device, names=names)) if args.device == "cuda" else tune.crossings(shapes)
         print(f"wrote {tune.write(device_name(device), _shown(found, show_tile, args.json), command)}", file=sys.stderr)
         return 0
     document = {"device": device_name(device), "command": command.strip(), "date": datetime.date.today().isoformat()} | versions()

@@ -6,8 +6,8 @@
 # check     every op against float64                                              logs/check.json
 # tests     the kernel tests on the GPU, without the fixtures that need gradio    logs/tests.txt
 # bench     timings with peers under the protocol of kernels/bench/measure.py     assets/bench/<device>.json, logs/bench.txt
-# tune      tiles of the products with weights of 1 to 4 bits                     assets/kernels/<device>.json
-# again     the timings of those products once more, with the tuned tiles         logs/bench-tuned.txt
+# tune      tiles of attention, rotation and products with 1- to 4-bit weights    assets/kernels/<device>.json
+# again     the timings of those once more, with the tuned tiles                  logs/bench-tuned.txt
 # sanitize  compute-sanitizer (memcheck, racecheck), where it is installed        logs/sanitizer-*.txt
 #
 # Without steps all of them, in this order. Needs requirements-test.txt, or torch, triton, transformers, gguf and pytest. Peers are used where they can be
@@ -34,8 +34,11 @@ for name in ${@:-check tests bench tune again sanitize}; do
         check) step check bash -c "$python -m kernels --check --json > '$logs/check.json'" ;;
         tests) step tests bash -c "$python -m pytest tests/test_kernels.py -k cuda --noconftest -p no:cacheprovider -rs > '$logs/tests.txt' 2>&1" ;;
         bench) step bench bash -c "$python -m kernels --peers --shapes common --rows 1,16,64,1024 --write | tee '$logs/bench.txt'" ;;
-        tune) step tune "$python" -m kernels tune --ops int4_matmul --shapes common --rows 1,16,64 ;;
-        again) step again bash -c "$python -m kernels --peers --ops int4_matmul --shapes common --rows 1,16,64,1024 | tee '$logs/bench-tuned.txt'" ;;
+        tune)
+            step tune "$python" -m kernels tune --ops kv_attention,hadamard
+            step tune "$python" -m kernels tune --ops int4_matmul --shapes common --rows 1,16,64
+            ;;
+        again) step again bash -c "$python -m kernels --peers --ops int4_matmul,kv_attention,hadamard --shapes common --rows 1,16,64,1024 | tee '$logs/bench-tuned.txt'" ;;
         sanitize)
             command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed: skipped"; continue; }
             for tool in memcheck racecheck; do

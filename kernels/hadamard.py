@@ -16,8 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import table
 from kernels.op import FLOAT8, Activation, Baseline, Form, Op, Packed, round_activation
 from kernels.round_inputs import grid, rounded, value
+from kernels.table import Tile
 
 LONGEST = 8192  # padded channels that one program holds in registers
 
@@ -150,11 +152,33 @@ def _run(x: Tensor, packed: Packed) -> Tensor | tuple[Tensor, Tensor]:
     return y if activation is None else (y, scale)
 
 
+def default_tile(k: int, sizes: tuple[int, ...]) -> Tile:
+    """As many rows a program as give the matrix unit 16; a program holds them in registers, so nothing else depends on the device."""
+    length = _length(k, sizes)
+    return Tile(max(1, 16 * padded(sizes[-1]) // length), 0, 1, warps(length), 1)
+
+
+def table_key(m: int, k: int, p: int, q: int) -> tuple[str, int, int, int, int, int]:
+    """What the table knows a rotation by, for `table.lookup` after the device."""
+    return OP.name, 16, p, k, q, m
+
+
+def candidates(k: int, sizes: tuple[int, ...]) -> list[Tile]:
+    """Tiles worth timing: up to eight times the default's rows where a program's registers hold them."""
+    least, length = default_tile(k, sizes).rows, _length(k, sizes)
+    return [Tile(least * times, 0, 1, count, 1) for times in (1, 2, 4, 8) for count in (4, 8, 16) if times == 1 or least * times * length <= 512 * count]
+
+
 @torch.library.custom_op("quantization_explorer::hadamard", mutates_args=())
 def hadamard(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str) -> tuple[Tensor, Tensor]:
     """(x [M, K] rotated, or its codes of a kind that Activation names, and their scale [M, 1] float32, which is empty without codes). signs [K]
     and left [p, p] of +-1, int8; a left of a power of two must be Sylvester's.
     """
+    return launch(x, signs, left, q, kind)
+
+
+def launch(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+    """As `hadamard`, with one tile; None: the table's for this device and shape, else the default."""
     p = left.shape[0]
     (m, k), sizes = x.shape, axes(p, q)
     interpreted = x.device.type == "cpu"  # the interpreter computes bf16 dot products wrongly, and cuts bits off where it should round
@@ -164,14 +188,14 @@ def hadamard(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str) -> tuple
     )
     scale = torch.empty(m if kind else 0, 1, dtype=torch.float32, device=x.device)
     first, second, last = (*(1,) * (3 - len(sizes)), *sizes)
-    length = _length(k, sizes)
-    rows = max(1, 16 * padded(last) // length)  # a matrix unit wants 16 rows
+    tile = tile or table.lookup(x.device, *table_key(m, k, p, q)) or default_tile(k, sizes)
     shape = [1] * (3 - len(sizes)) + [padded(size) for size in sizes]
-    hadamard_kernel[(triton.cdiv(m, rows),)](
+    hadamard_kernel[(triton.cdiv(m, tile.rows),)](
         x.contiguous(), signs, left, y, scale, m, k // (p * q), first, second, last, (p * q) ** -0.5,
-        ROWS=rows, RUNS=triton.next_power_of_2(k // (p * q)), A=shape[0], B=shape[1], C=shape[2], AXES=len(sizes), GIVEN=p & (p - 1) != 0, ROUND=bool(kind),
+        ROWS=tile.rows, RUNS=triton.next_power_of_2(k // (p * q)),
+        A=shape[0], B=shape[1], C=shape[2], AXES=len(sizes), GIVEN=p & (p - 1) != 0, ROUND=bool(kind),
         PARTS=1 if interpreted else 3 if x.dtype == torch.float32 else 2, DTYPE=tl.float32 if interpreted else tl.bfloat16,
-        **grid(kind or "int8"), num_warps=warps(length),
+        **grid(kind or "int8"), num_warps=tile.warps,
     )  # fmt: skip
     return (y if kind else y.to(x.dtype)), scale
 

@@ -1,59 +1,24 @@
 """Attention of one new token over a cache in low bits: older keys and values as codes, the newest in 16 bits (KIVI, arXiv 2402.02750).
 
-Keys share a scale and a minimum per channel over 32 tokens, values per token over 32 channels; a byte holds 8 / bits neighbouring channels, the
-first in its lowest bits. A tile is one group of 32 tokens, so the keys' scales multiply the queries, not the codes, and the minima make
+The layout is that of `low_bit_cache`. A tile is one group of 32 tokens, so the keys' scales multiply the queries, not the codes, and the minima make
 one sum a query. The query heads that share a key head are the columns of a tile: every code is unpacked once for all of them. A context is
 split over programs; the newest tokens are a split of their own; a second kernel puts the splits together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import table
 from kernels.codes import assembly, constraints, plane_code, planes_by_assembly, to_float
+from kernels.low_bit_cache import GROUP, LowBitCache, attention, dequantize, pack, run, unpacked
 from kernels.op import Baseline, Form, Op, Packed
-
-GROUP = 32  # tokens of a key's channel, or channels of a value, that share a scale and a minimum
-
-
-class LowBitCache(NamedTuple):
-    """Keys and values [B, H, T, D] of T older tokens, a multiple of GROUP, and R new ones, R > 0.
-
-    key_codes, value_codes [B, H, T, D * bits / 8] uint8; key_scale, key_low [B, H, T / GROUP, D]; value_scale, value_low [B, H, T, D / GROUP];
-    keys, values [B, H, R, D]; floats of one dtype. A number is code * scale + low. counts [2] int64: how many of the T and of the R there are, the
-    first ones, on the tensors' device: a CUDA graph fixes the shapes while a cache fills. None: all.
-    """
-
-    key_codes: Tensor
-    key_scale: Tensor
-    key_low: Tensor
-    value_codes: Tensor
-    value_scale: Tensor
-    value_low: Tensor
-    keys: Tensor
-    values: Tensor
-    bits: int
-    counts: Tensor | None = None
-
-    def tensors(self) -> list[Tensor]:
-        """All but the counts, in order."""
-        return list(self[:8])
-
-    def present(self) -> LowBitCache:
-        """The part that the counts speak of, without counts. On a GPU the host waits for them."""
-        if self.counts is None:
-            return self
-        older, newest = self.counts.tolist()
-        groups = (t[:, :, : older // GROUP] for t in (self.key_scale, self.key_low))
-        values = (t[:, :, :older] for t in (self.value_codes, self.value_scale, self.value_low))
-        return LowBitCache(self.key_codes[:, :, :older], *groups, *values, self.keys[:, :, :newest], self.values[:, :, :newest], self.bits)
+from kernels.table import Tile
 
 
 @triton.jit
@@ -205,14 +170,39 @@ def join_splits_kernel(part_ptr, peak_ptr, total_ptr, y_ptr, parts, heads, D: tl
     tl.store(y_ptr + (row * heads + head) * D + d, y.to(y_ptr.dtype.element_ty))
 
 
+LONGEST = 63  # splits: with the newest tokens they fill the tile of 64 that puts them together
+
+
+def default_tile(rows: int, tokens: int, processors: int) -> Tile:
+    """For `rows` key heads of all sequences: two programs a processor, so that one loads while the other computes, of at least one group of tokens each."""
+    return Tile(0, GROUP, max(1, min(tokens // GROUP, 2 * processors // rows, LONGEST)), 4, 3)
+
+
+def table_key(q: Tensor, parts: list[Tensor], bits: int) -> tuple[str, int, int, int, int, int]:
+    """What the table knows a cache by, for `table.lookup` after the device: key heads of all sequences, D, query heads for each, tokens there is room for."""
+    batch, kv_heads, tokens, _ = parts[0].shape
+    return OP.name, bits, batch * kv_heads, q.shape[2], q.shape[1] // kv_heads, max(tokens, 1)
+
+
+def candidates(tokens: int) -> list[Tile]:
+    """Tiles worth timing."""
+    splits = [s for s in (1, 2, 4, 8, 16, 32, LONGEST) if s <= max(1, tokens // GROUP)]
+    return [Tile(0, GROUP, s, warps, stages) for s in splits for warps in (2, 4, 8) for stages in (2, 3, 4)]
+
+
 @torch.library.custom_op("quantization_explorer::kv_attention", mutates_args=())
 def kv_attention(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None = None) -> Tensor:
     """softmax(q K^T / sqrt(D)) V of q [B, H * heads, D] in q's dtype; parts are the tensors of a LowBitCache in order, counts its counts."""
+    (batch, kv_heads, tokens, _), processors = parts[0].shape, torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
+    tile = table.lookup(q.device, *table_key(q, parts, bits)) or default_tile(batch * kv_heads, tokens, processors)
+    return launch(q, parts, bits, counts, tile)
+
+
+def launch(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None, tile: Tile) -> Tensor:
+    """As `kv_attention`, with one tile."""
     (batch, rows, size), (_, kv_heads, tokens, _), newest = q.shape, parts[0].shape, parts[6].shape[2]
     heads, wide = rows // kv_heads, q.device.type == "cpu" or q.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
-    splits = max(1, min(tokens // GROUP, 2 * processors // (batch * kv_heads), 64))
-    bf16 = q.dtype == torch.bfloat16 and bits < 8
+    splits, bf16 = tile.splits, q.dtype == torch.bfloat16 and bits < 8
     part = torch.empty(batch * kv_heads, splits + 1, heads, size, dtype=torch.float32, device=q.device)
     peak, total = (torch.empty(batch * kv_heads, splits + 1, heads, dtype=torch.float32, device=q.device) for _ in range(2))
     kv_attention_kernel[(batch * kv_heads, splits + 1)](
@@ -221,7 +211,7 @@ def kv_attention(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | Non
         D=size, BITS=bits, HEADS=max(8, triton.next_power_of_2(heads)), TOKENS=GROUP,
         DTYPE=tl.float32 if wide else tl.float16 if q.dtype == torch.float16 else tl.bfloat16,
         ASM="" if wide else assembly(bits, bf16), REGISTERS=constraints(bits), ASM_BF16=bf16, COUNTED=counts is not None,
-        num_warps=4, num_stages=3,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     y = torch.empty(batch, rows, size, dtype=torch.float32 if wide else q.dtype, device=q.device)
     join_splits_kernel[(batch * kv_heads, heads)](part, peak, total, y, splits + 1, heads, D=size, PARTS=triton.next_power_of_2(splits + 1))
@@ -231,21 +221,6 @@ def kv_attention(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | Non
 @kv_attention.register_fake
 def _(q, parts, bits, counts=None):
     return torch.empty_like(q)
-
-
-def dequantize(cache: LowBitCache) -> tuple[Tensor, Tensor]:
-    """(keys, values) [B, H, T + R, D] float32: what the codes mean."""
-    places = torch.arange(0, 8, cache.bits, device=cache.keys.device)
-    key, value = (((c.int().unsqueeze(-1) >> places) & (2**cache.bits - 1)).flatten(-2).float() for c in (cache.key_codes, cache.value_codes))
-    scale, low = (t.float().repeat_interleave(GROUP, 2) for t in (cache.key_scale, cache.key_low))
-    across, least = (t.float().repeat_interleave(GROUP, 3) for t in (cache.value_scale, cache.value_low))
-    return torch.cat([key * scale + low, cache.keys.float()], 2), torch.cat([value * across + least, cache.values.float()], 2)
-
-
-def _attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """torch's attention; the queries that share a key head are the rows of one product, which is its fastest way."""
-    rows = q.view(len(q), keys.shape[1], -1, q.shape[-1])
-    return torch.nn.functional.scaled_dot_product_attention(rows, keys, values).reshape(q.shape)
 
 
 def _reference(q: Tensor, cache: LowBitCache) -> Tensor:
@@ -290,83 +265,12 @@ def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, LowBitCach
 def _baseline(case: Case, generator: torch.Generator) -> Baseline:
     shape = (case.batch, case.kv_heads, case.tokens + case.newest, case.size)
     tensors = {name: torch.randn(shape, generator=generator).bfloat16() for name in ("keys", "values")}
-    return Baseline("bf16 SDPA", tensors, lambda q, t: _attention(q, t["keys"], t["values"]))
-
-
-def _pack(cache: LowBitCache) -> Packed:
-    return Packed({name: t for name, t in cache._asdict().items() if isinstance(t, Tensor)}, (cache.bits,))
-
-
-def _cache(packed: Packed) -> LowBitCache:
-    return LowBitCache(**packed.tensors, bits=packed.meta[0])
+    return Baseline("bf16 SDPA", tensors, lambda q, t: attention(q, t["keys"], t["values"]))
 
 
 def _triton_run(q: Tensor, packed: Packed) -> Tensor:
-    cache = _cache(packed)
+    cache = unpacked(packed)
     return kv_attention(q, cache.tensors(), cache.bits, cache.counts)
-
-
-STEP = 1 << 20  # codes that the torch form turns to float32 at a time, 4 MiB: more are fetched from memory anew, fewer cost more calls
-
-
-def _torch_run(q: Tensor, packed: Packed) -> Tensor:
-    """In float32, the scales multiplied into the queries and the weights as the kernel does, so that a code is only converted, never scaled."""
-    cache = _cache(packed).present()
-    if not cache.key_codes.shape[2]:
-        return _attention(q, cache.keys.to(q.dtype), cache.values.to(q.dtype))
-    size, bits = q.shape[-1], cache.bits
-    key_codes, key_scale, key_low, *of_values, keys, values = (t.flatten(0, 1) for t in cache.tensors())  # B H = n rows of everything
-    n, older, _ = key_codes.shape
-    rows = (q.float() * size**-0.5).view(n, -1, size)
-    score = rows.new_empty(n, rows.shape[1], older + keys.shape[1])
-    score[..., older:] = torch.bmm(rows, keys.float().transpose(1, 2))
-    step = max(GROUP, STEP // (n * size) // GROUP * GROUP)
-    spans = [slice(start, min(start + step, older)) for start in range(0, older, step)]
-    for span in spans:
-        groups = slice(span.start // GROUP, span.stop // GROUP)
-        _torch_scores(score[..., span], rows, key_codes[:, span], key_scale[:, groups], key_low[:, groups], bits)
-    weight = torch.softmax(score, -1)
-    y = torch.bmm(weight[..., older:], values.float()).view(n, rows.shape[1], -1, GROUP)
-    for span in spans:
-        _torch_values(y, weight[..., span], *(t[:, span] for t in of_values), bits)
-    return y.view(q.shape).to(q.dtype)
-
-
-def _torch_planes(codes: Tensor, bits: int) -> Iterator[Tensor]:
-    """Every (8 / bits)th channel of bytes [n, T, D * bits / 8], uint8, beginning with each of the first."""
-    for place in range(0, 8, bits):
-        plane = codes >> place if place else codes
-        yield plane & (2**bits - 1) if place + bits < 8 else plane
-
-
-def _torch_scores(score: Tensor, rows: Tensor, codes: Tensor, scale: Tensor, low: Tensor, bits: int) -> None:
-    """Queries [n, heads, D] times the keys of some groups of tokens into score [n, heads, T]. The channels stand plane by plane in one product."""
-    (n, tokens, width), planes, heads = codes.shape, 8 // bits, rows.shape[1]
-    numbers = rows.new_empty(n, tokens, planes, width)
-    for plane, part in zip(numbers.unbind(2), _torch_planes(codes, bits), strict=True):
-        plane.copy_(part)
-    turned, scale = (t.unflatten(-1, (width, planes)).transpose(-1, -2).flatten(-2) if planes > 1 else t for t in (rows, scale))
-    scaled = turned.unsqueeze(1) * scale.unsqueeze(2)  # [n, groups, heads, D]
-    part = torch.bmm(scaled.flatten(0, 1), numbers.view(-1, GROUP, planes * width).transpose(1, 2)).view(n, -1, heads, GROUP)
-    least = torch.bmm(rows, low.float().transpose(1, 2))  # [n, heads, groups]
-    torch.add(part.transpose(1, 2), least.unsqueeze(3), out=score.view(n, heads, -1, GROUP))
-
-
-def _torch_values(y: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, low: Tensor, bits: int) -> None:
-    """Adds weights [n, heads, T] times the values of some tokens to y [n, heads, D / GROUP, GROUP]. A plane holds channels of all groups: every group's
-    weights meet all of them, and the product's diagonal is what counts; that takes less time than many small products.
-    """
-    groups, planes, scale = y.shape[2], 8 // bits, scale.transpose(1, 2)  # scale [n, groups, T]
-    y += torch.bmm(weight, low.float()).unsqueeze(3)
-    if planes == 1:
-        numbers = codes.float()
-        for group in range(groups):
-            y[:, :, group] += torch.bmm(weight * scale[:, group, None], numbers[..., group * GROUP : (group + 1) * GROUP])
-        return
-    scaled = (weight.unsqueeze(2) * scale.unsqueeze(1)).flatten(1, 2)  # [n, heads * groups, T]
-    for place, part in enumerate(_torch_planes(codes, bits)):
-        product = torch.bmm(scaled, part.float()).view(*y.shape[:3], groups, -1)
-        y[..., place::planes] += product.diagonal(0, 2, 3).transpose(2, 3)
 
 
 def _refuses(cache: LowBitCache) -> str:
@@ -374,11 +278,11 @@ def _refuses(cache: LowBitCache) -> str:
     return "" if size & (size - 1) == 0 and size >= max(GROUP, 128 // cache.bits) else f"a head of {size} channels is no power of two, or too small"
 
 
-TORCH = Form("torch", lambda cache: "", _pack, _torch_run, "float32, codes converted and never scaled")
+TORCH = Form("torch", lambda cache: "", pack, run, "float32, codes converted and never scaled")
 OP = Op(
     name="kv_attention",
     title="attention of one token over a low-bit cache",
-    gpu=(Form("triton", _refuses, _pack, _triton_run, "unpacks in registers"), TORCH),
+    gpu=(Form("triton", _refuses, pack, _triton_run, "unpacks in registers"), TORCH),
     cpu=(TORCH,),
     cases=(
         *(Case(2, 2, 4, 64, 96, 33, bits) for bits in (8, 4, 2)), Case(1, 1, 1, 128, 256, 1, 4), Case(1, 3, 7, 32, 32, 40, 8), Case(2, 1, 2, 64, 0, 5, 4),

@@ -102,16 +102,17 @@ LOW_CONTRAST = """() => {
   const ground = e => { const up = []; for (; e; e = e.parentElement) up.push(parse(getComputedStyle(e).backgroundColor));
     return up.reverse().reduce((below, top) => over(top, below), [255, 255, 255]) };
   const low = [];
-  const walk = document.createTreeWalker(document.querySelector('.gradio-container'), NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement, box = e.getBoundingClientRect();
-    if (!walk.currentNode.textContent.trim() || !box.width || e.closest('script,style,[aria-hidden=true],.hidden') || e.closest('svg:not(.main-svg)')) continue;
+  const look = (e, text) => {
     const style = getComputedStyle(e);
-    if (style.visibility === 'hidden' || style.opacity === '0') continue;
+    if (!text || !e.getBoundingClientRect().width || style.visibility === 'hidden' || style.opacity === '0') return;
+    if (e.closest('script,style,[aria-hidden=true],.hidden') || (e.closest('svg') && !e.closest('.main-svg'))) return;
     const back = ground(e), paint = over(parse(e.closest('svg') ? style.fill : style.color), back);
     const [a, b] = [light(paint), light(back)].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) low.push(ratio.toFixed(2) + ' ' + walk.currentNode.textContent.trim().slice(0, 40));
-  }
+    if (ratio < 4.5) low.push(ratio.toFixed(2) + ' ' + text.slice(0, 40));
+  };
+  const page = document.querySelector('.gradio-container'), walk = document.createTreeWalker(page, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) look(walk.currentNode.parentElement, walk.currentNode.textContent.trim());
+  for (const e of page.querySelectorAll('textarea, input:not([type=range], [type=checkbox], [type=radio], [type=hidden])')) if (!e.disabled) look(e, e.value);
   return [...new Set(low)];
 }"""

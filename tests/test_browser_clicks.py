@@ -24,11 +24,11 @@ def click_mark(page, mark) -> None:
 
 def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(desk: tuple) -> None:
     page, wrong = desk
-    first = page.locator("#comparison .pv").first
+    first = page.locator("#comparison td:nth-child(3) .pv").first  # the baseline beside it may have been measured here by a test before
     first.focus()
     assert page.inner_text("#pv-tip").startswith("recorded: ") and first.get_attribute("aria-describedby") == "pv-tip"
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
+    for key in ("ArrowDown", "ArrowLeft", "ArrowRight"):
+        page.keyboard.press(key)
     at = page.evaluate("[document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').cells[0].innerText]")
     assert at[0] == 2 and at[1].startswith("KL divergence, mean")
     assert "95% interval 0.0005" in page.inner_text("#pv-tip") and "int8_matmul" in page.inner_text("#pv-tip")

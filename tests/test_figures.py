@@ -11,7 +11,7 @@ import pytest
 from explorer.docs import SEEDS
 from explorer.figures import Chart, Figure, _found, charts, figures
 from explorer.planner import Plan, architecture, need
-from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from
+from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from, significant
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of
 from explorer.ui.table import comparison
 from explorer.ui.written import samples
@@ -74,6 +74,39 @@ def test_table_tells_a_difference_from_noise() -> None:
     html = comparison(ALL)
     assert html.count("<th scope='col'") == 2 * (len(ALL) + 1) and "no measurable change" in html and "95% intervals" in html
     assert "not finite" in comparison([broken(ALL[0])]) and "No results yet" in comparison([])
+
+
+def test_small_divergences_keep_three_digits() -> None:
+    shown = [significant(value) for value in (0.000493, 0.0397, 4.6899, 0.0, 1234.5, math.nan)]
+    assert shown == ["0.000493", "0.0397", "4.69", "0", "1,234", "nan"] and significant(0.0000218, 0.000493) == "0.000022"
+    eight = next(r for r in ALL if r.experiment.spec.get("bits") == 8).find("kld_mean")
+    assert f"{significant(eight.low, eight.value)} to {significant(eight.high, eight.value)}" in comparison(ALL) and eight.low < eight.high < 0.001
+
+
+def test_a_verdict_names_the_configuration_whose_perplexity_is_higher() -> None:
+    chart = charts()["difference"]
+    text = chart.summary(chart.example)
+    assert "GPTQ 4-bit g64 is better than RTN 4-bit g64" in text and "RTN 4-bit g64's perplexity is 0.40% to 4.90% higher" in text
+    other = chart.summary({"looks": [{"tokens": 960, "difference": -2.0, "low": -3.0, "high": -1.0}], "names": ["A", "B"], "verdict": "first"})
+    assert "A's perplexity is 1.00% to 3.00% lower" in other
+
+
+def test_layers_that_cannot_be_told_apart_are_not_told_from_themselves() -> None:
+    chart = charts()["sensitivity_ranking"]
+    rows = [row | {"kld_low": row["kld"] * 0.9, "kld_high": row["kld"] * 1.1} for row in chart.example["rows"]]
+    near = rows[0] | {"layer": "layers.0.mlp.up_proj", "kld": 0.0195, "kld_low": 0.019, "kld_high": 0.02}
+    assert "0 v_proj and 0 up_proj cannot be told apart; from 1 down_proj on" in chart.summary({"rows": [*rows, near], "width": 3})
+    assert "0 v_proj is the most sensitive; from 1 down_proj on" in chart.summary({"rows": rows, "width": 3})
+
+
+def test_every_value_of_an_8_bit_grid_is_drawn() -> None:
+    eight = next(r for r in ALL if r.experiment.spec.get("bits") == 8)
+    ticks = next(trace for trace in figures()["weights"].draw([eight], LAYER)["data"] if trace["name"].startswith("grid"))
+    assert len(ticks["x"]) == 256
+
+
+def test_token_times_have_ticks_between_powers_of_ten() -> None:
+    assert figures()["speed"].draw(ALL, "")["layout"]["xaxis"]["dtick"] == "D2"
 
 
 def test_names_and_texts_are_escaped() -> None:

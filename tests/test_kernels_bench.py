@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from kernels import __main__ as command
-from kernels import low_bit_matmul, read_out, table
+from kernels import hadamard, kv_attention, low_bit_matmul, read_out, table
 from kernels.bench import llama_cpp, tune
 from kernels.bench.llama_cpp import Blocks
 from kernels.bench.measure import cases_of, divides
@@ -110,19 +112,50 @@ def test_every_candidate_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         assert (found - expected).norm() / expected.norm() < 1e-3, tile
 
 
+def test_every_candidate_of_attention_and_rotation_computes_the_same() -> None:
+    """One of each split and of each number of rows, beside the default."""
+    attention, turning = ops()["kv_attention"], ops()["hadamard"]
+    x, cache = attention.problem(next(case for case in attention.cases if case.tokens == 96), torch.Generator().manual_seed(0))
+    expected = attention.reference(x, cache)
+    for tile in {tile.splits: tile for tile in kv_attention.candidates(96)}.values():
+        found = kv_attention.launch(x, cache.tensors(), cache.bits, None, tile).double()
+        assert (found - expected).norm() / expected.norm() < 1e-3, tile
+    x, turn = turning.problem(next(case for case in turning.cases if case.m == 17), torch.Generator().manual_seed(0))
+    tiles = {tile.rows: tile for tile in hadamard.candidates(x.shape[1], hadamard.axes(8, 16))}
+    assert len(tiles) > 1
+    for tile in tiles.values():
+        found, _ = hadamard.launch(x, turn.signs, turn.left, 16, "", tile)
+        assert torch.allclose(found.double(), turning.reference(x, turn), atol=1e-4), tile
+
+
+def test_the_default_tiles_follow_the_device() -> None:
+    """Splits of one sequence of 8 key heads at 8,192 tokens on an A100, an H100 and a consumer Blackwell; few where there is little to split."""
+    assert [kv_attention.default_tile(8, 8192, processors).splits for processors in (108, 132, 170)] == [27, 33, 42]
+    assert [kv_attention.default_tile(rows, tokens, 132).splits for rows, tokens in ((8, 0), (8, 64), (64, 8192), (1, 1 << 20), (512, 8192))] == [
+        1,
+        2,
+        4,
+        63,
+        1,
+    ]
+
+
 def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(table, "FOLDER", tmp_path)
     monkeypatch.setattr(table, "_name", lambda device: "Some GPU (2)")
     fake = lambda key: lambda tile, samples: 1e-6 * (tile.columns + tile.splits + tile.warps + tile.stages + tile.rows)  # noqa: E731
-    rows = tune.tuned(CPU, [(256, 512)], [3], fake)
+    for name, op in ((name, ops()[name]) for name in ("kv_attention", "hadamard")):
+        monkeypatch.setitem(ops(), name, dataclasses.replace(op, timed=op.cases[:2]))
+    rows = itertools.chain(tune.tuned(CPU, [(256, 512)], [3], fake), tune.others(CPU, fake))
     assert Path(tune.write("Some GPU (2)", rows, "python -m kernels tune")) == tmp_path / "some-gpu-2.json"
     document = json.loads((tmp_path / "some-gpu-2.json").read_text())
     assert document["device"] == "Some GPU (2)" and document["command"] and document["date"] and all(row["us"] <= row["default_us"] for row in document["rows"])
-    assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul"}
+    assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul", "kv_attention", "hadamard"}
     cuda = torch.device("cuda")
     found = table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 4)
     assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 1, 2)
     assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None
+    assert table.lookup(cuda, "kv_attention", 8, 4, 64, 4, 96) == Tile(0, 32, 1, 2, 2) and table.lookup(cuda, "hadamard", 16, 16, 256, 16, 1) is not None
     table.tiles.cache_clear()
 
 

@@ -119,9 +119,9 @@ def test_equal_reports_share_what_was_drawn() -> None:
     assert view.drawn(shelf.pick([key]), "a", "x") == [3] and view.drawn(shelf.pick([key]), "a", "y") == [4]
 
 
-async def asked(pages: Pages, path: str, host: str = "here", **headers: str) -> SimpleNamespace:
+async def asked(pages: Pages, path: str, host: str = "here", method: str = "GET", **headers: str) -> SimpleNamespace:
     http = httpx.AsyncClient(transport=httpx.ASGITransport(pages), base_url=f"http://{host}")
-    async with http, http.stream("GET", path, headers=headers) as answer:
+    async with http, http.stream(method, path, headers=headers) as answer:
         body = b"".join([part async for part in answer.aiter_raw()])
         return SimpleNamespace(status=answer.status_code, headers=answer.headers, body=body)
 
@@ -143,6 +143,8 @@ def test_a_page_is_made_once_for_each_address_and_coding(apart: Apart) -> None:
     first = ask(pages, "/?method=awq", **{"accept-encoding": "gzip, br;q=0.9", "cookie": "a=b"})
     assert brotli.decompress(first.body) == page and first.headers["content-encoding"] == "br" and len(first.body) < 500
     assert made == [("/", b"here", False, b"")]  # nothing of the visitor is in it
+    head = ask(pages, "/", method="HEAD", **{"accept-encoding": "br"})
+    assert not head.body and head.headers == first.headers and len(made) == 1
     assert ask(pages, "/", **{"accept-encoding": "br", "if-none-match": first.headers["etag"]}).status == 304
     assert gzip.decompress(ask(pages, "/", **{"accept-encoding": "gzip, br;q=0"}).body) == page and len(made) == 2
     assert ask(pages, "/", **{"accept-encoding": "identity"}).body == page

@@ -157,6 +157,7 @@ def test_explanations_can_wait(shell: Shell) -> None:
 def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
     mode = interviewer.Interviewer(shell)
     key = shell.shelf.add(recorded()["gptq4"])
+    assert "Write an answer first." in mode.record([], "four-bits", " ", 70, [key])[-1]
     notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
     assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
     ticked, _ = mode.tick(notes, [0, 2, 99])

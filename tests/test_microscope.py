@@ -177,6 +177,18 @@ def test_quick_tasks_answer_at_once(runner: LocalRunner, task: str) -> None:
     assert sorted(times)[18] < 0.4, f"the 95th percentile of {task} is {sorted(times)[18]:.3f} s"
 
 
+def test_the_arithmetic_can_be_followed_on_a_calculator(runner: LocalRunner) -> None:
+    """The default example's largest error is a tie; rounded to four digits its quotient would fall below the half."""
+    plain = {"method": "rtn", "params": {"bits": 4, "group_size": 64}, "layer": "layers.3.self_attn.q_proj"}
+    data = done(runner, "group", **plain)
+    text = microscope(data)
+    assert "round(0.1157227 / 0.07714844) + 8 = round(1.5) + 8, a tie: halves go to the even number: <b>10</b>" in text
+    assert " of 15 values in use" in charts()["number_line"].summary(data)
+    assert " of 16 values in use" in charts()["number_line"].summary(done(runner, "group", **plain, clip=0.6)), "a shrunk range reaches the lowest code"
+    hqq = microscope(done(runner, "group", **plain | {"method": "hqq", "params": {"bits": 4}}))
+    assert "round(w / scale + zero)" in hqq and "stores the fraction" in hqq
+
+
 class Scripted:
     """A runner whose tasks give what a test wants, or raise it."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.commands import Command, show
-from explorer.records import Answer, plain
+from explorer.records import Answer, plain, significant
 
 RECORDED = Path(__file__).parent.parent.parent / "assets" / "sensitivity.json"
 
@@ -54,7 +54,8 @@ def work(args: argparse.Namespace) -> None:
         print(json.dumps(answer))
     else:
         for row in answer["rows"]:
-            print(f"{row['layer']:32s} {row['bits']} bits  KL {row['kld']:.6f} nats  [{row['kld_low']:.6f}, {row['kld_high']:.6f}]")
+            kl = row["kld"]
+            print(f"{row['layer']:32s} {row['bits']} bits  KL {significant(kl)} nats  [{significant(row['kld_low'], kl)}, {significant(row['kld_high'], kl)}]")
 
 
 COMMAND = Command("sensitivity", "measure how much each layer costs at each width", arguments, work)

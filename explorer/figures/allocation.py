@@ -6,6 +6,7 @@ from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, finite, layout, plot, short_layer
 from explorer.figures.sensitivity import matrix
+from explorer.records import significant
 
 WIDTH_COLOURS = {2: "#d55e00", 3: "#b4659a", 4: "#0a7abf", 8: "#009e73", 16: "#7f7f7f"}
 KINDS = {"uniform": ("circle", COLOURS[0], "one width for all"), "mixed": ("diamond", COLOURS[2], "allocated")}
@@ -37,7 +38,9 @@ def map_words(data: dict[str, Any]) -> str:
     if not assignment:
         return "No assignment yet."
     parts = [f"{assignment.count(width)} at {width} bits" for width in sorted(set(assignment))]
-    return f"Of {len(assignment)} layers, {', '.join(parts)}; {data['bits']:.3f} stored bits a weight, predicted divergence {data['predicted']:.4f} nats."
+    return (
+        f"Of {len(assignment)} layers, {', '.join(parts)}; {data['bits']:.3f} stored bits a weight, predicted divergence {significant(data['predicted'])} nats."
+    )
 
 
 def draw(data: dict[str, Any]) -> Plot:
@@ -78,10 +81,12 @@ def summary(data: dict[str, Any]) -> str:
     mixed = next((p for p in points if p["kind"] == "mixed" and finite(p.get("kld"))), None)
     if mixed is None:
         return "Predicted from the sensitivities alone. Run it to see whether the prediction holds."
-    ratio = mixed["kld"] / mixed["predicted"] if mixed["predicted"] else float("inf")
+    kld = mixed["kld"]
+    ratio = kld / mixed["predicted"] if mixed["predicted"] else float("inf")
     held = "held" if 0.8 <= ratio <= 1.25 else f"was {'too low' if ratio > 1 else 'too high'} by {100 * abs(ratio - 1):.0f}%"
     text = (
-        f"Measured {mixed['kld']:.4f} nats ({mixed['low']:.4f} to {mixed['high']:.4f}), predicted {mixed['predicted']:.4f}: the prediction {held}. "
+        f"Measured {significant(kld)} nats ({significant(mixed['low'], kld)} to {significant(mixed['high'], kld)}), "
+        f"predicted {significant(mixed['predicted'], kld)}: the prediction {held}. "
         "The prediction adds up single layers on the calibration text; the measurement is all of them at once on the evaluation text."
     )
     return text + against(mixed, [p for p in points if p["kind"] == "uniform" and finite(p.get("kld"))])
@@ -94,10 +99,10 @@ def against(mixed: dict, uniforms: list[dict]) -> str:
     near = min(uniforms, key=lambda p: abs(p["bits"] - mixed["bits"]))
     size = "the same size" if abs(near["bits"] - mixed["bits"]) < 0.02 else f"{near['bits']:.3f} bits (the allocation has {mixed['bits']:.3f})"
     if mixed["high"] < near["low"]:
-        return f" {near['name']} at {size} has {near['kld']:.4f}: spending the bits unevenly wins, beyond both intervals."
+        return f" {near['name']} at {size} has {significant(near['kld'])}: spending the bits unevenly wins, beyond both intervals."
     if mixed["low"] > near["high"]:
-        return f" {near['name']} at {size} has {near['kld']:.4f}: here one width for all is better."
-    return f" {near['name']} at {size} has {near['kld']:.4f}: the intervals overlap, so no difference is shown."
+        return f" {near['name']} at {size} has {significant(near['kld'])}: here one width for all is better."
+    return f" {near['name']} at {size} has {significant(near['kld'])}: the intervals overlap, so no difference is shown."
 
 
 MAP = Chart(

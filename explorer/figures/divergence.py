@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from explorer.figures import Figure, Plot, against_bits, with_metrics
-from explorer.records import Report
+from explorer.records import Report, significant
 
 
 def draw(reports: Sequence[Report], layer: str) -> Plot:
@@ -14,7 +14,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
 
 def summary(reports: Sequence[Report], layer: str) -> str:
     found = [r for _, r in with_metrics(reports, "kld_mean", "top1_agreement") if not r.experiment.spec.is_baseline]
-    parts = [f"{r.name}: {r.value('kld_mean'):.4f} nats, same top token {r.value('top1_agreement'):.1f}%" for r in found]
+    parts = [f"{r.name}: {significant(r.value('kld_mean'))} nats, same top token {r.value('top1_agreement'):.1f}%" for r in found]
     return "Mean KL divergence to the baseline. " + "; ".join(parts) + "." if parts else "No quantized configuration measured yet."
 
 

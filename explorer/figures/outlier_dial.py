@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from explorer.figures import COLOURS, DASHES, FLOOR, MARKERS, Chart, Plot, layout, plot
+from explorer.records import significant
 
 LINES = ("W8A8 per tensor", "W8A8 per token", "LLM.int8()", "SmoothQuant", "8-bit weights only")
 PAINT = dict(zip(LINES, (COLOURS[2], COLOURS[4], COLOURS[1], COLOURS[3], COLOURS[0]), strict=True))
@@ -43,7 +44,7 @@ def summary(data: dict[str, Any]) -> str:
     last = points[-1]
     kl = {name: m["kld_mean"][0] for name, m in last["methods"].items()}
     same = f"The 16-bit model computes the same: its logits moved by {last['gap']:.3g} in bfloat16 and by {last['gap_float32']:.1e} of the largest in float32"
-    told = ", ".join(f"{name} {value:.4f}" for name, value in kl.items())
+    told = ", ".join(f"{name} {significant(value)}" for name, value in kl.items())
     text = f"At strength {last['strength']:g} in channels {', '.join(map(str, last['channels']))}: KL divergence in nats: {told}. {same}."
     if kl.get("8-bit weights only", 0.0) > 0.02 and kl.get("LLM.int8()", 0.0) > 0.5 * kl["8-bit weights only"]:
         text += (

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, Plot, layout, plot
+from explorer.records import significant
 
 FLOOR, CEILING = 1e-4, 10.0  # nats
 LEVELS = (1e-4, 1e-2, 1)
@@ -52,7 +53,7 @@ def draw(data: dict[str, Any]) -> Plot:
 def hovered(told: dict[str, Any], run: dict[str, Any], i: int) -> str:
     """What is said of one token under one configuration."""
     p, q, kl = told["p"][i], run["p"][i], run["kl"][i]
-    numbers = "not finite" if None in (p, q, kl) else f"probability {p:.3f} → {q:.3f}, KL {kl:.4f} nats"
+    numbers = "not finite" if None in (p, q, kl) else f"probability {p:.3f} → {q:.3f}, KL {significant(kl)} nats"
     flip = f"<br>another top token; the baseline's led by {100 * told['lead'][i]:.0f} points" if run["flip"][i] and told["lead"][i] is not None else ""
     return f"{escape(repr(told['text'][i]))}<br>{numbers}{flip}"
 
@@ -68,7 +69,7 @@ def summary(data: dict[str, Any]) -> str:
             continue
         clear = sum(flip and (lead or 0) > 0.2 for flip, lead in zip(run["flip"], told["lead"], strict=True))
         parts.append(
-            f"{run['label']}: mean {sum(known) / len(known):.4f} nats, worst {run['kl'][worst] or 0:.3f} at token {worst + 1}, "
+            f"{run['label']}: mean {significant(sum(known) / len(known))} nats, worst {significant(run['kl'][worst] or 0)} at token {worst + 1}, "
             f"{sum(run['flip'])} of {len(run['flip'])} top tokens flipped, {clear} of them clear ones"
         )
     return "; ".join(parts) + "." if parts else "Nothing written yet."

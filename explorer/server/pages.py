@@ -45,7 +45,7 @@ class Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"]) if scope["type"] == "http" else {}
-        if scope["type"] != "http" or scope["method"] != "GET" or not SAME.fullmatch(scope["path"]) or b"range" in headers:
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not SAME.fullmatch(scope["path"]) or b"range" in headers:
             await self._app(scope, receive, send)
             return
         coding = coding_of(headers.get(b"accept-encoding", b""))
@@ -64,7 +64,7 @@ class Pages:
             await send({"type": "http.response.body", "body": b""})
             return
         await send({"type": "http.response.start", "status": found.status, "headers": list(found.headers)})
-        await send({"type": "http.response.body", "body": found.body})
+        await send({"type": "http.response.body", "body": found.body if scope["method"] == "GET" else b""})
 
     def _keep(self, key: tuple, response: Response) -> None:
         if response.status != 200 or key in self._kept:
@@ -85,7 +85,7 @@ class Pages:
             parts.append(message.get("body", b""))
 
         asked = [(name, scope_value) for name, scope_value in scope["headers"] if name in ADDRESS]
-        await self._app({**scope, "headers": asked, "query_string": b""}, receive, take)
+        await self._app({**scope, "method": "GET", "headers": asked, "query_string": b""}, receive, take)
         body, told = b"".join(parts), {name.lower(): value for name, value in start["headers"]}
         kind, vary = told.get(b"content-type", b""), []
         if len(body) >= LARGE and kind.startswith(TEXTS):

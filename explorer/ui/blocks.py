@@ -7,18 +7,32 @@ sixty outputs and streams its progress, so that was most of a click. What is not
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import BlockFunction
 from gradio.components.plot import PlotData
+from gradio.routes import App
 from gradio.state_holder import SessionState
 
 SKIP = gr.skip()
 TAKEN = (gr.Dropdown, gr.Radio, gr.CheckboxGroup, gr.Checkbox, gr.Number, gr.Slider, gr.Textbox, gr.HTML, gr.Markdown, gr.Code, gr.Button)
 TEXTS = (gr.HTML, gr.Markdown, gr.Textbox)
 LEFT = object()  # of an output: it goes gradio's way
+
+
+@contextmanager
+def unserved() -> Iterator[None]:
+    """While Blocks are built and queued: gradio makes their whole web application at each of these steps, and launch makes the one that serves."""
+    real = App.create_app
+    App.create_app = staticmethod(lambda *args, **options: None)
+    try:
+        yield
+    finally:
+        App.create_app = staticmethod(real)
 
 
 class LeanBlocks(gr.Blocks):

@@ -8,7 +8,7 @@ from typing import Any
 
 from explorer.chips import chip, reachable
 from explorer.figures import finite
-from explorer.records import Report, key_of
+from explorer.records import Report, key_of, significant
 from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
 from explorer.ui.table import batch_button, comparison
@@ -20,16 +20,18 @@ START = "<p class='hint'>Click a point, or a name in the table below: its report
 def numbers(point: dict[str, Any]) -> list[tuple[float | None, str]]:
     """(value, the same with half its interval as HTML) under each of HEADS; a button beside the time sweeps the batch."""
 
-    def one(metric: str, form: str) -> tuple[float | None, str]:
+    def one(metric: str, form: str = "") -> tuple[float | None, str]:
         value, low, high = point["metrics"].get(metric, [None, None, None])
         if not finite(value):
             return None, ""
-        half = f" ± {(high - low) / 2:{form.lstrip('+')}}" if finite(low) and finite(high) and low != high else ""
-        return value, f"{value:{form}}{half}"
+        half = (high - low) / 2 if finite(low) and finite(high) and low != high else None
+        if not form:
+            return value, significant(value) + ("" if half is None else f" ± {significant(half, value)}")
+        return value, f"{value:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")
 
     rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
     time = (1000 / rate, f"{1000 / rate:.2f} {batch_button(point['name'], point['key'])}") if finite(rate) and rate > 0 else (None, "")
-    return [one("bits_per_weight", ".3f"), one("kld_mean", ".4f"), one("perplexity_delta", "+.2f"), time, one("quantize_seconds", ".1f")]
+    return [one("bits_per_weight", ".3f"), one("kld_mean"), one("perplexity_delta", "+.2f"), time, one("quantize_seconds", ".1f")]
 
 
 def points_table(points: Sequence[dict[str, Any]]) -> str:

@@ -9,13 +9,14 @@ from html import escape
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
-from explorer.records import Measurement, Report, key_of
+from explorer.records import Measurement, Report, key_of, significant
 from explorer.ui.session import is_baseline
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric in the table. factor: from the stored unit to the shown one. more: whether more is better (None: neither).
+    """One metric in the table. digits: decimals, None for three significant digits. factor: from the stored unit to the shown one.
+    more: whether more is better (None: neither).
 
     relative: shown with its ratio to the baseline. by_device: comparable on one device only.
     """
@@ -23,7 +24,7 @@ class Row:
     metric: str
     title: str
     unit: str = ""
-    digits: int = 2
+    digits: int | None = 2
     factor: float = 1.0
     more: bool | None = False
     relative: bool = False
@@ -40,8 +41,8 @@ SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
         Row("perplexity_delta", "Perplexity change, paired", "%"),
-        Row("kld_mean", "KL divergence, mean", "nats", 4),
-        Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
+        Row("kld_mean", "KL divergence, mean", "nats", None),
+        Row("kld_p99", "KL divergence, 99th percentile", "nats", None),
         Row("top1_agreement", "Same top token", "%", 1, more=True),
         Row("perplexity", "Perplexity"),
     ),
@@ -69,11 +70,10 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
-    digits = 0 if abs(value) >= 1000 else row.digits
-    text = f"{value:+,.{digits}f}" if row.metric in SIGNED and value else f"{value:,.{digits}f}"
+    text = f"{'+' if row.metric in SIGNED and value > 0 else ''}{written(row, value, value)}"
     notes, interval = [], ""
     if finite(found.low) and finite(found.high) and found.low != found.high:
-        notes.append(f"{found.low * row.factor:,.{digits}f} to {found.high * row.factor:,.{digits}f}")
+        notes.append(f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}")
         interval = f"{'20th to 80th percentile' if row.by_device else '95% interval'} {notes[0]} {row.unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
@@ -83,6 +83,11 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
+
+
+def written(row: Row, number: float, value: float) -> str:
+    """A value of a row, or an end of its interval, with the digits of the value."""
+    return significant(number, value) if row.digits is None else f"{number:,.{0 if abs(value) >= 1000 else row.digits}f}"
 
 
 def batch_button(name: str, key: str) -> str:

@@ -16,7 +16,7 @@ from explorer.learn.bank import Question, areas, questions
 from explorer.learn.charts import draw
 from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of, title_of
 from explorer.learn.runs import recorded
-from explorer.records import InputError, Report
+from explorer.records import InputError, Report, significant
 from explorer.ui.frame import plotted
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
@@ -239,8 +239,9 @@ def opened(known: State, question: Question) -> list[Any]:
 def ran(run: Report) -> str:
     """What a configuration measured, and where the numbers come from."""
     numbers = f"{run.value('bits_per_weight'):.3f} bits a weight"
-    for metric, unit, digits in (("kld_mean", "nats", 4), ("perplexity_delta", "% perplexity", 2)):
-        m = run.find(metric)
-        if m is not None and has_interval(m):
-            numbers += f", {m.value:.{digits}f} {unit} ({m.low:.{digits}f} to {m.high:.{digits}f})"
+    kl, change = run.find("kld_mean"), run.find("perplexity_delta")
+    if kl is not None and has_interval(kl):
+        numbers += f", {significant(kl.value)} nats ({significant(kl.low, kl.value)} to {significant(kl.high, kl.value)})"
+    if change is not None and has_interval(change):
+        numbers += f", {change.value:.2f} % perplexity ({change.low:.2f} to {change.high:.2f})"
     return f"Graded by running it: {run.name}, {numbers}; {origin(run)}, {run.provenance.get('device', '')}."

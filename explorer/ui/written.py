@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from explorer.chips import chip
-from explorer.records import Report
+from explorer.records import Report, significant
 from explorer.ui.session import is_baseline
 
 SURPRISE = 10.0  # bits at which the shade is full: a probability below 0.1%
@@ -90,7 +90,7 @@ def said(run: dict[str, Any], k: int) -> str:
         return "Not finite: this configuration gives no probabilities here."
     first = f"{run['text'][k]!r}: the 16-bit model gives it {p:.3f} here, rank {run['rank'][k]}; this configuration {own:.3f}."
     other = "" if run["rank"][k] == 1 else f" The 16-bit model's own choice {run['top_text'][k]!r} has {top:.3f} here."
-    return f"{first}{other} KL {kl:.4f} nats."
+    return f"{first}{other} KL {significant(kl)} nats."
 
 
 def shown(text: str) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
-from kernels import low_bit_matmul, read_out, scaled_matmul, table
+from kernels import hadamard, kv_attention, low_bit_matmul, read_out, scaled_matmul, table
 from kernels.bench.measure import cases_of, rotated
-from kernels.op import compute_capability, ops
+from kernels.low_bit_cache import LowBitCache, unpacked
+from kernels.op import Packed, compute_capability, ops
 from kernels.table import Tile
 from kernels.timing import time_call
 
@@ -75,13 +77,50 @@ def tuned(
             if key in seen:
                 continue
             seen.add(key)
-            copies = rotated(x.bfloat16(), packed.tensors, device)
-            seconds = samples_of(key) if samples_of else _timer(copies, packed.meta, weight_only, device)
+            seconds = samples_of(key) if samples_of else _timer(rotated(x.bfloat16(), packed.tensors, device), packed.meta, weight_only, device)
             default = scaled_matmul.default_tile(case.m, op.activation == "int8")
             if at:
                 default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.step), at.bits, at.kind)
             tile, best = in_turn(candidates(case.m, case.n, case.k, at.step if at else 128, weight_only), default, seconds)
             yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
+
+
+def others(device: torch.device, samples_of: Callable | None = None, names: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
+    """Rows of the table for attention over a low-bit cache and for the Hadamard transform, on the cases that they are timed on; as `tuned`."""
+    seen = set()
+    for op in (op for op in ops().values() if op.name in (kv_attention.OP.name, hadamard.OP.name) and (not names or op.name in names)):
+        for case in op.timed:
+            x, operand = op.problem(case, torch.Generator().manual_seed(0))
+            packed = op.gpu[0].pack(operand)
+            key, tiles, default, run = _attention(x, packed) if op.name == kv_attention.OP.name else _turn(x, packed)
+            if key in seen:
+                continue
+            seen.add(key)
+            seconds = samples_of(key) if samples_of else _seconds(rotated(x.bfloat16(), packed.tensors, device), run, device)
+            tile, best = search(tiles, seconds)
+            yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
+
+
+def _seconds(copies: list, run: Callable, device: torch.device) -> Callable[[Tile, int], float]:
+    return lambda tile, samples: time_call([partial(run, *copy, tile) for copy in copies], device, samples).median
+
+
+def _attention(x: Tensor, packed: Packed) -> tuple[str, list[Tile], Tile, Callable]:
+    """(key, tiles to try, default, run(x, tensors, tile)) of a cache."""
+    cache = unpacked(packed)
+    rows, tokens = cache.key_codes.shape[0] * cache.key_codes.shape[1], cache.key_codes.shape[2]
+    run = lambda x, t, tile: kv_attention.launch(x, LowBitCache(**t, bits=cache.bits).tensors(), cache.bits, None, tile)  # noqa: E731
+    processors = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
+    default = kv_attention.default_tile(rows, tokens, processors)
+    return table.key(*kv_attention.table_key(x, cache.tensors(), cache.bits)), kv_attention.candidates(tokens), default, run
+
+
+def _turn(x: Tensor, packed: Packed) -> tuple[str, list[Tile], Tile, Callable]:
+    """The same of a rotation. Its rounding is tuned with the case that comes first, whether rounded or not."""
+    (q, activation), (m, k), p = packed.meta, x.shape, packed.tensors["left"].shape[0]
+    sizes, kind = hadamard.axes(p, q), "" if activation is None else activation.kind
+    run = lambda x, t, tile: hadamard.launch(x, t["signs"], t["left"], q, kind, tile)  # noqa: E731
+    return table.key(*hadamard.table_key(m, k, p, q)), hadamard.candidates(k, sizes), hadamard.default_tile(k, sizes), run
 
 
 TRIED = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)  # rows
