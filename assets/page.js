@@ -68,7 +68,9 @@
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-pick]"), head = event.target.closest(sortable), chip = event.target.closest(".pv");
-    if (button) pick(button.dataset.pick);
+    const fold = event.target.closest("#fold");
+    if (fold) fold.ariaExpanded = fold.ariaExpanded !== "true";
+    else if (button) pick(button.dataset.pick);
     else if (chip) tell(chip);
     else if (head) order(head);
   });

@@ -10,6 +10,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from explorer.models import reading
+from explorer.records import InputError
 
 GROUP, WINDOW = 32, 32  # tokens (of a key's channel) or channels (of a value) that share a scale; tokens that stay in 16 bits
 WIDTHS = (16, 8, 4, 2)
@@ -86,7 +87,10 @@ class KiviLayer(DynamicLayer):
 
 
 def kivi_cache(config: Any, bits: int) -> Cache:
-    """An empty cache of `bits` (8, 4 or 2) for a model of this configuration."""
+    """An empty cache of `bits` (8, 4 or 2) for a model of this configuration. Raises InputError where no group divides the channels of a head."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size % GROUP:
+        raise InputError(f"A cache in {bits} bits groups {GROUP} channels, and this model's heads have {size}; leave the cache at 16 bits.")
     return Cache(layers=[KiviLayer(bits) for _ in range(config.num_hidden_layers)])
 
 

@@ -94,7 +94,7 @@ class LlamaLoop:
         self.cache = weight.new_zeros(shape) if kv_bits == 16 else None
         self.packed = None if kv_bits == 16 else PackedCache((len(self.blocks), batch, self.keys, self.size), context, kv_bits, weight, static)
         self.static = self.packed.static if self.packed else weight.is_cuda if static is None else static
-        self.attention = self.packed.name if self.packed else "torch attention"
+        self.attention = self.packed.name if self.packed else "torch SDPA"
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
         self.lean = weight.device.type == "cpu" and not self.static and self.blocks[0].head_norms is None

@@ -148,7 +148,7 @@ def attention(capability: int, bits: int) -> list[dict]:
     constants |= {"ASM": assembly(bits, bits < 8), "COUNTED": True}
     facts = machine_code(kv_attention_kernel, types, constants, capability, 4)
     parts = {"part_ptr": "*fp32", "peak_ptr": "*fp32", "total_ptr": "*fp32", "y_ptr": "*bf16", "parts": "i32", "heads": "i32"}
-    joined = machine_code(join_splits_kernel, parts, {"D": 128, "PARTS": 32}, capability, 4)
+    joined = machine_code(join_splits_kernel, parts, {"D": 128, "PARTS": 64}, capability, 4)
     return [
         {"variant": f"sm_{capability} attention {bits}-bit", "product": True, **facts, "per_code": round(facts["loop"] / (2 * 32 * 128 / 128), 2)},
         {"variant": f"sm_{capability} joining splits", **joined},

@@ -22,6 +22,13 @@ def filled(page, width: int) -> None:
     """The first view holds its figures at their size, and nothing is wider than the page."""
     assert page.locator("#comparison thead th").count() == 6
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    fold = page.locator("#fold")
+    assert fold.is_visible() == (width < 700) and page.locator("#method").is_visible() == (width >= 700) and page.locator("#run").is_visible()
+    if width < 700:
+        fold.press("Enter")
+        assert page.locator("#method").is_visible() and fold.get_attribute("aria-expanded") == "true"
+        fold.click()
+        assert page.locator("#method").is_hidden()
     for name in ("quality", "divergence", "memory", "speed"):
         page.wait_for_selector(f"#plot-{name} .main-svg")
         plot, drawing = page.locator(f"#plot-{name}").bounding_box(), page.locator(f"#plot-{name} .main-svg").first.bounding_box()

@@ -86,7 +86,7 @@ def test_unknown_flag_is_exit_code_2() -> None:
 
 def test_interrupt_is_130_and_stores_nothing_half(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
-    command = [sys.executable, "-m", "explorer", "run", "--method", "gptq", "--bits", "3", "--store", str(path)]
+    command = [sys.executable, "-m", "explorer", "run", "--method", "gptq", "--bits", "3", "--sequences", "4", "--store", str(path)]
     hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for what it runs in the background
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}, "preexec_fn": hear}
     with subprocess.Popen(command, **options) as process:

@@ -19,7 +19,7 @@ from explorer.store import Store
 from tests.measuring import measuring
 
 CPU = torch.device("cpu")
-FEW = {"tokens": 2048, "length": 512}  # of random weights any text says as much
+FEW = {"tokens": 1024, "length": 256}  # of random weights any text says as much
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,17 @@ def test_nan_is_counted_and_never_averaged() -> None:
     assert math.isclose(found["kld_mean"].value, clean["kld_mean"].value, rel_tol=0.02)
     nothing = {m.metric: m for m in summarise(token_statistics(reference, broken * torch.nan, targets), False)}
     assert math.isnan(nothing["perplexity"].value) and nothing["perplexity"].bad == 640
+
+
+def test_the_correct_tokens_probability_by_hand() -> None:
+    """Two tokens, the correct one's probability from 1/2 to 3/4 and to 1/4 in turn: no mean change, an RMS of 25 points."""
+    reference = torch.zeros(640, 2)
+    logits = torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log().repeat(320, 1)
+    found = {m.metric: m for m in summarise(token_statistics(reference, logits, torch.zeros(640, dtype=torch.long)), False)}
+    mean, rms = found["p_correct_change"], found["p_correct_rms"]
+    assert abs(mean.value) < 1e-4 and rms.value == pytest.approx(25) and rms.low <= rms.value <= rms.high * (1 + 1e-9) and rms.unit == "percentage points"
+    worse = {m.metric: m for m in summarise(token_statistics(reference, logits[1:2].expand(640, 2), torch.zeros(640, dtype=torch.long)), False)}
+    assert worse["p_correct_change"].value == pytest.approx(-25)
 
 
 def test_interval_covers_the_mean_of_correlated_values() -> None:

@@ -14,6 +14,7 @@ from explorer.models import LoadedModel, reading
 from explorer.packed_cache import PackedCache
 from explorer.records import InputError
 from explorer.store import Store
+from tests.architectures import make
 
 CPU = torch.device("cpu")
 
@@ -106,3 +107,9 @@ def test_cache_bits_are_part_of_the_experiment(tmp_path: Path, tiny_folder: Path
     assert small.value("memory_kv_cache") < 0.4 * base.value("memory_kv_cache")
     with pytest.raises(InputError, match="KV cache takes"):
         last_report(runner.run(str(tiny_folder), "none", {}, kv_bits=3))
+
+
+def test_heads_that_no_group_divides_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    folder = make("llama", tmp_path / "odd", num_attention_heads=4, num_key_value_heads=2, head_dim=40, num_hidden_layers=1)
+    with pytest.raises(InputError, match="groups 32 channels, and this model's heads have 40; leave the cache at 16 bits"):
+        last_report(LocalRunner(Store(tmp_path / "r.db")).run(str(folder), "rtn", {"group_size": 32}, kv_bits=4))

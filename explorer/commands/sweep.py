@@ -18,8 +18,8 @@ from explorer.commands.run import add_circumstances, add_widths, circumstances, 
 from explorer.records import Answer, Event, InputError, Measurement, Progress, Report, plain
 
 COLUMNS = (
-    "bits_per_weight", "kld_mean", "perplexity_delta", "perplexity", "top1_agreement", "weight_bytes", "decode_tokens_per_second", "decode_latency_p50",
-    "decode_limit", "quantize_seconds",
+    "bits_per_weight", "kld_mean", "perplexity_delta", "perplexity", "top1_agreement", "p_correct_change", "p_correct_rms", "kld_median", "kld_max", "weight_bytes",
+    "decode_tokens_per_second", "decode_latency_p50", "decode_limit", "quantize_seconds",
 )  # fmt: skip
 SPREAD = ("kld_mean", "perplexity_delta", "perplexity", "top1_agreement")  # what differs with the calibration text
 OWN_FLAGS = ("bits", "group_size", "granularity")  # parameters that are axes of their own

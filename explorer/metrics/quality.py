@@ -1,4 +1,4 @@
-"""How much the model changed: perplexity, its paired difference to 16 bits, KL divergence and agreement, token by token.
+"""How much the model changed: perplexity, its paired difference to 16 bits, KL divergence, agreement and the correct token's probability, by token.
 
 Both models run over the same windows. All differences are paired by token, which is what makes a few thousand tokens enough to tell
 4 bits from 16 (llama.cpp's perplexity tool is the model for this protocol).
@@ -17,6 +17,7 @@ from explorer.metrics import Metric, Subject, mean_interval
 from explorer.records import Measurement, Progress
 
 BATCH = 2  # windows a forward pass
+POINTS = "percentage points"
 TIE = 0.2  # probability by which the top token must lead the second; below it a flip changes little
 
 
@@ -65,11 +66,24 @@ def summarise(tokens: dict[str, Tensor], is_baseline: bool) -> Iterator[Measurem
     for name, share in (("kld_median", 0.5), ("kld_p99", 0.99), ("kld_max", 1.0)):
         value = torch.quantile(kept["kld"], share).item() if n else math.nan
         yield Measurement(name, value, "nats", n=n, bad=bad)
+    yield from of_correct_token(100 * ((-kept["nll"]).exp() - (-kept["base"]).exp()), bad)
     same, low, high = mean_interval(kept["same"] * 100)
     yield Measurement("top1_agreement", same, "%", low=low, high=min(100.0, high), n=n, bad=bad)
     clear = ((kept["same"] == 0) & (kept["lead"] > TIE)).float() * 100
     share, low, high = mean_interval(clear)
     yield Measurement("clear_flips", share, "%", low=max(0.0, low), high=high, n=n, bad=bad)
+
+
+def of_correct_token(change: Tensor, bad: int) -> Iterator[Measurement]:
+    """Mean and root mean square of how much the probability of the token that follows changed, in percentage points, from change [n].
+
+    They are what llama.cpp's perplexity tool prints as mean and RMS of Δp. The mean tells whether the model got worse, the RMS how much noise the
+    rounding is, in whichever direction.
+    """
+    mean, low, high = mean_interval(change)
+    yield Measurement("p_correct_change", mean, POINTS, low=low, high=high, n=change.numel(), bad=bad)
+    square, low, high = (math.sqrt(max(0.0, value)) if math.isfinite(value) else value for value in mean_interval(change.double().square()))
+    yield Measurement("p_correct_rms", square, POINTS, low=low, high=high, n=change.numel(), bad=bad)
 
 
 def _exp(nats: float) -> float:

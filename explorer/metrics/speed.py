@@ -39,7 +39,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     yield Measurement("decode_loop", f"transformers: {decoder.why}" if decoder.why else decoder.loop)
     yield Measurement("decode_copies", decoder.copies, "bytes")
     yield Measurement("decode_attention", decoder.attention)
-    yield Measurement("decode_cache_bytes", held, "bytes", n=decoder.forward.context)
+    yield Measurement("decode_cache_bytes", held, "bytes")
     yield from summarise(firsts, latencies, read + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
 
 

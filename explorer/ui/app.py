@@ -22,6 +22,8 @@ STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js")]
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
+# On a phone the results come first: the controls are behind this button, which is not there on a wide page.
+FOLD = "<button type='button' id='fold' aria-expanded='false' aria-controls='controls'>Model, method and options</button>"
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
 ONCE = """(layer) => {
   const last = window.lastLayer;
@@ -56,6 +58,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
+                gr.HTML(FOLD, padding=False)
                 if login:
                     gr.LoginButton("Log in for gated models", logout_value="Log out ({})", size="sm", elem_id="hub-login")
                 run, cancel = _controls(page)

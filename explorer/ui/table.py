@@ -31,6 +31,13 @@ class Row:
     by_device: bool = False
 
 
+MORE = (
+    Row("kld_median", "KL divergence, median", "nats", 4),
+    Row("kld_max", "KL divergence, largest", "nats", 3),
+    Row("p_correct_change", "Probability of the correct token, mean change", "percentage points", 3, more=None),
+    Row("p_correct_rms", "Probability of the correct token, RMS change", "percentage points", 2),
+)  # what llama.cpp's perplexity tool reports beside the above
+SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
         Row("perplexity_delta", "Perplexity change, paired", "%"),
@@ -63,7 +70,7 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
-    text = f"{'+' if row.metric == 'perplexity_delta' and value > 0 else ''}{written(row, value, value)}"
+    text = f"{'+' if row.metric in SIGNED and value > 0 else ''}{written(row, value, value)}"
     notes, interval = [], ""
     if finite(found.low) and finite(found.high) and found.low != found.high:
         notes.append(f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}")
@@ -130,7 +137,7 @@ def kernel(report: Report) -> str:
     p = report.provenance
     attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
-    parts += [f"cache: {attention.value}"] if attention else []
+    parts += [f"attention: {attention.value}"] if attention else []
     skipped = p.get("skipped", {})
     for why in dict.fromkeys(skipped.values()):
         names = [short_layer(name) for name, reason in skipped.items() if reason == why]
@@ -147,21 +154,28 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
     heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
     bodies = [f"<tbody><tr><th scope='row'>Verdict</th>{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
     for title, rows in SECTIONS.items():
-        lines = [f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>"]
-        for row in rows:
-            unit = f" <small>{row.unit}</small>" if row.unit else ""
-            head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
-            lines.append(f"<tr>{head}" + "".join(cell(row, r, base) for r in reports) + "</tr>")
-        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+        bodies.append(f"<tbody><tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>{lines(rows, reports, base)}</tbody>")
     section = f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>How it was measured</th></tr>"
-    table = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>{''.join(bodies)}<tbody>{section}"
+    top = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>"
+    folded = reachable(f"{top}<tbody>{lines(MORE, reports, base)}</tbody></table>")
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
         "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
-    whole = reachable(f"{table}{circumstances(reports)}</tbody></table>")
-    return f"<div class='scroll' tabindex='0'>{whole}</div><p class='hint'>{legend} Scored on: {protocol}.</p>"
+    whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")
+    more = f"<details><summary>More of the quality: median and largest divergence, the correct token</summary><div class='scroll'>{folded}</div></details>"
+    return f"<div class='scroll' tabindex='0'>{whole}</div>{more}<p class='hint'>{legend} Scored on: {protocol}.</p>"
+
+
+def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None) -> str:
+    """Rows of the table as HTML."""
+    found = []
+    for row in rows:
+        unit = f" <small>{row.unit}</small>" if row.unit else ""
+        head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
+        found.append(f"<tr>{head}" + "".join(cell(row, r, base) for r in reports) + "</tr>")
+    return "".join(found)
 
 
 def model_of(report: Report) -> str:
