@@ -51,8 +51,8 @@ def build(shell: Shell) -> View:
         what = gr.Radio(MEASURES, value="kld", label="Measure", min_width=320)
     maps: list[Any] = []
     with gr.Row():
-        for item in (sensitivity.MAP, sensitivity.RANKING):
-            with gr.Column(min_width=320):
+        for item, share in ((sensitivity.MAP, 2), (sensitivity.RANKING, 3)):  # the ranking names every layer
+            with gr.Column(min_width=320, scale=share):
                 maps += chart(item, (handlers.kept.get(start) or {}) | {"width": WIDTH, "what": "kld"})
     asked = [shell.controls[0], method, group, asymmetric, width, what, key]
     stop = Cancel(status("Cancelled. The layers measured so far are kept."))
