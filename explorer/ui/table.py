@@ -157,7 +157,8 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
         bodies.append(f"<tbody><tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>{lines(rows, reports, base)}</tbody>")
     section = f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>How it was measured</th></tr>"
     top = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>"
-    folded = reachable(f"{top.replace("'compare'", "'compare more'")}<tbody>{lines(MORE, reports, base)}</tbody></table>")
+    second = top.replace("'compare'", "'compare more'")
+    folded = reachable(f"{second}<tbody>{lines(MORE, reports, base)}</tbody></table>")
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
         "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
