@@ -37,8 +37,8 @@ class Accelerator:
 
 
 SPACES = "price: Hugging Face Spaces, 2026"
-EIGHT = "price: Lambda, on demand, one of a machine of eight, September 2026"
-HYPERSTACK = "price: Hyperstack, on demand, August 2026"
+EIGHT = "price: Lambda, on demand, one of a machine of eight, as reported in September 2026"
+HYPERSTACK = "price: Hyperstack, on demand, as reported in August 2026"
 UNIFIED, LITTLE = 0.75, 0.67  # of unified memory that macOS lets the GPU keep by default (Metal's recommendedMaxWorkingSetSize); less on small machines
 ACCELERATORS = (
     Accelerator("T4", 16, 320, False, False, f"NVIDIA T4 data sheet; {SPACES}", 0.40),

@@ -90,9 +90,7 @@ def measure_case(op: Op, case: Any, rows: list[int], device: torch.device, sampl
         if shape not in baselines:
             baselines[shape] = time_baseline(op, case, x, device, samples)
         name, base = baselines[shape]
-        row = {"op": op.name, "form": form.runs(packed, m), "format": case.format() if m else "", "case": describe(case)} | rate(
-            timing, moved, op.flops(case), copy
-        )
+        row = {"op": op.name, "form": form.runs(packed, m), "format": format_of(case), "case": describe(case)} | rate(timing, moved, op.flops(case), copy)
         row |= {"samples": timing.n, "bytes": moved, "baseline": name, "baseline_us": base.median * 1e6, "ratio": base.median / timing.median}
         yield row | {"peers": {peer.name: time_peer(peer, x, operand, device, samples, timing) for peer in PEERS if peer.op == op.name} if peers else {}}
 
@@ -108,6 +106,13 @@ def time_peer(peer: Any, x: Tensor, operand: Any, device: torch.device, samples:
     except Exception as error:  # a peer is someone else's code: whatever it raises must not end the run
         return {"why": f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"}
     return {"us": timing.median * 1e6, "ratio": timing.median / ours.median}
+
+
+def format_of(case: Any) -> str:
+    """What is in low bits in a case, in words: a product says it itself, a cache has bits, a rotation rounds its outputs or does not."""
+    if hasattr(case, "format"):
+        return case.format()
+    return f"{case.bits}-bit" if hasattr(case, "bits") else f"to {case.kind}" if getattr(case, "kind", "") else "16-bit"
 
 
 def describe(case: Any) -> dict[str, Any]:

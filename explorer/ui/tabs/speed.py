@@ -63,15 +63,20 @@ def shown_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """One table an operation, in a fold; the first is open."""
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "operation"]
     how = chip("recorded", f"{device}; {', '.join(f'{key} {data[key]}' for key in ('triton', 'date', 'command') if data.get(key))}", reached=False)
     head = "".join(f"<th scope='col'>{escape(column)} {how if column in TIMED else ''}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(_cell(column, row.get(column, "")) for column in columns) + "</tr>" for row in rows)
     origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
-    whole = reachable(f"<table class='kernels'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return (
-        f"<p class='hint'>{escape(device)}: {escape(origin)}</p><div class='scroll tall' tabindex='0' role='region' aria-label='kernel timings'>{whole}</div>"
-    )
+    parts = [f"<p class='hint'>{escape(device)}: {escape(origin)}</p>"]
+    for name in dict.fromkeys(row["operation"] for row in rows):
+        chosen = [row for row in rows if row["operation"] == name]
+        body = "".join("<tr>" + "".join(_cell(column, row.get(column, "")) for column in columns) + "</tr>" for row in chosen)
+        whole = reachable(f"<table class='kernels'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        title = f"<summary>{escape(name)}, {len(chosen)} timings</summary>"
+        scroll = f"<div class='scroll tall' tabindex='0' role='region' aria-label='timings of {escape(name, quote=True)}'>{whole}</div>"
+        parts.append(f"<details{' open' if len(parts) == 1 else ''}>{title}{scroll}</details>")
+    return "".join(parts)
 
 
 def _cell(column: str, value: Any) -> str:
