@@ -107,8 +107,10 @@ def ranking_words(data: dict[str, Any]) -> str:
     if len(rows) < 2:
         return "No layers to put in order yet."
     first = rows[0]
-    apart = next((i for i, row in enumerate(rows) if finite(row["kld_high"]) and row["kld_high"] < first["kld_low"]), None)
-    if apart is None:
+    apart = len(rows)  # from which layer on all intervals lie below the first one's
+    while apart and finite(rows[apart - 1]["kld_high"]) and rows[apart - 1]["kld_high"] < first["kld_low"]:
+        apart -= 1
+    if apart == len(rows):
         return f"All intervals overlap that of {short_layer(first['layer'])}: at {first['tokens']:,} tokens the order means nothing."
     others = [short_layer(row["layer"]) for row in rows[1:apart]]
     named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"

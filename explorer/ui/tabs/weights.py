@@ -54,7 +54,8 @@ def build(shell: Shell) -> View:
     def render(reports: Sequence[Report], layer: str, shown: str) -> list[Any]:
         quantized = {key: r for key, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")}
         wanted = settings(shown).get("key")
-        key = wanted if wanted in quantized else usual(list(quantized.values()))
+        at_once = [r for r in quantized.values() if not maps.reads(r)]  # whose maps need no pass over the model, so that something is there to see
+        key = wanted if wanted in quantized else usual(at_once or list(quantized.values()))
         now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
         return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
 
@@ -75,7 +76,7 @@ class Maps:
         told = settings(subject)
         return told, next(iter(self.shell.shelf.pick([str(told.get("key") or "")])), None)
 
-    def _reads(self, report: Report) -> bool:
+    def reads(self, report: Report) -> bool:
         """Whether the configuration's method needs more than the weight."""
         spec = report.experiment.spec
         method = next((m for m in self.shell.catalogue if m["name"] == spec.method), {"needs_inputs": True})
@@ -88,7 +89,7 @@ class Maps:
         if report is None:
             yield self._drawn({}, None, status("Run a quantized configuration to see where its error sits."))
             return
-        if self._reads(report):
+        if self.reads(report):
             note = status(f"{report.name} reads the model's inputs, so its map takes one pass over the whole model (seconds on the bundled one); it is kept.")
             yield self._drawn({}, report, note, needs_model=True)
             return
