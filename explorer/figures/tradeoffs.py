@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,14 +91,15 @@ def draw(data: dict[str, Any]) -> Plot:
     named = {p["key"] for p in spaced(best)}
     colour = colours([p["method"] for p, _, _ in best])
     for method in [*colour, ""]:
+        title = family([p["name"] for p in points if p["method"] == method]) or method or OTHERS
         for faded in (False, True):
             chosen = [
                 (p, x, y, kind) for (p, x, y), kind in zip(placed, kinds, strict=True)
                 if (p["method"] if p["method"] in colour else "") == method and (kind == "beaten") == faded
             ]  # fmt: skip
             if chosen:
-                known = any(trace["name"] == (method or OTHERS) for trace in traces)
-                traces.append(_cloud(chosen, method or OTHERS, colour.get(method, (COLOURS[0], "circle")), faded, view, named) | {"showlegend": not known})
+                known = any(trace["name"] == title for trace in traces)
+                traces.append(_cloud(chosen, title, colour.get(method, (COLOURS[0], "circle")), faded, view, named) | {"showlegend": not known})
     shape = layout(
         VIEWS[view][1],
         QUALITY[metric],
@@ -132,6 +135,13 @@ def spaced(best: Sequence[tuple[dict[str, Any], float, tuple]]) -> list[dict[str
         if all(abs(x - other) / wide > 4 * APART or abs(height - above) / high > APART for _, other, above in taken):
             taken.append((point, x, height))
     return [point for point, _, _ in taken]
+
+
+def family(names: Sequence[str]) -> str:
+    """What the names of one method's configurations begin with, up to its parameters: "QuIP#" of "QuIP# 2-bit" and "QuIP# 2-bit not rotated"."""
+    words = zip(*(name.split() for name in names), strict=False)
+    shared = itertools.takewhile(lambda at: len(set(at)) == 1 and not at[0].startswith("per-") and not re.fullmatch(r"\d-bit|g\d+", at[0]), words)
+    return " ".join(at[0] for at in shared)
 
 
 def colours(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
