@@ -49,8 +49,8 @@ def layers() -> list[Layer]:
 
 def output_error(gram: Tensor, rounded: Tensor, weight: Tensor) -> float:
     """||X (W' - W)^T||^2 / ||X W^T||^2 from X^T X, which costs a tenth of the products themselves."""
-    size = lambda w: (w @ gram * w).sum()  # noqa: E731
-    return (size(rounded - weight) / size(weight)).item()
+    error = rounded - weight
+    return ((error @ gram * error).sum() / (weight @ gram * weight).sum()).item()
 
 
 def errors(layers: list[Layer], method: str, **params: object) -> tuple[list[float], list[float]]:

@@ -109,7 +109,10 @@ def _attention(x: Tensor, packed: Packed) -> tuple[str, list[Tile], Tile, Callab
     """(key, tiles to try, default, run(x, tensors, tile)) of a cache."""
     cache = unpacked(packed)
     rows, tokens = cache.key_codes.shape[0] * cache.key_codes.shape[1], cache.key_codes.shape[2]
-    run = lambda x, t, tile: kv_attention.launch(x, LowBitCache(**t, bits=cache.bits).tensors(), cache.bits, None, tile)  # noqa: E731
+
+    def run(x: Tensor, tensors: dict[str, Tensor], tile: Tile) -> Tensor:
+        return kv_attention.launch(x, LowBitCache(**tensors, bits=cache.bits).tensors(), cache.bits, None, tile)
+
     processors = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
     default = kv_attention.default_tile(rows, tokens, processors)
     return table.key(*kv_attention.table_key(x, cache.tensors(), cache.bits)), kv_attention.candidates(tokens), default, run
@@ -119,7 +122,10 @@ def _turn(x: Tensor, packed: Packed) -> tuple[str, list[Tile], Tile, Callable]:
     """The same of a rotation. Its rounding is tuned with the case that comes first, whether rounded or not."""
     (q, activation), (m, k), p = packed.meta, x.shape, packed.tensors["left"].shape[0]
     sizes, kind = hadamard.axes(p, q), "" if activation is None else activation.kind
-    run = lambda x, t, tile: hadamard.launch(x, t["signs"], t["left"], q, kind, tile)  # noqa: E731
+
+    def run(x: Tensor, tensors: dict[str, Tensor], tile: Tile) -> Any:
+        return hadamard.launch(x, tensors["signs"], tensors["left"], q, kind, tile)
+
     return table.key(*hadamard.table_key(m, k, p, q)), hadamard.candidates(k, sizes), hadamard.default_tile(k, sizes), run
 
 
