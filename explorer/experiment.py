@@ -25,7 +25,7 @@ from explorer.hub import Hub
 from explorer.methods import Method, build
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
-from explorer.provenance import describe, name_of
+from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import QuantizedLinear, put, quantized_head, release
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
@@ -99,12 +99,9 @@ def run(
                     else:
                         yield event
     measurements = tuple(m for name in metrics() if name in found for m in found[name][0])
-    provenance: dict[str, Any] = {}
-    for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
-        provenance |= found[name][1] if name in found else {}
-    dates = {name: circumstances.get("date") for name, (_, circumstances) in found.items()}
-    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing), "dates": dates, "unsaved": unsaved}
-    yield Report(experiment, measurements, provenance)
+    provenance = merged({name: circumstances for name, (_, circumstances) in found.items()})
+    provenance |= {"label": name_of(experiment.spec, method), "reads_inputs": method.reads_inputs()}
+    yield Report(experiment, measurements, provenance | {"from_store": not missing, "measured_now": sorted(missing), "unsaved": unsaved})
 
 
 def keep(store: Store, whole: _Whole) -> str:

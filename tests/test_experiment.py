@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -13,8 +14,9 @@ from explorer.experiment import Loader, LocalRunner, last_report, metric_key, ru
 from explorer.metrics import mean_interval, metrics
 from explorer.metrics.quality import summarise, token_statistics
 from explorer.models import linears
+from explorer.provenance import calibrated, merged
 from explorer.qlinear import QuantizedLinear
-from explorer.records import InputError, Measurement, Progress, Report
+from explorer.records import InputError, Measurement, Progress, Report, TextRef
 from explorer.store import Store
 from tests.measuring import measuring
 
@@ -153,7 +155,22 @@ def test_calibration_is_part_of_the_experiment(store: Store, loader: Loader, tin
     first, other = ask("gptq"), ask("gptq", seed=7)
     assert first.value("kld_mean") != other.value("kld_mean") and not other.provenance["from_store"]
     assert "2,048 tokens in windows of 1024, seed 7" in other.provenance["calibration"]
-    assert not ask("rtn").provenance["from_store"] and ask("rtn", seed=7).provenance["from_store"]
+    rounded = ask("rtn")
+    assert not rounded.provenance["from_store"] and ask("rtn", seed=7).provenance["from_store"]
+    assert [r.provenance["reads_inputs"] for r in (first, rounded)] == [True, False] and rounded.provenance["calibration"] == "none read"
+
+
+def test_calibration_is_told_as_read() -> None:
+    asked, few = TextRef("bundled", "a", 1024 * 512, 512), torch.zeros(104, 512)
+    assert "53,248 tokens in windows of 512, seed 0; 524,288 were asked for" in calibrated(few, asked)
+    assert "asked" not in calibrated(few, dataclasses.replace(asked, tokens=104 * 512)) and calibrated(None, asked) == "none read"
+
+
+def test_a_report_tells_the_circumstances_of_this_device_and_every_date() -> None:
+    told = {name: {"kernels": name, "date": name} for name in metrics()}
+    assert merged(told)["kernels"] == "speed" and merged(told)["dates"] == {name: name for name in metrics()}
+    del told["speed"], told["size"]
+    assert merged(told)["kernels"] == "training" and merged({name: told[name] for name in ("activations", "depth")})["kernels"] == "depth"
 
 
 @pytest.mark.parametrize("options", [{"calibration": "pasted", "evaluation": "pasted", "text": "x"}, {"sequences": 0}, {"sequences": 1.5}, {"seed": -1}])

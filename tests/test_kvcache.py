@@ -10,8 +10,8 @@ from transformers import Cache
 from transformers.cache_utils import QuantizedLayer
 
 from explorer import models
-from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.decode import TransformersLoop
+from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
 from explorer.llama import LlamaLoop
 from explorer.models import LoadedModel, reading

@@ -126,7 +126,8 @@ def origin(report: Report) -> str:
 def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = []
-    for title, text in (("Kernel", kernel), ("Device", lambda r: escape(str(r.provenance.get("device", ""))))):
+    told = lambda name: lambda r: escape(str(r.provenance.get(name, "")))  # noqa: E731
+    for title, text in (("Kernel", kernel), ("Device", told("device")), ("Calibration", told("calibration"))):
         rows.append(f"<tr class='how'><th scope='row'>{title}</th>" + "".join(f"<td>{text(r)}</td>" for r in reports) + "</tr>")
     when = "".join(f"<td>{origin(r)}, {escape(str(r.provenance.get('date', '')))}</td>" for r in reports)
     return "".join(rows) + f"<tr class='how'><th scope='row'>Origin</th>{when}</tr>"
