@@ -220,8 +220,8 @@ def test_q6_k_block_decodes_the_same_in_gguf() -> None:
      ("q5_0", False, 0.034032), ("q5_0", True, 0.031963), ("q8_0", False, 0.00052465), ("q8_0", True, 0.00052465)],
 )  # fmt: skip
 def test_k_quants_err_as_llama_cpp_does(name: str, importance: bool, theirs: float) -> None:
-    """Squared errors weighted by the importance, as ggml-quants.c of llama.cpp (as llama-cpp-python 0.3.36 ships it, compiled by hand, read by gguf) leaves them on these numbers;
-    sums in another order move a few codes.
+    """Squared errors weighted by the importance, on these numbers, as llama.cpp's ggml-quants.c (of llama-cpp-python 0.3.36, compiled by hand, read by
+    gguf) leaves them; sums in another order move a few codes.
     """
     i = torch.arange(16 * 512)
     w = (((i * 7919 % 1009) - 504).float() / 2**13 * (1 + (i % 13 == 0) * 3)).view(16, 512)
