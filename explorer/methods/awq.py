@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from explorer.flow import Outputs
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
 
@@ -42,15 +43,22 @@ class Awq(Method):
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         x = self._checked(inputs)
-        return self._rounded(weight, x, self._search_scale([weight], x, torch.arange(weight.shape[1], device=weight.device)), layer)
+        scale = self._search_scale(x, torch.arange(weight.shape[1], device=weight.device), self._sum_of_errors([weight], x))
+        return self._rounded(weight, x, scale, layer)
 
-    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
-        """One scale for all, least in the sum of their errors; none where no operator before could take it."""
+    def quantize_together(
+        self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None, outputs: Outputs | None = None
+    ) -> Iterator[tuple[str, QuantizedTensor]]:
+        """One scale for all, as in the authors' code by the output of what holds them, such as the attention: their errors meet there, and cancel or not.
+        None where no operator before could take it.
+        """
         if self.scales == "own":
-            yield from super().quantize_together(weights, inputs, rows)
+            yield from super().quantize_together(weights, inputs, rows, outputs)
             return
-        x = self._checked(inputs)
-        scale = None if rows is None else self._search_scale(list(weights.values()), x, rows)
+        x, scale = self._checked(inputs), None
+        if rows is not None:
+            several = outputs is not None and len(weights) > 1
+            scale = self._search_scale(x, rows, self._change(weights, outputs) if several else self._sum_of_errors(list(weights.values()), x))
         for layer, weight in weights.items():
             yield layer, dataclasses.replace(self._rounded(weight.float(), x, scale, layer), channel_bits=0)
 
@@ -69,25 +77,36 @@ class Awq(Method):
     def _round(self, weight: Tensor) -> QuantizedTensor:
         return quantize_affine(weight, self.bits, "group", self.group_size, self.symmetric)
 
-    def _search_scale(self, weights: list[Tensor], x: Tensor, rows: Tensor) -> Tensor:
-        """[K]: the channel scale of least sum of ||(W' - W) X^T||, equal in channels of one row. The squared norm is tr(D G D^T) with the inputs' Gram
-        matrix G.
-        """
-        gram, magnitude = x.T @ x, x.abs().mean(0)
+    def _search_scale(self, x: Tensor, rows: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
+        """[K]: the channel scale of least loss, equal in channels of one row."""
+        magnitude = x.abs().mean(0)
         magnitude = (torch.zeros_like(magnitude).index_add(0, rows, magnitude) / rows.bincount(minlength=len(rows)).clamp(min=1))[rows]
         best, least = torch.ones_like(magnitude), torch.inf
         for step in range(RATIOS):
             scale = magnitude.pow(step / RATIOS).clamp(min=1e-4)
             scale = scale / (scale.max() * scale.min()).sqrt()
             scale = 1 / (1 / scale).bfloat16().float()  # what the layer multiplies by is kept in bfloat16
-            loss = sum(self._loss(weight.float(), scale, gram) for weight in weights)
-            if loss < least:
-                best, least = scale, loss
+            if (found := loss(scale)) < least:
+                best, least = scale, found
         return best
 
-    def _loss(self, weight: Tensor, scale: Tensor, gram: Tensor) -> float:
-        difference = self._round(weight * scale).dequantize() / scale - weight
-        return ((difference @ gram) * difference).sum().item()
+    def _sum_of_errors(self, weights: list[Tensor], x: Tensor) -> Callable[[Tensor], float]:
+        """Of a scale, the sum of ||(W' - W) X^T||^2 of the layers: tr(D G D^T) with the inputs' Gram matrix G."""
+        gram = x.T @ x
+
+        def loss(scale: Tensor) -> float:
+            differences = [self._moved(weight, scale) - weight for weight in weights]
+            return sum(((difference @ gram) * difference).sum().item() for difference in differences)
+
+        return loss
+
+    def _change(self, weights: dict[str, Tensor], outputs: Outputs) -> Callable[[Tensor], float]:
+        """Of a scale, how far it moves what the part of the model that holds the layers gives."""
+        exact = outputs(weights)
+        return lambda scale: (outputs({layer: self._moved(weight, scale) for layer, weight in weights.items()}) - exact).square().sum().item()
+
+    def _moved(self, weight: Tensor, scale: Tensor) -> Tensor:
+        return self._round(weight.float() * scale).dequantize() / scale
 
     def _search_clip(self, weight: Tensor, x: Tensor) -> Tensor:
         """The weight [N, K] clamped group by group to the share of its range that gives the least output error of that group."""
