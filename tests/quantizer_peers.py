@@ -43,12 +43,12 @@ def matrices(n: int, k: int) -> tuple[Tensor, Tensor]:
 
 
 def own_gptq(weight: Tensor, inputs: Tensor, order: bool) -> Work:
-    method, h = Gptq(bits=BITS, group_size=GROUP, symmetric=True, act_order=order, static_groups=True), hessian(inputs)
+    method, h = Gptq(bits=BITS, group_size=GROUP, symmetric=True, full_range=True, act_order=order, static_groups=True), hessian(inputs)
     return lambda: quantize_with_hessian(method, weight, h).dequantize()
 
 
 def llm_compressor(weight: Tensor, inputs: Tensor, order: bool) -> Work:
-    """Its quantizer of stacked weights, with its own symmetric scales, absmax / 7.5 of the same groups; this project's are absmax / 7."""
+    """Its quantizer of stacked weights, with the symmetric scales its observer would give: absmax / 7.5 of the original groups."""
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 
