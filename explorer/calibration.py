@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from explorer.flow import Before, Group, Outputs, groups, outputs_of
+from explorer.flow import Before, Group, groups
 from explorer.models import CACHE_ARGUMENTS, LoadedModel, blocks, linears
 
 BATCH = 4  # windows a forward pass
@@ -92,9 +92,8 @@ def flowing(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[Tensor, list
 
 
 @torch.no_grad()
-def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[dict[str, Tensor], Before | None, Outputs]]:
-    """Yields ({layer name: its inputs [M, K]}, what gives them, what the part of the block that holds them makes of the first windows) for each set
-    of layers that share an input, in order of execution.
+def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[dict[str, Tensor], Before | None]]:
+    """Yields ({layer name: its inputs [M, K]}, what gives them) for each set of layers that share an input, in order of execution.
 
     The caller replaces the yielded layers in the model before it asks for more, so that each set sees the effect of all sets
     before it (true-sequential order: q/k/v, then o, then gate/up, then down).
@@ -103,6 +102,6 @@ def sequential_inputs(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[di
     names = {id(layer): name for name, layer in linears(loaded.model).items()}
     for block in blocks(loaded.model):
         for group in groups(block, batches[0], arguments):
-            layers = dict(sorted((names[id(layer)], layer) for layer in group.layers))
-            yield record_inputs(block, batches, arguments, layers), group.before, outputs_of(block, batches[0], arguments, layers)
+            layers = sorted((names[id(layer)], layer) for layer in group.layers)
+            yield record_inputs(block, batches, arguments, dict(layers)), group.before
         batches = [_forward(block, hidden, arguments) for hidden in batches]

@@ -228,25 +228,25 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     layers: dict[str, QuantizedLinear] = {}
     qtensors: dict[str, QuantizedTensor] = {}
 
-    def convert(names: Sequence[str], inputs: torch.Tensor | None, *shared: Any) -> Iterator[Progress]:
+    def convert(names: Sequence[str], inputs: torch.Tensor | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
         weights = {name: architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight for name in names}
         for name, weight in weights.items():
             finite(weight, "weights", name)
-        for name, qtensor in method.quantize_together(weights, inputs, *shared):
+        for name, qtensor in method.quantize_together(weights, inputs, rows):
             layers[name] = QuantizedLinear(qtensor, wanted[name].bias, loaded.device)
             qtensors[name] = release(layers, name, qtensor) if loaded.ref.random else qtensor
             yield Progress("quantize", len(qtensors), len(wanted), name)
 
     if rows is None:
         for name in wanted:
-            yield from convert([name], None, None)
+            yield from convert([name], None)
         return qtensors, layers
     yield Progress("quantize", 0, len(wanted), "reading the calibration text")
-    for group, before, outputs in sequential_inputs(loaded, rows):
+    for group, before in sequential_inputs(loaded, rows):
         names = [name for name in group if name in wanted]
         if names:
-            inputs, whole = finite(group[names[0]], "inputs", names[0]).float(), len(names) == len(group)
-            yield from convert(names, inputs, before.rows if before and whole else None, outputs if whole else None)
+            shared = finite(group[names[0]], "inputs", names[0]).float()
+            yield from convert(names, shared, before.rows if before and len(names) == len(group) else None)
         for name in names:
             put(loaded.model, name, layers[name])
     return qtensors, layers

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_map
-
-Outputs = Callable[[dict[str, Tensor]], Tensor]  # see outputs_of
 
 # A linear layer and the one beside it whose outputs become its inputs channel by channel: values are mixed over tokens only, gated products linear in `up`.
 CHAINS = {"o_proj": "v_proj", "out_proj": "v_proj", "dense": "v_proj", "down_proj": "up_proj", "fc2": "fc1"}
@@ -82,39 +77,6 @@ def _of_linear(block: nn.Module, layers: list[nn.Linear]) -> Before | None:
     rows = torch.arange(source.out_features, device=source.weight.device)
     share = layers[0].in_features // source.out_features
     return Before(source, rows if share == 1 else rows.view(-1, 1, parent.head_dim).expand(-1, share, -1).flatten())
-
-
-def outputs_of(block: nn.Module, hidden: Tensor, arguments: dict, layers: dict[str, nn.Module]) -> Outputs:
-    """A function of weights [N, K] by the name of these layers: what the smallest part of the block that holds them all gives with those weights,
-    [M, H] float32, when hidden [B, T, H] enters the block. It computes in float32, because roundings of bfloat16 would hide those of 8 bits, and
-    changes nothing in the model.
-    """
-    parts = [part for part in block.modules() if {*layers.values()} <= {*part.modules()}]  # from the whole block down
-    paths = {part: path for path, part in parts[-1].named_modules()}
-    known: dict[str, Tensor] = {}
-    calls: list[tuple] = []
-
-    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls.append(tree_map(_float, (args, kwargs)))
-
-    @torch.no_grad()
-    def outputs(weights: dict[str, Tensor]) -> Tensor:
-        if not calls:  # on the first call, since most methods never ask
-            handle = parts[-1].register_forward_pre_hook(keep, with_kwargs=True)
-            try:
-                block(hidden, **arguments)
-            finally:
-                handle.remove()
-            known.update((name, parameter.float()) for name, parameter in parts[-1].named_parameters())
-        given = {f"{paths[layers[name]]}.weight": weight.float() for name, weight in weights.items()}
-        result = functional_call(parts[-1], {**known, **given}, *calls[0])
-        return (result[0] if isinstance(result, tuple) else result).flatten(0, -2)
-
-    return outputs
-
-
-def _float(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def scaled(before: Before, scale: Tensor) -> dict[str, Tensor]:

@@ -227,6 +227,13 @@ def affine_codes(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int) 
     return ((groups / scale.float().unsqueeze(-1)).round() + offset).clamp(0, 2**bits - 1).to(torch.uint8)
 
 
+def affine_values(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """What the nearest codes of [rows, groups, members] stand for, same shape: a search that rounds often need not pass by codes."""
+    step = scale.float().unsqueeze(-1)
+    offset = 2 ** (bits - 1) if zero is None else zero.unsqueeze(-1)
+    return (groups / step).round_().add_(offset).clamp_(0, 2**bits - 1).sub_(offset).mul_(step)
+
+
 def quantize_affine(weight: Tensor, bits: int, granularity: str, group_size: int, symmetric: bool, clip: bool = False, full: bool = False) -> QuantizedTensor:
     """Rounds to nearest on a uniform grid from min to max, or over the range that `clip_range` finds. weight [N, K] float32; full: see
     `affine_parameters`.

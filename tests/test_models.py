@@ -97,12 +97,12 @@ def test_each_set_of_layers_sees_the_layers_replaced_before_it(tiny_folder: Path
     """q/k/v, o, gate/up, down of block 0, then block 1; zeroing a set changes what the next one reads, and only from then on."""
     loaded = models.load(models.resolve(str(tiny_folder)), CPU)
     rows = torch.randint(0, 4096, (2, 64), generator=torch.Generator().manual_seed(0))
-    plain = [{name: x.clone() for name, x in group.items()} for group, *_ in sequential_inputs(loaded, rows)]
+    plain = [{name: x.clone() for name, x in group.items()} for group, _ in sequential_inputs(loaded, rows)]
     kinds = [sorted(name.rsplit(".", 1)[1] for name in group) for group in plain]
     assert kinds == [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * 2
     original = models.linears(loaded.model)["layers.0.self_attn.o_proj"]
     changed = []
-    for group, *_ in sequential_inputs(loaded, rows):
+    for group, _ in sequential_inputs(loaded, rows):
         changed.append({name: x.clone() for name, x in group.items()})
         if "layers.0.self_attn.o_proj" in group:
             silent = torch.nn.Linear(original.in_features, original.out_features, bias=False, dtype=original.weight.dtype)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from explorer.flow import Outputs
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, QuantSpec, key_of, plain
 
@@ -73,12 +72,9 @@ class Method:
         """weight [N, K] float32 of the named layer -> QuantizedTensor. `refuses` has been asked before."""
         raise NotImplementedError
 
-    def quantize_together(
-        self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None, outputs: Outputs | None = None
-    ) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """Yields (layer, QuantizedTensor) for layers that read the same inputs: weights [N, K] in the model's dtype by layer. rows [K] int64: which output
-        of the operator before them each input channel is, None where no operator could take a scale of these channels. outputs: what the part of the
-        model that holds these layers makes of their weights, None where only some of them are here; see explorer/flow.py.
+        of the operator before them each input channel is, None where no operator could take a scale of these channels; see explorer/flow.py.
         """
         for layer, weight in weights.items():
             yield layer, self.quantize(weight.float(), inputs, layer)

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from explorer.flow import Outputs
 from explorer.methods import Method, build, from_text, methods, text
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError
@@ -62,14 +61,11 @@ class Mixed(Method):
             raise ValueError(f"no rule names {layer!r}")
         return method.quantize(weight, inputs if method.reads_inputs() else None, layer)
 
-    def quantize_together(
-        self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None, outputs: Outputs | None = None
-    ) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """What one method has of the layers goes to it together; a scale that all of them must share only where it has all."""
         for method in dict.fromkeys(map(self.of, weights)):
             own = {layer: weight for layer, weight in weights.items() if self.of(layer) == method}
-            shared = (rows, outputs) if len(own) == len(weights) else (None, None)
-            yield from method.quantize_together(own, inputs if method.reads_inputs() else None, *shared)
+            yield from method.quantize_together(own, inputs if method.reads_inputs() else None, rows if len(own) == len(weights) else None)
 
 
 @cache

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from explorer.flow import Outputs
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 from kernels.op import LIMIT, Activation
@@ -42,9 +41,7 @@ class SmoothQuant(Method):
         peaks = self._peaks(inputs)
         return self._rounded(weight, peaks, self._scale([weight], peaks, torch.arange(len(peaks), device=weight.device)))
 
-    def quantize_together(
-        self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None, outputs: Outputs | None = None
-    ) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """One scale for all, from their largest weights, as in the authors' code; none where no operator before could take it."""
         if self.scales == "own":
             yield from super().quantize_together(weights, inputs, rows)

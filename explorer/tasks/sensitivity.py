@@ -127,7 +127,7 @@ def inputs_of(loaded: LoadedModel, method: Method, rows: Tensor) -> Iterator[tup
     if not method.reads_inputs():
         yield from ((name, None) for name in models.linears(loaded.model))
         return
-    for group, *_ in sequential_inputs(loaded, rows):  # nothing is replaced in between, so all inputs are those of the 16-bit model
+    for group, _ in sequential_inputs(loaded, rows):  # nothing is replaced in between, so all inputs are those of the 16-bit model
         for name, inputs in group.items():
             yield name, finite(inputs, "inputs", name).float()
 
