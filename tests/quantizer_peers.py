@@ -31,6 +31,7 @@ from kernels.timing import busy, device_name
 
 RECORD = Path(__file__).parent.parent / "assets" / "quantizer_peers.json"
 OURS, BITS, GROUP, TOKENS, WARM = "this project", 4, 128, 2048, (256, 512)
+PATIENCE = 20  # seconds after which a work is not repeated
 Work = Callable[[], Tensor]  # gives the weight [N, K] float32 as rounded, in the inputs' own scale
 
 
@@ -136,7 +137,7 @@ def measure(method: str, who: str, n: int, k: int, repeats: int) -> dict:
     make(*matrices(*WARM))()
     weight, inputs = matrices(n, k)
     work, seconds = make(weight, inputs), []
-    for _ in range(repeats):
+    while len(seconds) < repeats and sum(seconds) < PATIENCE:
         start = time.perf_counter()
         rounded = work()
         seconds.append(time.perf_counter() - start)
