@@ -38,6 +38,13 @@ def _interval(report: Report, metric: str, digits: int | None = None) -> str:
     return " ± ".join(significant(part, found.value) if digits is None else f"{part:.{digits}f}" for part in parts)
 
 
+def _noise(reports: list[Report]) -> str:
+    """The noise floor of the divergence in words, "" where no report has it."""
+    if not (one := next((r for r in reports if r.find("kld_floor")), None)):
+        return ""
+    return f" 16 bits themselves are {_interval(one, 'kld_floor')} nats from float32: below twice that a divergence is not told from rounding to bfloat16."
+
+
 def results_table() -> str:
     """The seed results: what the page shows first."""
     reports = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -58,7 +65,10 @@ def results_table() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
     held = "In memory: codes in the width that the kernel reads (2 and 3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
-    rows += ["", f"{held} Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make seeds`."]
+    rows += [
+        "",
+        f"{held} Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make seeds`.",
+    ]
     return "\n".join(rows)
 
 
@@ -73,7 +83,7 @@ def survey_table() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
     order = "Most whole stored bits first (4.00 to 4.99 are one class), within a class the least divergence first."
-    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make survey`."
+    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make survey`."
     return "\n".join([*rows, "", f"{order} {origin}"])
 
 
