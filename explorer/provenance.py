@@ -60,9 +60,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_rows": many_rows(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
-        "text": RANDOM
-        if subject.loaded.ref.random
-        else f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
+        "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
         "calibration": calibrated(subject.read, experiment.calibration),
         "calibration_tokens": 0 if subject.read is None else subject.read.numel(),
         "tokens": subject.windows.numel(),
@@ -77,6 +75,13 @@ def calibrated(read: Tensor | None, asked: TextRef) -> str:
         return "none read"
     words = f"{asked.source} calibration text {asked.digest}, {read.numel():,} tokens in windows of {asked.length}, seed {asked.seed}"
     return words if read.numel() >= asked.tokens else f"{words}; {asked.tokens:,} were asked for, the text has no more whole windows"
+
+
+def drawing(subject: Subject, text: TextRef) -> str:
+    """Which windows of the evaluation text were scored."""
+    taken, have = len(subject.windows), max(len(subject.windows), subject.available)
+    which = f"all {have}" if taken == have else f"{taken} of {have}"
+    return f"{which} windows of {text.length} tokens, {'' if taken == have else f'drawn at random (seed {text.seed}), '}no overlap"
 
 
 def many_rows(subject: Subject) -> str:
