@@ -17,9 +17,8 @@ from explorer.findings import drowned
 from explorer.metrics import mean_interval, metrics, quantile_interval
 from explorer.metrics.quality import summarise, token_statistics
 from explorer.models import linears
-from explorer.provenance import calibrated, merged
 from explorer.qlinear import QuantizedLinear
-from explorer.records import InputError, Measurement, Progress, Report, TextRef
+from explorer.records import InputError, Measurement, Progress, Report
 from explorer.store import Store
 from tests.measuring import measuring
 
@@ -161,19 +160,6 @@ def test_calibration_is_part_of_the_experiment(store: Store, loader: Loader, tin
     rounded = ask("rtn")
     assert not rounded.provenance["from_store"] and ask("rtn", seed=7).provenance["from_store"]
     assert [r.provenance["reads_inputs"] for r in (first, rounded)] == [True, False] and rounded.provenance["calibration"] == "none read"
-
-
-def test_calibration_is_told_as_read() -> None:
-    asked, few = TextRef("bundled", "a", 1024 * 512, 512), torch.zeros(104, 512)
-    assert "53,248 tokens in windows of 512, seed 0; 524,288 were asked for" in calibrated(few, asked)
-    assert "asked" not in calibrated(few, dataclasses.replace(asked, tokens=104 * 512)) and calibrated(None, asked) == "none read"
-
-
-def test_a_report_tells_the_circumstances_of_this_device_and_every_date() -> None:
-    told = {name: {"kernels": name, "date": name} for name in metrics()}
-    assert merged(told)["kernels"] == "speed" and merged(told)["dates"] == {name: name for name in metrics()}
-    del told["speed"], told["size"]
-    assert merged(told)["kernels"] == "training" and merged({name: told[name] for name in ("activations", "depth")})["kernels"] == "depth"
 
 
 @pytest.mark.parametrize("options", [{"calibration": "pasted", "evaluation": "pasted", "text": "x"}, {"sequences": 0}, {"sequences": 1.5}, {"seed": -1}])
