@@ -72,6 +72,7 @@ def _unit(nest_ptr, SCALE: tl.constexpr, FACTOR: tl.constexpr):
 def _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS: tl.constexpr, WIDTH: tl.constexpr):
     """The bytes of one block of some rows, [rows, WIDTH], and for 3-bit codes the second run of them and the upper bits."""
     inside = tl.arange(0, WIDTH)[None, :]
+    row = row.to(tl.int64)  # a head of 262,144 rows in 8 bits passes 2**31 bytes
     start = codes_ptr + row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside
     word = tl.load(start)
     if BITS == 3:
