@@ -197,19 +197,39 @@ class _Stream:
     def wait_stream(self, other: Any) -> None: ...
 
 
+FACTS = {"multi_processor_count": 132, "L2_cache_size": 50 << 20, "total_memory": 80 << 30}
+PRETENDED = {
+    "get_device_name": lambda *_: "NVIDIA H100 80GB HBM3",
+    "get_device_properties": lambda *_: SimpleNamespace(**FACTS),
+    "mem_get_info": lambda *_: (70 << 30, 80 << 30),
+    "memory_reserved": lambda *_: 0,
+    "memory_allocated": lambda *_: 0,
+    "synchronize": lambda *_: _no_waiting("synchronize"),
+    "Event": _Event,
+    "Stream": _Stream,
+    "current_stream": lambda *_: _Stream(),
+    "stream": lambda _: nullcontext(),
+    "CUDAGraph": Graph,
+    "graph": _graph,
+    "_lazy_init": lambda: None,
+}
+
+
+@contextmanager
+def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """The device, as long as the context lasts."""
+    for name, value in PRETENDED.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter cannot become another class in place
+    try:
+        with _Operations(), _Functions():
+            yield GPU
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The device, for the length of a test."""
-    facts = {"multi_processor_count": 132, "L2_cache_size": 50 << 20, "total_memory": 80 << 30}
-    pretended = {
-        "get_device_name": lambda *_: "NVIDIA H100 80GB HBM3", "get_device_properties": lambda *_: SimpleNamespace(**facts), "mem_get_info": lambda *_: (70 << 30, 80 << 30),
-        "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "reset_peak_memory_stats": lambda *_: None, "max_memory_allocated": lambda *_: 0,
-        "synchronize": lambda *_: _no_waiting("synchronize"), "Event": _Event, "Stream": _Stream, "current_stream": lambda *_: _Stream(),
-        "_lazy_init": lambda: None, "stream": lambda _: nullcontext(), "CUDAGraph": Graph, "graph": _graph, "empty_cache": lambda: None,
-    }  # fmt: skip
-    for name, value in pretended.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter cannot become another class in place
-    with _Operations(), _Functions():
-        yield GPU
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
+    with there(monkeypatch) as device:
+        yield device

@@ -1,7 +1,7 @@
 """Times GPTQ and AWQ beside public implementations on the same matrices: `python -m tests.quantizer_peers`. Peers are optional and imported when run.
 
-llm-compressor (`llmcompressor`) is asked for GPTQ, AutoAWQ (`autoawq`) for AWQ's two searches: inner functions, on one weight, its inputs and,
-for GPTQ, the Hessian that this project made. Beside the seconds stand the output errors ||(W' - W) X^T|| / ||W X^T||: the same work was done.
+llm-compressor (`llmcompressor`) is asked for GPTQ, AutoAWQ (`autoawq`) for AWQ's two searches, `hqq` for HQQ: inner functions, on one weight, its
+inputs and, for GPTQ, the Hessian that this project made. Beside the seconds stand the output errors ||(W' - W) X^T|| / ||W X^T||: the same work was done.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from explorer.methods.awq import Awq
 from explorer.methods.gptq import Gptq, hessian, quantize_with_hessian
+from explorer.methods.hqq import Hqq
 from kernels.timing import device_name
 
 GROUP, TOKENS = 128, 2048
 Work = Callable[[], Tensor]  # gives the weight [N, K] float32 as rounded, in the inputs' own scale
 
 
-def matrices(n: int, k: int) -> tuple[Tensor, Tensor]:
+def matrices(n: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(weight [N, K], inputs [TOKENS, K]) float32: correlated inputs of which few channels are large, as a model's are."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.exp(torch.randn(k, generator=generator))
     mixed = torch.randn(TOKENS, k, generator=generator) + torch.randn(TOKENS, 8, generator=generator) @ torch.randn(8, k, generator=generator)
-    return torch.randn(n, k, generator=generator) * 0.02, mixed * spread
+    return (torch.randn(n, k, generator=generator) * 0.02).to(device), (mixed * spread).to(device)
 
 
 def own_gptq(weight: Tensor, h: Tensor, order: bool) -> Work:
@@ -65,7 +66,7 @@ def auto_awq(weight: Tensor, inputs: Tensor) -> Work:
 
     @torch.no_grad()
     def work() -> Tensor:
-        linear = nn.Linear(*weight.T.shape, bias=False)
+        linear = nn.Linear(*weight.T.shape, bias=False, device=weight.device)
         linear.weight.data = weight.clone()
         block = nn.Sequential(nn.Identity(), linear)
         _, _, scale = quantizer._search_best_scale(block, block[0], [linear], inputs)
@@ -77,24 +78,39 @@ def auto_awq(weight: Tensor, inputs: Tensor) -> Work:
     return work
 
 
+def own_hqq(weight: Tensor) -> Work:
+    return lambda: Hqq(bits=4, group_size=GROUP).quantize(weight, None).dequantize()
+
+
+def hqq(weight: Tensor) -> Work:
+    """Its authors' quantizer, in float32 along the inputs."""
+    from hqq.core.quantize import Quantizer
+
+    asked = {"nbits": 4, "group_size": GROUP, "axis": 1, "bitpack": False, "compute_dtype": torch.float32, "device": str(weight.device)}
+    return lambda: Quantizer.dequantize(*Quantizer.quantize(weight, **asked))
+
+
 def timed(work: Work, repeats: int) -> tuple[Tensor, float]:
     """(what it gave, the median of its seconds after one call that is not counted)."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         result = work()
+        if result.is_cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return result, statistics.median(seconds[1:])
 
 
-def compare(n: int, k: int, repeats: int, methods: str) -> list[dict]:
+def compare(n: int, k: int, repeats: int, methods: str, device: torch.device) -> list[dict]:
     """A row for each of these methods and its implementations on a weight [N, K]; {"why"} where a peer cannot be imported or fails."""
-    weight, inputs = matrices(n, k)
+    weight, inputs = matrices(n, k, device)
     exact, h, rows = inputs @ weight.T, hessian(inputs), []
     wanted = {
         "GPTQ": (lambda: own_gptq(weight, h, False), {"llm-compressor": lambda: llm_compressor(weight, h, False)}),
         "GPTQ act-order": (lambda: own_gptq(weight, h, True), {"llm-compressor": lambda: llm_compressor(weight, h, True)}),
         "AWQ": (lambda: own_awq(weight, inputs), {"AutoAWQ": lambda: auto_awq(weight, inputs)}),
+        "HQQ": (lambda: own_hqq(weight), {"hqq": lambda: hqq(weight)}),
     }
     for name in methods.split(","):
         own, peers = wanted[name]
@@ -114,11 +130,13 @@ def compare(n: int, k: int, repeats: int, methods: str) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.quantizer_peers", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default="1024x1024", help="N x K of weights, separated by commas")
-    parser.add_argument("--methods", default="GPTQ,GPTQ act-order,AWQ", help="which of these, separated by commas; AutoAWQ takes minutes for large weights")
+    parser.add_argument("--methods", default="GPTQ,GPTQ act-order,AWQ,HQQ", help="which of these, separated by commas; AutoAWQ takes minutes for large weights")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    rows = [row for shape in args.shapes.split(",") for row in compare(*map(int, shape.split("x")), args.repeats, args.methods)]
-    print(json.dumps({"device": device_name(torch.device("cpu")), "torch": torch.__version__, "rows": rows}, indent=1))
+    device = torch.device(args.device)
+    rows = [row for shape in args.shapes.split(",") for row in compare(*map(int, shape.split("x")), args.repeats, args.methods, device)]
+    print(json.dumps({"device": device_name(device), "torch": torch.__version__, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -61,12 +61,19 @@ def in_turn(tiles: list[Tile], default: Tile, seconds: Callable[[Tile, int], flo
 
 
 def tuned(
-    device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterable[int], samples_of: Callable | None = None, names: tuple[str, ...] = ()
+    device: torch.device,
+    shapes: Iterable[tuple[int, int]],
+    rows: Iterable[int],
+    samples_of: Callable | None = None,
+    names: tuple[str, ...] = (),
+    formats: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), of the named ops where there are names, each as it is found."""
+    """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), of the named ops and formats where there are names, each as
+    it is found.
+    """
     seen = set()
     for op in (op for op in ops().values() if op.bits and (not names or op.name in names)):
-        for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows})):
+        for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows}), formats):
             x, weight = op.problem(case, torch.Generator().manual_seed(0))
             form, weight_only = op.gpu[0], not op.activation
             if 0 < compute_capability(device) < form.capability or form.refuses(weight):
