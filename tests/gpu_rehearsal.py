@@ -1,8 +1,8 @@
-"""Compiles for one GPU, without having one, every kernel that `python -m kernels --check` launches there: same arguments, same specialization.
+"""Compiles for one GPU, without having one, what `python -m kernels --check` and a token loop launch there: same arguments, same specialization.
 
-    TRITON_INTERPRET=0 python -m tests.gpu_rehearsal [capability [ops]]
+    python -m tests.gpu_rehearsal [capability [ops]]
 
-Nothing is computed. Prints what did not compile or would not fit, and exits with 1 if anything did; a few minutes a run, so it is no part of the gate.
+Nothing is computed. Prints what did not compile or would not fit, and exits with 1 if anything did; some minutes a run, so it is no part of the gate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from kernels import hadamard, kv_attention, low_bit_matmul, round_inputs, scaled_matmul
+from kernels import hadamard, kv_attention, low_bit_matmul, round_inputs, scaled_matmul, token_step
 from kernels.bench.check import relative_error, served
 from kernels.op import REFERENCE, ops
 from tests import pretended_gpu
@@ -27,6 +27,7 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one prog
 OPERATORS = (
     (low_bit_matmul, "low_bit_matmul"), (scaled_matmul, "scaled_matmul"), (scaled_matmul, "rounded_matmul"), (scaled_matmul, "round_inputs"),
     (round_inputs, "round_inputs"), (hadamard, "hadamard"), (kv_attention, "kv_attention"),
+    (token_step, "turn_and_store"), (token_step, "add_and_norm"), (token_step, "gated"),
 )  # fmt: skip
 
 
@@ -67,7 +68,36 @@ def rehearse(capability: int, names: list[str]) -> int:
                                 failed += 1
                                 print(f"{op.name} ({form.name}) {dtype} {case}: {type(error).__name__}: {str(error)[:600]}", flush=True)
                     print(f"{op.name} ({form.name}): {len(cases)} cases, {len(compiled) - before} kernels, {time.monotonic() - start:.0f} s", flush=True)
+            if not names:
+                decode(gpu)
+                print(f"the token loop: {len(compiled)} kernels in all", flush=True)
     return failed
+
+
+def decode(gpu: torch.device) -> None:
+    """A prompt and two tokens of one block as wide as a small Llama's, for 16 bits and for low bits with a cache in 4 bits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from explorer.llama import LlamaLoop
+    from explorer.models import linears
+    from explorer.qlinear import QuantizedLinear, put, quantized_head
+    from explorer.qtensor import quantize_affine
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=1, head_dim=128,
+        max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False).to(gpu)
+    prompt = torch.zeros(1, 70, dtype=torch.long, device=gpu)
+    for kv_bits in (16, 4):
+        loop = LlamaLoop(model, 80, kv_bits)
+        loop.prefill(prompt)
+        loop.step(prompt[:, :1])
+        loop.step(prompt[:, :1])
+        if kv_bits == 16:
+            for name, layer in linears(model).items():
+                put(model, name, QuantizedLinear(quantize_affine(layer.weight.float(), 4, "group", 128, True), None, gpu))
+            put(model, "lm_head", quantized_head(model.lm_head, 8, gpu))
 
 
 if __name__ == "__main__":

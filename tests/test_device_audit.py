@@ -11,6 +11,7 @@ from pretended_gpu import OnGpu, Refused, gpu  # noqa: F401 - a fixture
 
 from explorer.decode import Decoder
 from explorer.experiment import quantize
+from explorer.llama import LlamaLoop
 from explorer.methods import build, methods
 from explorer.metrics import Subject, metrics
 from explorer.models import LoadedModel, linears
@@ -97,3 +98,17 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: torch.device) -> None
         waits()
         with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(Refused, match="wait"):
             waits()
+
+
+def test_a_fused_step_is_the_loops_own(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined norms, turns and gates give the logits of the operations they stand for, and the same cache."""
+    prompt = torch.randint(0, 128, (2, 5), generator=torch.Generator().manual_seed(1)).to(loaded.device)
+    loop = LlamaLoop(loaded.model, 16, batch=2)
+    assert loop.fused
+    found = []
+    for fused in (True, False):
+        loop.fused = fused
+        loop.prefill(prompt)
+        found.append([loop.step(prompt[:, i : i + 1]).float().cpu() for i in range(3)] + [loop.cache.float().cpu()])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 2e-2 * other.norm()  # bfloat16, rounded less often
