@@ -115,7 +115,7 @@ for name in ${@:-check w4 decode tests quantize model bench tune again sanitize}
             step "bench of the other shapes" 120 bash -c "$python -m kernels --peers --ops int4_matmul --format '4-bit g128' --shapes layer --rows 1,16,64,1024 --write --add | tee -a '$logs/bench.txt'"
             ;;
         tune)
-            step "tune products" 200 "$python" -m kernels tune --ops int4_matmul --format "4-bit g128" --shapes 8192,llama-3.1-8b --rows 1
+            step "tune products" 200 "$python" -m kernels tune --ops int4_matmul --format '4-bit g128' --shapes 8192,llama-3.1-8b --rows 1
             step "tune the others" 60 "$python" -m kernels tune --ops kv_attention,hadamard
             ;;
         again)

@@ -16,7 +16,6 @@ from kernels.op import REFERENCE, Activation, choose, dequantize, multiply, ops,
 from kernels.packing import PLANES, pack_planar, pack_table, swizzle, unpack_planar
 from kernels.product import Case, random_weight
 from kernels.timing import time_call
-from kernels.token_step import add_and_norm, gated, turn_and_store
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))]
 ALL = [pytest.param(op, form, id=f"{op.name}-{form.name}") for op in ops().values() for form in op.forms()]
@@ -287,25 +286,6 @@ def test_static_outlier_columns_are_those_the_threshold_would_find() -> None:
     named = weight._replace(activation=Activation("int8", columns=(5, 99)))
     for form in (form for form in ops()["w8a8_int8_matmul"].forms() if not form.refuses(named) and form is not REFERENCE):
         assert torch.allclose(form.run(x, form.pack(named)), multiply(x, weight), rtol=1e-3, atol=1e-2), form.name
-
-
-@pytest.mark.parametrize("size", [24, 64])
-def test_what_a_step_does_between_products_is_plain_torch(size: int) -> None:
-    """Heads and rows of sizes that no power of two divides; float16, where the interpreter rounds as a GPU does."""
-    generator = torch.Generator().manual_seed(size)
-    rows, cache = torch.randn(2, 7 * size, generator=generator).half(), torch.zeros(3, 2, 2, 5, size).half()
-    table, position = torch.randn(2, 5, 2, size // 2, generator=generator).half(), torch.tensor([3])
-    queries = turn_and_store(rows, table, position, cache[:2], 3)
-    heads, (cosine, sine) = rows.view(2, 7, 2, size // 2).float(), table[:, 3].float()
-    turned = torch.cat([heads[:, :5] * cosine + heads[:, :5].flip(2) * sine, heads[:, 5:]], 1).flatten(2)
-    assert torch.allclose(queries.float(), turned[:, :3], atol=1e-2) and not cache[2].any() and not cache[:, :, :, [0, 1, 2, 4]].any()
-    assert torch.allclose(cache[:2, :, :, 3].float(), turned[:, 3:].view(2, 2, 2, size), atol=1e-2)
-    hidden, change, weight = rows.clone(), rows.flip(1), torch.rand(7 * size, generator=generator).half()
-    normed = add_and_norm(hidden, change, weight, 1e-5)
-    assert torch.equal(hidden, rows + change)
-    assert torch.allclose(normed.float(), torch.nn.functional.rms_norm(hidden.float(), (7 * size,), weight.float(), 1e-5), atol=1e-2)
-    gate, up = rows[:, : 6 * size].float().chunk(2, 1)
-    assert torch.allclose(gated(rows[:, : 6 * size].contiguous()).float(), torch.nn.functional.silu(gate) * up, atol=1e-2)
 
 
 def test_timing_is_ordered() -> None:

@@ -6,12 +6,15 @@ import dataclasses
 import itertools
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from explorer.__main__ import parser
+from explorer.commands.run import parameters
 from kernels import __main__ as command
 from kernels import hadamard, kv_attention, low_bit_matmul, read_out, table
 from kernels.bench import llama_cpp, tune
@@ -191,8 +194,33 @@ def test_committed_tables_and_timings_say_where_they_come_from() -> None:
 def test_the_gpu_script_is_sound_and_names_commands_that_exist() -> None:
     script = ROOT / "kernels" / "gpu_session.sh"
     subprocess.run(["bash", "-n", script], check=True)
-    for options in re.findall(r"-m kernels ([^|>'\"\n]*)", script.read_text()):
-        words = [word for word in options.split() if word not in ("\\",)]
-        device = [] if "tune" in words else ["--device", "cpu"]
-        if "tune" not in words:
-            command.arguments([*words, *device])
+    text = script.read_text()
+    for name, value in {
+        '"$op"': "hadamard",
+        "$rest": "hadamard",
+        "$method": "rtn",
+        "'$logs/": "'",
+        '"${four[@]}"': re.search(r"four=\((.*)\)", text)[1],
+    }.items():
+        text = text.replace(name, value)
+    for options in re.findall(r'-m kernels ([^|>"\n]*)', text):
+        words = shlex.split(options)
+        command.arguments([*words, *([] if words[0] == "tune" else ["--device", "cpu"])])
+    for options in re.findall(r'-m explorer (run [^|>"\n]*)', text):
+        parser().parse_args(shlex.split(options))
+    decoded = re.findall(r"speed decode\S* \d+ (.*)", text)
+    assert len(decoded) == 5
+    for options in decoded:
+        parameters(parser().parse_args(["speed", *shlex.split(options)]))
+
+
+def test_timings_are_added_to_those_of_the_same_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "BENCH", tmp_path)
+    row = lambda op, us: {"op": op, "format": "4-bit", "case": {"m": 1}, "us": us}  # noqa: E731
+    made = lambda torch, rows, asked: {"device": "A GPU", "torch": torch, "triton": "3", "cuda": "13", "command": asked, "checks": [], "timings": rows}  # noqa: E731
+    read = lambda: json.loads((tmp_path / "a-gpu.json").read_text())  # noqa: E731
+    command.save(made("2.11", [row("a", 1), row("b", 2)], "first"), True)
+    command.save(made("2.11", [row("b", 3), row("c", 4)], "second"), True)
+    assert read()["timings"] == [row("a", 1), row("b", 3), row("c", 4)] and read()["command"] == "first; second"
+    command.save(made("2.12", [row("d", 5)], "third"), True)
+    assert read()["timings"] == [row("d", 5)] and read()["command"] == "third"
