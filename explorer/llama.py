@@ -80,6 +80,7 @@ class LlamaLoop:
     def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1, static: bool | None = None) -> None:
         config, body = model.config, model.model
         weight = body.embed_tokens.weight
+        context = -(-context // 16) * 16 if weight.is_cuda else context  # torch's attention kernels copy a mask that is no multiple of 16
         self.context, self.kv_bits, self.batch, self.device = context, kv_bits, batch, weight.device
         self.size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.queries, self.keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads

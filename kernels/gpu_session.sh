@@ -111,7 +111,7 @@ for name in ${@:-check w4 decode tests quantize model bench tune again sanitize}
             ;;
         bench)
             rest=w8a8_fp8_matmul,w8a8_int8_matmul,int8_matmul,kv_attention,hadamard,round_inputs
-            step "bench of the other ops" 180 bash -c "$python -m kernels --peers --ops $rest --shapes 8192 --rows 1,16,1024 --write --add | tee '$logs/bench.txt'"
+            step "bench of the other ops" 180 bash -c "$python -m kernels --peers --ops $rest --shapes 8192 --rows 1,16,1024,8192 --write --add | tee '$logs/bench.txt'"
             step "bench of the other shapes" 120 bash -c "$python -m kernels --peers --ops int4_matmul --format '4-bit g128' --shapes layer --rows 1,16,64,1024 --write --add | tee -a '$logs/bench.txt'"
             ;;
         tune)

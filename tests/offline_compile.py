@@ -120,7 +120,7 @@ def others(capability: int) -> list[dict]:
              "part_size": "i32"},
             {"WIDTH": 4096, "KEEP": False, "GIVEN": False} | grid(kind), capability, 4,
         )  # fmt: skip
-    for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e5m2", 16)):
+    for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e4m3", 512), ("e5m2", 16)):
         if kind in kinds:
             rows[f"{kind} product rows {m}"] = scaled(capability, kind, m, kinds[kind])
     return [{"variant": f"sm_{capability} {name}", "product": "product" in name, **facts} for name, facts in rows.items()]
@@ -128,14 +128,15 @@ def others(capability: int) -> list[dict]:
 
 def scaled(capability: int, kind: str, m: int, pointer: str) -> dict:
     """The W8A8 product, with outlier columns for int8 and blocks for wide float8 tiles."""
-    blocks, tile = kind == "e4m3", scaled_tile(m, kind == "int8")
+    blocks = kind == "e4m3" and m == 1024
+    tile = scaled_tile(m, kind == "int8", blocks, capability)
     types = {"x_ptr": pointer, "w_ptr": pointer, "scale_x_ptr": "*fp32", "scale_w_ptr": "*fp32", "y_ptr": "*bf16", "plain_ptr": "*bf16", "columns_ptr": "*i32",
              "kept_ptr": "*i8"} | dict.fromkeys(("m_size", "n_size", "k_size", "stride_plain", "column_count"), "i32")  # fmt: skip
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": 128, "INTEGER": kind == "int8", "BLOCKS_X": blocks, "BLOCKS_W": blocks,
         "COLUMNS": kind == "int8" and m == 16, "EVEN": True, "DTYPE": tl.bfloat16,
     }  # fmt: skip
-    return machine_code(scaled_matmul_kernel, types, constants, capability, tile.warps)
+    return machine_code(scaled_matmul_kernel, types, constants, capability, tile.warps, tile.stages)
 
 
 def attention(capability: int, bits: int) -> list[dict]:
