@@ -22,6 +22,7 @@ from kernels import hadamard, kv_attention, low_bit_matmul, round_inputs, scaled
 from kernels.bench.check import relative_error, served
 from kernels.op import REFERENCE, ops
 from tests import pretended_gpu
+from tests.offline_compile import four_in_a_row
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
 OPERATORS = (
@@ -46,6 +47,8 @@ def rehearse(capability: int, names: list[str]) -> int:
     def compile_only(kernel, *args, grid, warmup, **options):
         built = compile_one(kernel, *args, grid=(1, 1, 1), warmup=True, **options)
         compiled[id(built)] = built
+        if not four_in_a_row(built.asm["ttgir"]):
+            raise RuntimeError(f"{kernel.__name__} with {options} unpacks bytes that are no neighbours")
         if built.metadata.shared > SHARED[capability]:
             raise RuntimeError(f"{kernel.__name__} takes {built.metadata.shared} bytes of shared memory")
 

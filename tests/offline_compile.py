@@ -28,6 +28,7 @@ from kernels.scaled_matmul import scaled_matmul_kernel
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16}
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA")
+PACKED = re.compile(r"packed_element = 4.*?\} .*? : tensor<[^#]*(#ttg\.dot_op<\{.*?\}>|#\w+)>")  # the layout of bytes that inline assembly takes by four
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
 
@@ -52,8 +53,21 @@ def machine_code(kernel, signature: dict, constants: dict, capability: int, warp
     return {
         "capability": capability, "registers": int(re.search(r"REG:(\d+)", usage)[1]), "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]), "shared": built.metadata.shared, "matrix": sum(op in MATRIX for _, op, _ in code),
-        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "loop": main_loop(code),
+        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "loop": main_loop(code), "in_a_row": four_in_a_row(built.asm["ttgir"]),
     }  # fmt: skip
+
+
+def four_in_a_row(ttgir: str) -> bool:
+    """Whether inline assembly that takes four bytes gets four neighbours along K everywhere: it tells them apart by place, and a layout decides that."""
+    for layout in PACKED.findall(ttgir):
+        if not layout.startswith("#ttg"):
+            layout = re.search(rf"^{layout} = (.*)$", ttgir, re.MULTILINE)[1]
+        blocked = re.search(r"blocked<\{sizePerThread = \[\d+, (\d+)\].*order = \[1, 0\]", layout)
+        linear = re.search(r"linear<\{register = \[\[0, 1\], \[0, 2\]", layout)
+        width = re.search(r"kWidth = (\d+)", layout) or blocked
+        if not linear and (width is None or int(width[1]) % 4):
+            return False
+    return True
 
 
 def main_loop(code: list[tuple[int, str, str]]) -> int:

@@ -27,9 +27,10 @@ def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Ti
     heights = [max(8, 1 << (m - 1).bit_length())] if m <= 64 else [64, 128]
     heights = heights if weight_only else [max(16, height) for height in heights]
     splits = [s for s in (1, 2, 4, 8, 16) if s == 1 or (weight_only and m <= 64 and s <= -(-k // block) // 4)]
+    widths, counts = ((32, 64, 128), (1, 2, 4, 8)) if weight_only else ((64, 128, 256), (4, 8))
     found = [Tile(rows, columns, s, warps, stages)
-             for rows in heights for columns in ((32, 64, 128) if weight_only else (64, 128, 256)) for s in splits for warps in ((1, 2, 4, 8) if weight_only else (4, 8)) for stages in (2, 3, 4)
-             if columns <= max(32, n) and rows * columns >= 32 * warps]  # fmt: skip
+             for rows in heights for columns in widths for s in splits for warps in counts for stages in (2, 3, 4)
+             if columns <= max(32, n) and rows * columns >= 32 * warps and not (weight_only and low_bit_matmul.warp_groups(columns, warps))]  # fmt: skip
     return [*found, COPY] if weight_only and m >= 32 else found
 
 
