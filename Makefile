@@ -21,6 +21,7 @@ lint: $(VENV)/test.stamp
 seeds: $(VENV)/app.stamp
 	$(BIN)/python -m explorer seed
 	$(BIN)/python -m explorer ladder
+	$(BIN)/python -m explorer speed --method gptq --bits 4 --granularity group --group-size 64 --batch 32 --record
 	$(BIN)/python -m explorer.docs
 
 survey: $(VENV)/app.stamp

@@ -25,6 +25,12 @@ def name_of(spec: QuantSpec, method: Method) -> str:
     return ", ".join(["16-bit weights" if rest and spec.method == "none" else label_of(method), *rest])
 
 
+def circumstances(device: torch.device) -> dict[str, str]:
+    """Where, with what and when something was measured."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {"device": device_name(device), "torch": torch.__version__, "date": now}
+
+
 def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
     """Provenance: device, versions, which kernel runs in each layer, what was skipped and why, the evaluation protocol."""
     kernels = {name: layer.kernel for name, layer in subject.layers.items()}
@@ -34,8 +40,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
     summary = "; ".join(f"{kernel} on {count} of {len(subject.originals)} layers" for kernel, count in counts.items())
     text, read = experiment.evaluation, experiment.calibration
     return {
-        "device": device_name(subject.loaded.device),
-        "torch": torch.__version__,
+        **circumstances(subject.loaded.device),
         "transformers": transformers.__version__,
         "kernels": kernels,
         "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
@@ -50,7 +55,6 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "tokens": subject.windows.numel(),
         "kv_context": subject.loaded.length,
         "prompt": PROMPT,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

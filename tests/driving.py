@@ -42,7 +42,10 @@ def wait_for_status(page, words: str, seconds: float = 90) -> None:
 
 
 def settle(page) -> None:
-    """Waits until nothing that was asked of the server is still to come, the page has not changed for a moment, and what fades has faded."""
+    """Waits until nothing that was asked of the server is still to come, the page has not changed for a moment, and what fades has faded.
+
+    A job that shows its progress may take 90 seconds, as on a machine that four test processes share; a page that waits in silence has 20.
+    """
     page.evaluate(SETTLED)
 
 
@@ -57,15 +60,17 @@ def open_tab(page, name: str) -> None:
     page.locator(f"#tab-{name}").wait_for(state="visible", timeout=10_000)
 
 
-# How many answers of the queue a page waits for; what streams counts until its end.
+# Which answers of the queue a page waits for; what streams counts until its end.
 ASKING = """(() => {
-  const plain = window.fetch; window.asking = 0;
+  const plain = window.fetch; window.asking = new Set();
   window.fetch = async (...given) => {
-    if (!String(given[0]?.url ?? given[0]).includes('/queue/')) return plain(...given);
-    window.asking++;
+    const url = String(given[0]?.url ?? given[0]);
+    if (!url.includes('/queue/')) return plain(...given);
+    const asked = {what: `${url} ${given[1]?.body ?? ''}`.slice(0, 300)};
+    window.asking.add(asked);
     try { const answer = await plain(...given), copy = answer.clone();
-      copy.text().catch(() => 0).finally(() => window.asking--); return answer }
-    catch (error) { window.asking--; throw error } };
+      copy.text().catch(() => 0).finally(() => window.asking.delete(asked)); return answer }
+    catch (error) { window.asking.delete(asked); throw error } };
 })()"""
 
 SETTLED = """() => new Promise((done, fail) => {
@@ -74,8 +79,9 @@ SETTLED = """() => new Promise((done, fail) => {
   watch.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
   const fading = () => document.getAnimations().some(a => a.playState === 'running' && a.effect.getComputedTiming().endTime < 5000);
   const look = () => { const now = performance.now();
-    if (now - start > 20000) { watch.disconnect(); fail(new Error(`the page does not come to rest: ${window.asking} answers to come`)) }
-    else if (window.asking || now - last < 150 || fading()) setTimeout(look, 25);
+    if (now - last > 20000 || now - start > 90000) { watch.disconnect();
+      fail(new Error(`the page does not come to rest; to come: ${[...window.asking].map(asked => asked.what).join(' | ') || 'nothing'}`)) }
+    else if (window.asking.size || now - last < 150 || fading()) setTimeout(look, 25);
     else { watch.disconnect(); done() } };
   setTimeout(look, 50);
 })"""

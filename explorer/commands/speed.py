@@ -1,13 +1,21 @@
-"""`speed`: what limits decoding a configuration on this machine, and with --batch how it fares with many sequences beside 16 bits and W8A8."""
+"""`speed`: what limits decoding a configuration on this machine, and with --batch how it fares with many sequences beside 16 bits and W8A8.
+
+`--record` writes the answers to assets/, for the page to open with.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from explorer.commands import Command, show
 from explorer.commands.run import add_method, parameters
+from explorer.records import plain
+
+RECORDED = Path(__file__).parent.parent.parent / "assets" / "speed.json"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=0, help="sweep batches of 1, 2, 4, ... up to this many sequences")
     parser.add_argument("--context", type=int, default=64, help="tokens of each prompt in the sweep")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--record", action="store_true", help=f"measure both and write them to assets/{RECORDED.name}")
 
 
 def work(args: argparse.Namespace) -> None:
@@ -26,13 +35,19 @@ def work(args: argparse.Namespace) -> None:
     asked: dict[str, Any] = {
         "model": args.model, "method": args.method, "params": parameters(args), "kv_bits": args.kv_bits, "head_bits": args.head_bits,
     }  # fmt: skip
-    more = {"batch": {"context": args.context, "largest": args.batch}} if args.batch else {"roofline": {}}
+    sweeping = {"batch": {"context": args.context, "largest": args.batch}} if args.batch else {}
+    more: dict[str, dict[str, Any]] = {"roofline": {}} | sweeping if args.record else sweeping or {"roofline": {}}
+    found: dict[str, Any] = {}
     for task, further in more.items():
         for event in runner.do(task, asked | further):
             show(event)
             if isinstance(event, Answer):
+                found[task] = plain(event.data | {"provenance": event.provenance})
                 text = {"batch": sweep, "roofline": limits}[task](event.data)
                 print(json.dumps(event.data | {"provenance": event.provenance}) if args.json else f"{event.provenance['device']}\n{text}")
+    if args.record:
+        RECORDED.write_text("{\n" + ",\n".join(f"{json.dumps(task)}: {json.dumps(data)}" for task, data in found.items()) + "\n}\n")
+        print(f"wrote {RECORDED.name}: {', '.join(found)}", file=sys.stderr)
 
 
 def limits(data: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ def draw(data: dict[str, Any]) -> Plot:
     if roof:
         peak, corner = roof["matmul_16"], roof["matmul_16"] / roof["read"]
         xs = [0.25, corner, max(4 * corner, 1000)]
-        traces.append(_line(xs, [roof["read"] * 0.25, peak, peak], "roof (measured here)", COLOURS[0]))
+        traces.append(_line(xs, [roof["read"] * 0.25, peak, peak], "roof (measured)", COLOURS[0]))
         if roof["sheet"]:
             corner = peak / roof["sheet"][0]
             traces.append(_line([0.25, corner], [roof["sheet"][0] * 0.25, peak], f"{roof['sheet'][1]} (estimate)", COLOURS[0], "dash"))

@@ -8,15 +8,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from explorer.decode import Decoder
-from explorer.devices import device_name, free_memory
+from explorer.devices import free_memory
 from explorer.experiment import prepared, released
 from explorer.kvcache import bytes_at
 from explorer.metrics import Subject
 from explorer.metrics.speed import quantile, read_per_token
-from explorer.provenance import name_of
+from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task
@@ -50,7 +48,7 @@ def work(
         arms.append({"role": role, "label": name_of(experiment.spec, chosen), "points": points})
     found = {arm["role"]: crossing(arms[0]["points"], arm["points"]) for arm in arms[1:]}
     data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found}
-    yield Answer("batch", data | {"sentence": sentence(arms, found)}, {"device": device_name(engine.load.device), "torch": torch.__version__})
+    yield Answer("batch", data | {"sentence": sentence(arms, found)}, circumstances(engine.load.device))
 
 
 def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) -> Iterator[Any]:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from explorer.devices import device_name
 from explorer.kvcache import chunked_logits, kivi_cache
 from explorer.metrics import Subject
 from explorer.models import LoadedModel, reading
-from explorer.provenance import name_of
+from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.repetition import cycle, repetition
 from explorer.request import Request, whole
@@ -77,7 +76,7 @@ def work(engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, n
             yield Answer("generate", draft | {"done": False, "runs": runs_of(writers)})
     yield Progress("reading", 0, 1, "the baseline's text under every configuration")
     found = {"done": True, "runs": runs_of(writers), "forced": forced(writers, ids)}
-    yield Answer("generate", draft | found, {"device": device_name(loaded.device)})
+    yield Answer("generate", draft | found, circumstances(loaded.device))
 
 
 def _check(specs: Any, prompt: Any, new: Any, temperature: Any, seed: Any) -> None:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from explorer import data, models
 from explorer.calibration import flowing
-from explorer.devices import device_name
 from explorer.experiment import quantize
 from explorer.flow import scaled
 from explorer.methods import build, label_of
 from explorer.metrics import Subject
 from explorer.metrics.quality import METRIC as QUALITY
 from explorer.models import LoadedModel
+from explorer.provenance import circumstances
 from explorer.records import Answer, Event, InputError, Measurement, Progress
 from explorer.tasks import Engine, Task
 from explorer.tasks.activations import checked
@@ -90,7 +90,7 @@ def work(engine: Engine, model: str, strength: float = 16.0, channels: int = 4) 
         found[name] = yield from _measured(planted, build(method, params), reference, text, rows)
     yield Answer("outlier_dial", {
         "strength": strength, "channels": chosen, "methods": found, "gap": gap, "gap_relative": relative, "gap_float32": exact, "tokens": rows.numel(),
-    }, {"device": device_name(loaded.device), "torch": torch.__version__})  # fmt: skip
+    }, circumstances(loaded.device))  # fmt: skip
 
 
 def _in_float32(loaded: LoadedModel, strength: float, channels: int, tokens: Tensor) -> float:

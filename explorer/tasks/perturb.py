@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from explorer import models
-from explorer.devices import device_name
 from explorer.experiment import quantize
 from explorer.methods import label_of
 from explorer.metrics import Subject
 from explorer.models import LoadedModel
+from explorer.provenance import circumstances
 from explorer.records import Answer, Event, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task
@@ -84,7 +84,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any]) -> Ite
         moved += first != clean
     yield Answer("perturb", summary(flips["base"], flips["quantized"]) | {
         "label": label_of(chosen), "moved": 100 * moved / len(pairs), "kinds": list(KINDS)},
-        {"device": device_name(loaded.device)})  # fmt: skip
+        circumstances(loaded.device))  # fmt: skip
 
 
 def summary(base: list[bool], quantized: list[bool]) -> dict[str, Any]:

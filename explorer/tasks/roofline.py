@@ -14,7 +14,7 @@ from explorer.decode import Decoder
 from explorer.experiment import prepared, released
 from explorer.llama import LlamaLoop
 from explorer.metrics.speed import quantile, read_per_token
-from explorer.provenance import name_of
+from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task
@@ -49,7 +49,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bit
         data = {"label": name_of(experiment.spec, chosen), "model": model, "loop": decoder.loop, "why": decoder.why, "roof": roof, "ops": ops}
         data["step"] = {"latencies": latencies, "p50": statistics.median(latencies), "p95": quantile(latencies, 0.95), "bytes": read}
         del subject, decoder
-    yield Answer("roofline", data | verdict(data), {"device": devices.device_name(device), "torch": torch.__version__})
+    yield Answer("roofline", data | verdict(data), circumstances(device))
 
 
 def measured_roof(device: torch.device) -> Iterator[Any]:

@@ -8,9 +8,9 @@ import torch
 
 from explorer import data, models
 from explorer.calibration import first_inputs, record_inputs
-from explorer.devices import device_name
 from explorer.metrics.activations import kurtosis
 from explorer.models import blocks, linears
+from explorer.provenance import circumstances
 from explorer.records import Answer, Event, Progress
 from explorer.rotation import Rotation
 from explorer.tasks import Engine, Task
@@ -48,7 +48,7 @@ def work(engine: Engine, model: str) -> Iterator[Event]:
                 found[f"peak_{key}"].append(round(peak_ratio(value), 3))
         output = [block(hidden, **arguments) for hidden in batches]
         batches = [o[0] if isinstance(o, tuple) else o for o in output]
-    yield Answer("rotated", found, {"device": device_name(loaded.device), "tokens": rows.numel()})
+    yield Answer("rotated", found, circumstances(loaded.device) | {"tokens": rows.numel()})
 
 
 TASK = Task("rotated", work)

@@ -6,7 +6,6 @@ some 1e-4 nats on the bundled model, as much as a layer at 8 bits and 42 times t
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 
 from explorer import data, models
 from explorer.calibration import sequential_inputs
-from explorer.devices import device_name, free_memory
+from explorer.devices import free_memory
 from explorer.experiment import finite
 from explorer.methods import Method, build, fields_of, label_of, methods
 from explorer.metrics import mean_interval
 from explorer.metrics.layers import relative
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
+from explorer.provenance import circumstances
 from explorer.records import Answer, Event, InputError, Measurement, Progress, key_of, plain
 from explorer.tasks import Engine, Task, task_key
 
@@ -167,13 +167,7 @@ def work(
     yield Answer("sensitivity", {
         "model": ref.name, "method": method, "params": params or {}, "rows": plain(found), "kept": kept, "label": label_of(one).replace(f" {one.bits}-bit", ""),
         "text": f"bundled calibration text, {len(rows[-windows:])} windows of {length} tokens, {'float32' if small else 'bfloat16'} arithmetic",
-    }, circumstances(loaded))  # fmt: skip
-
-
-def circumstances(loaded: LoadedModel) -> dict[str, str]:
-    """Where and when an answer was found."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {"device": device_name(loaded.device), "torch": torch.__version__, "date": now}
+    }, circumstances(loaded.device))  # fmt: skip
 
 
 def _layer(engine: Engine, key: str, scorer: Scorer, chosen: dict[int, Method], name: str, inputs: Tensor | None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from explorer.ui.session import arrange, keys_of, usual
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
-BENCH = Path(__file__).parent.parent.parent.parent / "assets" / "bench"
+ASSETS = Path(__file__).parents[3] / "assets"
+BENCH, RECORDED = ASSETS / "bench", ASSETS / "speed.json"
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    """The answers of the tasks roofline and batch that ship with the project, {} when there are none."""
+    return {task: data | {"recorded": True} for task, data in json.loads(RECORDED.read_text()).items()} if RECORDED.exists() else {}
 
 
 def asked(report: Report) -> dict[str, Any]:
@@ -91,18 +98,18 @@ def build(shell: Shell) -> View:
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         which = gr.Dropdown(**choices(first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
         stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
-    line = gr.HTML(status("Nothing is being measured."), elem_id="speed-status", padding=False)
+    line = gr.HTML(status(at_first()), elem_id="speed-status", padding=False)
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
         largest = gr.Radio([8, 32, 128], value=8, label="Sequences at most", elem_id="speed-largest", min_width=200)
-    batch = chart(charts()["batch"])
+    batch = chart(charts()["batch"], recorded().get("batch"))
     with gr.Row(elem_classes=["to-bar"]):
         limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
     with gr.Row():
         with gr.Column(min_width=320):
-            roof = chart(charts()["roofline"])
+            roof = chart(charts()["roofline"], recorded().get("roofline"))
         with gr.Column(min_width=320):
-            times = chart(charts()["token_times"])
+            times = chart(charts()["token_times"], recorded().get("roofline"))
     heading("Kernels by shape and device", "See how close each kernel comes to the copy bandwidth that was measured in the same run.")
     gr.HTML(kernel_tables(), elem_id="speed-kernels")
 
@@ -126,6 +133,15 @@ def build(shell: Shell) -> View:
         return [gr.Dropdown(**choices(reports, chosen))]
 
     return View([which], render, [which], pure=True)
+
+
+def at_first() -> str:
+    """What the status line says before anything was measured here."""
+    shipped = recorded().get("roofline")
+    if not shipped:
+        return "Nothing is being measured."
+    where = ", ".join(str(shipped["provenance"][name]) for name in ("device", "date"))
+    return f"Recorded: {shipped['label']} on {shipped['model']}; {where}. Press a button to measure here."
 
 
 def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: Any) -> Iterator[list[Any]]:
