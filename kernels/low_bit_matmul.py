@@ -184,7 +184,7 @@ def default_tile(m: int, n: int, steps: int, bits: int, kind: str, processors: i
     else:
         columns, warps = (32 if bits in (3, 8) else 64), 2  # as many columns as fit the registers
     programs = -(-n // columns) * -(-m // rows)
-    stages = 2 if bits == 3 and rows == 64 else 3  # a block of 256 codes meets 32 KiB of inputs
+    stages = 2 if bits in (3, 4) and rows == 64 else 3  # with three, 4-bit codes spill a register, and a block of 256 3-bit codes meets 32 KiB of inputs
     return Tile(rows, columns, max(1, min(4 * processors // programs, steps // 4, 16)), warps, stages)
 
 
