@@ -103,7 +103,7 @@ for name in ${@:-check w4 decode tests quantize model bench tune again sanitize}
             speed decode-4-head-4 80 "${four[@]}" --head-bits 4
             speed decode-8 80 --method rtn --bits 8 --granularity channel
             ;;
-        quantize) step quantize 200 bash -c "$python -m tests.quantizer_peers --device cuda --repeats 2 --shapes 4096x4096,14336x4096,4096x14336 > '$logs/quantize.json'" ;;
+        quantize) step quantize 200 bash -c "$python -m tests.quantizer_peers --device cuda --repeats 2 --limit 40 --methods 'GPTQ act-order,AWQ scales,HQQ' --shapes 4096x4096,14336x4096,4096x14336 | tee '$logs/quantize.json'" ;;
         model)
             for method in rtn gptq awq hqq; do
                 step "model $method" 80 bash -c "$python -m explorer run --store '$logs/results.db' --method $method --json > '$logs/model-$method.json' 2> '$logs/model-$method.err'"
