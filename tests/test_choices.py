@@ -58,9 +58,9 @@ def test_the_task_and_the_command(runner: LocalRunner, capsys: pytest.CaptureFix
         list(runner.do("choices", {"model": "demo", "method": "rtn", "params": {}, "count": 3}))
     with pytest.raises(InputError, match="no trained weights"):
         list(runner.do("choices", {"model": "arch:qwen2.5-0.5b", "method": "rtn", "params": {}}))
-    assert main(["choices", "--method", "none", "--count", "32", "--store", str(tmp_path / "store.sqlite"), "--json"]) == 0
+    assert main(["choices", "--method", "none", "--count", "16", "--store", str(tmp_path / "store.sqlite"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["base"]["percent"] > 50, "far above guessing"
     assert found["base"] == found["quantized"] and (found["lost"], found["gained"], found["moved"], found["p"]) == (0, 0, 0, 1.0)
-    two = next(e for e in runner.do("choices", {"model": "demo", "method": "rtn", "params": {"bits": 2}, "count": 32}) if isinstance(e, Answer)).data
+    two = next(e for e in runner.do("choices", {"model": "demo", "method": "rtn", "params": {"bits": 2}, "count": 16}) if isinstance(e, Answer)).data
     assert two["base"] == found["base"] and two["quantized"]["right"] < two["base"]["right"] and two["lost"] > two["gained"]
