@@ -35,12 +35,12 @@ PATIENCE = 20  # seconds after which a work is not repeated
 Work = Callable[[], Tensor]  # gives the weight [N, K] float32 as rounded, in the inputs' own scale
 
 
-def matrices(n: int, k: int) -> tuple[Tensor, Tensor]:
+def matrices(n: int, k: int, device: str) -> tuple[Tensor, Tensor]:
     """(weight [N, K], inputs [TOKENS, K]) float32: correlated inputs of which few channels are large, as a model's are."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.exp(torch.randn(k, generator=generator))
     mixed = torch.randn(TOKENS, k, generator=generator) + torch.randn(TOKENS, 8, generator=generator) @ torch.randn(8, k, generator=generator)
-    return torch.randn(n, k, generator=generator) * 0.02, mixed * spread
+    return (torch.randn(n, k, generator=generator) * 0.02).to(device), (mixed * spread).to(device)
 
 
 def own_gptq(weight: Tensor, inputs: Tensor, order: bool) -> Work:
@@ -78,7 +78,7 @@ def auto_awq(weight: Tensor, inputs: Tensor, clip: bool) -> Work:
     quantizer = object.__new__(AwqQuantizer)
     quantizer.w_bit, quantizer.group_size, quantizer.zero_point, quantizer.duo_scaling = BITS, GROUP, True, False
     quantizer.max_chunk_memory, quantizer.n_parallel_calib_samples = 1 << 30, None
-    linear = nn.Linear(*weight.T.shape, bias=False)
+    linear = nn.Linear(*weight.T.shape, bias=False, device=weight.device)
     linear.weight.data = weight.clone()
     block = nn.Sequential(nn.Identity(), linear)
 
@@ -104,7 +104,7 @@ def library_hqq(weight: Tensor, inputs: Tensor) -> Work:
     from hqq.core.quantize import Quantizer
 
     def work() -> Tensor:
-        codes, meta = Quantizer.quantize(weight, nbits=BITS, group_size=GROUP, axis=1, bitpack=False, device="cpu")
+        codes, meta = Quantizer.quantize(weight, nbits=BITS, group_size=GROUP, axis=1, bitpack=False, device=str(weight.device))
         return Quantizer.dequantize(codes, meta | {"compute_dtype": torch.float32})
 
     return work
@@ -130,25 +130,42 @@ COMPARISONS = {
 }
 
 
-def measure(method: str, who: str, n: int, k: int, repeats: int) -> dict:
+def measure(method: str, who: str, n: int, k: int, repeats: int, device: str) -> dict:
     """The median seconds, after the same work on a small matrix that is not counted, and the output error."""
     asked = COMPARISONS[method]
     make = asked.own if who == OURS else asked.theirs
-    make(*matrices(*WARM))()
-    weight, inputs = matrices(n, k)
+    make(*matrices(*WARM, device))()
+    weight, inputs = matrices(n, k, device)
     work, seconds = make(weight, inputs), []
     while len(seconds) < repeats and sum(seconds) < PATIENCE:
         start = time.perf_counter()
         rounded = work()
+        if rounded.is_cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     exact = inputs @ weight.T
     version = "" if who == OURS else importlib.import_module(asked.module).__version__
     return {"seconds": statistics.median(seconds), "error": ((inputs @ rounded.T - exact).norm() / exact.norm()).item(), "version": version}
 
 
-def limited(method: str, who: str, n: int, k: int, repeats: int, limit: float) -> dict:
+def limited(method: str, who: str, n: int, k: int, repeats: int, limit: float, device: str) -> dict:
     """What `measure` finds in a process of its own; {"why"} where a peer cannot be imported, fails or takes longer than limit seconds."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.quantizer_peers", "--one", method, who, str(n), str(k), "--repeats", str(repeats)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.quantizer_peers",
+        "--one",
+        method,
+        who,
+        str(n),
+        str(k),
+        "--repeats",
+        str(repeats),
+        "--device",
+        device,
+    ]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -165,11 +182,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=150, help="seconds that one measurement may take, its matrices included")
     parser.add_argument("--write", action="store_true", help=f"also write {RECORD.name}; rows of other shapes and methods stay")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="only times of a CPU are written")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one[0], args.one[1], int(args.one[2]), int(args.one[3]), args.repeats)))
+        print(json.dumps(measure(args.one[0], args.one[1], int(args.one[2]), int(args.one[3]), args.repeats, args.device)))
         return
+    if args.write and args.device != "cpu":
+        parser.error("only times of a CPU are written")
     rows = json.loads(RECORD.read_text())["rows"] if args.write and RECORD.exists() else []
     about = {"device": device_name(torch.device("cpu")), "torch": torch.__version__, "busy": busy(), "date": str(date.today())}
     for shape, method in ((shape, method) for shape in args.shapes.split(",") for method in args.methods.split(",")):
@@ -178,7 +198,7 @@ def main() -> None:
         for who in (OURS, COMPARISONS[method].peer):
             row = {"method": method, "who": who, "n": n, "k": k}
             rows = [old for old in rows if not row.items() <= old.items()]
-            rows.append(row | limited(method, who, n, k, args.repeats, args.limit))
+            rows.append(row | limited(method, who, n, k, args.repeats, args.limit, args.device))
             print(json.dumps(rows[-1]), flush=True)
             if args.write:
                 RECORD.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
