@@ -125,6 +125,27 @@ def kernels_table() -> str:
     return "\n\n".join(parts) or "No kernel has been timed yet."
 
 
+def quantizer_peers_table() -> str:
+    """How long GPTQ, AWQ and HQQ take here and in public implementations, from assets/quantizer_peers.json."""
+    record = json.loads((ROOT / "assets" / "quantizer_peers.json").read_text())
+    found: dict[tuple, dict[str, dict]] = {}
+    for row in record["rows"]:
+        found.setdefault((row["method"], row["n"], row["k"]), {})[row["who"]] = row
+    rows = ["| method | weight | here, s | peer | peer, s | peer / here | output error here, peer |", "|" + "---|" * 7]
+    for (method, n, k), pair in sorted(found.items(), key=lambda item: (item[0][2], item[0][0])):
+        own, peer = pair.pop("this project"), next(iter(pair.values()))
+        start = f"| {method} | {n} x {k} | {significant(own['seconds'])} | {peer['who']} {peer.get('version', '')} |"
+        if "why" in peer:
+            rows.append(f"{start} {peer['why']} | | {own['error']:.4f} |")
+        else:
+            ratio = peer["seconds"] / own["seconds"]
+            rows.append(f"{start} {significant(peer['seconds'])} | {ratio:.1f} | {own['error']:.4f}, {peer['error']:.4f} |")
+    what = "4 bits in groups of 128, 2,048 calibration tokens; AWQ's clipping search on 256 of the outputs, to which AutoAWQ's time is proportional."
+    busy = f" The machine was busy: {record['busy']}." if record["busy"] else ""
+    origin = f"{record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `python -m tests.quantizer_peers --write`."
+    return "\n".join([*rows, "", f"{what} {origin}"])
+
+
 def machine_code_table() -> str:
     """Instructions a weight in the main loop of the weight-only kernel, compiled for Hopper without a GPU."""
     record = json.loads((ROOT / "assets" / "machine_code.json").read_text())
