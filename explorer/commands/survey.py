@@ -17,6 +17,7 @@ SPECS = (
     *((method, {"bits": 3}) for method in ("rtn", "hqq", "awq", "gptq", "qat")), ("rtn", {"bits": 3, "rotate": True}), ("gptq", {"bits": 3, "rotate": True}),
     *((method, {"bits": 2}) for method in ("rtn", "hqq", "awq", "gptq")), ("quip", {"rotate": False}), ("quip", {"feedback": False}),
     *((method, {"bits": bits, "symmetric": False}) for method in ("rtn", "gptq") for bits in (2, 3, 4)),
+    *((method, {"bits": bits, "full_range": True}) for method, bits in (("rtn", 2), ("gptq", 2), ("gptq", 3), ("gptq", 4))),
     ("gptq", {"bits": 2, "symmetric": False, "rotate": True}), ("nf4", {"double_quant": True}),
     ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
     ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}),
