@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +64,3 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
-
-
-@cache
-def code_version(*files: str) -> str:
-    """A hash of what these Python files compute: their syntax trees without docstrings and comments."""
-    digest = hashlib.sha256()
-    for file in files:
-        tree = ast.parse(Path(file).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], "value", None), ast.Constant):
-                body[0].value.value = ""
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from explorer.records import InputError, Measurement
-from explorer.store import Store, code_version
+from explorer.store import Store
 
 
 def test_round_trip(store: Store) -> None:
@@ -48,15 +48,3 @@ def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database" * 100)
     with pytest.raises(InputError, match="cannot be opened"):
         Store(path)
-
-
-def test_code_version_ignores_comments_and_docstrings_only(tmp_path: Path) -> None:
-    texts = {
-        "a": 'def f():\n    """Doc."""\n    return 1\n',
-        "b": '# note\ndef f():\n    """Other."""\n    return 1\n',
-        "c": "def f():\n    return 2\n",
-    }
-    for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    a, b, c = (code_version(str(tmp_path / f"{name}.py")) for name in "abc")
-    assert a == b != c
