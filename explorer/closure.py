@@ -7,6 +7,7 @@ is not: who asks names it, by `modules_in` where it may be any of them.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 from collections.abc import Iterator
 from functools import cache
@@ -20,10 +21,14 @@ INSIDE = ("body", "orelse", "finalbody", "handlers", "cases")  # where statement
 @cache
 def code_version(*modules: str) -> str:
     """A hash of what modules and all that they import compute: syntax trees without docstrings and comments."""
-    digest = hashlib.sha256()
-    for module in sorted(closure(*modules)):
-        digest.update(f"{module} {_read(module)[0]}\n".encode())
-    return digest.hexdigest()[:16]
+    collecting = gc.isenabled()
+    gc.disable()  # trees have no cycles, and a collection walks all of torch again and again: 0.1 s for 56 files, 0.3 s with it
+    try:
+        parts = [f"{module} {_read(module)[0]}" for module in sorted(closure(*modules))]
+    finally:
+        if collecting:
+            gc.enable()
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def closure(*modules: str) -> set[str]:
