@@ -53,12 +53,12 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 @dataclass
 class Loader:
     """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last. hub: where models
-    that are not here come from, None for the process's own.
+    that are not here come from.
     """
 
     device: torch.device = field(default_factory=default_device)
     held: Held = field(default_factory=Held)
-    hub: Hub | None = None
+    hub: Hub = field(default_factory=Hub)
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:

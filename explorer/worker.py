@@ -47,15 +47,13 @@ class Failure:
 
 def local_runner(settings: WorkerSettings) -> Any:
     """The runner of this process. Loads torch."""
-    from explorer import models, tasks
+    from explorer import tasks
     from explorer.experiment import Loader, LocalRunner
     from explorer.hub import Hub
     from explorer.store import Store
 
-    hub = Hub(settings.hub)
-    models.use_hub(hub)
     tasks.tasks()
-    return LocalRunner(Store(settings.store), Loader(hub=hub))
+    return LocalRunner(Store(settings.store), Loader(hub=Hub(settings.hub)))
 
 
 def explain(error: BaseException) -> Failure:

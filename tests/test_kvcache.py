@@ -9,6 +9,7 @@ import torch
 
 from explorer import models
 from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.hub import Hub
 from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
 from explorer.models import LoadedModel, reading
 from explorer.packed_cache import PackedCache
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def demo() -> LoadedModel:
-    return models.load(models.resolve("demo"), CPU)
+    return models.load(models.resolve("demo", Hub()), CPU, Hub())
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -13,6 +13,7 @@ from explorer import kvcache, models
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit, widths
 from explorer.devices import DATA_SHEET_BANDWIDTH
+from explorer.hub import Hub
 from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, architecture, kv_bytes, need, pasted, step_bytes
 from explorer.records import InputError
@@ -30,7 +31,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "nu
 
 @pytest.fixture(scope="module")
 def demo() -> models.LoadedModel:
-    return models.load(models.resolve("demo"), torch.device("cpu"))
+    return models.load(models.resolve("demo", Hub()), torch.device("cpu"), Hub())
 
 
 def shipped(name: str):

@@ -17,6 +17,7 @@ from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner, quantize
 from explorer.figures import ladder, tradeoffs
 from explorer.grid import CHANNEL, LIMIT, grid
+from explorer.hub import Hub
 from explorer.methods import build, catalogue, spec_of
 from explorer.metrics import Subject
 from explorer.metrics.depth import METRIC as DEPTH
@@ -115,7 +116,7 @@ def test_sweep_command_resumes_and_writes_csv_and_json(tmp_path: Path, tiny_fold
 
 def test_sensitivity_of_one_layer_equals_a_run_of_the_whole_model(store: Store, load: Loader) -> None:
     """Starting at the layer's block gives what the full model gives, and the model comes back to the bit."""
-    loaded = load(models.resolve("demo"))
+    loaded = load(models.resolve("demo", Hub()))
     before = [p.clone() for p in loaded.model.parameters()]
     text = data.bundled_text("calibration")
     rows = models.windows(loaded, text, 2 * 512, 512)
@@ -152,7 +153,7 @@ def test_sensitivity_streams_stores_by_layer_and_resumes(store: Store, tiny_fold
     assert rows[:6] == [e.value for e in cut if isinstance(e, Measurement)], "the layers measured before the cut come from the store"
     assert {row["bits"] for row in rows} == {2, 4} and len(rows) == 2 * 12 and len(done[-1].data["kept"]) == 2, "80 inputs are not divided by 32"
     method = build("rtn", {"bits": 4, "group_size": 32})
-    loaded = runner._load(models.resolve(str(tiny_folder)))
+    loaded = runner._load(models.resolve(str(tiny_folder), Hub()))
     layer = models.linears(loaded.model)[rows[1]["layer"]]
     assert rows[1]["stored_bits"] == method.quantize(layer.weight.float(), None).stored_bits()
     with pytest.raises(InputError, match="choose one of"):
@@ -166,7 +167,7 @@ def test_gptq_sensitivity_reads_inputs_of_the_unchanged_model(store: Store, tiny
 
 
 def test_error_through_depth(load: Loader) -> None:
-    loaded = load(models.resolve("demo"))
+    loaded = load(models.resolve("demo", Hub()))
     rows = models.windows(loaded, data.bundled_text("evaluation"), 1024, 512)
     empty = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
     assert list(DEPTH.measure(empty))[-1].value == [0.0] * 6

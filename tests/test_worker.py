@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer import models, rights
+from explorer import rights
 from explorer.hub import HubSettings
 from explorer.jobs import Finished, WorkerRunner
 from explorer.limits import Limits
@@ -261,9 +261,8 @@ def test_explanations_name_no_path_and_fit_a_line() -> None:
         assert len(explain(error).sentence) < 400
 
 
-def test_zero_gpu_runs_in_the_decorated_call(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_gpu_runs_in_the_decorated_call(tmp_path: Path, tiny_folder: Path) -> None:
     """With a stand-in for `spaces.GPU`: what is asked for, events as they are, an error as its sentence."""
-    monkeypatch.setattr(models, "_hub", models._hub)  # put back at the end what the call sets
     asked: list[int] = []
 
     def gpu(duration: int) -> object:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.records import Answer, plain, significant
 
 RECORDED = Path(__file__).parent.parent.parent / "assets" / "sensitivity.json"
@@ -36,12 +36,10 @@ def short(value: Any) -> Any:
 
 def work(args: argparse.Namespace) -> None:
     from explorer.commands.sweep import integers
-    from explorer.experiment import LocalRunner
-    from explorer.store import Store
 
     params = {"group_size": args.group_size} | ({} if args.method == "hqq" else {"symmetric": args.symmetric})
     asked = {"model": args.model, "method": args.method, "params": params, "bits": integers(args.bits, "--bits"), "windows": args.windows}
-    for event in LocalRunner(Store(args.store)).do("sensitivity", asked):
+    for event in runner_of(args.store).do("sensitivity", asked):
         show(event)
     assert isinstance(event, Answer)
     answer = short(plain(event.data | {"provenance": event.provenance}))

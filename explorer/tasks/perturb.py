@@ -59,7 +59,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any]) -> Ite
     """Answer data: label, prompts, base and quantized (each: flips, percent, low, high), only_base, only_quantized, p (exact McNemar), moved (clean
     prompts whose next token the quantization itself changes, percent), kinds.
     """
-    experiment, chosen, texts = Request(model, method, params).prepare()
+    experiment, chosen, texts = Request(model, method, params).prepare(engine.load.hub)
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = engine.load(experiment.model)
     rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH)
