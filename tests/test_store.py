@@ -48,3 +48,16 @@ def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database" * 100)
     with pytest.raises(InputError, match="cannot be opened"):
         Store(path)
+
+
+def test_the_oldest_results_leave_when_the_store_is_full(tmp_path: Path) -> None:
+    """The newest always stays, even alone larger than all; the file stops growing."""
+    store = Store(tmp_path / "r.db", limit=300_000)
+    for i in range(60):
+        store.put(str(i), "m", [Measurement("text", "x" * 20_000)], {})
+    kept = [i for i in range(60) if store.get(str(i))]
+    assert kept == list(range(kept[0], 60)) and 4 < len(kept) < 20
+    assert (tmp_path / "r.db").stat().st_size < 500_000
+    store.put("big", "m", [Measurement("text", "x" * 600_000)], {})
+    assert store.get("big") and not store.get("59")
+    store.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,13 @@ import torch
 
 from explorer import data, models
 from explorer.__main__ import main
+from explorer.commands.sensitivity import params_of
 from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner, quantize
 from explorer.figures import ladder, tradeoffs
 from explorer.grid import CHANNEL, LIMIT, grid
 from explorer.hub import Hub
-from explorer.methods import build, catalogue, spec_of
+from explorer.methods import Method, build, catalogue, fields_of, methods, spec_of
 from explorer.metrics import Subject
 from explorer.metrics.depth import METRIC as DEPTH
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
@@ -278,3 +281,18 @@ def test_sweep_command_tells_the_spread_over_seeds_and_when_speeds_were_measured
     assert main(again) == 0
     out = capsys.readouterr().out
     assert "origin of speed              stored" in out and f"{rows[2]['kld_mean']:,.6g}" in out
+
+
+def test_sensitivity_gives_a_method_only_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with neither groups nor a choice of symmetry takes no flag of the command; every method of the list can be asked for."""
+
+    @dataclass(frozen=True)
+    class Midrise(Method):
+        name, title, short, bits = "midrise", "Midrise", "Midrise", 4
+
+    able = [name for name, one in methods().items() if not one.of_model and "bits" in {field.name for field in fields_of(one)}]
+    asked = {name: params_of(Namespace(method=name, group_size=32, symmetric=True)) for name in able}
+    assert "symmetric" not in asked["hqq"] and asked["rtn"] == {"group_size": 32, "symmetric": True}
+    assert all(sensitivity.checked(name, params, (4,), 1) for name, params in asked.items())
+    monkeypatch.setattr("explorer.methods.methods", lambda: {"midrise": Midrise})
+    assert params_of(Namespace(method="midrise", group_size=32, symmetric=True)) == {} == params_of(Namespace(method="none such"))

@@ -256,6 +256,16 @@ def test_real_experiments_run_in_a_worker(tmp_path: Path, tiny_folder: Path) -> 
     runner.close()
 
 
+def test_what_nobody_expected_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    for error, logged in ((KeyError("planted"), True), (InputError("a sentence"), False)):
+        caplog.clear()
+        try:
+            raise error
+        except Exception as caught:
+            explain(caught)
+        assert ("Traceback" in caplog.text and "planted" in caplog.text) == logged
+
+
 def test_explanations_name_no_path_and_fit_a_line() -> None:
     for error in (KeyError("x" * 5000), ValueError("CUDA error: device-side assert"), OSError(28, "No space left")):
         assert len(explain(error).sentence) < 400
