@@ -17,7 +17,10 @@ BATCH = 4  # windows a step
 
 
 class _Round(torch.autograd.Function):
-    """Learned-step rounding: w' = (clamp(round(w/s + zero), 0, top) - zero) s; straight through for weights inside the range, LSQ's slope for s."""
+    """Learned-step rounding: w' = (clamp(round(w/s + zero), 0, top) - zero) s; straight through for weights inside the range, LSQ's slope for s.
+
+    LSQ's factor on that slope (section 2.2) is for plain gradient descent; Adam, which trains here, divides any constant factor away, so there is none.
+    """
 
     @staticmethod
     def forward(context: Any, weight: Tensor, step: Tensor, zero: float, top: int) -> Tensor:
@@ -32,8 +35,7 @@ class _Round(torch.autograd.Function):
         (place,), (zero, top) = context.saved_tensors, context.grid
         inside = (place >= 0) & (place <= top)
         slope = torch.where(inside, place.round() - place, place.clamp(0, top) - zero)  # d w' / d step (LSQ, equation 3)
-        scale = (place.shape[-1] * (top - zero)) ** -0.5
-        return gradient * inside, (gradient * slope).sum(-1, keepdim=True) * scale, None, None
+        return gradient * inside, (gradient * slope).sum(-1, keepdim=True), None, None
 
 
 def grid_of(bits: int) -> tuple[float, int]:
