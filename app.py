@@ -27,6 +27,7 @@ from explorer.hub import HubSettings, settings_from
 from explorer.jobs import WorkerRunner
 from explorer.limits import Limits
 from explorer.records import Event, InputError, Progress, Report, report_from
+from explorer.store import LIMIT
 from explorer.worker import WorkerSettings, local_runner
 from explorer.zerogpu import ZeroGpuRunner
 
@@ -80,8 +81,8 @@ class LazyRunner:
     for torch. A run that comes sooner than torch waits, and says so.
     """
 
-    def __init__(self, store: Path, delay: float = 0.0, hub: HubSettings | None = None) -> None:
-        self._settings = WorkerSettings(store, hub or HubSettings())
+    def __init__(self, store: Path, delay: float = 0.0, hub: HubSettings | None = None, store_bytes: int = LIMIT) -> None:
+        self._settings = WorkerSettings(store, hub or HubSettings(), store_bytes=store_bytes)
         self._made, self._wanted, self._runner, self._error = threading.Event(), threading.Event(), None, None
         threading.Thread(target=self._make, args=(delay,), daemon=True).start()
 
@@ -130,7 +131,7 @@ def seeds() -> list[Report]:
 @dataclass(frozen=True)
 class Settings:
     """How this server runs. strangers: whether visitors are, although only this machine can reach the port, as behind a proxy. oauth: whether they may
-    log in on the hub, as on a Space that asks for it.
+    log in on the hub, as on a Space that asks for it. store_bytes: what results may fill; the oldest leave for new ones.
     """
 
     name: str = "127.0.0.1"
@@ -143,6 +144,7 @@ class Settings:
     open_browser: bool = True
     strangers: bool = False
     oauth: bool = False
+    store_bytes: int = LIMIT
 
     @property
     def public(self) -> bool:
@@ -170,22 +172,30 @@ def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
         "GRADIO_SERVER_NAME" not in environment, args.public,
         {"SPACE_ID", "OAUTH_CLIENT_ID"} <= environment.keys() and find_spec("authlib") is not None,  # a Space of gradio's kind brings it along
     )  # fmt: skip
-    made = replace(made, hub=replace(made.hub, login=made.oauth))
+    made = replace(made, hub=replace(made.hub, login=made.oauth), store_bytes=bytes_from(environment))
     folders = environment.get("QUANTIZATION_EXPLORER_FOLDERS", "")
     if made.public or folders:  # a visitor must not learn which folders there are
         made = replace(made, hub=replace(made.hub, folders=tuple(map(Path, filter(None, folders.split(os.pathsep))))))
     return made
 
 
+def bytes_from(environment: Mapping[str, str]) -> int:
+    """What results may fill, in bytes. Raises InputError for what is no such number."""
+    given = environment.get("QUANTIZATION_EXPLORER_STORE_BYTES", str(LIMIT))
+    if not (given.isascii() and given.isdigit()):
+        raise InputError(f"QUANTIZATION_EXPLORER_STORE_BYTES is a number of bytes such as {LIMIT}, not {given[:40]!r}.")
+    return int(given)
+
+
 def runner_of(made: Settings, metrics: Metrics) -> Any:
     """The runner that fits where this runs."""
-    work = WorkerSettings(made.store, made.hub)
+    work = WorkerSettings(made.store, made.hub, store_bytes=made.store_bytes)
     if made.zero_gpu:
         import spaces
 
         return ZeroGpuRunner(work, spaces.GPU, login)
     if made.in_process:
-        return LazyRunner(made.store, delay=4.0, hub=made.hub)
+        return LazyRunner(made.store, 4.0, made.hub, made.store_bytes)
     return WorkerRunner(work, made.limits, session, metrics, delay=7.0, token=login)
 
 

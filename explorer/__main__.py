@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -23,20 +22,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def use_environment() -> None:
-    """Takes the hub's address, its cache and whether to stay offline from the environment, as the app does."""
-    from explorer.hub import Hub, settings_from
-    from explorer.models import use_hub
-
-    use_hub(Hub(settings_from(os.environ)))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 with a sentence on bad input; 130 on Ctrl-C with nothing half-stored."""
     try:
         args = parser().parse_args(argv)
-        if commands()[args.command].stores:
-            use_environment()
         return commands()[args.command].work(args) or 0
     except InputError as error:
         print(error, file=sys.stderr)

@@ -62,6 +62,24 @@ ACCELERATORS = (
 )
 
 
+# GB/s of boards that the planner does not offer but a run may meet, from NVIDIA's data sheets, by the words that tell them apart.
+BOARDS = {"A10G": 600, "A100 80GB PCIe": 1935, "H100 NVL": 3900, "H100 PCIe": 2000, "L40": 864}
+OTHER = {"d", "laptop", "max", "mig", "mobile", "server", "super", "ti"}  # in the name of a board that has less, or a part, of what its namesake has
+
+
+def sheet_of(reported: str) -> tuple[str, int] | None:
+    """(name, GB/s) of the board whose words are all in the name that its driver reports, such as "NVIDIA A100-SXM4-80GB"; of several the one with most."""
+    words = _words(reported)
+    boards = {one.name: one.bandwidth for one in ACCELERATORS} | BOARDS
+    found = [] if words & OTHER else [name for name in boards if _words(name) <= words]
+    best = max(found, key=lambda name: len(_words(name)), default="")
+    return (best, boards[best]) if best else None
+
+
+def _words(name: str) -> set[str]:
+    return set(name.casefold().replace("-", " ").replace(" gb", "gb").split())
+
+
 @dataclass(frozen=True)
 class Fit:
     """One accelerator under a plan. count: how many are needed, 0 when `most` do not hold it; users: that then fit at the full context; bound:

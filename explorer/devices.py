@@ -9,28 +9,11 @@ from pathlib import Path
 
 import torch
 
+from explorer.accelerators import sheet_of
 from kernels.timing import (
     device_name,  # noqa: F401 - the name that identifies results, where everything about devices is looked for
     time_call,
 )
-
-# Peak memory bandwidth in bytes/s, from NVIDIA's data sheets of each product; matched by substring, the more specific name first.
-DATA_SHEET_BANDWIDTH = {
-    "H200": 4.8e12,
-    "H100 PCIe": 2.0e12,
-    "H100 NVL": 3.9e12,
-    "H100": 3.35e12,
-    "A100-SXM4-80GB": 2.039e12,
-    "A100 80GB": 1.935e12,
-    "A100": 1.555e12,
-    "L40S": 0.864e12,
-    "L4": 0.3e12,
-    "A10G": 0.6e12,
-    "T4": 0.32e12,
-    "RTX PRO 6000": 1.792e12,
-    "RTX 4090": 1.008e12,
-    "RTX 3090": 0.936e12,
-}
 
 
 def default_device() -> torch.device:
@@ -41,7 +24,8 @@ def default_device() -> torch.device:
 def data_sheet(device: torch.device) -> tuple[float, str] | None:
     """(bytes/s, source) of a known GPU's data sheet: an estimate of what can be reached, not a measurement."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next(((value, f"data sheet of {known}") for known, value in DATA_SHEET_BANDWIDTH.items() if known in name), None)
+    known = sheet_of(name)
+    return None if known is None else (known[1] * 1e9, f"data sheet of {known[0]}")
 
 
 @cache

@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import gc
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 
 from explorer import architectures, models
 from explorer.calibration import sequential_inputs
+from explorer.closure import code_version, modules_in
 from explorer.devices import default_device, device_name
 from explorer.held import Held
 from explorer.hub import Hub
@@ -30,37 +30,35 @@ from explorer.qlinear import QuantizedLinear, put, quantized_head, release
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.request import Request
-from explorer.store import Store, code_version
+from explorer.store import Store
 from explorer.turns import Line, waiting
 
-ROOT = Path(__file__).parent
-WEIGHTS = ("qtensor", "floats", "lattice", "rotation", "qlinear", "flow", "calibration", "architectures", "checkpoint")
-FORWARD = ("models", "data", "decode", "llama", "products", "kvcache", "packed_cache")
-SHARED_CODE = [str(ROOT / f"{name}.py") for name in (*WEIGHTS, *FORWARD)]
-KERNEL_CODE = sorted(str(p) for p in (ROOT.parent / "kernels").glob("*.py") if not p.name.startswith("__main__"))
+
+@functools.cache
+def made_by(*modules: str) -> str:
+    """What computes a result, for its key: these modules and what they import, every kernel, torch, and transformers, which runs the model."""
+    return key_of(code_version(*modules, *modules_in("kernels")), torch.__version__, version("transformers"))
 
 
 def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> str:
     """The content address of one metric's result: everything that determines it."""
-    module = sys.modules[metric.measure.__module__].__file__
     spec = QuantSpec("none") if metric.of_model else experiment.spec
     method = build(spec.method, dict(spec.params))
     calibration = experiment.calibration if method.reads_inputs() else None
-    sources = [] if metric.of_model else sorted(method.sources())
-    code = code_version(*SHARED_CODE, *KERNEL_CODE, module, str(ROOT / "metrics" / "__init__.py"), *sources)
+    code = made_by(__name__, metric.measure.__module__, *sorted(method.modules()))
     where = device_name(device) if metric.per_device else device.type
-    return key_of(experiment.model, spec, experiment.evaluation, calibration, metric.name, code, torch.__version__, where)
+    return key_of(experiment.model, spec, experiment.evaluation, calibration, metric.name, code, where)
 
 
 @dataclass
 class Loader:
     """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last. hub: where models
-    that are not here come from, None for the process's own.
+    that are not here come from.
     """
 
     device: torch.device = field(default_factory=default_device)
     held: Held = field(default_factory=Held)
-    hub: Hub | None = None
+    hub: Hub = field(default_factory=Hub)
     _last: LoadedModel | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:

@@ -21,7 +21,6 @@ from explorer.records import InputError, ModelRef, Progress
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
 CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cache since 5.24, and before
-_hub = Hub()  # who is asked when the caller names no hub; a composition root sets it once, before anything is resolved
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,6 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     length: int
-
-
-def use_hub(hub: Hub) -> None:
-    """Sets the hub of this process. For composition roots: the CLI, a worker at its start."""
-    global _hub
-    _hub = hub
 
 
 @functools.cache
@@ -54,9 +47,8 @@ def _folder_ref(name: str, folder: Path) -> ModelRef:
     return ModelRef(name, _content_hash(folder, tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)))
 
 
-def resolve(name: str, hub: Hub | None = None) -> ModelRef:
+def resolve(name: str, hub: Hub) -> ModelRef:
     """Which model a name means, pinned by content or commit. Raises InputError with a sentence."""
-    hub = hub or _hub
     if name == "demo":
         return _folder_ref("demo", DEMO)
     if name.startswith(architectures.PREFIX):
@@ -84,42 +76,39 @@ def _named_folder(name: str, hub: Hub) -> Path | None:
         return None
 
 
-def trained(name: str) -> ModelRef:
+def trained(name: str, hub: Hub) -> ModelRef:
     """`resolve` for a model whose weights are to be looked at. Raises InputError for an architecture, which has none."""
     if name.strip().startswith(architectures.PREFIX):
         raise InputError("An architecture has no trained weights to look at; choose a model.")
-    return resolve(name.strip())
+    return resolve(name.strip(), hub)
 
 
-def folder_here(ref: ModelRef, hub: Hub | None = None) -> Path | None:
+def folder_here(ref: ModelRef, hub: Hub) -> Path | None:
     """The folder that holds exactly this model, None when it would have to be downloaded."""
-    hub = hub or _hub
     folder = DEMO if ref.name == "demo" else _named_folder(ref.name, hub)
     return folder or downloads.found(hub.settings, ref)
 
 
-def context(ref: ModelRef, hub: Hub | None = None) -> int:
+def context(ref: ModelRef, hub: Hub) -> int:
     """Tokens a window of this model may have, at most 2,048. For a hub id its config.json is read. Raises InputError with a sentence."""
     config = configuration(ref, hub)
     return min(2048, config["max_position_embeddings"]) if ref.random else context_of(checked(config, ref.name))
 
 
-def configuration(ref: ModelRef, hub: Hub | None = None) -> Any:
+def configuration(ref: ModelRef, hub: Hub) -> Any:
     """A model's config.json as data; no weight is read. Raises InputError with a sentence when it does not come."""
     if ref.random:
         return architectures.known(ref.name)["config"]
     folder = folder_here(ref, hub)
     if folder is not None:
         return check_config(folder)
-    hub = hub or _hub
     return hub.config(hub.listing(f"{ref.name}@{ref.revision}"))
 
 
-def check_size(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> None:
+def check_size(ref: ModelRef, device: torch.device, hub: Hub) -> None:
     """Raises InputError when a model of the hub fits neither disk nor memory. Asks for the headers of its weight files and no weight."""
     if folder_here(ref, hub) is not None:
         return
-    hub = hub or _hub
     listing = hub.listing(f"{ref.name}@{ref.revision}")
     downloads.check_disk(hub.settings, listing)
     weight = hub.weigh(listing)
@@ -140,9 +129,9 @@ def memory_needed(weight: Weight, device: torch.device) -> float:
     return weight.total * (2.2 if mapped else 4.2) + 16 * weight.largest + 5e8
 
 
-def fetching(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Iterator[Progress]:
+def fetching(ref: ModelRef, device: torch.device, hub: Hub) -> Iterator[Progress]:
     """Yields Progress, returns the folder that holds the model; downloads it unless it is here or will not fit. Raises InputError with a sentence."""
-    folder, hub = None if ref.random else folder_here(ref, hub), hub or _hub
+    folder = None if ref.random else folder_here(ref, hub)
     if folder is None and not ref.random:
         listing = hub.listing(f"{ref.name}@{ref.revision}")
         checked(hub.config(listing), ref.name)
@@ -151,10 +140,10 @@ def fetching(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> Ite
     return folder
 
 
-def load(ref: ModelRef, device: torch.device, hub: Hub | None = None) -> LoadedModel:
+def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
     """Loads exactly this model, fetched first when it is not here; of an architecture the skeleton. Raises InputError with a sentence."""
     if ref.random:
-        return LoadedModel(ref, architectures.skeleton(ref.name, device), None, device, context(ref))
+        return LoadedModel(ref, architectures.skeleton(ref.name, device), None, device, context(ref, hub))
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
@@ -180,13 +169,13 @@ def _drained(steps: Iterator[Progress]) -> Any:
             return end.value
 
 
-def weight_of(ref: ModelRef, layer: str) -> torch.Tensor:
+def weight_of(ref: ModelRef, layer: str, hub: Hub) -> torch.Tensor:
     """The weight [N, K] of one layer, named as `linears` names it, in the dtype of the file; read alone, without loading the model. Raises
     InputError when the model is not on this disk or has no such layer.
     """
     from safetensors import safe_open
 
-    folder = folder_here(ref)
+    folder = folder_here(ref, hub)
     transposed = folder is not None and check_config(folder)["model_type"] == "gpt2"  # its Conv1D keeps [K, N]
     for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
         with safe_open(path, "pt") as file:

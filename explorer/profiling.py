@@ -23,7 +23,7 @@ PARTS = ("qkv", "out", "gate_up", "down")
 
 def profile(request: Request, load: Loader, context: int, steps: int, output: Path) -> Iterator[Any]:
     """Yields Progress, writes the trace to `output`, returns a text: where the time went, and what to run next."""
-    experiment, method, texts = request.prepare()
+    experiment, method, texts = request.prepare(load.hub)
     with released() as hold:
         subject, _ = yield from prepared(experiment, method, texts, load, hold)
         device = subject.loaded.device

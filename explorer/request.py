@@ -39,7 +39,7 @@ class Request:
     length: int = 0
     head_bits: int = 16
 
-    def prepare(self, hub: Hub | None = None) -> tuple[Experiment, Method, dict[str, str]]:
+    def prepare(self, hub: Hub) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":

@@ -66,9 +66,9 @@ class Rotation:
     right: Tensor
 
     @classmethod
-    def of(cls, width: int, device: torch.device, seed: int = 0) -> Rotation:
-        """The rotation of `width` channels; the same for the same width and seed."""
-        signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(seed), dtype=torch.int8) * 2 - 1
+    def of(cls, width: int, device: torch.device) -> Rotation:
+        """The rotation of `width` channels; the same for the same width."""
+        signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(0), dtype=torch.int8) * 2 - 1
         p, q = orders(width)
         return cls(*(t.to(device, torch.int8) for t in (signs, hadamard(p), hadamard(q))))
 

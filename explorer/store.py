@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,17 @@ MIGRATIONS = (
     "CREATE TABLE results (key TEXT PRIMARY KEY, name TEXT NOT NULL, payload TEXT NOT NULL, created REAL NOT NULL)",
     "CREATE INDEX results_by_time ON results (created)",
 )
+LIMIT = 2 * 10**9  # bytes
 
 
 class Store:
-    """One SQLite file, in WAL mode. Safe to use from several threads and processes. Raises InputError when the file cannot be used."""
+    """One SQLite file, in WAL mode. Safe to use from several threads and processes. Raises InputError when the file cannot be used.
 
-    def __init__(self, path: Path | str) -> None:
-        self._lock = threading.Lock()
+    limit: bytes that results may fill; the oldest leave for a new one. The file keeps the room of those that left, and puts new ones there.
+    """
+
+    def __init__(self, path: Path | str, limit: int = LIMIT) -> None:
+        self._lock, self._limit = threading.Lock(), limit
         try:
             if str(path) != ":memory:":
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -60,24 +61,22 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._db.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", (key, name, payload, time.time()))
+                self._evict(key)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
 
+    def _evict(self, kept: str) -> None:
+        """Deletes the oldest results until the rest fits; the one that was just written stays. Within its transaction."""
+        oldest = "DELETE FROM results WHERE key IN (SELECT key FROM results WHERE key != ? ORDER BY created LIMIT 8)"
+        while self._filled() > self._limit and self._db.execute(oldest, (kept,)).rowcount:
+            pass
+
+    def _filled(self) -> int:
+        """Bytes of the pages that hold something."""
+        pages, free, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
+        return (pages - free) * size
+
     def close(self) -> None:
         self._db.close()
-
-
-@cache
-def code_version(*files: str) -> str:
-    """A hash of what these Python files compute: their syntax trees without docstrings and comments."""
-    digest = hashlib.sha256()
-    for file in files:
-        tree = ast.parse(Path(file).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], "value", None), ast.Constant):
-                body[0].value.value = ""
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import signal
 import sqlite3
@@ -23,17 +24,19 @@ from typing import Any
 from explorer import rights
 from explorer.hub import HubSettings
 from explorer.records import Event, InputError
+from explorer.store import LIMIT
 
 NICENESS = 5  # below the web process, so that a page answers while every core computes
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is made with. factory: "module:function" of these settings that makes the runner."""
+    """What a worker is made with. factory: "module:function" of these settings that makes the runner. store_bytes: what results may fill."""
 
     store: Path
     hub: HubSettings
     factory: str = "explorer.worker:local_runner"
+    store_bytes: int = LIMIT
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,20 @@ class Failure:
 
 def local_runner(settings: WorkerSettings) -> Any:
     """The runner of this process. Loads torch."""
-    from explorer import models, tasks
+    from explorer import tasks
     from explorer.experiment import Loader, LocalRunner
     from explorer.hub import Hub
     from explorer.store import Store
 
-    hub = Hub(settings.hub)
-    models.use_hub(hub)
     tasks.tasks()
-    return LocalRunner(Store(settings.store), Loader(hub=hub))
+    return LocalRunner(Store(settings.store, settings.store_bytes), Loader(hub=Hub(settings.hub)))
 
 
 def explain(error: BaseException) -> Failure:
-    """An exception as a sentence for the person who asked. After a fault of the device, or of memory, the process cannot be trusted."""
+    """An exception as a sentence for the person who asked. After a fault of the device, or of memory, the process cannot be trusted.
+
+    One that nobody expected is logged with its traceback, for whoever runs the server.
+    """
     text = f"{type(error).__name__}: {error}"
     kept = "What was measured before is kept."
     if isinstance(error, InputError):
@@ -71,6 +75,7 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, sqlite3.Error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         what = "is locked by another program" if "locked" in text else "is full" if "full" in text or isinstance(error, OSError) else "could not be used"
         return Failure("store", f"The result store or its disk {what}. {kept} Try again in a minute, or tell whoever runs this server.")
+    logging.getLogger(__name__).error("a job failed", exc_info=error)
     return Failure("failed", f"The run failed ({text[:200]}). {kept} Try other parameters or another model.")
 
 

@@ -17,6 +17,7 @@ from explorer import models
 from explorer.checkpoint import check_config
 from explorer.data import bundled_text
 from explorer.experiment import quantize
+from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics import Subject
 from explorer.records import TextRef
@@ -65,7 +66,7 @@ def work(folder: Path, method: str, out: multiprocessing.connection.Connection) 
     threading.Thread(target=watch, daemon=True).start()
     check_config(folder)
     start = time.perf_counter()
-    loaded = models.load(models.resolve(str(folder)), torch.device("cpu"))
+    loaded = models.load(models.resolve(str(folder), Hub()), torch.device("cpu"), Hub())
     at_load = resident()
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), torch.zeros(1, 8, dtype=torch.long), 0.0)
     steps = quantize(subject, build(method, {}), TextRef("bundled", "", 2048, 512), bundled_text("calibration"))

@@ -16,7 +16,7 @@ LAYERS = tuple(
     layer.split()
     for layer in """
 kernels
-explorer.records
+explorer.records explorer.closure
 explorer.grid explorer.planner explorer.accelerators explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice
 explorer.rights explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits

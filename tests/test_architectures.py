@@ -10,6 +10,7 @@ import torch
 
 from explorer import architectures, models
 from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.hub import Hub
 from explorer.metrics.speed import read_per_token
 from explorer.qlinear import QuantizedLinear, quantized_head
 from explorer.records import InputError, Report
@@ -52,19 +53,19 @@ def test_shipped_architectures_have_the_published_size(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(PUBLISHED[name], rel=2e-3)
-    assert architectures.known(f"arch:{name}")["source"] and models.resolve(f"arch:{name}").random
+    assert architectures.known(f"arch:{name}")["source"] and models.resolve(f"arch:{name}", Hub()).random
 
 
 def test_names_are_exactly_the_shipped_ones() -> None:
     assert set(architectures.architectures()) == {f"arch:{name}" for name in PUBLISHED}
     with pytest.raises(InputError, match="here for planning: models of type mixtral are not run"):
-        models.load(models.resolve("arch:mixtral-8x7b"), CPU)
+        models.load(models.resolve("arch:mixtral-8x7b", Hub()), CPU, Hub())
     with pytest.raises(InputError, match=r"no architecture 'arch:gpt-9'; there are arch:llama"):
-        models.resolve("arch:gpt-9")
+        models.resolve("arch:gpt-9", Hub())
 
 
 def test_weights_are_the_same_every_time_and_not_of_each_other(tiny: str) -> None:
-    loaded = models.load(models.resolve(tiny), CPU)
+    loaded = models.load(models.resolve(tiny, Hub()), CPU, Hub())
     layers = models.linears(loaded.model)
     assert all(layer.weight.device.type == "meta" for layer in layers.values()) and len(layers) == 14
     first, again, other = (architectures.weight(loaded.model, f"layers.{i}.mlp.up_proj", CPU) for i in (0, 0, 1))
@@ -131,7 +132,7 @@ def test_a_tied_head_gets_codes_of_its_own_and_the_embedding_stays(tiny: str, st
     reports = head_reports(LocalRunner(store, Loader(CPU)), tiny)
     for bits in (8, 4):
         assert reports[bits].value("weight_bytes") == reports[16].value("weight_bytes") + reports[bits].value("head_bytes")
-    loaded = models.load(models.resolve(tiny), CPU)
+    loaded = models.load(models.resolve(tiny, Hub()), CPU, Hub())
     before = read_per_token(loaded.model)
     table = loaded.model.lm_head.weight.nbytes
     loaded.model.lm_head = head = quantized_head(loaded.model.lm_head, 4, CPU)

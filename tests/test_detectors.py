@@ -18,6 +18,7 @@ from explorer.docs import SEEDS
 from explorer.experiment import LocalRunner
 from explorer.faults import FAULTS, planted
 from explorer.findings import BROKEN, OK, level
+from explorer.hub import Hub
 from explorer.records import Answer, InputError, Measurement, Report, report_from
 from explorer.repetition import cycle, repetition
 from explorer.store import Store
@@ -103,7 +104,7 @@ def test_planting_leaves_the_subject_as_it_is(lab: Lab, store: Store) -> None:
     from explorer.request import Request
     from explorer.subjects import subject_of
 
-    experiment, method, texts = Request("demo", "rtn", {"bits": 4}).prepare()
+    experiment, method, texts = Request("demo", "rtn", {"bits": 4}).prepare(Hub())
     events = subject_of(lab.runner._load, experiment, method, texts)
     with pytest.raises(StopIteration) as end:
         while True:

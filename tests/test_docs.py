@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from explorer.docs import CATALOGUE, README, ROOT, catalogue, render
+from explorer.hub import Hub
 from explorer.records import report_from
 
 
@@ -22,7 +23,7 @@ def test_seed_results_are_of_the_bundled_model() -> None:
 
     reports = [report_from(data) for data in json.loads((ROOT / "assets" / "seed_results.json").read_text())]
     assert reports[0].experiment.spec.method == "none" and len(reports) == 5
-    assert {r.experiment.model for r in reports} == {resolve("demo")}, "the model changed: run `make seeds`"
+    assert {r.experiment.model for r in reports} == {resolve("demo", Hub())}, "the model changed: run `make seeds`"
 
 
 def test_demo_model_fits_and_did_not_see_the_held_out_text() -> None:

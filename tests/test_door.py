@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ from prometheus_client import generate_latest
 import app
 from explorer.jobs import Finished
 from explorer.records import InputError, report_from
+from explorer.server import login
 from explorer.server.health import Metrics
 from explorer.server.login import TRIES, Lockout, hashed, matches, read
 from tests.serving import ROOT, served
@@ -128,8 +130,23 @@ def test_passwords_and_their_file(tmp_path: Path) -> None:
         read(tmp_path / "none")
     lockout = Lockout()
     for i in range(TRIES["address"]):
-        lockout.wrong(f"name {i}", "address 1.2.3.4")
-    assert lockout.left("address 1.2.3.4") > 0 and lockout.left("name 1") == 0 and len(lockout._wrong) <= 10_000
+        assert lockout.take(f"name {i}", "address 1.2.3.4") == 0
+    assert lockout.take("address 1.2.3.4") > 0 and lockout.take("name 1") == 0 and len(lockout._wrong) <= 10_000
+
+
+def test_guesses_at_once_are_no_more_than_guesses_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(login, "matches", lambda password, stored: tried.append(password) or time.sleep(0.02) or password == "right")
+    door = login.Login(lambda scope, receive, send: None, {"ada": "salt$hash"})
+
+    async def ask(*passwords: str) -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door), base_url="http://t") as http:
+            return [r.status_code for r in await asyncio.gather(*(http.post("/login", data={"name": "ada", "password": one}) for one in passwords))]
+
+    for _ in range(2 * TRIES["name"]):
+        assert asyncio.run(ask("right")) == [303], "a right password is given back"
+    tried.clear()
+    assert sorted(asyncio.run(ask(*map(str, range(30))))) == [401] * TRIES["name"] + [429] * (30 - TRIES["name"]) and len(tried) == TRIES["name"]
 
 
 @pytest.mark.parametrize(("name", "arguments", "folders"), [("127.0.0.1", [], None), ("0.0.0.0", [], ()), ("127.0.0.1", ["--public"], ())])
@@ -137,6 +154,13 @@ def test_a_public_server_names_no_folders_and_shares_its_time(name: str, argumen
     made = app.settings(arguments, {"GRADIO_SERVER_NAME": name, "GRADIO_SERVER_PORT": "7860", "HF_TOKEN": "hf_secret"})
     assert made.hub.folders == folders and made.public == (folders is not None) and bool(made.limits.seconds_of_session) == made.public
     assert "hf_secret" not in repr(made)
+
+
+def test_the_room_for_results_comes_from_the_environment() -> None:
+    given = {"QUANTIZATION_EXPLORER_STORE_BYTES": "5000000"}
+    assert app.settings([], given).store_bytes == 5_000_000 and app.settings([], {}).store_bytes == app.LIMIT
+    with pytest.raises(InputError, match="number of bytes"):
+        app.settings([], {"QUANTIZATION_EXPLORER_STORE_BYTES": "2 GB"})
 
 
 def test_visitors_log_in_on_the_hub_only_on_a_space_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from explorer import models
 from explorer.calibration import flowing
 from explorer.experiment import Loader
 from explorer.flow import scaled
+from explorer.hub import Hub
 from tests.architectures import CONFIGS, make
 
 LLAMA = "qkv o gate_up down"
@@ -29,7 +30,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("kind", sorted(set(CONFIGS) - {"gpt2"}))
 def test_a_folded_scale_changes_nothing(tmp_path: Path, kind: str) -> None:
-    loaded = Loader()(models.resolve(str(make(kind, tmp_path / kind))))
+    loaded = Loader()(models.resolve(str(make(kind, tmp_path / kind)), Hub()))
     model, draw = loaded.model.float(), torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # as they are made, all alike, they would hide a mistake
@@ -49,6 +50,6 @@ def test_a_folded_scale_changes_nothing(tmp_path: Path, kind: str) -> None:
 
 
 def test_norms_that_the_residual_stream_reads_too_take_nothing(tmp_path: Path) -> None:
-    loaded = Loader()(models.resolve(str(make("opt", tmp_path / "opt", do_layer_norm_before=False, num_hidden_layers=1))))
+    loaded = Loader()(models.resolve(str(make("opt", tmp_path / "opt", do_layer_norm_before=False, num_hidden_layers=1)), Hub()))
     found = next(flowing(loaded, torch.arange(8).unsqueeze(0)))[1]
     assert [None if group.before is None else type(group.before.module).__name__ for group in found] == [None, "Linear", None, "Linear"]

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from explorer import downloads, models, rights
+from explorer.experiment import Loader, LocalRunner
 from explorer.hub import Hub, HubSettings, settings_from, split_id
 from explorer.records import InputError, ModelRef, Progress
+from explorer.store import Store
 from tests.hub_server import COMMIT, FAULTS, StandIn, stand_in
 
 CPU = torch.device("cpu")
@@ -205,3 +207,13 @@ def test_settings_come_from_the_variables_of_the_hubs_client() -> None:
     made = settings_from({"HF_ENDPOINT": "https://mirror.example/", "HF_HUB_OFFLINE": "1", "HF_HOME": "/x", "HF_TOKEN": "secret"})
     assert made.endpoint == "https://mirror.example" and made.offline and made.shared == Path("/x/hub")
     assert made.token == "" and "secret" not in repr(dataclasses.replace(made, token="secret"))
+
+
+@pytest.mark.parametrize("ask", [
+    ("perturb", {"method": "rtn", "params": {}, "layer": "layers.0.self_attn.q_proj"}), ("sensitivity", {}), ("inputs", {"layer": "layers.0.self_attn.q_proj"}),
+    ("generate", {"specs": [], "prompt": "x"}),
+], ids=lambda ask: ask[0])  # fmt: skip
+def test_a_task_asks_the_hub_of_its_loader(ask: tuple[str, dict], tmp_path: Path) -> None:
+    runner = LocalRunner(Store(":memory:"), Loader(CPU, hub=Hub(HubSettings(cache=tmp_path, shared=None, offline=True))))
+    with pytest.raises(InputError, match="works offline"):
+        list(runner.do(ask[0], {"model": "someone/model", **ask[1]}))

@@ -12,6 +12,7 @@ from transformers.cache_utils import QuantizedLayer
 from explorer import models
 from explorer.decode import TransformersLoop
 from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.hub import Hub
 from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
 from explorer.llama import LlamaLoop
 from explorer.models import LoadedModel, reading
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def demo() -> LoadedModel:
-    return models.load(models.resolve("demo"), CPU)
+    return models.load(models.resolve("demo", Hub()), CPU, Hub())
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

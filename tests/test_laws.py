@@ -12,6 +12,7 @@ from torch import Tensor
 from explorer import models
 from explorer.calibration import first_inputs, record_inputs
 from explorer.data import text_of
+from explorer.hub import Hub
 from explorer.methods import build
 from explorer.models import DEMO, blocks, linears
 from explorer.rotation import Rotation
@@ -31,7 +32,7 @@ class Layer(NamedTuple):
 @pytest.fixture(scope="module")
 def layers() -> list[Layer]:
     """Every quantizable layer with the 16-bit model's inputs from 4,096 tokens of either half of the bundled text."""
-    loaded = models.load(models.resolve("demo"), torch.device("cpu"))
+    loaded = models.load(models.resolve("demo", Hub()), torch.device("cpu"), Hub())
     inputs: dict[str, list[Tensor]] = {name: [] for name in linears(loaded.model)}
     for half in ("calibration", "evaluation"):
         batches, arguments = first_inputs(loaded, models.windows(loaded, text_of("bundled", half), 4096, 512))

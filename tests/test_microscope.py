@@ -16,6 +16,7 @@ from explorer.docs import SEEDS
 from explorer.experiment import LocalRunner
 from explorer.figures import charts
 from explorer.figures.projections import table_of
+from explorer.hub import Hub
 from explorer.records import Answer, Event, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.error_map import digits, reduced
@@ -41,7 +42,7 @@ def runner() -> LocalRunner:
 
 @pytest.fixture(scope="module")
 def weight() -> torch.Tensor:
-    return models.weight_of(models.resolve("demo"), LAYER).float()
+    return models.weight_of(models.resolve("demo", Hub()), LAYER, Hub()).float()
 
 
 def test_an_outlier_ruins_one_scale_and_only_what_shares_it(runner: LocalRunner, weight: torch.Tensor) -> None:
@@ -158,7 +159,7 @@ def test_maps_of_a_method_that_reads_inputs(tiny_folder: Path, store: Store) -> 
     name = "layers.0.mlp.gate_proj"
     plain = list(runner.do("error_map", {"model": str(tiny_folder), "layer": name, "method": "rtn", "params": {"bits": 3, "granularity": "channel"}}))[-1].data
     assert data["layers"][name]["sqnr"] < plain["sqnr"]
-    assert all(type(layer) is torch.nn.Linear for layer in models.linears(runner._load(models.resolve(str(tiny_folder))).model).values())
+    assert all(type(layer) is torch.nn.Linear for layer in models.linears(runner._load(models.resolve(str(tiny_folder), Hub())).model).values())
     assert list(runner.do("error_maps", asked_for))[-1].provenance["from_store"]
 
 

@@ -49,30 +49,30 @@ def test_config_is_refused_in_words(folder: Path, change: dict | None, sentence:
     path = folder / "config.json"
     path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=sentence):
-        models.resolve(str(folder))
+        models.resolve(str(folder), Hub())
 
 
 @pytest.mark.parametrize(("missing", "sentence"), [("config.json", "no readable config"), ("model.safetensors", "holds no")])
 def test_folder_that_is_no_model_is_refused(folder: Path, missing: str, sentence: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(InputError, match=sentence):
-        models.resolve(str(folder))
+        models.resolve(str(folder), Hub())
 
 
 def test_truncated_weights_are_a_sentence(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="could not be read as a model"):
-        models.load(models.resolve(str(folder)), CPU)
+        models.load(models.resolve(str(folder), Hub()), CPU, Hub())
 
 
 def test_revision_follows_the_content(folder: Path) -> None:
-    before = models.resolve(str(folder))
+    before = models.resolve(str(folder), Hub())
     weights = folder / "model.safetensors"
     data_ = bytearray(weights.read_bytes())
     data_[-1] ^= 1
     weights.write_bytes(data_)
-    assert models.resolve(str(folder)).revision != before.revision
+    assert models.resolve(str(folder), Hub()).revision != before.revision
 
 
 @pytest.mark.parametrize("source", ["wikitext2", "c4"])
@@ -97,7 +97,7 @@ def test_halves_of_the_bundled_text_share_no_topic() -> None:
 
 def test_each_set_of_layers_sees_the_layers_replaced_before_it(tiny_folder: Path) -> None:
     """q/k/v, o, gate/up, down of block 0, then block 1; zeroing a set changes what the next one reads, and only from then on."""
-    loaded = models.load(models.resolve(str(tiny_folder)), CPU)
+    loaded = models.load(models.resolve(str(tiny_folder), Hub()), CPU, Hub())
     rows = torch.randint(0, 4096, (2, 64), generator=torch.Generator().manual_seed(0))
     plain = [{name: x.clone() for name, x in group.items()} for group, _ in sequential_inputs(loaded, rows)]
     kinds = [sorted(name.rsplit(".", 1)[1] for name in group) for group in plain]

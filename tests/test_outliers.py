@@ -12,6 +12,7 @@ import transformers
 from explorer import models
 from explorer.experiment import LocalRunner
 from explorer.figures import charts
+from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics.activations import kurtosis, outliers
 from explorer.models import LoadedModel
@@ -40,7 +41,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_inputs_are_what_the_layer_meets(runner: LocalRunner, tiny_folder: Path) -> None:
     data = done(runner, "inputs", model=str(tiny_folder), layer=LAYER)
-    loaded = runner._load(models.resolve(str(tiny_folder)))
+    loaded = runner._load(models.resolve(str(tiny_folder), Hub()))
     ids = loaded.tokenizer("".join(data["words"]), return_tensors="pt", add_special_tokens=False).input_ids[:, : data["tokens"]]
     seen: list[torch.Tensor] = []
     handle = models.linears(loaded.model)[LAYER].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -139,7 +140,7 @@ def test_a_model_without_a_norm_before_its_layers_is_refused() -> None:
 
 
 def test_the_dial_breaks_int8_and_leaves_the_model_alone(runner: LocalRunner, tiny_folder: Path) -> None:
-    ref = models.resolve(str(tiny_folder))
+    ref = models.resolve(str(tiny_folder), Hub())
     before = {name: p.clone() for name, p in runner._load(ref).model.named_parameters()}
     calm, loud = (done(runner, "outlier_dial", model=str(tiny_folder), strength=s) for s in (1.0, 64.0))
     assert loud["gap"] == 0 and loud["gap_float32"] <= 1e-5 and set(loud["methods"]) == set(METHODS)

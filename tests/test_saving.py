@@ -16,6 +16,7 @@ from torch import nn
 from explorer import saving
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
+from explorer.hub import Hub
 from explorer.records import Answer, InputError
 from explorer.request import Request
 from explorer.saving.beforehand import check_asked
@@ -51,7 +52,7 @@ def load() -> Loader:
 
 
 def prepared(load: Loader, folder: Path, method: str, params: dict[str, Any]) -> saving.Prepared:
-    experiment, made, texts = Request(str(folder), method, params, sequences=1).prepare()
+    experiment, made, texts = Request(str(folder), method, params, sequences=1).prepare(Hub())
     steps = subject_of(load, experiment, made, texts)
     while True:
         try:
@@ -212,7 +213,7 @@ def test_what_follows_from_the_request_is_refused_before_a_weight_is_read(folder
     config = {"model_type": "llama"}
 
     def asked(method: str, params: dict[str, Any], form: str, kind: str = "llama") -> None:
-        experiment, made, _ = Request(str(folder), method, params, sequences=1).prepare()
+        experiment, made, _ = Request(str(folder), method, params, sequences=1).prepare(Hub())
         check_asked(experiment, made, config | {"model_type": kind}, form)
 
     for method, params in COMPRESSED:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from explorer.docs import CATALOGUE, SEEDS
 from explorer.export import as_csv, as_html, as_json, command_of, commands, saving_of
+from explorer.hub import Hub
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.records import ModelRef, QuantSpec, report_from
 from explorer.ui.session import Shelf
@@ -102,7 +103,7 @@ def test_the_command_repeats_the_experiment() -> None:
     for report in ALL[1:4]:
         args = parser().parse_args(shlex.split(command_of(report))[3:])
         assert spec_of(build(args.method, parameters(args))) == report.experiment.spec
-        made, _, _ = Request(args.model, args.method, parameters(args), args.evaluation, **{name: getattr(args, name) for name in FLAGS}).prepare()
+        made, _, _ = Request(args.model, args.method, parameters(args), args.evaluation, **{name: getattr(args, name) for name in FLAGS}).prepare(Hub())
         assert made.evaluation == report.experiment.evaluation and made.calibration == report.experiment.calibration
 
 

@@ -12,6 +12,7 @@ import torch
 from explorer import devices, models
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
+from explorer.hub import Hub
 from explorer.kvcache import bytes_at
 from explorer.records import Answer, InputError
 from explorer.store import Store
@@ -75,7 +76,8 @@ def test_roofline_counts_every_product_of_a_token(runner: LocalRunner, tiny_fold
     weights = 2 * (64 * 128 + 64 * 64 + 3 * 64 * 80) + 4096 * 64
     seen = ops.pop("attention over the cache")
     assert seen["kernel"] == "kv_attention (torch)" and seen["shape"] == [seen["flops"] // (4 * 64 * 2), 64] and seen["seconds"] > 0
-    assert seen["shape"][0] > 64 and seen["bytes"] == bytes_at(models.load(models.resolve(str(tiny_folder)), CPU).model.config, seen["shape"][0], 4)
+    config = models.load(models.resolve(str(tiny_folder), Hub()), CPU, Hub()).model.config
+    assert seen["shape"][0] > 64 and seen["bytes"] == bytes_at(config, seen["shape"][0], 4)
     assert sum(op["flops"] for op in ops.values()) == 2 * weights
     assert "int4" in ops["head"]["kernel"] and "linear" in ops["down"]["kernel"], "80 inputs are no multiple of 32: this layer stays in 16 bits"
     assert len(found["step"]["latencies"]) == 72 and found["step"]["p50"] <= found["step"]["p95"] and found["limit"] and found["sentence"].endswith(".")

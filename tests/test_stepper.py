@@ -9,6 +9,7 @@ import torch
 
 from explorer import models
 from explorer.experiment import LocalRunner
+from explorer.hub import Hub
 from explorer.records import InputError
 from explorer.store import Store
 from explorer.tasks.kernel_steps import packed_of, steps_of, tile_of
@@ -23,7 +24,7 @@ LAYER = "layers.3.mlp.gate_proj"
 @pytest.mark.parametrize(("bits", "group"), [(2, 32), (2, 128), (3, 64), (4, 32), (4, 64), (8, 32)])
 def test_the_mirror_is_the_kernel(bits: int, group: int, symmetric: bool) -> None:
     """Against the Triton kernel in its interpreter, and against the plain meaning."""
-    weight = models.weight_of(models.resolve("demo"), LAYER)
+    weight = models.weight_of(models.resolve("demo", Hub()), LAYER, Hub())
     x, w, block = tile_of(weight, bits, group, symmetric, seed=3)
     steps = steps_of(x, w, block)
     op = ops()["int8_matmul" if bits > 4 else "int4_matmul"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from explorer.records import InputError, Measurement
-from explorer.store import Store, code_version
+from explorer.store import Store
 
 
 def test_round_trip(store: Store) -> None:
@@ -50,13 +50,14 @@ def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_code_version_ignores_comments_and_docstrings_only(tmp_path: Path) -> None:
-    texts = {
-        "a": 'def f():\n    """Doc."""\n    return 1\n',
-        "b": '# note\ndef f():\n    """Other."""\n    return 1\n',
-        "c": "def f():\n    return 2\n",
-    }
-    for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    a, b, c = (code_version(str(tmp_path / f"{name}.py")) for name in "abc")
-    assert a == b != c
+def test_the_oldest_results_leave_when_the_store_is_full(tmp_path: Path) -> None:
+    """The newest always stays, even alone larger than all; the file stops growing."""
+    store = Store(tmp_path / "r.db", limit=300_000)
+    for i in range(60):
+        store.put(str(i), "m", [Measurement("text", "x" * 20_000)], {})
+    kept = [i for i in range(60) if store.get(str(i))]
+    assert kept == list(range(kept[0], 60)) and 4 < len(kept) < 20
+    assert (tmp_path / "r.db").stat().st_size < 500_000
+    store.put("big", "m", [Measurement("text", "x" * 600_000)], {})
+    assert store.get("big") and not store.get("59")
+    store.close()

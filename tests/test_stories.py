@@ -10,6 +10,7 @@ import pytest
 from explorer.accelerators import ACCELERATORS, fit
 from explorer.experiment import LocalRunner, last_report
 from explorer.figures import figures
+from explorer.hub import Hub
 from explorer.learn.charts import draw
 from explorer.learn.handout import handout
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
@@ -87,7 +88,7 @@ def test_handouts_stand_alone(name: str) -> None:
 
 def test_recorded_reports_are_of_this_model_and_complete() -> None:
     assert set(recorded()) == set(named_runs()) and set(recorded_answers()) == set(named_tasks())
-    revision = resolve("demo").revision
+    revision = resolve("demo", Hub()).revision
     for name, report in recorded().items():
         ask = named_runs()[name]
         assert report.experiment.model.revision == revision, "the model changed: run python -m assets.record_learn"

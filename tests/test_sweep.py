@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,13 @@ import torch
 
 from explorer import data, models
 from explorer.__main__ import main
+from explorer.commands.sensitivity import params_of
 from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner, quantize
 from explorer.figures import ladder, tradeoffs
 from explorer.grid import CHANNEL, LIMIT, grid
-from explorer.methods import build, catalogue, spec_of
+from explorer.hub import Hub
+from explorer.methods import Method, build, catalogue, fields_of, methods, spec_of
 from explorer.metrics import Subject
 from explorer.metrics.depth import METRIC as DEPTH
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
@@ -115,7 +119,7 @@ def test_sweep_command_resumes_and_writes_csv_and_json(tmp_path: Path, tiny_fold
 
 def test_sensitivity_of_one_layer_equals_a_run_of_the_whole_model(store: Store, load: Loader) -> None:
     """Starting at the layer's block gives what the full model gives, and the model comes back to the bit."""
-    loaded = load(models.resolve("demo"))
+    loaded = load(models.resolve("demo", Hub()))
     before = [p.clone() for p in loaded.model.parameters()]
     text = data.bundled_text("calibration")
     rows = models.windows(loaded, text, 2 * 512, 512)
@@ -152,7 +156,7 @@ def test_sensitivity_streams_stores_by_layer_and_resumes(store: Store, tiny_fold
     assert rows[:6] == [e.value for e in cut if isinstance(e, Measurement)], "the layers measured before the cut come from the store"
     assert {row["bits"] for row in rows} == {2, 4} and len(rows) == 2 * 12 and len(done[-1].data["kept"]) == 2, "80 inputs are not divided by 32"
     method = build("rtn", {"bits": 4, "group_size": 32})
-    loaded = runner._load(models.resolve(str(tiny_folder)))
+    loaded = runner._load(models.resolve(str(tiny_folder), Hub()))
     layer = models.linears(loaded.model)[rows[1]["layer"]]
     assert rows[1]["stored_bits"] == method.quantize(layer.weight.float(), None).stored_bits()
     with pytest.raises(InputError, match="choose one of"):
@@ -166,7 +170,7 @@ def test_gptq_sensitivity_reads_inputs_of_the_unchanged_model(store: Store, tiny
 
 
 def test_error_through_depth(load: Loader) -> None:
-    loaded = load(models.resolve("demo"))
+    loaded = load(models.resolve("demo", Hub()))
     rows = models.windows(loaded, data.bundled_text("evaluation"), 1024, 512)
     empty = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
     assert list(DEPTH.measure(empty))[-1].value == [0.0] * 6
@@ -279,3 +283,18 @@ def test_sweep_command_tells_the_spread_over_seeds_and_when_speeds_were_measured
     assert main(again) == 0
     out = capsys.readouterr().out
     assert "origin of speed              stored" in out and f"{rows[2]['kld_mean']:,.6g}" in out
+
+
+def test_sensitivity_gives_a_method_only_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with neither groups nor a choice of symmetry takes no flag of the command; every method of the list can be asked for."""
+
+    @dataclass(frozen=True)
+    class Midrise(Method):
+        name, title, short, bits = "midrise", "Midrise", "Midrise", 4
+
+    able = [name for name, one in methods().items() if not one.of_model and "bits" in {field.name for field in fields_of(one)}]
+    asked = {name: params_of(Namespace(method=name, group_size=32, symmetric=True)) for name in able}
+    assert "symmetric" not in asked["hqq"] and asked["rtn"] == {"group_size": 32, "symmetric": True}
+    assert all(sensitivity.checked(name, params, (4,), 1) for name, params in asked.items())
+    monkeypatch.setattr("explorer.methods.methods", lambda: {"midrise": Midrise})
+    assert params_of(Namespace(method="midrise", group_size=32, symmetric=True)) == {} == params_of(Namespace(method="none such"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer import models, rights
+from explorer import rights
 from explorer.hub import HubSettings
 from explorer.jobs import Finished, WorkerRunner
 from explorer.limits import Limits
@@ -256,14 +256,23 @@ def test_real_experiments_run_in_a_worker(tmp_path: Path, tiny_folder: Path) -> 
     runner.close()
 
 
+def test_what_nobody_expected_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    for error, logged in ((KeyError("planted"), True), (InputError("a sentence"), False)):
+        caplog.clear()
+        try:
+            raise error
+        except Exception as caught:
+            explain(caught)
+        assert ("Traceback" in caplog.text and "planted" in caplog.text) == logged
+
+
 def test_explanations_name_no_path_and_fit_a_line() -> None:
     for error in (KeyError("x" * 5000), ValueError("CUDA error: device-side assert"), OSError(28, "No space left")):
         assert len(explain(error).sentence) < 400
 
 
-def test_zero_gpu_runs_in_the_decorated_call(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_gpu_runs_in_the_decorated_call(tmp_path: Path, tiny_folder: Path) -> None:
     """With a stand-in for `spaces.GPU`: what is asked for, events as they are, an error as its sentence."""
-    monkeypatch.setattr(models, "_hub", models._hub)  # put back at the end what the call sets
     asked: list[int] = []
 
     def gpu(duration: int) -> object:

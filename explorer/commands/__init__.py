@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Generator
@@ -39,6 +40,22 @@ def commands() -> dict[str, Command]:
 def store_path() -> Path:
     """Where results are kept unless --store names another place."""
     return Path.home() / ".cache" / "quantization-explorer" / "results.db"
+
+
+def loader() -> Any:
+    """The Loader of this process, with the hub's address, its cache and whether to stay offline from the environment, as the app does."""
+    from explorer.experiment import Loader
+    from explorer.hub import Hub, settings_from
+
+    return Loader(hub=Hub(settings_from(os.environ)))
+
+
+def runner_of(store: Path) -> Any:
+    """The LocalRunner of this process, over a result file."""
+    from explorer.experiment import LocalRunner
+    from explorer.store import Store
+
+    return LocalRunner(Store(store), loader())
 
 
 def shown(steps: Generator[Event, None, Any]) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.figures.ladder import LADDER, METRICS, RUNGS
 from explorer.records import plain
 
@@ -21,10 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    from explorer.experiment import LocalRunner, last_report
-    from explorer.store import Store
+    from explorer.experiment import last_report
 
-    runner = LocalRunner(Store(args.store))
+    runner = runner_of(args.store)
     reports = [last_report(runner.run(args.model, "rtn", RUNGS | {"bits": width}), show) for width in WIDTHS]
     reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in KEPT)) for r in reports]
     rows = [plain(report) for report in reports]

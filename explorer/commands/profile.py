@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from explorer.commands import Command, shown
+from explorer.commands import Command, loader, shown
 from explorer.commands.run import add_method, parameters
 
 
@@ -17,7 +17,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    from explorer.experiment import Loader
     from explorer.profiling import profile
     from explorer.records import InputError
     from explorer.request import Request
@@ -27,7 +26,7 @@ def work(args: argparse.Namespace) -> None:
     if not args.output.parent.is_dir():
         raise InputError(f"There is no folder {str(args.output.parent)!r} to write the trace in.")
     request = Request(args.model, args.method, parameters(args), kv_bits=args.kv_bits, head_bits=args.head_bits)
-    print(shown(profile(request, Loader(), args.context, args.new, args.output)))
+    print(shown(profile(request, loader(), args.context, args.new, args.output)))
 
 
 COMMAND = Command("profile", "trace a few decoded tokens, with ranges named by layer and operation", arguments, work, stores=False)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.records import InputError, plain
 
 
@@ -18,9 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(args: argparse.Namespace) -> int:
-    from explorer.experiment import LocalRunner
     from explorer.reproduce import PUBLISHED, reproduce
-    from explorer.store import Store
 
     rows = tuple(row for row in PUBLISHED if args.model.lower() in row.model.lower())
     if not rows:
@@ -30,7 +28,7 @@ def work(args: argparse.Namespace) -> int:
             raise InputError("One folder holds one model; say which with --model.")
         rows = tuple(dataclasses.replace(row, model=str(args.folder)) for row in rows)
     outcomes = []
-    for outcome in reproduce(LocalRunner(Store(args.store)), rows, show):
+    for outcome in reproduce(runner_of(args.store), rows, show):
         outcomes.append(outcome)
         if not args.json:
             verdict = {True: "agrees", False: "DIFFERS", None: "not run"}[outcome.agrees]

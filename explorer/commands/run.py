@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.records import InputError, Report, plain
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -121,10 +121,9 @@ def page_of(reports: list[Report]) -> str:
 
 def work(args: argparse.Namespace) -> None:
     given, options = parameters(args), circumstances(args) | {"again": args.remeasure}
-    from explorer.experiment import LocalRunner, last_report
-    from explorer.store import Store
+    from explorer.experiment import last_report
 
-    runner = LocalRunner(Store(args.store))
+    runner = runner_of(args.store)
     report = last_report(runner.run(args.model, args.method, given, **options), show)
     if args.html:
         base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]

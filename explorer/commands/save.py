@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from explorer.commands import Command, show, shown
+from explorer.commands import Command, loader, show, shown
 from explorer.commands.run import add_method, parameters
 from explorer.records import InputError, plain
 
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def work(args: argparse.Namespace) -> None:
     given = parameters(args)
     from explorer import models
-    from explorer.experiment import Loader, LocalRunner, last_report
+    from explorer.experiment import LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
     from explorer.saving import Prepared, card, check, choose, note, save
@@ -39,9 +39,9 @@ def work(args: argparse.Namespace) -> None:
         raise InputError("A cache in low bits is a choice of the program that runs a model, and no format here holds a head in low bits; leave both at 16.")
     check(args.to, args.form)
     options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed")}
-    load, report = Loader(), None
-    experiment, method, texts = Request(args.model, args.method, given, **options).prepare()
-    check_asked(experiment, method, models.configuration(experiment.model), args.form)
+    load, report = loader(), None
+    experiment, method, texts = Request(args.model, args.method, given, **options).prepare(load.hub)
+    check_asked(experiment, method, models.configuration(experiment.model, load.hub), args.form)
     if args.measure:
         report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))

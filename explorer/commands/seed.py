@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.records import plain
 
 SEEDS = Path(__file__).parent.parent.parent / "assets" / "seed_results.json"
@@ -22,10 +22,9 @@ SPECS = (
 
 
 def work(args: argparse.Namespace) -> None:
-    from explorer.experiment import LocalRunner, last_report
-    from explorer.store import Store
+    from explorer.experiment import last_report
 
-    runner = LocalRunner(Store(args.store))
+    runner = runner_of(args.store)
     reports = [last_report(runner.run("demo", method, params), show) for method, params in SPECS]
     # The activations are the 16-bit model's, the same for all: one copy is enough to draw them.
     shared = {m.metric for m in reports[0].measurements if m.metric.startswith("activation") or m.metric == "outlier_channels"}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.records import Answer, plain, significant
 
 RECORDED = Path(__file__).parent.parent.parent / "assets" / "sensitivity.json"
@@ -16,7 +16,7 @@ RECORDED = Path(__file__).parent.parent.parent / "assets" / "sensitivity.json"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
-    parser.add_argument("--method", default="rtn", help="rtn, hqq, gptq or awq")
+    parser.add_argument("--method", default="rtn", help="one that rounds a layer at a time to a chosen width: rtn, hqq, gptq, awq or another")
     parser.add_argument("--bits", default="2,3,4,8", help="widths, separated by commas")
     parser.add_argument("--group-size", type=int, default=64, help="weights that share a scale")
     parser.add_argument("--symmetric", action="store_true", help="the middle code is zero; else the grid spans min to max")
@@ -34,14 +34,19 @@ def short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def params_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that the method has a parameter for."""
+    from explorer.methods import fields_of, methods
+
+    known = {field.name for field in fields_of(methods()[args.method])} if args.method in methods() else set()
+    return {name: getattr(args, name) for name in ("group_size", "symmetric") if name in known}
+
+
 def work(args: argparse.Namespace) -> None:
     from explorer.commands.sweep import integers
-    from explorer.experiment import LocalRunner
-    from explorer.store import Store
 
-    params = {"group_size": args.group_size} | ({} if args.method == "hqq" else {"symmetric": args.symmetric})
-    asked = {"model": args.model, "method": args.method, "params": params, "bits": integers(args.bits, "--bits"), "windows": args.windows}
-    for event in LocalRunner(Store(args.store)).do("sensitivity", asked):
+    asked = {"model": args.model, "method": args.method, "params": params_of(args), "bits": integers(args.bits, "--bits"), "windows": args.windows}
+    for event in runner_of(args.store).do("sensitivity", asked):
         show(event)
     assert isinstance(event, Answer)
     answer = short(plain(event.data | {"provenance": event.provenance}))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.commands.run import add_method, parameters
 from explorer.records import plain
 
@@ -27,11 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    from explorer.experiment import LocalRunner
     from explorer.records import Answer
-    from explorer.store import Store
 
-    runner = LocalRunner(Store(args.store))
+    runner = runner_of(args.store)
     asked: dict[str, Any] = {
         "model": args.model, "method": args.method, "params": parameters(args), "kv_bits": args.kv_bits, "head_bits": args.head_bits,
     }  # fmt: skip

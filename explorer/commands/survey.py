@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.records import plain
 
 SURVEY = Path(__file__).parent.parent.parent / "assets" / "survey.json"
@@ -39,11 +39,10 @@ SURVEYED = (
 
 
 def work(args: argparse.Namespace) -> None:
-    from explorer.experiment import LocalRunner, last_report
+    from explorer.experiment import last_report
     from explorer.methods import methods
-    from explorer.store import Store
 
-    runner = LocalRunner(Store(args.store))
+    runner = runner_of(args.store)
     reports = [last_report(runner.run("demo", method, params), show) for method, params in (*((name, {}) for name in methods()), *SPECS)]
     reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in SURVEYED)) for r in reports]
     rows = [plain(report) for report in reports]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command
+from explorer.commands import Command, runner_of
 from explorer.commands.run import add_circumstances, add_widths, circumstances, every_field, origin
 from explorer.records import Answer, Event, InputError, Measurement, Progress, Report, plain
 
@@ -165,11 +165,9 @@ def work(args: argparse.Namespace) -> None:
             args.csv.write_text("")  # hours later would be late to learn that it cannot be written
         except OSError as error:
             raise InputError(f"The file {args.csv} cannot be written; choose another place.") from error
-    from explorer.experiment import LocalRunner
-    from explorer.store import Store
 
     reports, show, failed = list[Report](), watch(), dict[str, str]()
-    for event in LocalRunner(Store(args.store)).do("sweep", asked):
+    for event in runner_of(args.store).do("sweep", asked):
         show(event)
         if isinstance(event, Report):
             reports.append(event)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -87,9 +86,9 @@ class Method:
         """A sentence that says why these parameters mean nothing together, "" when they do."""
         return ""
 
-    def sources(self) -> set[str]:
-        """The Python files that determine the result."""
-        return {str(sys.modules[type(self).__module__].__file__)}
+    def modules(self) -> set[str]:
+        """The modules that determine the result, with what they import."""
+        return {type(self).__module__}
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         """Why the weight of this shape [N, K] of a layer cannot be quantized ("" when it can): the layer is then kept in 16 bits and reported."""

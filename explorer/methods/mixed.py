@@ -48,8 +48,8 @@ class Mixed(Method):
     def reads_inputs(self) -> bool:
         return any(method.reads_inputs() for _, method in parsed(self.rules))
 
-    def sources(self) -> set[str]:
-        return super().sources().union(*(method.sources() for _, method in parsed(self.rules)))
+    def modules(self) -> set[str]:
+        return super().modules().union(*(method.modules() for _, method in parsed(self.rules)))
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         method = self.of(layer)

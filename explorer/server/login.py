@@ -59,25 +59,29 @@ class Lockout:
     def __init__(self) -> None:
         self._lock, self._wrong = threading.Lock(), OrderedDict[str, list[float]]()
 
-    def left(self, *keys: str) -> float:
-        """Seconds until a try is allowed, 0 when it is."""
+    def take(self, *keys: str) -> float:
+        """Counts a try as wrong until it is given back, so that guesses at once are no more than guesses in a row; 0, or where none is allowed seconds
+        until one is.
+        """
         with self._lock:
             now, longest = time.monotonic(), 0.0
             for key in keys:
                 recent = [t for t in self._wrong.get(key, []) if now - t < LOCKED]
                 if len(recent) >= (most := TRIES[key.split()[0]]):
                     longest = max(longest, LOCKED - (now - recent[-most]))
-            return longest
-
-    def wrong(self, *keys: str) -> None:
-        """Notes a wrong password."""
-        with self._lock:
-            for key in keys:
-                self._wrong.setdefault(key, []).append(time.monotonic())
-                self._wrong[key] = self._wrong[key][-max(TRIES.values()) :]
+            for key in () if longest else keys:
+                self._wrong[key] = [*self._wrong.get(key, []), now][-max(TRIES.values()) :]
                 self._wrong.move_to_end(key)
             while len(self._wrong) > 10_000:
                 self._wrong.popitem(last=False)
+            return longest
+
+    def give_back(self, *keys: str) -> None:
+        """Takes the last try back: its password was right."""
+        with self._lock:
+            for key in keys:
+                if self._wrong.get(key):
+                    self._wrong[key].pop()
 
 
 class Login:
@@ -126,11 +130,11 @@ class Login:
         name, password = (fields.get(field, [""])[0][:200] for field in ("name", "password"))
         address = request.client.host if request.client else ""
         keys = (f"name {name}", f"address {address}")
-        if left := self._lockout.left(*keys):
+        if left := self._lockout.take(*keys):
             return form(f"Too many wrong passwords; try again in {left:.0f} s.", 429, {"Retry-After": f"{left:.0f}"})
         if not await run_in_threadpool(matches, password, self._names.get(name, self._nobody)):
-            self._lockout.wrong(*keys)
             return form("Name or password is wrong.", 401)
+        self._lockout.give_back(*keys)
         response = RedirectResponse("./", 303)
         response.set_cookie(COOKIE, self.cookie(name), max_age=HOURS * 3600, httponly=True, samesite="lax", secure=request.url.scheme == "https")
         return response

@@ -6,7 +6,6 @@ its arguments, the model's revision, the code and, where it says so, the device.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -14,14 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-
-from explorer import models
+from explorer import data, models
+from explorer.closure import modules_in
 from explorer.devices import device_name
-from explorer.experiment import KERNEL_CODE, ROOT, SHARED_CODE, Loader, run
+from explorer.experiment import Loader, made_by, run
 from explorer.records import Answer, Event, InputError, Report, key_of
 from explorer.request import Request
-from explorer.store import Store, code_version
+from explorer.store import Store
 from explorer.turns import Line, waiting
 
 
@@ -76,7 +74,7 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
     if task not in tasks():
         raise InputError(f"There is no task {str(task)[:40]!r}; there are {', '.join(tasks())}.")
     asked = tasks()[task]
-    key = task_key(asked, arguments, load.device)
+    key = task_key(asked, arguments, load)
     stored = store.get(key) if asked.stored else None
     if stored is not None:
         yield Answer(task, stored[1]["data"], stored[1]["provenance"] | {"from_store": True})
@@ -85,7 +83,7 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
         yield from _finish(asked, asked.work(Engine(store, load, line), **arguments), store, key)
         return
     if isinstance(model := arguments.get("model"), str):
-        yield from load.fetch(models.resolve(model.strip()))  # a download keeps nobody from computing
+        yield from load.fetch(models.resolve(model.strip(), load.hub))  # a download keeps nobody from computing
     with line.place() as ahead:
         yield from waiting(ahead)
         yield from _finish(asked, asked.work(Engine(store, load, Line()), **arguments), store, key)
@@ -106,17 +104,9 @@ def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iter
         yield last
 
 
-def task_key(task: Task, arguments: dict[str, Any], device: torch.device) -> str:
-    """The content address of an answer: arguments, which model exactly, code, torch, and the device where it matters."""
+def task_key(task: Task, arguments: dict[str, Any], load: Loader) -> str:
+    """The content address of an answer: arguments, which model exactly, code, bundled text, and the device where it matters."""
     name = arguments.get("model")
-    revision = models.resolve(name.strip()).revision if isinstance(name, str) and task.stored else ""
-    code = _code(task.work.__module__) if task.stored else ""
-    return key_of("task", task.name, arguments, revision, code, torch.__version__, device_name(device) if task.per_device else device.type)
-
-
-@functools.cache
-def _code(module: str) -> str:
-    own = importlib.import_module(module).__file__
-    rooms = [str(path) for room in ("methods", "metrics") for path in sorted((ROOT / room).glob("*.py"))]
-    theirs = [str(ROOT / f"{name}.py") for name in ("tasks/__init__", "subjects", "faults", "repetition")]
-    return code_version(*SHARED_CODE, *KERNEL_CODE, *theirs, *rooms, own)
+    revision = models.resolve(name.strip(), load.hub).revision if isinstance(name, str) and task.stored else ""
+    code = (made_by(task.work.__module__, *modules_in("explorer.methods"), *modules_in("explorer.metrics")), data.bundled_digest()) if task.stored else ""
+    return key_of("task", task.name, arguments, revision, code, device_name(load.device) if task.per_device else load.device.type)

@@ -111,7 +111,7 @@ def work(
     if transform not in TRANSFORMS or not 0 <= alpha <= 1:
         raise InputError(f"The transform is one of {', '.join(TRANSFORMS)}, with an alpha from 0 to 1.")
     inputs, words = yield from inputs_of(engine, model, layer)
-    weight = models.weight_of(models.trained(model), layer).float()
+    weight = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub).float()
     before = Pair.of(inputs, weight).planted(strength, channels)
     smooth = before.smoothed(alpha)
     after = {"none": before, "smooth": smooth, "rotate": before.rotated()}[transform]

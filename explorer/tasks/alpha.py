@@ -23,7 +23,7 @@ def work(engine: Engine, model: str, layer: str, strength: float = 1.0, channels
     """
     checked(strength, channels)
     inputs, _ = yield from inputs_of(engine, model, layer)
-    weight = models.weight_of(models.trained(model), layer)
+    weight = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub)
     pair = Pair.of(inputs, weight.float()).planted(strength, channels)
     few = torch.linspace(0, len(weight) - 1, min(128, len(weight))).long()
     found: dict[str, list[float]] = {"token": [], "tensor": []}

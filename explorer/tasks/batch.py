@@ -40,7 +40,7 @@ def work(
     roof = yield from measured_roof(engine.load.device)
     arms = []
     for role, (name, settings, head) in wanted.items():
-        experiment, chosen, texts = Request(model, name, settings, kv_bits=kv_bits, head_bits=head).prepare()
+        experiment, chosen, texts = Request(model, name, settings, kv_bits=kv_bits, head_bits=head).prepare(engine.load.hub)
         with released() as hold:
             subject, _ = yield from prepared(experiment, chosen, texts, engine.load, hold)
             points = yield from measure_points(subject, role, context, sizes)

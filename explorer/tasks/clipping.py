@@ -23,7 +23,7 @@ def work(engine: Engine, model: str, layer: str, granularity: str = "channel", g
     A scale for the whole tensor is taken over the rows that are looked at.
     """
     method = build("rtn", {"granularity": granularity, "group_size": group_size, "symmetric": symmetric})
-    weight = models.weight_of(models.trained(model), layer)
+    weight = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub)
     part = weight[torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()].float()
     quantized(method, part, layer)  # refuses what the method cannot do, in its words
     sqnr = {}

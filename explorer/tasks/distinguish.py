@@ -57,7 +57,7 @@ def work(
     """
     if not (isinstance(margin, int | float) and 0 < margin <= 100):
         raise InputError("The margin within which two configurations count as equal is a percentage from above 0 to 100.")
-    models.trained(model)
+    models.trained(model, engine.load.hub)
     asked = [Request(**{"model": model, "tokens": tokens, "evaluation": evaluation, "text": text, **one}).prepare(engine.load.hub) for one in (first, second)]
     if asked[0][0] == asked[1][0]:
         raise InputError("These are the same configuration; choose two different ones.")

@@ -61,7 +61,7 @@ def map_of(weight: Tensor, tensor: QuantizedTensor, cells: int = CELLS) -> dict[
 def work(engine: Engine, model: str, layer: str, method: str, params: dict[str, Any]) -> Iterator[Event]:
     """Answer data: label, layer, and what `map_of` gives."""
     chosen = build(method, params)
-    weight = models.weight_of(models.trained(model), layer).float()
+    weight = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub).float()
     yield Answer("error_map", {"label": label_of(chosen), "layer": layer} | map_of(weight, quantized(chosen, weight, layer)))
 
 

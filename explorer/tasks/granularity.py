@@ -22,7 +22,7 @@ def work(engine: Engine, model: str, layer: str, symmetric: bool = True) -> Iter
 
     Errors are those of `rows` evenly spaced rows; a tensor's one scale is taken over them. Widths that a group size does not divide are left out.
     """
-    weight = models.weight_of(models.trained(model), layer)
+    weight = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub)
     part = weight[torch.linspace(0, len(weight) - 1, min(ROWS, len(weight))).long()].float()
     points = []
     for granularity, size in SHAPES:

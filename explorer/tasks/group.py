@@ -128,7 +128,7 @@ def work(
     in the group, and in the matrix), sqnr and sqnr_group (dB, of the unchanged weights), weight_error (relative), bits_per_weight, rows_seen.
     """
     chosen = build(method, params)
-    original = models.weight_of(models.trained(model), layer).float()
+    original = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub).float()
     if pick not in PICKS or not 0.05 <= clip <= 1 or not 0 <= planted <= 1000:
         raise InputError("Pick one of error, outlier and random, keep 0.05 to 1 of the range, and plant at most 1,000 standard deviations.")
     if not 0 <= row < original.shape[0]:

@@ -51,7 +51,7 @@ def work(engine: Engine, model: str, layer: str, bits: int = 4, group: int = 32,
     """Answer data: y (the kernel's, [M, N]), mirror (the same by `steps_of`), difference (largest, relative to the largest y), op, form."""
     if bits not in BITS or group not in GROUPS:
         raise InputError(f"The kernel shows {', '.join(map(str, BITS))} bits and groups of {', '.join(map(str, GROUPS))}.")
-    x, w, block = tile_of(models.weight_of(models.trained(model), layer), bits, group, symmetric, seed)
+    x, w, block = tile_of(models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub), bits, group, symmetric, seed)
     yield Progress("interpreter", 0, 1, "starting Triton's interpreter in a process of its own")
     found = interpreted(x, w)
     mirror = torch.tensor(steps_of(x, w, block)[-1]["y"])

@@ -109,7 +109,7 @@ def work(engine: Engine, model: str, layer: str, bits: int = 4, group: int = 32,
     """Answer data: steps (see `steps_of`), bits, group, block, width, planes, shape [ROWS, K], tokens, exact (y in float32 by the plain meaning)."""
     if bits not in BITS or group not in GROUPS:
         raise InputError(f"The kernel shows {', '.join(map(str, BITS))} bits and groups of {', '.join(map(str, GROUPS))}.")
-    x, w, block = tile_of(models.weight_of(models.trained(model), layer), bits, group, symmetric, seed)
+    x, w, block = tile_of(models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub), bits, group, symmetric, seed)
     from kernels.op import multiply
 
     yield Answer("kernel_steps", {

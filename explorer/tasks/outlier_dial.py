@@ -73,7 +73,7 @@ def work(engine: Engine, model: str, strength: float = 16.0, channels: int = 4) 
     """
     checked(strength, channels)
     yield Progress("load model", 0, 1, model)
-    loaded = engine.load(models.trained(model))
+    loaded = engine.load(models.trained(model, engine.load.hub))
     length = min(512, loaded.length)
     rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length), seed=0)
     reference, text = data.reference("bundled", "calibration", CALIBRATION * length, length)

@@ -33,7 +33,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bit
     products and ATTENTION, whose shape is tokens x channels of the queries);
     limit ("overhead", "bandwidth", "compute", "kernels" or "other work") and sentence.
     """
-    experiment, chosen, texts = Request(model, method, params, kv_bits=kv_bits, head_bits=head_bits).prepare()
+    experiment, chosen, texts = Request(model, method, params, kv_bits=kv_bits, head_bits=head_bits).prepare(engine.load.hub)
     with released() as hold:
         subject, _ = yield from prepared(experiment, chosen, texts, engine.load, hold)
         loaded, device = subject.loaded, subject.loaded.device

@@ -29,7 +29,7 @@ def work(engine: Engine, model: str) -> Iterator[Event]:
     """Answer data, lists over layers: layers, kurtosis_before, kurtosis_after, peak_before, peak_after. Inputs are of the 16-bit model on the first
     windows of the bundled evaluation text.
     """
-    ref = models.resolve(model.strip())
+    ref = models.resolve(model.strip(), engine.load.hub)
     yield Progress("load model", 0, 1, ref.name)
     loaded = engine.load(ref)
     rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length), seed=0)

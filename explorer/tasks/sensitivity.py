@@ -132,9 +132,9 @@ def work(
     params: the method's parameters without bits. Layers measured before are taken from the store.
     """
     chosen = checked(method, params or {}, tuple(bits), windows)
-    ref = models.trained(model)
-    length = min(1024, models.context(ref))
-    key = task_key(TASK, {"model": model, "method": method, "params": params, "bits": bits, "windows": windows, "sequences": sequences}, engine.load.device)
+    ref = models.trained(model, engine.load.hub)
+    length = min(1024, models.context(ref, engine.load.hub))
+    key = task_key(TASK, {"model": model, "method": method, "params": params, "bits": bits, "windows": windows, "sequences": sequences}, engine.load)
     yield Progress("load model", 0, 1, ref.name)
     loaded = engine.load(ref)
     one = next(iter(chosen.values()))

@@ -113,7 +113,8 @@ class Sensitivities:
     def measured(self, model: str, method: str, group: int, asymmetric: bool, width: int, what: str, key: str) -> Iterator[list[Any]]:
         """Streams [status, key, *drawn]; the maps fill layer by layer."""
         clock, rows, last = Clock(), list[dict[str, Any]](), 0.0
-        params = {"group_size": group} | ({} if method == "hqq" else {"symmetric": not asymmetric})
+        known = {field["name"] for one in self.shell.catalogue if one["name"] == method for field in one["fields"]}
+        params = {name: value for name, value in {"group_size": group, "symmetric": not asymmetric}.items() if name in known}
         same = [gr.skip()] * 4
         try:
             for event in watched(self.shell.runner.do("sensitivity", {"model": model, "method": method, "params": params}), clock):
