@@ -74,6 +74,21 @@
     else if (chip) tell(chip);
     else if (head) order(head);
   });
+
+  // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself.
+  document.addEventListener("keydown", (event) => {
+    const list = event.key === "Tab" && event.target.closest?.("[role=combobox][aria-expanded=true]");
+    if (list) list.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+  });
+  document.addEventListener("focusin", (event) => {
+    const on = event.target, group = on.type === "radio" && on.closest("fieldset");
+    if (!group) return;
+    const all = [...group.querySelectorAll("input[type=radio]")];
+    all.forEach((radio) => { radio.name = all[0].name; });
+    if (on.matches(":focus-visible") && !group.contains(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
+  });
+  // Whoever came to a class by its link sees the question first.
+  document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room"));
   document.addEventListener("keydown", (event) => {
     const on = event.target;
     if (event.key === "Escape") hide();
