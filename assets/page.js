@@ -87,8 +87,8 @@
     all.forEach((radio) => { radio.name = all[0].name; });
     if (on.matches(":focus-visible") && !group.contains(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
   });
-  // Whoever came to a class by its link sees the question first.
-  document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room"));
+  // Whoever came to a class by its link on a phone sees the question first.
+  document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room") && matchMedia("(max-width: 700px)").matches);
   document.addEventListener("keydown", (event) => {
     const on = event.target;
     if (event.key === "Escape") hide();

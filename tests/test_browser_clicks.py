@@ -39,6 +39,20 @@ def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(desk: tuple
     assert page.locator("#pv-tip").is_hidden() and not wrong
 
 
+def test_lists_close_and_choices_are_one_stop_by_keyboard(desk: tuple) -> None:
+    page, wrong = desk
+    page.focus("#model input")
+    stops = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.closest('label')?.innerText ?? document.activeElement.tagName"))
+    assert page.locator("[role=combobox][aria-expanded=true]").count() == 0
+    assert stops[-3:] == ["4", "group", "64"], "bits, granularity and group size are one stop each, on what is chosen"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.closest('label').innerText") == "64" and not wrong
+
+
 def test_a_checkpoint_is_downloaded(desk: tuple, tmp_path: Path) -> None:
     page, wrong = desk
     page.click("#show-commands")

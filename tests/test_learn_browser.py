@@ -130,6 +130,7 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     page.wait_for_function(f"{counted} === '7,9,7,7'", timeout=10_000)
     student, also_wrong = visit(browser, address, 390, 844, query=f"&tab=classroom&room={code}")
     student.locator("#class-choice label").first.wait_for(timeout=10_000)
+    assert student.locator("#tabs").bounding_box()["y"] < 150 and not student.locator("#compared-row").is_visible(), "the question comes first on a phone"
     student.locator("#class-choice label", has_text="16").click()
     student.locator("#class-line", has_text="Voted").wait_for(timeout=10_000)
     page.wait_for_function(f"{counted} === '7,9,8,7'", timeout=10_000)
