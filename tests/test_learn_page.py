@@ -173,6 +173,7 @@ def test_a_class_can_vote_on_every_step(story: str, at: int) -> None:
     step = stories()[story].steps[at]
     names = classroom.choices(step.predict)
     assert 2 <= len(set(names)) == len(names) <= 6 and 0 <= classroom.right_choice(step) < len(names)
+    assert "The answer:</b> ✓" in classroom.answer(classroom.first_asked(story, at)[0])
     votes, plot, conclusion = classroom.Classroom().reveal({}, story, at)
     assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "What not to conclude" in conclusion
 
