@@ -62,7 +62,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any]) -> Ite
     experiment, chosen, texts = Request(model, method, params).prepare()
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = engine.load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH)
+    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
     subject, _ = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
     draw, pairs = random.Random(0), []
