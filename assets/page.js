@@ -75,17 +75,23 @@
     else if (head) order(head);
   });
 
-  // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself.
+  // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,
+  // and again after every choice.
+  const grouped = (radio) => {
+    const all = [...(radio.closest("fieldset")?.querySelectorAll("input[type=radio]") ?? [])];
+    all.forEach((other) => { other.name = all[0].name; });
+    return all;
+  };
   document.addEventListener("keydown", (event) => {
-    const list = event.key === "Tab" && event.target.closest?.("[role=combobox][aria-expanded=true]");
-    if (list) list.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
-  });
+    const on = event.target;
+    if (event.key === "Tab" && on.matches?.("[role=combobox][aria-expanded=true]")) on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    if (on.type === "radio") grouped(on);
+  }, true);
   document.addEventListener("focusin", (event) => {
-    const on = event.target, group = on.type === "radio" && on.closest("fieldset");
-    if (!group) return;
-    const all = [...group.querySelectorAll("input[type=radio]")];
-    all.forEach((radio) => { radio.name = all[0].name; });
-    if (on.matches(":focus-visible") && !group.contains(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
+    const on = event.target;
+    if (on.type !== "radio") return;
+    const all = grouped(on);
+    if (on.matches(":focus-visible") && !all.includes(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
   });
   // Whoever came to a class by its link on a phone sees the question first.
   document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room") && matchMedia("(max-width: 700px)").matches);
