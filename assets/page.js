@@ -74,6 +74,27 @@
     else if (chip) tell(chip);
     else if (head) order(head);
   });
+
+  // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,
+  // and again after every choice.
+  const grouped = (radio) => {
+    const all = [...(radio.closest("fieldset")?.querySelectorAll("input[type=radio]") ?? [])];
+    all.forEach((other) => { other.name = all[0].name; });
+    return all;
+  };
+  document.addEventListener("keydown", (event) => {
+    const on = event.target;
+    if (event.key === "Tab" && on.matches?.("[role=combobox][aria-expanded=true]")) on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    if (on.type === "radio") grouped(on);
+  }, true);
+  document.addEventListener("focusin", (event) => {
+    const on = event.target;
+    if (on.type !== "radio") return;
+    const all = grouped(on);
+    if (on.matches(":focus-visible") && !all.includes(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
+  });
+  // Whoever came to a class by its link on a phone sees the question first.
+  document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room") && matchMedia("(max-width: 700px)").matches);
   document.addEventListener("keydown", (event) => {
     const on = event.target;
     if (event.key === "Escape") hide();

@@ -19,7 +19,9 @@ Catalogue = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a link asks for. params: of the method, only valid ones. options: of the run. compared: specs. wrong: a sentence a value that was not taken."""
+    """What a link asks for. params: of the method, only valid ones. options: of the run. compared: specs. own: what the tab is set
+    to. wrong: a sentence a value that was not taken.
+    """
 
     tab: str = ""
     layer: str = ""
@@ -28,6 +30,7 @@ class Wanted:
     params: dict[str, Scalar] = field(default_factory=dict)
     options: dict[str, Scalar] = field(default_factory=dict)
     compared: tuple[QuantSpec, ...] = ()
+    own: dict[str, Scalar] = field(default_factory=dict)
     wrong: tuple[str, ...] = ()
 
 
@@ -93,18 +96,27 @@ def amount(text: str, low: float, high: float, whole: bool) -> int | float | Non
     return int(value) if whole else value
 
 
-def query(tab: str, layer: str, model: str, spec: QuantSpec, options: Mapping[str, Scalar], compared: Sequence[QuantSpec], catalogue: Catalogue) -> str:
-    """The query string of a state; parameters and options that are at their defaults are left out."""
+def query(
+    tab: str, layer: str, model: str, spec: QuantSpec, options: Mapping[str, Scalar], compared: Sequence[QuantSpec], catalogue: Catalogue,
+    own: Mapping[str, Scalar] | None = None,
+) -> str:  # fmt: skip
+    """The query string of a state; parameters and options that are at their defaults are left out. own: what the tab itself is set to."""
     pairs: list[tuple[str, Any]] = [("tab", tab), ("layer", layer), ("model", model), ("method", spec.method), *unusual(spec, catalogue)]
     pairs += [(name, value) for name, value in options.items() if name in OPTIONS and value != OPTIONS[name]]
+    pairs += [(f"{tab}.{name}", value) for name, value in (own or {}).items()]
     return urlencode([*((name, value) for name, value in pairs if value != ""), *(("with", words(s, catalogue)) for s in compared)])
 
 
 OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16, "head_bits": 16}
 
 
-def parse(pairs: Sequence[tuple[str, str]], catalogue: Catalogue, tabs: Sequence[str]) -> Wanted:
-    """What the query parameters (name, value) ask for. What is unknown or out of range is left out and named in `wrong`; other names are ignored."""
+def parse(
+    pairs: Sequence[tuple[str, str]], catalogue: Catalogue, tabs: Sequence[str], linked: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+) -> Wanted:
+    """What the query parameters (name, value) ask for. linked: by tab, what it can be set to, as fields of the catalogue's form.
+
+    What is unknown or out of range is left out and named in `wrong`; other names are ignored.
+    """
     last = {name: value[:LONGEST] for name, value in pairs}
     wrong: list[str] = []
 
@@ -127,9 +139,13 @@ def parse(pairs: Sequence[tuple[str, str]], catalogue: Catalogue, tabs: Sequence
     for name, high in (("sequences", 1024), ("seed", 2**31 - 1)):
         options[name] = amount(last[name], 1 if name == "sequences" else 0, high, True) if name in last else None
         wrong += [f"{name} {last[name][:40]!r}"] if name in last and options[name] is None else []
+    tab = take("tab", dict.fromkeys(tabs) | {name: name for name in tabs}) or ""
+    own = {name: typed(given, last[f"{tab}.{name}"]) for name, given in (linked or {}).get(tab, {}).items() if f"{tab}.{name}" in last}
+    wrong += [f"{tab}.{name} {last[f'{tab}.{name}'][:40]!r}" for name, value in own.items() if value is None]
     specs = [(value, spec_from(value[:LONGEST], catalogue)) for name, value in pairs if name == "with"][:COMPARED]
     wrong += [f"with {value[:40]!r}" for value, spec in specs if spec is None]
     return Wanted(
-        take("tab", dict.fromkeys(tabs) | {name: name for name in tabs}) or "", last.get("layer", "")[:200], last.get("model", "")[:200], method, params,
-        {name: value for name, value in options.items() if value is not None}, tuple(spec for _, spec in specs if spec is not None), tuple(wrong),
+        tab, last.get("layer", "")[:200], last.get("model", "")[:200], method, params,
+        {name: value for name, value in options.items() if value is not None}, tuple(spec for _, spec in specs if spec is not None),
+        {name: value for name, value in own.items() if value is not None}, tuple(wrong),
     )  # fmt: skip

@@ -27,7 +27,8 @@ def visit(browser, address: str, width: int, height: int, theme: str = "light", 
     page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
     page.add_init_script(ASKING)
     page.goto(f"{address}?__theme={theme}{query}")
-    page.wait_for_selector("#run:not([disabled])" if "tab=" in query else "#plot-quality .main-svg", timeout=30_000)
+    ready, state = ("#run:not([disabled])", "attached") if "tab=" in query else ("#plot-quality .main-svg", "visible")
+    page.wait_for_selector(ready, state=state, timeout=30_000)  # in a class, a phone has no Run
     page.wait_for_load_state("load")
     return page, wrong
 

@@ -39,6 +39,21 @@ def test_a_chip_tells_by_keyboard_and_columns_are_walked_with_arrows(desk: tuple
     assert page.locator("#pv-tip").is_hidden() and not wrong
 
 
+def test_lists_close_and_choices_are_one_stop_by_keyboard(desk: tuple) -> None:
+    page, wrong = desk
+    page.focus("#model input")
+    stops: list[str] = []
+    while len(stops) < 3:  # a list that closes may or may not be a stop of its own
+        page.keyboard.press("Tab")
+        stops += page.evaluate("document.activeElement.type === 'radio' ? [document.activeElement.closest('label').innerText] : []")
+    assert page.locator("[role=combobox][aria-expanded=true]").count() == 0
+    assert stops == ["4", "group", "64"], "bits, granularity and group size are one stop each, on what is chosen"
+    for key, chosen in (("ArrowRight", "128"), ("ArrowLeft", "64")):
+        page.keyboard.press(key)
+        page.wait_for_function("chosen => document.activeElement.closest('label.selected')?.innerText === chosen", arg=chosen, timeout=5000)
+    assert not wrong
+
+
 def test_a_checkpoint_is_downloaded(desk: tuple, tmp_path: Path) -> None:
     page, wrong = desk
     page.click("#show-commands")

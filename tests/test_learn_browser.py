@@ -104,7 +104,7 @@ def voting(address: str) -> int:
         return next(d["id"] for d in json.load(response)["dependencies"] if d["api_name"] == "vote")
 
 
-def post(address: str, handler: int, code: str, ticket: str, choice: int) -> str:
+def post(address: str, handler: int, code: str, ticket: str, choice: str) -> str:
     """A vote as a script sends it."""
     body = json.dumps({"data": [code, ticket, choice], "fn_index": handler, "session_hash": ticket}).encode()
     request = urllib.request.Request(f"{address}gradio_api/run/vote", body, {"Content-Type": "application/json"})
@@ -120,28 +120,34 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     code = page.inner_text("#invitation .code").strip()
     assert page.locator("#invitation svg.qr path").count() and f"room={code}" in page.inner_text("#invitation")
     handler = voting(address)
-    said = [post(address, handler, code, f"{i:016x}", i % 4) for i in range(30)]
+    said = [post(address, handler, code, f"{i:016x}", f"basics:0:{i % 4}") for i in range(30)]
     assert all(text.startswith("Voted") for text in said)
-    assert "no valid ticket" in post(address, handler, code, "nobody", 0) and "not one of the choices" in post(address, handler, code, f"{1:016x}", 9)
-    assert post(address, handler, code, f"{0:016x}", 1).startswith("Voted"), "a vote can be changed"
+    assert "no valid ticket" in post(address, handler, code, "nobody", "basics:0:0") and "not one of the choices" in post(
+        address, handler, code, f"{1:016x}", "basics:0:9"
+    )
+    assert post(address, handler, code, f"{0:016x}", "basics:0:1").startswith("Voted"), "a vote can be changed"
     counted = "[...document.querySelectorAll('#votes td:last-child')].map(cell => cell.innerText).join()"
     page.wait_for_function(f"{counted} === '7,9,7,7'", timeout=10_000)
     student, also_wrong = visit(browser, address, 390, 844, query=f"&tab=classroom&room={code}")
     student.locator("#class-choice label").first.wait_for(timeout=10_000)
+    assert student.locator("#tabs").bounding_box()["y"] < 150 and not student.locator("#compared-row").is_visible(), "the question comes first on a phone"
     student.locator("#class-choice label", has_text="16").click()
     student.locator("#class-line", has_text="Voted").wait_for(timeout=10_000)
     page.wait_for_function(f"{counted} === '7,9,8,7'", timeout=10_000)
     page.click("#class-reveal")
     page.locator("#votes tr.right", has_text="16").wait_for(timeout=10_000)
     page.wait_for_selector("#plot-class .main-svg")
+    student.locator("#class-line .said", has_text="✓ 16").wait_for(timeout=10_000)
+    assert student.locator("#class-choice input").first.is_disabled() and "closed" in post(address, handler, code, f"{0:016x}", "basics:0:2")
     page.click("#present")
     page.keyboard.press("ArrowRight")
     page.locator("#class-question h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
     assert not page.locator("#controls").is_visible()
     page.keyboard.press("Escape")
     page.locator("#controls").wait_for(state="visible")
-    student.click("#join")
+    assert "moved on" in post(address, handler, code, f"{0:016x}", "basics:0:2")
     student.locator("#class-asked h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
+    assert student.locator("#class-choice input").first.is_enabled() and not student.locator("#class-choice input:checked").count()
     assert not wrong and not also_wrong
     page.close()
     student.close()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 import app
@@ -172,6 +173,7 @@ def test_a_class_can_vote_on_every_step(story: str, at: int) -> None:
     step = stories()[story].steps[at]
     names = classroom.choices(step.predict)
     assert 2 <= len(set(names)) == len(names) <= 6 and 0 <= classroom.right_choice(step) < len(names)
+    assert "The answer:</b> ✓" in classroom.answer(classroom.first_asked(story, at)[0])
     votes, plot, conclusion = classroom.Classroom().reveal({}, story, at)
     assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "What not to conclude" in conclusion
 
@@ -181,13 +183,46 @@ def test_a_room_from_opening_to_the_next_question() -> None:
     mine, invitation, *_ = room.open("http://lab.example:7860/", "gptq", 1)
     assert "<svg" in invitation and f"room={mine['code']}" in invitation
     assert "<svg" not in room.open("javascript:alert(1)", "gptq", 1)[1]
-    asked, choice, _ = room.join(mine["code"])
-    assert "Worse weights" in asked and len(choice.choices) == 3
-    assert "done" in room.voted(mine["code"], "a" * 32, 1) and "error" in room.voted(mine["code"], "nobody", 1)
+    asked, choice, _, seen, timer = room.join(mine["code"].lower())
+    assert "Worse weights" in asked and len(choice.choices) == 3 and timer.active and room.follow(seen) == [gr.skip()] * 5
+    votes = [value for _, value in choice.choices]
+    assert "done" in room.voted(seen, "a" * 32, votes[1])[2] and "error" in room.voted(seen, "nobody", votes[1])[2]
     assert ">1</td>" in room.watch(mine) and room.resume("http://lab.example/", mine)[1].active and not room.resume("", {"code": "ZZZZZ"})[1].active
-    assert "0 votes" in room.turn(mine, "gptq", 1, 1)[3] and "error" in room.turn({"code": mine["code"], "key": "guess"}, "gptq", 1, 0)[3]
+    assert "Worse weights" in room.resume("http://lab.example/", mine)[4], "a reloaded page shows what the class is asked"
+    assert "0 votes" in (turned := room.turn(mine, "gptq", 1, 1))[3] and "error" in room.turn({"code": mine["code"], "key": "guess"}, "gptq", 1, 0)[3]
+    late = room.voted(seen, "a" * 32, votes[1])
+    assert "moved on" in late[2] and late[0] == turned[2] and "0 votes" in room.watch(mine), "a tap on an old question is no vote on the new one"
+
+
+def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
+    room = classroom.Classroom()
+    mine = room.open("", "gptq", 1)[0]
+    _, choice, _, seen, _ = room.join(mine["code"])
+    vote = choice.choices[1][1]
+    room.voted(seen, "a" * 32, vote)
+    assert "class='right'" not in room.watch(mine)
+    told = room.reveal(mine, "gptq", 1)
+    assert ">1</td>" in told[0] and room.watch(mine) == told[0], "a tick after it marks the right bar too"
+    assert "class='right'" in room.turn(mine, "gptq", 1, 0)[3], "and so does the step that is open"
+    asked, closed, line, now, _ = room.follow(seen)
+    assert asked == gr.skip() and closed.interactive is False and "The answer:" in line and "✓" in line and room.follow(now) == [gr.skip()] * 5
+    late = room.voted(seen, "b" * 32, vote)
+    assert "closed" in late[2] and "The answer:" in late[2] and "1 vote<" in room.watch(mine)
+    assert "The answer:" in room.join(mine["code"])[2], "whoever comes late reads it as well"
+
+
+def test_nonsense_is_no_vote() -> None:
+    room = classroom.Classroom()
+    mine = room.open("", "gptq", 1)[0]
     for junk in NONSENSE:
-        assert room.turn(junk, junk, junk) and room.reveal(junk, junk, junk) and room.join(junk) and "error" in room.voted(junk, junk, junk)
+        assert (
+            room.turn(junk, junk, junk)
+            and room.reveal(junk, junk, junk)
+            and room.join(junk)
+            and "error" in room.voted(mine["code"], "a" * 32, junk)[2]
+            and room.voted(junk, junk, junk)
+            and room.follow(junk)
+        )
     assert SimpleNamespace(**mine).key not in str(room.join(mine["code"]))
 
 

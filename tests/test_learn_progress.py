@@ -12,7 +12,7 @@ import pytest
 from explorer.learn import interview, progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.pose import pose
-from explorer.learn.room import RATE, VOTES, Rooms
+from explorer.learn.room import RATE, VOTES, Asked, Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError, key_of
 from tests.learn_data import practised
@@ -119,44 +119,58 @@ def test_thirty_browsers_vote_at_once_and_count_once(rooms: Rooms) -> None:
 
     def vote(i: int) -> None:
         for choice in (0, i % 3):
-            rooms.vote(code.lower(), ticket(i), choice)
+            rooms.vote(code.lower(), ticket(i), "gptq", 0, choice)
 
     threads = [threading.Thread(target=vote, args=(i,)) for i in range(30)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert rooms.tally(code) == (("a", "b", "c"), [10, 10, 10])
+    assert rooms.tally(code) == (Asked("gptq", 0, ("a", "b", "c")), [10, 10, 10])
 
 
 def test_votes_are_checked_and_limited(rooms: Rooms) -> None:
     code, key = rooms.open("gptq", 0, ("a", "b"))
-    for bad in (
-        (code, "x", 0),
-        (code, None, 0),
-        (code, ticket(1), 2),
-        (code, ticket(1), -1),
-        (code, ticket(1), True),
-        (code, ticket(1), "0"),
-        ("ZZZZZ", ticket(1), 0),
-    ):
+    for bad in ((code, "x", "gptq", 0, 0), (code, None, "gptq", 0, 0), (code, ticket(1), "gptq", 0, 2), (code, ticket(1), "gptq", 0, -1),
+                ("ZZZZZ", ticket(1), "gptq", 0, 0)):  # fmt: skip
         with pytest.raises(InputError):
             rooms.vote(*bad)
     assert rooms.tally(code)[1] == [0, 0]
     for _ in range(RATE):
-        rooms.vote(code, ticket(1), 0)
+        rooms.vote(code, ticket(1), "gptq", 0, 0)
     with pytest.raises(InputError, match="wait a minute"):
-        rooms.vote(code, ticket(1), 1)
+        rooms.vote(code, ticket(1), "gptq", 0, 1)
     Clock.now += 61
-    rooms.vote(code, ticket(1), 1)
+    rooms.vote(code, ticket(1), "gptq", 0, 1)
     for i in range(2, VOTES + 1):
-        rooms.vote(code, ticket(i), 0)
+        rooms.vote(code, ticket(i), "gptq", 0, 0)
     with pytest.raises(InputError, match="full"):
-        rooms.vote(code, ticket(VOTES + 1), 0)
+        rooms.vote(code, ticket(VOTES + 1), "gptq", 0, 0)
     with pytest.raises(InputError, match="Only whoever opened"):
         rooms.ask(code, "wrong", "gptq", 1, ("x",))
     rooms.ask(code, key, "gptq", 1, ("x", "y"))
-    assert rooms.question(code) == ("gptq", 1, ("x", "y")) and rooms.tally(code)[1] == [0, 0]
+    assert rooms.question(code) == ("gptq", 1, ("x", "y"), 1, False) and rooms.tally(code)[1] == [0, 0]
+
+
+def test_a_vote_counts_only_on_the_question_that_is_open(rooms: Rooms) -> None:
+    code, key = rooms.open("gptq", 0, ("a", "b"))
+    rooms.vote(code, ticket(1), "gptq", 0, 1)
+    rooms.reveal(code, key, "gptq", 3)  # a step that the class has left
+    assert not rooms.question(code).revealed
+    with pytest.raises(InputError, match="Only whoever opened"):
+        rooms.reveal(code, "wrong", "gptq", 0)
+    rooms.reveal(code, key, "gptq", 0)
+    for choice in (0, 1):
+        with pytest.raises(InputError, match="votes on this question are closed"):
+            rooms.vote(code, ticket(choice), "gptq", 0, choice)
+    assert rooms.tally(code)[1] == [0, 1]
+    rooms.ask(code, key, "gptq", 0, ("a", "b"))
+    assert rooms.question(code).revealed, "asking what is asked opens nothing again"
+    rooms.ask(code, key, "gptq", 1, ("a", "b"))
+    for story, step in (("gptq", 0), ("awq", 1)):
+        with pytest.raises(InputError, match="moved on"):
+            rooms.vote(code, ticket(1), story, step, 1)
+    assert rooms.tally(code)[1] == [0, 0] and not rooms.question(code).revealed
 
 
 def test_rooms_end(rooms: Rooms) -> None:
@@ -168,6 +182,6 @@ def test_rooms_end(rooms: Rooms) -> None:
 
 def test_nothing_in_a_room_names_a_person(rooms: Rooms) -> None:
     code, _ = rooms.open("gptq", 0, ("a", "b"))
-    rooms.vote(code, ticket(7), 1)
+    rooms.vote(code, ticket(7), "gptq", 0, 1)
     room = rooms._rooms[code]
-    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "story", "step", "choices", "votes", "changes"}
+    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "asked", "votes", "changes"}

@@ -20,6 +20,8 @@ from explorer.ui.frame import in_rows
 from explorer.ui.page import Page
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell, View, tabs
+from explorer.ui.tabs import failures
+from explorer.ui.tabs.text import whose_texts
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16, 16)
@@ -114,6 +116,33 @@ def test_taking_off_keeps_the_baseline(page: Page) -> None:
     assert page.choose(keys[2:4], None, OPEN, "own")[1].value == [keys[0], *keys[2:4]]
     assert page.choose([], None, OPEN, "own")[1].value == keys[:1]
     assert page.reset(None, OPEN, "own")[1].value == keys
+
+
+def test_results_of_another_model_than_the_chosen_one_say_so(page: Page) -> None:
+    keys = keys_of(SEED[:2])
+    told = page.whose("arch:qwen2.5-0.5b", keys)
+    assert told.visible and "These are results of demo; Run measures arch:qwen2.5-0.5b." in told.value
+    assert not any(page.whose(name, keys).visible for name in ("demo", " demo ", "demo@main", "", None)) and not page.whose("other", []).visible
+
+
+def test_the_line_above_the_texts_follows_what_is_shown() -> None:
+    assert whose_texts(app.seeds()).startswith("Recorded texts")
+    here = [dataclasses.replace(r, provenance=r.provenance | {"recorded": False}) for r in SEED[:2]]
+    assert whose_texts(here).startswith("Texts of the runs")
+    bare = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric != "sample_text")) for r in here]
+    assert whose_texts(bare).startswith("These runs came without a text") and whose_texts([]) == whose_texts(bare)
+
+
+def test_a_refused_bug_leaves_nothing_of_the_one_before(page: Page) -> None:
+    def refuses(task: str, arguments: dict) -> Iterator:
+        yield Progress("load model", 0, 1)
+        raise InputError("Wrong calibration text cannot happen to RTN 4-bit g64.")
+
+    page.shell.runner.do = refuses
+    for outputs in (list(failures.planted(page.shell, keys_of(SEED)[2], "calibration", ""))[-1], list(failures.planted(page.shell, "", "zero", ""))[-1]):
+        line, guess, shown, below, *_, state = outputs
+        assert len(outputs) == failures.RESULTS and "error" in line and shown == failures.catalogue() and state == ""
+        assert not guess.visible and not below.visible
 
 
 def test_only_the_open_tab_is_drawn(page: Page) -> None:

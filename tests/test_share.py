@@ -8,6 +8,7 @@ import io
 import json
 from urllib.parse import parse_qsl
 
+import gradio as gr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from explorer.hub import Hub
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.records import ModelRef, QuantSpec, report_from
 from explorer.ui.session import Shelf
+from explorer.ui.share import settable
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -55,6 +57,19 @@ def test_a_state_comes_back_as_it_was(spec: QuantSpec, compared: list[QuantSpec]
         and found.options == {"seed": 3, "sequences": 8, "kv_bits": 4}
         and found.compared == tuple(compared)
     )
+
+
+def test_a_link_carries_what_the_tab_is_set_to() -> None:
+    part = gr.Slider(1, 43, 1, step=1), gr.Radio([2, 3, 4], value=4), gr.Checkbox(True), gr.Textbox("x"), gr.Number(0, minimum=0, precision=0)
+    fields = {"stepper": dict(zip(("step", "bits", "symmetric", "prompt", "seed"), map(settable, part), strict=True))}
+    own = {"step": 13, "bits": 3, "symmetric": False, "prompt": "a: b&c", "seed": 7}
+    text = query("stepper", "", "demo", QuantSpec("none"), OPTIONS, [], METHODS, own)
+    found = parse(parse_qsl(text, keep_blank_values=True), METHODS, ["stepper"], fields)
+    assert found.own == own and not found.wrong
+    assert parse(parse_qsl(text), METHODS, ["stepper", "text"], {"text": fields["stepper"]}).own == {}, "of another tab"
+    for name, value in (("step", "44"), ("step", "1.5"), ("bits", "5"), ("symmetric", "1"), ("seed", "-1")):
+        found = parse([("tab", "stepper"), (f"stepper.{name}", value)], METHODS, ["stepper"], fields)
+        assert found.own == {} and found.wrong == (f"stepper.{name} {value!r}",)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["tab", "layer", "model", "method", "bits", "with", "seed", "kv_bits", "evaluation", "x"]), st.text(max_size=50))))

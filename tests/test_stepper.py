@@ -48,6 +48,7 @@ def test_every_step_is_shown() -> None:
     assert {step["kind"] for step in data["steps"]} == {"load", "unpack", "multiply", "scale", "store"} and len(set(shown)) == len(shown)
     assert all(f"Step {i + 1} of {len(shown)}" in html and "nan" not in re.sub(r"<[^>]*>", "", html) for i, html in enumerate(shown))
     assert step_html(data, 10**6) == shown[-1] and "engine" in step_html({}, 0)
+    assert "the first 256 of 384 inputs only" in shown[-1]
     for wrong, sentence in (({"bits": 5}, "2, 3, 4, 8 bits"), ({"group": 16}, "groups of"), ({"layer": "layers.0.self_attn.k_proj", "group": 1}, "groups of")):
         with pytest.raises(InputError, match=sentence):
             list(runner.do("kernel_steps", asked | wrong))

@@ -1,4 +1,6 @@
-"""Class votes: rooms that live in memory and forget. A vote belongs to a random ticket of a browser, so it can be changed and counts once."""
+"""Class votes: rooms that live in memory and forget. A vote belongs to a random ticket of a browser, so it can be changed and counts once; it says which
+question it answers, and counts only while that question is open.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,25 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from explorer.records import InputError
 
 ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a room, life of a room, changes of one ticket a minute
 LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ"
 TICKET = re.compile(r"[0-9a-f]{16,64}")
+
+
+class Asked(NamedTuple):
+    """What a class is asked: a step of a story, what can be chosen, and whether the answer is out, which ends the voting. number: counts the
+    questions of a room.
+    """
+
+    story: str
+    step: int
+    choices: tuple[str, ...]
+    number: int = 0
+    revealed: bool = False
 
 
 @dataclass
@@ -23,9 +38,7 @@ class Room:
     code: str
     key: str
     born: float
-    story: str
-    step: int
-    choices: tuple[str, ...]
+    asked: Asked
     votes: dict[str, int] = field(default_factory=dict)
     changes: dict[str, list[float]] = field(default_factory=dict)
 
@@ -41,7 +54,7 @@ class Rooms:
         with self._lock:
             self._forget()
             code = next(c for c in iter(lambda: "".join(secrets.choice(LETTERS) for _ in range(5)), None) if c not in self._rooms)
-            self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), story, step, choices)
+            self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), Asked(story, step, choices))
             while len(self._rooms) > ROOMS:
                 self._rooms.popitem(last=False)
             return code, self._rooms[code].key
@@ -49,19 +62,28 @@ class Rooms:
     def ask(self, code: str, key: str, story: str, step: int, choices: tuple[str, ...]) -> None:
         """The next question: only with the teacher's key. Votes on the last one are forgotten."""
         with self._lock:
-            room = self._room(code)
-            if not (isinstance(key, str) and secrets.compare_digest(room.key.encode(), key.encode())):
-                raise InputError("Only whoever opened this room can change its question.")
-            if (room.story, room.step) != (story, step):
-                room.story, room.step, room.choices, room.votes = story, step, choices, {}
+            room = self._own(code, key)
+            if room.asked[:2] != (story, step):
+                room.asked, room.votes = Asked(story, step, choices, room.asked.number + 1), {}
 
-    def vote(self, code: str, ticket: str, choice: int) -> str:
-        """Counts a vote, or changes it. Raises InputError with a sentence."""
+    def reveal(self, code: str, key: str, story: str, step: int) -> None:
+        """Ends the voting on a step: only with the teacher's key. Nothing when the room asks something else by now."""
+        with self._lock:
+            room = self._own(code, key)
+            if room.asked[:2] == (story, step):
+                room.asked = room.asked._replace(revealed=True)
+
+    def vote(self, code: str, ticket: str, story: str, step: int, choice: int) -> str:
+        """Counts a vote on a step, or changes it. Raises InputError with a sentence, also when the class is at another step or knows the answer."""
         if not (isinstance(ticket, str) and TICKET.fullmatch(ticket)):
             raise InputError("This vote carries no valid ticket; reload the page.")
         with self._lock:
             room = self._room(code)
-            if not isinstance(choice, int) or isinstance(choice, bool) or not 0 <= choice < len(room.choices):
+            if room.asked[:2] != (story, step):
+                raise InputError("The class has moved on; here is the next question.")
+            if room.asked.revealed:
+                raise InputError("The answer is out; votes on this question are closed.")
+            if not 0 <= choice < len(room.asked.choices):
                 raise InputError("That is not one of the choices.")
             now = self._now()
             recent = [t for t in room.changes.get(ticket, []) if now - t < 60]
@@ -71,19 +93,25 @@ class Rooms:
                 raise InputError("This room is full.")
             room.changes[ticket] = [*recent, now]
             room.votes[ticket] = choice
-            return room.choices[choice]
+            return room.asked.choices[choice]
 
-    def question(self, code: str) -> tuple[str, int, tuple[str, ...]]:
-        """(story, step, choices) of what a room asks now."""
+    def question(self, code: str) -> Asked:
+        """What a room asks now."""
+        with self._lock:
+            return self._room(code).asked
+
+    def tally(self, code: str) -> tuple[Asked, list[int]]:
+        """(what is asked, votes for each choice)."""
         with self._lock:
             room = self._room(code)
-            return room.story, room.step, room.choices
+            return room.asked, [sum(choice == i for choice in room.votes.values()) for i in range(len(room.asked.choices))]
 
-    def tally(self, code: str) -> tuple[tuple[str, ...], list[int]]:
-        """(choices, votes for each)."""
-        with self._lock:
-            room = self._room(code)
-            return room.choices, [sum(choice == i for choice in room.votes.values()) for i in range(len(room.choices))]
+    def _own(self, code: str, key: str) -> Room:
+        """The room, for whoever holds its key."""
+        room = self._room(code)
+        if not (isinstance(key, str) and secrets.compare_digest(room.key.encode(), key.encode())):
+            raise InputError("Only whoever opened this room can change its question.")
+        return room
 
     def _room(self, code: str) -> Room:
         self._forget()

@@ -106,15 +106,17 @@ def _floats(codes: Tensor, w: LowBitWeight, at: int) -> tuple[Tensor, list[float
 
 
 def work(engine: Engine, model: str, layer: str, bits: int = 4, group: int = 32, symmetric: bool = True, seed: int = 0) -> Iterator[Event]:
-    """Answer data: steps (see `steps_of`), bits, group, block, width, planes, shape [ROWS, K], tokens, exact (y in float32 by the plain meaning)."""
+    """Answer data: steps (see `steps_of`), bits, group, block, width, planes, shape [ROWS, K] of the tile, inputs
+    of the whole layer, tokens, exact (y in float32 by the plain meaning)."""
     if bits not in BITS or group not in GROUPS:
         raise InputError(f"The kernel shows {', '.join(map(str, BITS))} bits and groups of {', '.join(map(str, GROUPS))}.")
-    x, w, block = tile_of(models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub), bits, group, symmetric, seed)
+    weight = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub)
+    x, w, block = tile_of(weight, bits, group, symmetric, seed)
     from kernels.op import multiply
 
     yield Answer("kernel_steps", {
         "steps": steps_of(x, w, block), "bits": bits, "group": group, "block": block, "width": block // PLANES[bits], "planes": PLANES[bits],
-        "shape": list(w.codes.shape), "tokens": len(x), "exact": multiply(x, w).tolist(), "layer": layer,
+        "shape": list(w.codes.shape), "inputs": weight.shape[1], "tokens": len(x), "exact": multiply(x, w).tolist(), "layer": layer,
     })  # fmt: skip
 
 

@@ -63,10 +63,12 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
                     gr.LoginButton("Log in for gated models", logout_value="Log out ({})", size="sm", elem_id="hub-login")
                 run, cancel = _controls(page)
             with gr.Column(scale=4, min_width=320, elem_id="results"):
-                _compared(shell)
+                whose = _compared(shell)
                 shared = share.build(page)
                 selects = _tabs(shell)
         stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
+        for told in (shell.controls[0], shell.compared):
+            told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
         _wire(page, stop, run, shared["reset"], selects)
         share.wire(blocks, page, stop, shared, run)
         stop.by(cancel, shell.status)
@@ -117,8 +119,10 @@ def _boxes(shell: Shell) -> None:
     shell.picks = {kind: gr.Textbox("", visible="hidden", max_length=200, elem_id=f"pick-{kind}") for kind in PICKS}  # set by assets/page.js
 
 
-def _compared(shell: Shell) -> None:
-    """Lays out what all tabs share; fills shell.compared and shell.layer."""
+def _compared(shell: Shell) -> Any:
+    """Lays out what all tabs share; fills shell.compared and shell.layer. Gives the line that says whose results these are when Run would measure
+    another model.
+    """
     compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
         shell.compared = gr.Dropdown(
@@ -126,6 +130,7 @@ def _compared(shell: Shell) -> None:
             info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=7,
         )  # fmt: skip
         shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
+    return gr.HTML("", elem_id="whose", padding=False, visible=False)
 
 
 def _tabs(shell: Shell) -> dict[str, Any]:

@@ -14,16 +14,17 @@ import segno
 
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
-from explorer.learn.room import Rooms
+from explorer.learn.room import Asked, Rooms
 from explorer.learn.runs import recorded, recorded_answers
-from explorer.learn.stories import Predict, Step
+from explorer.learn.stories import Predict, Step, conclude, judge, stories
 from explorer.records import InputError
 from explorer.ui.frame import plotted
-from explorer.ui.learn import drawn, place, revealed
+from explorer.ui.learn import chips, drawn, place, revealed
 from explorer.ui.page import status
 
 BINS = 5  # choices that a number to be predicted is offered as
 ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,120}(/[\w./-]{0,120})?", re.ASCII)
+CHOICE = re.compile(r"[\w-]{1,60}:\d{1,3}:\d{1,3}", re.ASCII)
 
 
 def edges(predict: Predict) -> list[float]:
@@ -101,6 +102,41 @@ def question(story: Any, step: Any) -> str:
     )
 
 
+def named(asked: Asked, choice: int) -> str:
+    """A choice as a page sends it: with its question, so that a tap on an old one is known for what it is."""
+    return f"{asked.story}:{asked.step}:{choice}"
+
+
+def own_step(asked: Asked) -> Step:
+    """The step that a class is asked."""
+    return stories()[asked.story].steps[asked.step]
+
+
+def answer(asked: Asked) -> str:
+    """What students read once the answer is out: the right choice and the conclusion."""
+    own = own_step(asked)
+    right, reports, answers = right_choice(own), recorded(), recorded_answers()
+    exact = "" if own.predict.options else f": {judge(own, 0, reports, answers)[1]}"
+    said = f"<p class='said'><b>The answer:</b> ✓ {escape(asked.choices[right])}{escape(exact)} {chips(own, reports, answers)}</p>"
+    found = conclude(own, reports, answers)
+    return f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p>{escape(found.text)}</p></div>"
+
+
+def counted(asked: Asked, counts: Sequence[int]) -> str:
+    """The votes; the right bar is marked once the answer is out."""
+    return bars(asked.choices, counts, right_choice(own_step(asked)) if asked.revealed else None)
+
+
+def staged(asked: Asked, counts: Sequence[int]) -> list[Any]:
+    """The teacher's screen: story, step, question, votes, plot, conclusion; the last two once the answer is out."""
+    found, own = stories()[asked.story], own_step(asked)
+    steps = [(str(i + 1), i) for i in range(len(found.steps))]
+    plot = drawn(own, recorded(), recorded_answers())[0] if asked.revealed else None
+    shown = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
+    conclusion = revealed(own, None, recorded(), recorded_answers())[2] if asked.revealed else ""
+    return [found.name, gr.Radio(choices=steps, value=asked.step), question(found.name, asked.step), counted(asked, counts), shown, conclusion]
+
+
 class Classroom:
     """Handlers of the Class tab. `rooms` live in this process only."""
 
@@ -108,79 +144,100 @@ class Classroom:
         self.rooms = rooms or Rooms()
 
     def open(self, address: Any, story: Any, step: Any) -> list[Any]:
-        """A new room: teacher's room, invitation, question, votes, timer."""
-        found, at = place(story, step)
-        names = choices(found.steps[at].predict)
-        code, key = self.rooms.open(found.name, at, names)
-        return [{"code": code, "key": key}, invitation(str(address), code), question(found.name, at), bars(names, [0] * len(names)), gr.Timer(active=True)]
+        """A new room: teacher's room, invitation, timer, the teacher's screen."""
+        asked, none = first_asked(story, step)
+        code, key = self.rooms.open(*asked[:3])
+        return [{"code": code, "key": key}, invitation(str(address), code), gr.Timer(active=True), *staged(asked, none)]
 
     def resume(self, address: Any, room: Any) -> list[Any]:
-        """What a teacher's reloaded page shows: the invitation and the running timer while the room lives."""
+        """What a teacher's reloaded page shows: invitation, running timer and screen while the room lives."""
         if isinstance(room, dict) and room.get("code"):
             try:
-                self.rooms.tally(str(room["code"]))
-                return [invitation(str(address), str(room["code"])), gr.Timer(active=True)]
+                return [invitation(str(address), str(room["code"])), gr.Timer(active=True), *staged(*self.rooms.tally(str(room["code"])))]
             except InputError:
                 pass  # the room has ended: the page starts without one
-        return ["", gr.Timer(active=False)]
+        return ["", gr.Timer(active=False), *[gr.skip()] * 6]
 
     def turn(self, room: Any, story: Any, step: Any, by: int = 0) -> list[Any]:
-        """Another step for the class: story, step, question, votes, plot, conclusion."""
+        """Another step for the class: the teacher's screen."""
         found, at = place(story, step)
-        at = min(len(found.steps) - 1, max(0, at + by))
-        names = choices(found.steps[at].predict)
-        shown = bars(names, [0] * len(names))
+        asked, counts = first_asked(found.name, min(len(found.steps) - 1, max(0, at + by)))
         if isinstance(room, dict) and room.get("code"):
             try:
-                self.rooms.ask(str(room["code"]), str(room.get("key")), found.name, at, names)
-                shown = bars(*self.rooms.tally(str(room["code"])))
+                self.rooms.ask(str(room["code"]), str(room.get("key")), *asked[:3])
+                asked, counts = self.rooms.tally(str(room["code"]))
             except InputError as error:
-                shown = status(str(error), "error")
-        steps = [(str(i + 1), i) for i in range(len(found.steps))]
-        return [found.name, gr.Radio(choices=steps, value=at), question(found.name, at), shown, gr.Plot(visible=False), ""]
+                shown = staged(asked, counts)
+                return [*shown[:3], status(str(error), "error"), *shown[4:]]
+        return staged(asked, counts)
 
     def watch(self, room: Any) -> Any:
         """The votes now, for the teacher's screen."""
         if not (isinstance(room, dict) and room.get("code")):
             return gr.skip()
         try:
-            return bars(*self.rooms.tally(str(room["code"])))
+            return counted(*self.rooms.tally(str(room["code"])))
         except InputError as error:
             return status(str(error), "error")
 
     def reveal(self, room: Any, story: Any, step: Any) -> list[Any]:
-        """The measured answer: votes with the right one marked, plot, conclusion, timer stopped."""
-        found, at = place(story, step)
-        own = found.steps[at]
-        names, counts = choices(own.predict), [0] * len(choices(own.predict))
+        """The measured answer, which ends the voting: votes with the right one marked, plot, conclusion."""
+        asked, counts = first_asked(story, step)
         if isinstance(room, dict) and room.get("code"):
             try:
-                names, counts = self.rooms.tally(str(room["code"]))
+                self.rooms.reveal(str(room["code"]), str(room.get("key")), asked.story, asked.step)
+                now, votes = self.rooms.tally(str(room["code"]))
+                counts = votes if now[:2] == asked[:2] else counts
             except InputError:
                 pass  # the room has ended; the answer is shown all the same
-        plot, _ = drawn(own, recorded(), recorded_answers())
-        shown = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
-        return [bars(names, counts, right_choice(own)), shown, revealed(own, None, recorded(), recorded_answers())[2]]
+        return staged(asked._replace(revealed=True), counts)[3:]
 
-    def join(self, code: Any) -> list[Any]:
-        """What a room asks now: question, choices, status."""
+    def join(self, code: Any, seen: Any = "") -> list[Any]:
+        """What a student's page must change since it saw `seen` of a room: question, choices, line, what it has seen now, timer."""
         try:
-            story, step, names = self.rooms.question(str(code or ""))
+            asked = self.rooms.question(str(code or ""))
         except InputError as error:
-            return ["", gr.Radio(visible=False), status(str(error), "error") if code else ""]
-        return [question(story, step), gr.Radio(choices=[(name, i) for i, name in enumerate(names)], value=None, visible=True), ""]
+            return ["", gr.Radio(visible=False), status(str(error), "error") if code else "", "", gr.Timer(active=False)]
+        where = f"{str(code).strip().upper()}:{asked.number}:"
+        line, now = answer(asked) if asked.revealed else "", where + ("revealed" if asked.revealed else "open")
+        if seen == now:
+            return [gr.skip()] * 5
+        if str(seen).startswith(where):
+            return [gr.skip(), gr.Radio(interactive=False), line, now, gr.skip()]
+        choices = [(name, named(asked, i)) for i, name in enumerate(asked.choices)]
+        radio = gr.Radio(choices=choices, value=None, visible=True, interactive=not asked.revealed)
+        return [question(asked.story, asked.step), radio, line, now, gr.Timer(active=True)]
 
-    def vote(self, code: str, ticket: str, choice: int) -> str:
-        """Counts a vote of a browser's ticket (16 to 64 hex digits) for a choice by its position; says what happened."""
+    def follow(self, seen: Any) -> list[Any]:
+        """The same for a student who has joined, every few seconds."""
+        return self.join(str(seen).split(":")[0], seen)
+
+    def vote(self, code: str, ticket: str, choice: str) -> str:
+        """Counts a vote of a browser's ticket (16 to 64 hex digits) for a choice, "story:step:position" with both from 0; says what happened."""
         try:
-            return f"Voted: {self.rooms.vote(str(code), ticket, choice)}. You can change it until the next question."
+            if not (isinstance(choice, str) and CHOICE.fullmatch(choice)):
+                raise InputError("That is not one of the choices.")
+            story, step, position = choice.split(":")
+            return f"Voted: {self.rooms.vote(str(code), ticket, story, int(step), int(position))}. You can change it until the answer or the next question."
         except InputError as error:
             return str(error)
 
-    def voted(self, code: Any, ticket: Any, choice: Any) -> str:
-        """The same as a status line."""
+    def voted(self, seen: Any, ticket: Any, choice: Any) -> list[Any]:
+        """The same for a student's page, as `join` does: a vote that did not count shows what the room asks now."""
+        code = str(seen).split(":")[0]
         said = self.vote(code, ticket, choice)
-        return status(said, "done" if said.startswith("Voted") else "error")
+        if said.startswith("Voted"):
+            return [gr.skip(), gr.skip(), status(said, "done"), gr.skip(), gr.skip()]
+        line = status(said, "error")
+        asked, radio, below, *rest = self.join(code)
+        return [asked, radio, line if below == line else line + below, *rest]
+
+
+def first_asked(story: Any, step: Any) -> tuple[Asked, list[int]]:
+    """(a step as it is first asked, no votes) of whatever a page names."""
+    found, at = place(story, step)
+    names = choices(found.steps[at].predict)
+    return Asked(found.name, at, names), [0] * len(names)
 
 
 def keys_script() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -169,6 +170,14 @@ class Page:
     def reset(self, layer: str | None, active: str, *values: Any) -> list[Any]:
         """Back to the configurations a new page starts with."""
         return [status("Showing the recorded results of the bundled model."), *self.view(self.shell.shelf.first(), layer, active, values)]
+
+    def whose(self, model: str | None, keys: list[str]) -> Any:
+        """The line that says whose results the page shows, while the chosen model is another one."""
+        reports, asked = self.shell.shelf.pick(keys), str(model or "").strip()
+        shown = reports[0].experiment.model.name if reports else ""
+        if not asked or not shown or shown in (asked, asked.split("@")[0], str(Path(asked).expanduser())):
+            return gr.HTML("", visible=False)
+        return gr.HTML(status(f"These are results of {shown}; Run measures {asked}."), visible=True)
 
     def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
         """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""

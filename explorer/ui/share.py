@@ -23,15 +23,31 @@ from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
 from explorer.ui.tabs.text import asked
 
+MOST = 2**31 - 1  # of a number without a limit of its own
 PAGE_STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 
 
 def link_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
-    """The query string that opens this state again."""
+    """The query string that opens this state again. values: the shell's controls, then what all tabs are set to."""
+    values, rest = values[: len(page.shell.controls)], iter(values[len(page.shell.controls) :])
+    own = {tab: {name: (next(rest), part.value) for name, part in parts.items()} for tab, parts in page.shell.linked.items()}.get(active, {})
+    unusual = {name: value for name, (value, usual) in own.items() if value is not None and value != usual}
     model, method, params, options = page.asked(values)
     spec = QuantSpec.of(method, **{name: value for name, value in params.items() if value is not None})
     shown = [r.experiment.spec for r in page.shell.shelf.pick(keys) if not is_baseline(r)]
-    return "?" + query(active, layer or "", model, spec, options, shown, page.shell.catalogue)
+    return "?" + query(active, layer or "", model, spec, options, shown, page.shell.catalogue, unusual)
+
+
+def settable(part: Any) -> dict[str, Any]:
+    """What a tab's component can be set to, as a field of the catalogue's form."""
+    if isinstance(part, gr.Radio | gr.Dropdown):
+        return {"kind": "choice", "choices": [value for _, value in part.choices]}
+    if isinstance(part, gr.Checkbox):
+        return {"kind": "bool", "choices": [True, False]}
+    if isinstance(part, gr.Textbox):
+        return {"kind": "text"}
+    whole = part.precision == 0 if isinstance(part, gr.Number) else part.step == int(part.step)
+    return {"kind": "int" if whole else "float", "low": part.minimum, "high": MOST if part.maximum is None else part.maximum}
 
 
 def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
@@ -83,13 +99,16 @@ def control_updates(page: Page, wanted: Wanted) -> list[Any]:
 def arrive(page: Page, request: gr.Request) -> Iterator[list[Any]]:
     """What a link asks for, in place before Run can be pressed; then the configurations it compares, measured where the store lacks them.
 
-    Yields [Run button, tabs, status, controls..., compared, layer, outputs of all tabs...].
+    Yields [Run button, tabs, status, controls..., what tabs are set to..., compared, layer, outputs of all tabs...].
     """
     pairs = list(request.query_params.multi_items()) if request is not None else []
-    wanted = parse(pairs, page.shell.catalogue, [tab.name for tab in tabs()])
+    fields = {tab: {name: settable(part) for name, part in parts.items()} for tab, parts in page.shell.linked.items()}
+    wanted = parse(pairs, page.shell.catalogue, [tab.name for tab in tabs()], fields)
     same = [gr.skip()] * (2 + len(page.shell.outputs()))
     ready = gr.Button(interactive=True)
     controls = control_updates(page, wanted)
+    set_to = {(wanted.tab, name): gr.update(value=value) for name, value in wanted.own.items()}
+    controls += [set_to.get((tab, name), gr.skip()) for tab, parts in page.shell.linked.items() for name in parts]
     bar = gr.Tabs(selected=wanted.tab) if wanted.tab else gr.skip()
     note = f"The link asked for what does not exist ({'; '.join(wanted.wrong)}); the rest of it is shown." if wanted.wrong else ""
     line = status(note, "error") if note else gr.skip()
@@ -153,7 +172,8 @@ def build(page: Page) -> dict[str, Any]:
 def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run: Any) -> None:
     """Connects the buttons, and reads the link when the page opens."""
     shell = page.shell
-    state = [shell.compared, shell.layer, shell.active, *shell.controls]
+    own = [part for parts in shell.linked.values() for part in parts.values()]
+    state = [shell.compared, shell.layer, shell.active, *shell.controls, *own]
     copied = parts["link"].click(lambda *values: link_of(page, *values), state, parts["text"], **QUIET)
     copied.then(None, parts["text"], shell.status, js=COPY, api_visibility="private")
     for kind in ("csv", "json", "html"):
@@ -162,7 +182,7 @@ def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run
     parts["commands"].click(partial(lines, page), [shell.compared, parts["lines"]], parts["lines"], **QUIET)
     stop.stops(shell.picks["save"].change, partial(checkpoint_of, page), shell.picks["save"], [shell.status, parts["model"]], concurrency_limit=8)
     parts["model"].change(None, None, None, js="() => document.querySelector('#save-model').click()", api_visibility="private")
-    shown = [run, shell.bar, shell.status, *shell.controls, shell.compared, shell.layer, *shell.outputs()]
+    shown = [run, shell.bar, shell.status, *shell.controls, *own, shell.compared, shell.layer, *shell.outputs()]
 
     def opened(request: gr.Request) -> Iterator[list[Any]]:
         yield from arrive(page, request)

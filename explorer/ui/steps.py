@@ -114,6 +114,9 @@ def _store(data: dict[str, Any], step: dict[str, Any]) -> str:
     made = [[f"{v:.4f}" for v in row] for row in step["y"]]
     head = [f"row {n}" for n in range(len(step["y"][0]))]
     words = "The totals are rounded to the inputs' 16 bits and stored. Beside them the plain meaning: dequantize the whole tile, multiply in float32."
+    k = data["shape"][1]
+    if k < data["inputs"]:
+        words += f" These are sums over the first {k} of {data['inputs']} inputs only: the kernel itself goes on to the end of the row before it stores."
     return f"<p>{words}</p><div class='ks-side'>{grid(made, head, 'token', 'y by the steps, fp16')}{grid(plain, head, 'token', 'y by the plain meaning')}</div>"
 
 

@@ -93,7 +93,7 @@ class Shell:
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
     HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
-    sealed: what pages may not know yet.
+    sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
     """
 
     runner: Runner
@@ -108,6 +108,7 @@ class Shell:
     controls: list[Any] = field(default_factory=list)
     picks: dict[str, Any] = field(default_factory=dict)
     sealed: Sealed = field(default_factory=Sealed)
+    linked: dict[str, dict[str, Any]] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:

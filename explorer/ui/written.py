@@ -15,7 +15,8 @@ SURPRISE = 10.0  # bits at which the shade is full: a probability below 0.1%
 
 
 def samples(reports: Sequence[Report], base: Report | None = None) -> str:
-    """The greedy continuation of each configuration, side by side; what differs from the baseline's (or `base`'s) is marked."""
+    """The greedy continuation of each configuration, side by side; what differs from the baseline's, or from that of `base`, a healthy run, is marked."""
+    left = "the baseline" if base is None else "the healthy run"
     base = base or next(filter(is_baseline, reports), None)
     start = None if base is None else base.value("sample_text")
     cards = []
@@ -28,7 +29,7 @@ def samples(reports: Sequence[Report], base: Report | None = None) -> str:
         body = kept + (f"<mark>{changed}</mark>" if changed else "")
         cards.append(f"<div class='sample'><h3><span class='swatch s{i % 5}'></span>{escape(report.name)}</h3><p>{body}</p></div>")
     prompt = escape(str(reports[0].provenance.get("prompt", ""))) if reports else ""
-    intro = f"<p class='see'>After “<b>{prompt}</b>”, always the likeliest token; coloured from where it leaves the baseline.</p>"
+    intro = f"<p class='see'>After “<b>{prompt}</b>”, always the likeliest token; coloured from where it leaves {left}.</p>"
     return f"{intro}<div class='samples'>" + "".join(cards) + "</div>" if cards else "<p class='hint'>No text generated yet.</p>"
 
 

@@ -12,9 +12,10 @@ from explorer.ui.classroom import Classroom, keys_script, question
 from explorer.ui.notes import notes
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
+FOLLOW = 4.0  # seconds after which a student's page looks for the next question, or for the answer
 QUICK = QUIET | {"queue": False}
 NEW_TICKET = (
-    "(code, ticket, choice) => [code, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"
+    "(seen, ticket, choice) => [seen, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"
 )
 
 
@@ -38,21 +39,25 @@ def _student(room: Classroom) -> list:
     ticket = notes("ticket", "")
     with gr.Row(elem_id="join-row"):
         code = gr.Textbox(label="Room code", max_length=8, elem_id="room-code", scale=2, placeholder="five letters from the screen")
-        join = gr.Button("Join, or see the next question", elem_id="join", scale=1, min_width=160)
+        join = gr.Button("Join", elem_id="join", scale=1, min_width=160)
     asked = gr.HTML("", elem_id="class-asked")
     choice = gr.Radio([], label="Your prediction", visible=False, elem_id="class-choice")
     line = gr.HTML("", elem_id="class-line", padding=False)
+    seen, timer = gr.Textbox("", visible="hidden", max_length=40), gr.Timer(FOLLOW, active=False)
+    shown = [asked, choice, line, seen, timer]
     for happens in (join.click, code.submit):
-        happens(room.join, code, [asked, choice, line], **QUICK)
+        happens(room.join, code, shown, **QUICK)
+    timer.tick(room.follow, seen, shown, **QUICK)
 
-    def cast(code: object, ticket: object, choice: object) -> tuple[object, str]:
-        return ticket, room.voted(code, ticket, choice)
+    def cast(seen: object, ticket: object, choice: object) -> list:
+        return [ticket, *room.voted(seen, ticket, choice)]
 
-    choice.input(cast, [code, ticket, choice], [ticket, line], js=NEW_TICKET, **QUICK)
+    # As the page sends it: a choice of the question before is refused by the room with a sentence, not by gradio as none of the list.
+    choice.input(cast, [seen, ticket, choice], [ticket, *shown], js=NEW_TICKET, preprocess=False, **QUICK)
     # The same vote for scripts: POST /gradio_api/run/vote with data, fn_index (from /config) and session_hash.
     gr.api(room.vote, api_name="vote", queue=False)
 
-    return [code, asked, choice, line]
+    return [code, *shown]
 
 
 def _teacher(room: Classroom) -> None:
@@ -78,18 +83,18 @@ def _teacher(room: Classroom) -> None:
         plot = gr.Plot(visible=False, show_label=False, elem_id="plot-class", container=False)
         conclusion = gr.HTML("", elem_id="class-conclusion")
     here = "(address, story, step) => [window.location.origin + window.location.pathname, story, step]"
-    opened.click(room.open, [address, story, step], [mine, invite, asked, votes, timer], js=here, **QUICK)
-    timer.tick(room.watch, mine, votes, **QUICK)
     turned = [story, step, asked, votes, plot, conclusion]
+    opened.click(room.open, [address, story, step], [mine, invite, timer, *turned], js=here, **QUICK)
+    timer.tick(room.watch, mine, votes, **QUICK)
     story.input(lambda mine, name: room.turn(mine, name, 0), [mine, story], turned, **QUICK)
     step.input(room.turn, [mine, story, step], turned, **QUICK)
     for button, by in ((back, -1), (following, 1)):
-        button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK).then(lambda: gr.Timer(active=True), None, timer, **QUICK)
-    reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK).then(lambda: gr.Timer(active=False), None, timer, **QUICK)
+        button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK)
+    reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK)
     present.click(None, None, None, js="() => document.body.classList.toggle('presenting')")
     Context.root_block.load(None, None, None, js=keys_script())
     again = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
-    Context.root_block.load(room.resume, [address, mine], [invite, timer], js=again, **QUICK)
+    Context.root_block.load(room.resume, [address, mine], [invite, timer, *turned], js=again, **QUICK)
 
 
 TAB = Tab("classroom", "Class", build, order=82)

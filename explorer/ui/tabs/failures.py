@@ -94,12 +94,16 @@ def catalogue() -> str:
     return f"<div class='bugs'>{''.join(cards)}</div>"
 
 
+# Of the results, all but the status: what is left when nothing was planted, so that no earlier result stands below a refusal.
+NOTHING = [gr.Row(visible=False), catalogue(), gr.Column(visible=False), *[gr.skip()] * (RESULTS - 5), ""]
+
+
 def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]:
     """Streams the status of the healthy run and of the one with the bug, then shows both. With GUESS a bug is drawn that the method can have."""
     kept = [gr.skip()] * RESULTS
     found = shell.shelf.pick([key] if key else [])
     if not found:
-        yield [status("No quantized configuration is on the page; run one first.", "error"), *kept[1:]]
+        yield [status("No quantized configuration is on the page; run one first.", "error"), *NOTHING]
         return
     clock, hidden = Clock(), bug == GUESS
     names = random.sample(list(BUGS), len(BUGS)) if hidden else [bug]
@@ -121,7 +125,7 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
             yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
             return
     except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
-        yield [failure(error), *kept[1:]]
+        yield [failure(error), *NOTHING]
 
 
 def arguments(found: Report) -> dict[str, Any]:

@@ -38,6 +38,10 @@ def build(shell: Shell) -> View | None:
             fetch = gr.Button("Read its configuration", min_width=180)
         config = gr.Textbox(label="config.json", lines=4, max_lines=10, max_length=100_000, placeholder="Paste here; empty it to go back to the list above.")
     asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached]
+    shell.linked["planner"] = {
+        "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
+        "price": price, "reached": reached,
+    }  # fmt: skip
     words, fits, *_ = handlers.solved(*start)
     line = gr.HTML(words, padding=False, elem_id="plan-status")
     drawn = chart(CHART, bars(*handlers.read(*start)[:3]))

@@ -22,6 +22,8 @@ HEAD = (
     "random inputs (seed 0). A test holds the mirror to the Triton kernel; the button below runs the Triton kernel on this very tile, in its interpreter.</p>"
 )
 
+LONGEST = 43  # steps of a tile, at 3 bits in groups of 32
+
 
 def build(shell: Shell) -> View:
     gr.HTML(HEAD)
@@ -32,12 +34,13 @@ def build(shell: Shell) -> View:
         symmetric = gr.Checkbox(True, label="Symmetric", elem_id="stepper-symmetric")
     with gr.Row(elem_id="stepper-go"):
         back = gr.Button("Back", size="sm", min_width=80, scale=1)
-        step = gr.Slider(1, 13, 1, step=1, label="Step", scale=6, elem_id="stepper-step")
+        step = gr.Slider(1, LONGEST, 1, step=1, label="Step", scale=6, elem_id="stepper-step")
         forward = gr.Button("Next", variant="primary", size="sm", min_width=80, scale=1, elem_id="stepper-next")
     line = gr.HTML("", elem_id="stepper-status", padding=False)
     shown = gr.HTML(step_html({}, 0), elem_id="stepper")
     check = gr.Button("Run the Triton kernel on this tile", size="sm", elem_id="stepper-check")
     checked = gr.HTML("", elem_id="stepper-checked", padding=False)
+    shell.linked["stepper"] = {"bits": bits, "group": group, "symmetric": symmetric, "step": step}
     inputs, outputs = [subject, bits, group, symmetric, step], [line, shown, step]
 
     def arguments(told: str, bits: int, group: int, symmetric: bool) -> dict[str, Any]:

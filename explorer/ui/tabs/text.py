@@ -28,6 +28,9 @@ PROMPTS = {
 }
 
 
+WRITE = "Press Write for your own prompt: up to four configurations and the baseline, side by side."
+
+
 def build(shell: Shell) -> View:
     heading(
         "The same prompt through all of them, in step",
@@ -48,7 +51,7 @@ def build(shell: Shell) -> View:
     with gr.Row():
         write = gr.Button("Write", variant="primary", elem_id="write", min_width=110, scale=0)
         stop = gr.Button("Stop", variant="stop", elem_id="write-stop", min_width=110, scale=0)
-    line = gr.HTML(status("Recorded texts of one prompt. Press Write for your own: up to four configurations and the baseline, side by side."), padding=False)
+    line = gr.HTML(status(WRITE), padding=False, elem_id="text-status")
     written = gr.HTML(samples([]), elem_id="samples")
     with gr.Column(visible=False) as below:
         strip = [below, *chart(charts()["token_divergence"])]
@@ -56,15 +59,16 @@ def build(shell: Shell) -> View:
     guarded = gr.HTML(guard([]), elem_id="guard")
     for one in EXPERIMENTS:
         _experiment(shell, one)
+    shell.linked["text"] = {"prompt": prompt, "new": new, "temperature": heat, "seed": seed}
     stopping = Cancel(status("Stopped. What was written stays."))
     asked_for = [shell.compared, prompt, new, heat, seed]
     stopping.stops(write.click, partial(wrote, shell), asked_for, [line, written, *strip, guarded], concurrency_limit=16)
     stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
-        return [samples(reports), guard(reports)]
+        return [status(whose_texts(reports)), samples(reports), guard(reports)]
 
-    return View([written, guarded], render, pure=True)
+    return View([line, written, guarded], render, pure=True)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,15 @@ def _experiment(shell: Shell, one: Experiment) -> None:
     stopping = Cancel(status("Stopped. Configurations that were finished stay."))
     stopping.stops(start.click, partial(row_by_row, shell, one), shell.compared, [line, *shown], concurrency_limit=16)
     stopping.by(stop, line)
+
+
+def whose_texts(reports: Sequence[Report]) -> str:
+    """What is said above the texts that came with the runs."""
+    written = [r for r in reports if r.value("sample_text") is not None]
+    if not written:
+        return f"These runs came without a text. {WRITE}"
+    recorded = all(r.provenance.get("recorded") for r in written)
+    return f"{'Recorded texts' if recorded else 'Texts of the runs'}, one prompt for all. {WRITE}"
 
 
 def asked(report: Report) -> dict[str, Any]:
