@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
 from explorer.findings import Finding, known, level
-from explorer.records import Report, significant
+from explorer.records import OUTSIDE, Report, significant
 
 MIB = 2**20
 
@@ -71,7 +71,7 @@ def size(report: Report, base: Report | None) -> str:
     if kept is None:  # a recorded survey does not say by part
         return words + "."
     words += ": "
-    skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != "outside the decoder blocks"]
+    skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != OUTSIDE]
     left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
     return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."
 

@@ -6,13 +6,14 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Event, Progress
+from explorer.records import Event, InputError, Progress
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ def commands() -> dict[str, Command]:
 def store_path() -> Path:
     """Where results are kept unless --store names another place."""
     return Path.home() / ".cache" / "quantization-explorer" / "results.db"
+
+
+def writable(path: Path) -> None:
+    """Raises InputError where no file can be written at a path: known before the work, not after it. Leaves everything as it is."""
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be written ({error.strerror}); choose another place.") from error
 
 
 def shown(steps: Generator[Event, None, Any]) -> Any:

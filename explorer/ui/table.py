@@ -8,7 +8,8 @@ from html import escape
 
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
-from explorer.figures import finite, short_layer
+from explorer.figures import finite
+from explorer.findings import in_16_bits
 from explorer.records import Measurement, Report, key_of, significant
 from explorer.ui.session import is_baseline
 
@@ -138,11 +139,7 @@ def kernel(report: Report) -> str:
     attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
     parts += [f"attention: {attention.value}"] if attention else []
-    skipped = p.get("skipped", {})
-    for why in dict.fromkeys(skipped.values()):
-        names = [short_layer(name) for name, reason in skipped.items() if reason == why]
-        parts.append(f"{', '.join(names) if len(names) < 4 else f'{len(names)} layers'} in 16 bits: {why}")
-    return "<br>".join(escape(part) for part in parts if part)
+    return "<br>".join(escape(part) for part in [*parts, *in_16_bits(report)] if part)
 
 
 def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
