@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from explorer import devices, models
+from explorer import devices, models, tasks
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
 from explorer.kvcache import bytes_at
 from explorer.records import Answer, InputError
 from explorer.store import Store
-from explorer.tasks import batch
+from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
+from explorer.turns import Line
 
 CPU = torch.device("cpu")
 ROOF = {"read": 1e10, "copy": 1e10, "matmul_16": 1e12, "matmul_8": None, "sheet": None}
@@ -49,13 +51,30 @@ def test_crossing_is_where_the_lines_meet_for_good() -> None:
     arms = [{"role": "chosen", "label": "X", "points": rates(4, 4)}, {"role": "16 bits", "label": "B", "points": rates(1, 8)}]
     said = batch.sentence(arms, {"16 bits": 1.6})
     assert said == "X: beside 16 bits it is 4.00 times as fast for one sequence and is overtaken at a batch of about 2."
+    assert "stays ahead up to batch 2" in batch.sentence(arms, {"16 bits": None}) and not batch.disturbance(arms)
     arms[1]["points"][0]["high"] *= 3
-    assert "measure again" in batch.sentence(arms, {"16 bits": None}) and "stays ahead up to batch 2" in batch.sentence(arms, {"16 bits": None})
+    assert "a factor of 3.0" in batch.disturbance(arms) and "as fast" not in batch.disturbance(arms)
+
+
+def test_disturbed_answers_are_measured_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def work(engine: tasks.Engine, disturbed: bool) -> Iterator[Answer]:
+        made.append(disturbed)
+        yield Answer("trial", {"disturbed": disturbed})
+
+    monkeypatch.setattr(tasks, "tasks", lambda: {"trial": tasks.Task("trial", work)})
+    monkeypatch.setattr(tasks, "_code", lambda module: "")
+    for disturbed in (True, True, False, False):
+        list(tasks.do("trial", {"disturbed": disturbed}, store, Loader(CPU), Line()))
+    assert made == [True, True, False]
 
 
 @pytest.fixture
 def runner(store: Store, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
-    """A runner on a device whose rates are given, so that nothing reads 256 MiB."""
+    """A runner on a device whose rates are given, so that nothing reads 256 MiB, and whose times pass for undisturbed however busy it is."""
+    monkeypatch.setattr(batch, "NOISE", math.inf)
+    monkeypatch.setattr(roofline, "NOISE", math.inf)
     monkeypatch.setattr(devices, "read_rate", lambda device: ROOF["read"])
     monkeypatch.setattr(devices, "copy_rate", lambda device: ROOF["copy"])
     monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
