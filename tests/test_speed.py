@@ -12,15 +12,20 @@ import torch
 
 from explorer import devices, models, tasks
 from explorer.__main__ import main
+from explorer.commands.run import table
+from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner
+from explorer.findings import busy
 from explorer.kvcache import bytes_at
-from explorer.records import Answer, InputError
+from explorer.records import Answer, InputError, Measurement, Report, report_from
 from explorer.store import Store
 from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
 from explorer.turns import Line
+from explorer.ui.table import comparison
 
 CPU = torch.device("cpu")
+SEED = next(report for data in json.loads(SEEDS.read_text()) if (report := report_from(data)).name == "GPTQ 4-bit g64")
 ROOF = {"read": 1e10, "copy": 1e10, "matmul_16": 1e12, "matmul_8": None, "sheet": None}
 
 
@@ -130,6 +135,13 @@ def test_rates_are_measured_and_positive() -> None:
     assert devices.read_rate(CPU) > 1e8 and devices.copy_rate(CPU) > 1e8 and devices.data_sheet(CPU) is None
     assert devices.matmul_rate(CPU, torch.bfloat16) > 1e8
     assert 0 < devices.free_memory(CPU) <= devices.total_memory(CPU)
+
+
+def test_a_run_beside_other_work_says_so() -> None:
+    timed = lambda lost: Report(SEED.experiment, (Measurement("decode_waited", lost, "%"), SEED.find("decode_tokens_per_second")), SEED.provenance)  # noqa: E731
+    assert "threads waited 33% of their time for a core; measure again" in comparison([timed(33.0)]) and "with --remeasure" in table(timed(33.0))
+    assert "busy" not in comparison([timed(2.0)]) and not busy(SEED), "a recorded report does not say"
+    assert not devices.waited() < 0
 
 
 def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.commands import Command, show, writable
-from explorer.findings import in_16_bits
+from explorer.findings import busy, in_16_bits
 from explorer.records import InputError, Report, plain
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -98,6 +98,7 @@ def table(report: Report) -> str:
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
             rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
     rows.append(f"{'kernel':28s} {report.provenance['kernel_summary']}")
+    rows += [f"{'speed':28s} {told} with --remeasure"] if (told := busy(report)) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
 

@@ -9,7 +9,7 @@ from html import escape
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
-from explorer.findings import in_16_bits
+from explorer.findings import busy, in_16_bits
 from explorer.records import Measurement, Report, key_of, significant
 from explorer.ui.session import is_baseline
 
@@ -80,6 +80,7 @@ def cell(row: Row, report: Report, base: Report | None, live: bool) -> str:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
+    notes += [told] if row.metric == "decode_tokens_per_second" and (told := busy(report)) else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
     swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if live and row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
