@@ -178,8 +178,9 @@ def prepared(
     """Loads and quantizes; yields Progress, returns (Subject, {layer: why it was skipped}). weights: whether layers are quantized at all."""
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
-    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits)
+    text = experiment.evaluation
+    rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits, available=available)
     hold(subject)
     if not weights:
         return subject, {}
@@ -206,7 +207,7 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
     start = time.perf_counter()
     try:
-        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed) if method.reads_inputs() else None
+        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed or None) if method.reads_inputs() else None
         if method.of_model:
             for name, layer in wanted.items():
                 finite(layer.weight, "weights", name)

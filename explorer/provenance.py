@@ -14,7 +14,7 @@ from explorer.methods import Method, label_of
 from explorer.metrics import Subject
 from explorer.metrics.sample import PROMPT
 from explorer.qlinear import HEAD
-from explorer.records import OUTSIDE, Experiment, QuantSpec
+from explorer.records import OUTSIDE, Experiment, QuantSpec, TextRef
 
 RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
 
@@ -48,14 +48,19 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_rows": many_rows(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
-        "text": RANDOM
-        if subject.loaded.ref.random
-        else f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
+        "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
         "calibration": f"{read.source} calibration text {read.digest}, {read.tokens:,} tokens in windows of {read.length}, seed {read.seed}",
         "tokens": subject.windows.numel(),
         "kv_context": subject.loaded.length,
         "prompt": PROMPT,
     }
+
+
+def drawing(subject: Subject, text: TextRef) -> str:
+    """Which windows of the evaluation text were scored."""
+    taken, have = len(subject.windows), max(len(subject.windows), subject.available)
+    which = f"all {have}" if taken == have else f"{taken} of {have}"
+    return f"{which} windows of {text.length} tokens, {'' if taken == have else f'drawn at random (seed {text.seed}), '}no overlap"
 
 
 def many_rows(subject: Subject) -> str:

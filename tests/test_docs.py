@@ -38,3 +38,21 @@ def test_every_file_the_readme_names_exists() -> None:
     text = README.read_text()
     named = re.findall(r"\]\(([\w./-]+)\)", text) + re.findall(r"`((?:explorer|tests|kernels|assets)/[\w./-]+)`", text)
     assert named and all((Path(ROOT) / name).exists() for name in named), named
+
+
+def test_the_methods_example_is_a_method() -> None:
+    """What the README shows as a whole file: it runs, its two bits cost what it says, zeros stay zeros, and the kernel multiplies by it."""
+    import torch
+
+    from kernels.op import multiply
+
+    source = README.read_text().split("```python\n")[1].split("```")[0]
+    space: dict = {}
+    exec(compile(source, "midrise.py", "exec", dont_inherit=True), space)
+    method = space["MidRise"]()
+    weight, x = torch.randn(48, 128, generator=torch.Generator().manual_seed(0)), torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    q = method.quantize(weight, None)
+    assert q.stored_bits() / weight.numel() == 2.25 and torch.unique(q.codes).tolist() == [0, 1, 2, 3]
+    assert method.quantize(torch.zeros(8, 128), None).dequantize().abs().max() < 1e-6
+    exact = x @ q.dequantize().T
+    assert (multiply(x.bfloat16(), q.weight()).float() - exact).norm() < 0.02 * exact.norm()

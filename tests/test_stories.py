@@ -7,6 +7,7 @@ from html import escape
 
 import pytest
 
+from explorer.accelerators import ACCELERATORS, fit
 from explorer.experiment import LocalRunner, last_report
 from explorer.figures import figures
 from explorer.learn.charts import draw
@@ -14,8 +15,10 @@ from explorer.learn.handout import handout
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, judge, stories
 from explorer.models import resolve
+from explorer.planner import Plan, need
 from explorer.records import Answer
 from explorer.store import Store
+from explorer.ui.plans import presets
 from explorer.ui.tab import tabs
 from tests.measuring import measuring
 
@@ -42,6 +45,16 @@ def test_the_conclusion_that_is_shown_holds(name: str, at: int, step: Step) -> N
     if not step.predict.options:
         value = float(judge(step, 0, recorded(), recorded_answers())[1].split()[0].replace(",", ""))
         assert step.predict.low <= value <= step.predict.high, f"the slider cannot be set to {value}"
+
+
+def test_the_planned_70b_is_the_planners() -> None:
+    found = [conclude(step, {}, {}).numbers for step in stories()["plan-70b"].steps]
+    card, model = next(one for one in ACCELERATORS if one.name == "H100"), presets()["llama-3.1-70b"]
+    ten, eight = (Plan(bits=4, group=128, context=8192, users=10), Plan(bits=8, group=0, kv_bits=4, context=8192, users=1))
+    mine = fit(model, ten, card)
+    assert (found[1]["four"], found[2]["a"]) == (mine.users, fit(model, eight, card).users)
+    assert found[0]["c"] * 2**30 == pytest.approx(need(model, ten).weight_bytes, rel=1e-3)
+    assert (found[3]["all"], found[4]["half"]) == pytest.approx((mine.bound, mine.dollars), rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "at", "step"), STEPS, ids=lambda value: str(value) if not isinstance(value, Step) else "")

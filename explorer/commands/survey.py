@@ -28,6 +28,7 @@ SURVEYED = (
     "perplexity",
     "perplexity_delta",
     "kld_mean",
+    "kld_floor",
     "top1_agreement",
     "quantize_seconds",
     "decode_tokens_per_second",

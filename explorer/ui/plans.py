@@ -131,7 +131,7 @@ def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
         "accelerator",
         "memory, GB",
         "GB/s",
-        "native floats",
+        "FP8 and FP4 units",
         "needed",
         "users that fit",
         "tokens/s, at most",
