@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
 from explorer.findings import Finding, drowned, known, level
-from explorer.records import Report, significant
+from explorer.records import OUTSIDE, Report, significant
 
 MIB = 2**20
 
@@ -32,7 +32,7 @@ def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -
         return []
     found = verdicts(report, base, rungs)
     return [
-        Answered("Why is it not faster or smaller?", f"{size(report, base)} {speed(report, base)}".strip()),
+        Answered("Why is it not faster or smaller?", f"{size(report, base)} {speed(report, base)} {slower_start(report, base)}".strip()),
         Answered("Is this number good?", place(report, rungs)),
         Answered("It runs, but is the output garbage?", garbage(found), level(found)),
     ]
@@ -71,7 +71,7 @@ def size(report: Report, base: Report | None) -> str:
     if kept is None:  # a recorded survey does not say by part
         return words + "."
     words += ": "
-    skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != "outside the decoder blocks"]
+    skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != OUTSIDE]
     left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
     return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."
 
@@ -96,7 +96,9 @@ def speed(report: Report, base: Report | None) -> str:
     if limit is not None and limit.value > 0:
         bound = report.value("decode_bound")
         why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
-        words += f", {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated), so the limit is {why}"
+        moved = known(report, "decode_bandwidth")
+        at = f" at {moved.value / 1e9:.1f} GB/s, {'measured in the same process' if moved.how == 'measured' else 'the data sheet'}" if moved else ""
+        words += f", {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}"
     if theirs is None or (why := timed_apart(report, base)):
         return words + f"; there is nothing to compare it with: {'the baseline has no speed' if theirs is None else why}."
     ratio = ours.value / theirs.value
@@ -109,6 +111,15 @@ def speed(report: Report, base: Report | None) -> str:
     if report.value("decode_bound") != "bandwidth":
         return words + ": faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
     return words + "."
+
+
+def slower_start(report: Report, base: Report | None) -> str:
+    """That the first token takes longer than the baseline's beyond the spread of the runs, "" where it does not or cannot be compared."""
+    ours, theirs = known(report, "time_to_first_token"), known(base, "time_to_first_token")
+    if ours is None or theirs is None or None in (ours.low, theirs.high) or timed_apart(report, base) or ours.low <= theirs.high:
+        return ""
+    longer = f"{1e3 * ours.value:.1f} ms against {1e3 * theirs.value:.1f}, {100 * (ours.value / theirs.value - 1):+.0f}%"
+    return f"Its first token takes longer: {longer}. A prompt is many rows at once, where weights are read once for all of them and unpacking is extra work."
 
 
 def place(report: Report, rungs: Sequence[Report]) -> str:

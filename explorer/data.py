@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import urllib.error
+import urllib.request
 from functools import cache
+from http.client import HTTPException
 from pydoc_data.topics import topics
 
 from explorer.records import InputError, TextRef
@@ -51,17 +54,42 @@ def text_of(source: str, half: str, pasted: str = "") -> str:
 
 def _from_hub(source: str, half: str) -> str:
     import datasets
+    from huggingface_hub import constants
 
     try:
-        if source == "wikitext2":
-            split = "train" if half == "calibration" else "test"
-            rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
-            return "\n\n".join(rows["text"])
-        split = "train" if half == "calibration" else "validation"
-        stream = datasets.load_dataset("allenai/c4", "en", split=split, streaming=True)
-        return "\n\n".join(row["text"] for row in stream.take(C4_DOCUMENTS))
+        if not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT):  # its client would try for half a minute, aloud, before it looks in its cache
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+            try:
+                return _text(source, half)
+            finally:
+                constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
+        return _text(source, half)
     except Exception as error:  # the client raises a dozen unrelated types when there is no network
         raise InputError(f"{source} could not be loaded ({type(error).__name__}); it needs a network. Choose the bundled text or paste your own.") from error
+
+
+def _answers(endpoint: str) -> bool:
+    """Whether anything answers at an address, within three seconds."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=3).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answers
+    except (OSError, HTTPException):
+        return False
+    return True
+
+
+def _text(source: str, half: str) -> str:
+    """A source's half, by the hub's own client: from the network, or from its cache when it works offline."""
+    import datasets
+
+    if source == "wikitext2":
+        split = "train" if half == "calibration" else "test"
+        rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+        return "\n\n".join(rows["text"])
+    split = "train" if half == "calibration" else "validation"
+    stream = datasets.load_dataset("allenai/c4", "en", split=split, streaming=True)
+    return "\n\n".join(row["text"] for row in stream.take(C4_DOCUMENTS))
 
 
 def reference(source: str, half: str, tokens: int, length: int, pasted: str = "", seed: int = 0) -> tuple[TextRef, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, beyond, known, level, short, words_of
+from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, beyond, in_16_bits, known, level, short, words_of
 from explorer.records import Report
 from explorer.repetition import cycle, repetition
 
@@ -196,9 +196,18 @@ def repeats(e: Evidence) -> Finding | None:
     return Finding("repeats", BROKEN if single else SUSPICIOUS if stuck else OK, words, limit)
 
 
+def skipped(e: Evidence) -> Finding | None:
+    refused = e.report.refused()
+    if not refused:
+        return None
+    words = "; ".join(line for line in in_16_bits(e.report) if line.endswith(tuple(refused.values())))
+    limit = "One is too many: size, speed and quality are then partly those of 16 bits. The head, the embedding and what rules leave out do not count."
+    return Finding("skipped", SUSPICIOUS, f"{words}.", limit, tuple(refused))
+
+
 BUGS: tuple[Detector, ...] = (overflow, fallback, kernel, calibration, nibbles, zero, transposed, stale)
 ONE = (nibbles, zero, transposed, stale)  # each explains a weight error; the first that does leaves nothing to explain for the others
-SYMPTOMS: tuple[Detector, ...] = (quality, flips, tail, jump, repeats)
+SYMPTOMS: tuple[Detector, ...] = (quality, flips, tail, jump, repeats, skipped)
 
 
 def verdicts(report: Report, base: Report | None, rungs: Sequence[Report] = (), written: Sequence[Any] = (), base_written: Sequence[Any] = ()) -> list[Finding]:
@@ -236,5 +245,6 @@ def sentence(findings: Sequence[Finding]) -> str:
     if named(findings):
         return f"{level(bad).capitalize()}: {next(f for f in bad if f.name == named(findings)).says}"
     rest = "" if len(bad) == 1 else f" {len(bad)} of {len(findings)} checks say so."
-    clean = " None of them looks like a bug: this is what so few bits cost." if any(f.name == "zero" or f.name == "kernel" for f in findings) else ""
+    checked = any(f.name in ("zero", "kernel") for f in findings) and bad[-1].name != "skipped"
+    clean = " None of them looks like a bug: this is what so few bits cost." if checked else ""
     return f"{level(bad).capitalize()}: {bad[0].says}{rest}{clean}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import cache
@@ -61,6 +62,14 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
     """The shortest of five times, after a warm-up: what else runs on the machine only ever adds to it."""
     call()
     return min(time_call([call], device, 1).median for _ in range(5))
+
+
+def waited() -> float:
+    """Seconds that this process's living threads have waited for a core so far, whatever else ran meanwhile; NaN where the system does not say."""
+    try:
+        return sum(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat")) / 1e9
+    except (OSError, IndexError, ValueError):
+        return math.nan
 
 
 def decode_limit(bytes_per_token: float, device: torch.device) -> float:

@@ -22,7 +22,7 @@ from explorer.closure import code_version, modules_in
 from explorer.devices import default_device, device_name
 from explorer.held import Held
 from explorer.hub import Hub
-from explorer.methods import Method, build
+from explorer.methods import Method, build, refuses_all
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
@@ -190,11 +190,13 @@ def prepared(
 def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) -> Iterator[Any]:
     """Quantizes every layer the method accepts; yields Progress, returns (subject with quantized layers, {layer: why it was skipped}).
 
-    Leaves the model with its original layers in place.
+    Leaves the model with its original layers in place. Raises InputError where the method accepts none.
     """
     loaded, originals = subject.loaded, subject.originals
     skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
+    if skipped and not wanted and method.name != "none":
+        raise InputError(refuses_all(method, {name: tuple(layer.weight.shape) for name, layer in originals.items()}))
     if loaded.ref.random:
         kept = {name: originals[name] for name in skipped}
         yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)

@@ -17,7 +17,7 @@ from explorer.figures import figures
 from explorer.records import Report, key_of, plain
 
 ALL = 10**9  # tokens that mean the whole text
-COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "n", "not_finite", "how", "device", "date")
+COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "n", "not_finite", "how", "origin", "device", "date")
 
 
 def command_of(report: Report) -> str:
@@ -61,8 +61,16 @@ def as_csv(reports: Sequence[Report]) -> str:
         for m in report.measurements:
             if not isinstance(m.value, list | dict):
                 fixed = (report.name, model.name, model.revision, m.metric, m.layer, m.value, m.unit, m.low, m.high, m.n, m.bad, m.how)
-                rows.writerow([*(harmless(value) for value in fixed), p.get("device", ""), p.get("date", "")])
+                rows.writerow([*(harmless(value) for value in fixed), origin(report), p.get("device", ""), p.get("date", "")])
     return out.getvalue()
+
+
+def origin(report: Report) -> str:
+    """Whether a report's numbers were "recorded" and shipped, are "stored" ones of this machine, or were "measured now", all or some of them."""
+    p = report.provenance
+    if p.get("recorded") or p.get("from_store"):
+        return "recorded" if p.get("recorded") else "stored"
+    return "measured now" if set(p.get("dates", ())) <= set(p.get("measured_now", ())) else "partly measured now, partly stored"
 
 
 def harmless(value: object) -> object:

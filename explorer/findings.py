@@ -77,6 +77,27 @@ def short(layers: Sequence[str]) -> str:
     return " and ".join(names) if len(names) < 3 else f"{len(names)} layers from {names[0]} to {names[-1]}"
 
 
+BUSY = 10.0  # percent of their time that threads wait for a core, from which on the times are also those of other work
+
+
+def busy(report: Report) -> str:
+    """That other work had the cores while a report's tokens were timed, "" where it had not or that was not measured."""
+    lost = known(report, "decode_waited")
+    return f"the machine was busy: threads waited {lost.value:.0f}% of their time for a core; measure again" if lost and lost.value > BUSY else ""
+
+
+def in_16_bits(report: Report) -> list[str]:
+    """Which layers stayed in 16 bits and why, a line a reason; how many of all where the method could not round them."""
+    skipped, refused = report.provenance.get("skipped", {}), report.refused()
+    count, lines = len(report.provenance.get("kernels", {})) + len(refused), []
+    for why in dict.fromkeys(skipped.values()):
+        names = [name for name, reason in skipped.items() if reason == why]
+        which = short(names).removeprefix(f"{len(names)} layers from ")
+        which = f"{len(names)} of {count} layers ({which})" if names[0] in refused else short(names)
+        lines.append(f"{which} in 16 bits: {why}")
+    return lines
+
+
 def beyond(name: str, hits: Sequence[str], measured: Sequence[str] | dict[str, float], words: str, wrong: str, limit: str) -> Finding:
     """A finding of layers beyond a limit: broken where there is one."""
     if not hits:

@@ -14,7 +14,7 @@ from explorer.methods import Method, label_of
 from explorer.metrics import Subject, metrics
 from explorer.metrics.sample import PROMPT
 from explorer.qlinear import HEAD
-from explorer.records import Experiment, QuantSpec, TextRef
+from explorer.records import OUTSIDE, Experiment, QuantSpec, TextRef
 
 RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
 
@@ -99,4 +99,4 @@ def unquantized(subject: Subject) -> dict[str, str]:
     inside = {id(layer) for layer in (*subject.originals.values(), *subject.layers.values())}
     modules = subject.loaded.model.named_modules()
     gone = {HEAD} if subject.head else set()
-    return {name: "outside the decoder blocks" for name, m in modules if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside and name not in gone}
+    return {name: OUTSIDE for name, m in modules if isinstance(m, nn.Linear | nn.Embedding) and id(m) not in inside and name not in gone}

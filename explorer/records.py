@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Scalar = bool | int | float | str
+OUTSIDE, UNNAMED, BASELINE = "outside the decoder blocks", "no rule names it", "the baseline keeps every layer in 16 bits"
+BY_CHOICE = (OUTSIDE, UNNAMED, BASELINE)  # why a layer is in 16 bits although its method could round it
 
 
 class InputError(ValueError):
@@ -130,6 +132,10 @@ class Report:
         """Its value, or None where it was not measured."""
         found = self.find(metric, layer)
         return None if found is None else found.value
+
+    def refused(self) -> dict[str, str]:
+        """Layer name -> why its method could not round it, so that it stayed in 16 bits although that was asked for."""
+        return {name: why for name, why in self.provenance.get("skipped", {}).items() if why not in BY_CHOICE}
 
     def by_layer(self, metric: str) -> dict[str, Any]:
         """Layer name -> value, in the model's order."""

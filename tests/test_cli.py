@@ -70,6 +70,7 @@ def test_methods_lists_every_field(capsys: pytest.CaptureFixture) -> None:
         (["--evaluation", "poems"], "no text"),
         (["--text", "/no/such/file"], "cannot be read"),
         (["--length", "1"], "a length of 16 to"),
+        (["--model", "no/such/model", "--html", "/no/such/folder/x.html"], "/no/such/folder/x.html cannot be written"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_a_sentence(args: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -172,6 +172,11 @@ def test_answers_follow_the_numbers() -> None:
         slow, measurements=(*(m for m in slow.measurements[:-1]), Measurement("decode_tokens_per_second", rate, low=rate / 2, high=2 * rate))
     )
     assert "no measurable difference" in speed(same, base)
+    late = [
+        dataclasses.replace(r, measurements=(Measurement("time_to_first_token", v, "s", low=0.9 * v, high=1.1 * v),))
+        for r, v in ((gptq, 0.0078), (base, 0.0049))
+    ]
+    assert "7.8 ms against 4.9, +59%" in answers(*late)[0].text and "first token" not in answers(late[0], late[0])[0].text
     live = dataclasses.replace(slow, provenance={**slow.provenance, "recorded": True})
     assert "nothing to compare it with: one was recorded and one measured now" in speed(live, base) and "slower" not in speed(live, base)
     assert "worse than" in place(changed(gptq, kld_mean=9.0), ladder(RECORDED, gptq)) and "no ladder" in place(gptq, [])

@@ -122,14 +122,6 @@ def test_closing_leaves_the_model_whole_and_nothing_half_stored(store: Store, lo
     assert last_report(runner.run(*asked, **FEW)).provenance["from_store"]
 
 
-def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, loader: Loader, tiny_folder: Path) -> None:
-    report = last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "granularity": "group", "group_size": 64}, **FEW))
-    skipped = report.provenance["skipped"]
-    assert set(skipped) == {"layers.0.mlp.down_proj", "layers.1.mlp.down_proj", "lm_head", "model.embed_tokens"}
-    assert "does not divide" in skipped["layers.0.mlp.down_proj"]
-    assert 4.25 < report.value("bits_per_weight") < 16
-
-
 def test_second_run_waits_its_turn_but_not_for_what_is_stored(store: Store, loader: Loader, tiny_folder: Path) -> None:
     runner = LocalRunner(store, loader)
     known = last_report(runner.run(str(tiny_folder), "nf4", {"group_size": 32}, **FEW))

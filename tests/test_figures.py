@@ -72,6 +72,7 @@ def test_a_70b_keeps_as_much_in_16_bits_as_the_memory_figure_says() -> None:
 
 def test_table_tells_a_difference_from_noise() -> None:
     html = comparison(ALL)
+    assert "batch sweep" in html and "batch sweep" not in comparison(ALL, live=False)
     assert html.count("<th scope='col'") == 2 * (len(ALL) + 1) and "no measurable change" in html and "95% intervals" in html
     assert "not finite" in comparison([broken(ALL[0])]) and "No results yet" in comparison([])
 

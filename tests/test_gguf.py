@@ -63,7 +63,11 @@ def same(made: saving.Prepared, to: Path) -> Any:
 def test_every_layout_means_what_the_codes_mean(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any], kind: str) -> None:
     made = prepared(load, folder, method, params)
     same(made, tmp_path / "out")
-    assert kind in {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    tensors = [tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors if tensor.name.startswith("blk") and len(tensor.shape) == 2]
+    assert kind in {tensor.tensor_type.name for tensor in tensors}
+    form = saving.formats()["gguf"]
+    assert saving.written_bits(form, made) == 8 * sum(tensor.n_bytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
+    assert f"codes as {kind} (" in saving.note(form, made) and saving.written_bits(saving.formats()["bfloat16"], made) == 16
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -165,6 +165,8 @@ def test_the_model_is_left_as_it_was_and_nothing_is_overwritten(load: Loader, fo
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not an empty folder"):
         saving.save(made, form, tmp_path / "file", "card", {})
+    with pytest.raises(InputError, match=r"file/x cannot be written \(Not a directory\); name another place"):
+        saving.check(tmp_path / "file" / "x")
     with pytest.raises(InputError, match="There is no format 'pickle'"):
         saving.check(tmp_path / "new", "pickle")
 

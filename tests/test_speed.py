@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from explorer import devices, models
+from explorer import devices, models, tasks
 from explorer.__main__ import main
+from explorer.commands.run import table
+from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner
+from explorer.findings import busy
 from explorer.hub import Hub
 from explorer.kvcache import bytes_at
-from explorer.records import Answer, InputError
+from explorer.records import Answer, InputError, Measurement, Report, report_from
 from explorer.store import Store
-from explorer.tasks import batch
+from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
+from explorer.turns import Line
+from explorer.ui.table import comparison
 
 CPU = torch.device("cpu")
+SEED = next(report for data in json.loads(SEEDS.read_text()) if (report := report_from(data)).name == "GPTQ 4-bit g64")
 ROOF = {"read": 1e10, "copy": 1e10, "matmul_16": 1e12, "matmul_8": None, "sheet": None}
 
 
@@ -50,13 +57,30 @@ def test_crossing_is_where_the_lines_meet_for_good() -> None:
     arms = [{"role": "chosen", "label": "X", "points": rates(4, 4)}, {"role": "16 bits", "label": "B", "points": rates(1, 8)}]
     said = batch.sentence(arms, {"16 bits": 1.6})
     assert said == "X: beside 16 bits it is 4.00 times as fast for one sequence and is overtaken at a batch of about 2."
+    assert "stays ahead up to batch 2" in batch.sentence(arms, {"16 bits": None}) and not batch.disturbance(arms)
     arms[1]["points"][0]["high"] *= 3
-    assert "measure again" in batch.sentence(arms, {"16 bits": None}) and "stays ahead up to batch 2" in batch.sentence(arms, {"16 bits": None})
+    assert "a factor of 3.0" in batch.disturbance(arms) and "as fast" not in batch.disturbance(arms)
+
+
+def test_disturbed_answers_are_measured_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def work(engine: tasks.Engine, disturbed: bool) -> Iterator[Answer]:
+        made.append(disturbed)
+        yield Answer("trial", {"disturbed": disturbed})
+
+    monkeypatch.setattr(tasks, "tasks", lambda: {"trial": tasks.Task("trial", work)})
+    monkeypatch.setattr(tasks, "_code", lambda module: "")
+    for disturbed in (True, True, False, False):
+        list(tasks.do("trial", {"disturbed": disturbed}, store, Loader(CPU), Line()))
+    assert made == [True, True, False]
 
 
 @pytest.fixture
 def runner(store: Store, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
-    """A runner on a device whose rates are given, so that nothing reads 256 MiB."""
+    """A runner on a device whose rates are given, so that nothing reads 256 MiB, and whose times pass for undisturbed however busy it is."""
+    monkeypatch.setattr(batch, "NOISE", math.inf)
+    monkeypatch.setattr(roofline, "NOISE", math.inf)
     monkeypatch.setattr(devices, "read_rate", lambda device: ROOF["read"])
     monkeypatch.setattr(devices, "copy_rate", lambda device: ROOF["copy"])
     monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
@@ -113,6 +137,13 @@ def test_rates_are_measured_and_positive() -> None:
     assert devices.read_rate(CPU) > 1e8 and devices.copy_rate(CPU) > 1e8 and devices.data_sheet(CPU) is None
     assert devices.matmul_rate(CPU, torch.bfloat16) > 1e8
     assert 0 < devices.free_memory(CPU) <= devices.total_memory(CPU)
+
+
+def test_a_run_beside_other_work_says_so() -> None:
+    timed = lambda lost: Report(SEED.experiment, (Measurement("decode_waited", lost, "%"), SEED.find("decode_tokens_per_second")), SEED.provenance)  # noqa: E731
+    assert "threads waited 33% of their time for a core; measure again" in comparison([timed(33.0)]) and "with --remeasure" in table(timed(33.0))
+    assert "busy" not in comparison([timed(2.0)]) and not busy(SEED), "a recorded report does not say"
+    assert not devices.waited() < 0
 
 
 def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import importlib
 import os
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Event, Progress
+from explorer.records import Event, InputError, Progress
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ def runner_of(store: Path) -> Any:
     from explorer.store import Store
 
     return LocalRunner(Store(store), loader())
+
+
+def writable(path: Path) -> None:
+    """Raises InputError where no file can be written at a path: known before the work, not after it. Leaves everything as it is."""
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be written ({error.strerror}); choose another place.") from error
 
 
 def shown(steps: Generator[Event, None, Any]) -> Any:

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, runner_of, show
+from explorer.commands import Command, runner_of, show, writable
+from explorer.findings import busy, in_16_bits
 from explorer.records import InputError, Report, plain
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -97,6 +98,8 @@ def table(report: Report) -> str:
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
             rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
     rows += [f"{'kernel':28s} {report.provenance['kernel_summary']}", f"{'calibration':28s} {report.provenance['calibration']}"]
+    rows += [f"{'speed':28s} {told} with --remeasure"] if (told := busy(report)) else []
+    rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
 
 
@@ -121,14 +124,16 @@ def page_of(reports: list[Report]) -> str:
 
 def work(args: argparse.Namespace) -> None:
     given, options = parameters(args), circumstances(args) | {"again": args.remeasure}
+    if args.html:
+        writable(args.html)
     from explorer.experiment import last_report
 
     runner = runner_of(args.store)
     report = last_report(runner.run(args.model, args.method, given, **options), show)
+    print(json.dumps(plain(report)) if args.json else table(report), flush=True)
     if args.html:
         base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
         args.html.write_text(page_of([*base, report]))
-    print(json.dumps(plain(report)) if args.json else table(report))
 
 
 COMMAND = Command("run", "run one experiment", arguments, work)

@@ -56,6 +56,8 @@ def limits(data: dict[str, Any]) -> str:
     for op in data["ops"]:
         rate, share = op["bytes"] / op["seconds"], op["bytes"] / op["seconds"] / roof["read"]
         rows.append(f"{op['op']:18s} {1e3 * op['seconds']:8.3f} ms  {op['bytes'] / 1e6:9.2f} MB  {rate / 1e9:7.1f} GB/s  {share:5.0%}  {op['kernel']}")
+    if any(op["bytes"] > op["seconds"] * roof["read"] for op in data["ops"]):
+        rows.append("More than 100%: what that operation reads stays in a cache, which is faster than the memory that the roof is measured on.")
     return "\n".join([*rows, data["sentence"]])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, runner_of
+from explorer.commands import Command, runner_of, writable
 from explorer.commands.run import add_circumstances, add_widths, circumstances, every_field, origin
 from explorer.records import Answer, Event, InputError, Measurement, Progress, Report, plain
 
@@ -161,10 +161,7 @@ def asked_of(args: argparse.Namespace) -> dict[str, Any]:
 def work(args: argparse.Namespace) -> None:
     asked = asked_of(args)
     if args.csv and str(args.csv) != "-":
-        try:
-            args.csv.write_text("")  # hours later would be late to learn that it cannot be written
-        except OSError as error:
-            raise InputError(f"The file {args.csv} cannot be written; choose another place.") from error
+        writable(args.csv)
 
     reports, show, failed = list[Report](), watch(), dict[str, str]()
     for event in runner_of(args.store).do("sweep", asked):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -94,6 +94,22 @@ class Method:
         """Why the weight of this shape [N, K] of a layer cannot be quantized ("" when it can): the layer is then kept in 16 bits and reported."""
         group = getattr(self, "group_size", 0) if getattr(self, "granularity", "group") == "group" else 0
         return f"group size {group} does not divide its {shape[1]} inputs" if group and shape[1] % group else ""
+
+
+def refuses_all(method: Method, shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Why a method can quantize none of the layers with these weights [N, K], and which other values could; "" where it can quantize one."""
+    reasons = {name: method.refuses(shape, name) for name, shape in shapes.items()}
+    if not all(reasons.values()):
+        return ""
+    fields = {field.name: field for field in fields_of(type(method))}
+    able = [
+        f"{field.title.lower()} {value}"
+        for field in (fields[name] for name in ("group_size", "granularity") if name in fields)
+        for value in field.choices
+        if (other := dataclasses.replace(method, **{field.name: value})) != method and not all(other.refuses(shape, name) for name, shape in shapes.items())
+    ]
+    why = "; ".join(dict.fromkeys(reasons.values()))
+    return f"{label_of(method)} quantizes none of the {len(shapes)} layers: {why}. Choose {' or '.join(able) or 'another method'}."
 
 
 @cache

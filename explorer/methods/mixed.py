@@ -12,7 +12,7 @@ from torch import Tensor
 
 from explorer.methods import Method, build, from_text, methods, text
 from explorer.qtensor import QuantizedTensor
-from explorer.records import InputError
+from explorer.records import UNNAMED, InputError
 
 # Values and the layers that write to the residual stream at four bits, the others at three: below the line between all at three and all at four.
 DEFAULT = "\n".join([*(f"*{name}: gptq bits=4 symmetric=false" for name in ("v_proj", "o_proj", "down_proj")), "*: gptq bits=3 symmetric=false"])
@@ -53,7 +53,7 @@ class Mixed(Method):
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         method = self.of(layer)
-        return "no rule names it" if method is None else method.refuses(shape, layer)
+        return UNNAMED if method is None else method.refuses(shape, layer)
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         method = self.of(layer)

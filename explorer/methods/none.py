@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from explorer.methods import Method
+from explorer.records import BASELINE
 
 
 @dataclass(frozen=True)
@@ -17,4 +18,4 @@ class Baseline(Method):
     short: ClassVar[str] = "16-bit baseline"
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
-        return "the baseline keeps every layer in 16 bits"
+        return BASELINE

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from explorer.decode import Decoder
-from explorer.devices import decode_limit
+from explorer.devices import bandwidth, decode_limit, waited
 from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
@@ -26,10 +28,12 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     with subject.quantized():
         decoder = Decoder(loaded, PROMPT + NEW + 8, subject.kv_bits)
         prompt = subject.windows[:1, :PROMPT]
-        firsts, latencies = [], []
+        firsts, latencies, waits = [], [], []
         for run in range(RUNS):
             yield Progress("speed", run, RUNS, "warm-up" if run == 0 else f"run {run}")
+            idle, used = waited(), time.process_time()
             first, steps = decoder.timed(prompt, NEW)
+            waits.append((waited() - idle, time.process_time() - used))
             if run == 0:
                 decoder.capture()
             else:
@@ -37,6 +41,9 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
                 latencies += steps
         read, held = read_per_token(loaded.model), decoder.forward.cache_bytes()
     yield Measurement("decode_loop", f"transformers: {decoder.why}" if decoder.why else decoder.loop)
+    lost, used = (sum(parts) for parts in zip(*waits[1:], strict=True))
+    if math.isfinite(lost):
+        yield Measurement("decode_waited", 100 * max(0.0, lost) / (max(0.0, lost) + used), "%")
     yield Measurement("decode_copies", decoder.copies, "bytes")
     yield Measurement("decode_attention", decoder.attention)
     yield Measurement("decode_cache_bytes", held, "bytes")
@@ -56,13 +63,14 @@ def summarise(firsts: list[float], latencies: list[float], bytes_per_token: floa
     """Tokens/s is that of the median token, which a stall of the machine does not move; its bounds are the 20th and 80th percentile of single tokens."""
     n, rate = len(latencies), 1 / quantile(latencies, 0.5)
     low, high = 1 / quantile(latencies, 0.8), 1 / quantile(latencies, 0.2)
-    limit = decode_limit(bytes_per_token, subject.loaded.device)
+    limit, (moved, source) = decode_limit(bytes_per_token, subject.loaded.device), bandwidth(subject.loaded.device)
     yield Measurement("decode_tokens_per_second", rate, "tokens/s", low=low, high=high, n=n)
     yield Measurement("time_to_first_token", statistics.median(firsts), "s", low=min(firsts), high=max(firsts), n=len(firsts))
     yield Measurement("decode_latency_p50", quantile(latencies, 0.5), "s", n=n)
     yield Measurement("decode_latency_p95", quantile(latencies, 0.95), "s", n=n)
     yield Measurement("decode_latencies", [round(v, 6) for v in latencies], "s", n=n)
     yield Measurement("decode_limit", limit, "tokens/s", how="estimated")
+    yield Measurement("decode_bandwidth", moved, "bytes/s", how="measured" if source.startswith("measured") else "estimated")
     yield Measurement("decode_bound", "bandwidth" if rate > limit / 2 else "overhead", how="estimated")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +22,7 @@ from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, Report
 
 SHOWN = {
-    "bits_per_weight": "bits per weight, as stored", "perplexity": "perplexity", "perplexity_delta": "change in perplexity, paired",
+    "bits_per_weight": "bits per weight, by the method", "perplexity": "perplexity", "perplexity_delta": "change in perplexity, paired",
     "kld_mean": "KL divergence to 16 bits", "top1_agreement": "same top token as 16 bits",
 }  # fmt: skip
 TRANSPOSED = ("gpt2",)  # architectures that keep their linear layers the other way round
@@ -39,6 +41,7 @@ class Format:
     config(layers, rest): the `quantization_config` of config.json, rest the linear layers that stay in 16 bits; None for none.
     loads: what reads it, for the card. exact: whether the weights are the quantized ones to the bit. refuses_model(loaded): as refuses, of the model.
     write(loaded, 16-bit parameters, layers, folder): for a format that is no folder of transformers; it then needs no tensors and no config.
+    stored(qtensor): for such a format the name of the layout that a layer is written in and the bits it takes.
     families: the model types that it is written for, none for all.
     """
 
@@ -51,6 +54,7 @@ class Format:
     exact: bool = True
     refuses_model: Callable[[LoadedModel], str] = _any_model
     write: Callable[[LoadedModel, Mapping[str, Tensor], Mapping[str, QuantizedTensor], Path], None] | None = None
+    stored: Callable[[QuantizedTensor], tuple[str, int]] | None = None
     families: tuple[str, ...] = ()
 
 
@@ -76,10 +80,15 @@ def formats() -> dict[str, Format]:
 
 
 def check(folder: Path, wanted: str = "auto") -> None:
-    """What can be known before a model is named. Raises InputError for a folder in use and for a format that does not exist."""
+    """What can be known before a model is named. Raises InputError for a folder in use or not writable and for a format that does not exist."""
     known(wanted)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
+    try:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be written ({error.strerror}); name another place.") from error
 
 
 def known(wanted: str) -> None:
@@ -125,11 +134,30 @@ def why_not_exact(made: Prepared) -> dict[str, str]:
     return {title: why for title, why in reasons.items() if why}
 
 
+def written_bits(form: Format, made: Prepared) -> float:
+    """Bits a weight of the blocks' linear layers as the files hold them, scales included; a layer that is not quantized counts 16."""
+    sizes = {name: layer.weight.numel() for name, layer in made.subject.originals.items()}
+    return sum(_bits(form, made.layers[name]) if name in made.layers else 16 * size for name, size in sizes.items()) / sum(sizes.values())
+
+
+def _bits(form: Format, q: QuantizedTensor) -> int:
+    return form.stored(q)[1] if form.stored is not None else 8 * sum(tensor.nbytes for tensor in form.tensors(q).values())
+
+
+def layouts(form: Format, made: Prepared) -> str:
+    """Which codes a format with layouts of its own writes as what; "" for another."""
+    if form.stored is None:
+        return ""
+    found = Counter((q.code_bits or q.bits, form.stored(q)[0], _bits(form, q) / q.codes.numel()) for q in made.layers.values())
+    parts = (f"{count} layers of {bits}-bit codes as {name} ({size:g} bits a weight)" for (bits, name, size), count in found.items())
+    return f"It holds {', '.join(parts)}. "
+
+
 def note(form: Format, made: Prepared) -> str:
-    """What a format does not keep of a model, and why no other does; "" where it keeps all."""
+    """As what a format holds a model, what it does not keep of it, and why no other does; "" where it holds the codes as they are and keeps all."""
     reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(made).items())
     moved = "Its input scales are in the normalisations and layers before them, which rounds those to 16 bits once more. " if made.changed else ""
-    return (moved + ("" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}.")).strip()
+    return (moved + layouts(form, made) + ("" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}.")).strip()
 
 
 def card(form: Format, made: Prepared, title: str, how: str, report: Report | None) -> str:
@@ -140,19 +168,20 @@ Made by the Quantization Explorer: `{how}`
 
 Format: {form.title}. It loads with {form.loads}. {note(form, made)}
 
-{_numbers(report) if report else "Not measured."}
+{_numbers(report, written_bits(form, made)) if report else "Not measured."}
 
 `quantization_explorer.json` holds the experiment, every measurement with its interval, and the versions and device that gave them.
 """
 
 
-def _numbers(report: Report) -> str:
-    """The main measurements as a table."""
+def _numbers(report: Report, bits: float) -> str:
+    """The main measurements as a table. bits: a weight, as written."""
     rows = ["| measured | value | 95% interval |", "|---|---|---|"]
     for m in report.measurements:
         if m.metric in SHOWN and not m.layer:
             interval = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None else ""
             rows.append(f"| {SHOWN[m.metric]} | {m.value:.5g} {m.unit} | {interval} |")
+            rows += [f"| bits per weight, in these files | {bits:.5g} bits |  |"] if m.metric == "bits_per_weight" else []
     return "\n".join([*rows, "", f"On {report.experiment.evaluation.source} text, {report.provenance['device']}, with the explorer's own kernels."])
 
 

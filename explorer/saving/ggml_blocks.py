@@ -46,14 +46,19 @@ def integers(q: QuantizedTensor) -> Tensor:
     return q.codes.to(torch.int16) - _spread(q.zero, n, k, k // q.zero.shape[1]).repeat_interleave(k // q.zero.shape[1], 1).to(torch.int16)
 
 
+def layout(q: QuantizedTensor) -> str:
+    """The name of the layout that holds a tensor that none `refuses`: for integers the narrowest that reaches all codes."""
+    signed = integers(q)
+    return super_blocks(q) or next(name for name, (low, high) in RANGES.items() if low <= signed.min() and signed.max() <= high)
+
+
 def packed(q: QuantizedTensor) -> tuple[str, numpy.ndarray]:
     """(the layout's name, [N, bytes a row] uint8)."""
-    name = super_blocks(q)
-    if name:
+    name = layout(q)
+    if name not in RANGES:
         return name, {"Q4_K": _q4_k, "Q6_K": _q6_k}[name](q)
     n, k = q.codes.shape
     signed = integers(q)
-    name = next(name for name, (low, high) in RANGES.items() if low <= signed.min() and signed.max() <= high)
     scale = _half(_spread(q.scale.float(), n, k, BLOCK))
     codes = (signed - (0 if name == "Q8_0" else RANGES[name][0])).cpu().numpy().astype(numpy.uint8).reshape(n, -1, BLOCK)
     low = codes[..., :16] & 15 | (codes[..., 16:] & 15) << 4

@@ -19,7 +19,7 @@ from torch import Tensor
 from explorer.models import LoadedModel
 from explorer.qtensor import QuantizedTensor
 from explorer.saving import Format
-from explorer.saving.ggml_blocks import packed, refuses
+from explorer.saving.ggml_blocks import layout, packed, refuses
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type: the architecture's name there
 ROPES = {"llama": ("default", "llama3", "linear"), "qwen2": ("default",), "qwen3": ("default",)}
@@ -79,6 +79,13 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+
+
+def _stored(q: QuantizedTensor) -> tuple[str, int]:
+    """(the layout's name, the bits that a tensor takes in it, scales included)."""
+    kind = layout(q)
+    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return kind, 8 * size * q.codes.numel() // weights
 
 
 def _interleaved(path: str, tensor: Tensor, config: Any) -> Tensor:
@@ -147,5 +154,5 @@ def _vocabulary(file: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
 
 FORMAT = Format(
     "gguf", "GGUF", refuses, None, None, "llama.cpp and what is built on it (llama-cpp-python, Ollama, LM Studio); transformers by gguf_file='model.gguf'",
-    refuses_model=_refuses_model, write=_write, families=tuple(FAMILIES),
+    refuses_model=_refuses_model, write=_write, stored=_stored, families=tuple(FAMILIES),
 )  # fmt: skip

@@ -28,6 +28,8 @@ class Task:
     """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself. Answers before
     the last are drafts of it, for a page that shows them grow; only the last is kept.
 
+    An answer whose data say that it was "disturbed" is not kept.
+
     turn: "none" for what answers in some 100 ms and never touches a loaded model's layers; "whole" for what computes alone from start to end;
     "own" for what runs experiments one by one through `engine.run`, each of which waits for its own turn, so that a sweep starves nobody.
     stored: whether the answer is kept. per_device: whether it belongs to the device it was found on.
@@ -90,7 +92,9 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
 
 
 def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iterator[Event]:
-    """The events; an Answer is held back until it is known whether it is the last, which is stored before anyone sees it."""
+    """The events; an Answer is held back until it is known whether it is the last, which is stored before anyone sees it, unless other work disturbed
+    its times: asked again, those are measured again.
+    """
     last = None
     for event in events:
         if last is not None:
@@ -99,7 +103,7 @@ def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iter
         if last is None:
             yield event
     if last is not None:
-        if task.stored:
+        if task.stored and not last.data.get("disturbed"):
             store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
         yield last
 

@@ -18,7 +18,7 @@ from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task
-from explorer.tasks.roofline import measured_roof
+from explorer.tasks.roofline import NOISE, measured_roof
 
 LARGEST, NEW, RUNS = 256, 9, 3  # sequences at most; tokens and runs a point
 SLOWEST, PATIENCE = 2.0, 40.0  # seconds of a step, or of a configuration, beyond which larger batches are not tried
@@ -29,7 +29,8 @@ def work(
     engine: Engine, model: str, method: str, params: dict[str, Any], context: int = 64, largest: int = 32, kv_bits: int = 16, head_bits: int = 16
 ) -> Iterator[Event]:
     """Answer data: model, context, roof as in the task roofline, arms: (role, label, points: (batch, tokens_per_second, low, high,
-    prefill_tokens_per_second, bytes and flops a step)), crossing: {"16 bits", "W8A8": batch where it overtakes, or None}, sentence.
+    prefill_tokens_per_second, bytes and flops a step)), crossing: {"16 bits", "W8A8": batch where it overtakes, or None}, {} where other work
+    disturbed the run; disturbed, sentence.
     """
     if not (isinstance(context, int) and 8 <= context <= 2048 and isinstance(largest, int) and 1 <= largest <= LARGEST):
         raise InputError(f"Give a context of 8 to 2,048 tokens and at most {LARGEST} sequences, not {str(context)[:20]} and {str(largest)[:20]}.")
@@ -46,9 +47,10 @@ def work(
             points = yield from measure_points(subject, role, context, sizes)
             del subject
         arms.append({"role": role, "label": name_of(experiment.spec, chosen), "points": points})
-    found = {arm["role"]: crossing(arms[0]["points"], arm["points"]) for arm in arms[1:]}
-    data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found}
-    yield Answer("batch", data | {"sentence": sentence(arms, found)}, circumstances(engine.load.device))
+    noise = disturbance(arms)
+    found = {} if noise else {arm["role"]: crossing(arms[0]["points"], arm["points"]) for arm in arms[1:]}
+    data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found, "disturbed": bool(noise)}
+    yield Answer("batch", data | {"sentence": noise or sentence(arms, found)}, circumstances(engine.load.device))
 
 
 def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) -> Iterator[Any]:
@@ -96,6 +98,13 @@ def crossing(mine: list[dict], theirs: list[dict]) -> float | None:
     return left * (right / left) ** (lead / (lead - lag))
 
 
+def disturbance(arms: list[dict]) -> str:
+    """That other work disturbed the times, "" where none did: then nothing is concluded from them."""
+    spread = max(point["high"] / point["low"] for arm in arms for point in arm["points"])
+    said = f"{arms[0]['label']}: other work disturbed this run: times of one batch differ by a factor of {spread:.1f}, so nothing is compared or kept"
+    return f"{said}. Measure again when the machine is quiet." if spread > NOISE else ""
+
+
 def sentence(arms: list[dict], found: dict[str, float | None]) -> str:
     """What the sweep says, in words."""
     if not found:
@@ -108,9 +117,7 @@ def sentence(arms: list[dict], found: dict[str, float | None]) -> str:
         passed = "is not ahead at any batch" if batch is not None and batch <= 1 else f"is overtaken at a batch of about {batch or 0:.0f}"
         end = f"stays ahead up to batch {reach}" if batch is None else passed
         parts.append(f"beside {role} it is {first:.2f} times as fast for one sequence and {end}")
-    spread = [point["high"] / point["low"] for arm in arms for point in arm["points"]]
-    noise = " Other work disturbed this run: the times of one batch differ by more than a factor of two, so measure again." if max(spread) > 2 else ""
-    return f"{arms[0]['label']}: {'; '.join(parts)}.{noise}"
+    return f"{arms[0]['label']}: {'; '.join(parts)}."
 
 
 TASK = Task("batch", work, per_device=True)

@@ -116,12 +116,12 @@ def _timed_attention(loop: LlamaLoop) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def verdict(data: dict[str, Any]) -> dict[str, str]:
-    """{"limit", "sentence"} from the measured times alone."""
+def verdict(data: dict[str, Any]) -> dict[str, Any]:
+    """{"limit", "sentence"}, and "disturbed" where it was, from the measured times alone."""
     step, roof, ops = data["step"]["p50"], data["roof"], data["ops"]
     if (spread := data["step"]["p95"] / step) > NOISE:
         disturbed = f"Other work on this machine disturbed the run: one token in twenty took {spread:.1f} times the median, so measure again."
-        return {"limit": "other work", "sentence": disturbed}
+        return {"limit": "other work", "sentence": disturbed, "disturbed": True}
     if not ops:
         share = data["step"]["bytes"] / roof["read"] / step
         limit = "bandwidth" if share > OVERHEAD else "overhead"

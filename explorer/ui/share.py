@@ -54,7 +54,7 @@ def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
     """Path of a new file with the compared reports; kind: "csv", "json" or "html"."""
     reports = page.shell.shelf.pick(keys)
     style, script = (PAGE_STYLE.with_name(name).read_text() for name in ("style.css", "page.js"))
-    made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs, judged(rs)), style, script)}[kind](reports)
+    made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs, judged(rs), live=False), style, script)}[kind](reports)
     path = Path(tempfile.mkdtemp(prefix="quantization-")) / f"quantization.{kind}"
     path.write_text(made, encoding="utf-8")
     return str(path)

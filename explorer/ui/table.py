@@ -8,8 +8,8 @@ from html import escape
 
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
-from explorer.figures import finite, short_layer
-from explorer.findings import drowned
+from explorer.figures import finite
+from explorer.findings import busy, drowned, in_16_bits
 from explorer.records import Measurement, Report, key_of, significant
 from explorer.ui.session import is_baseline
 
@@ -64,8 +64,8 @@ SECTIONS = {
 }
 
 
-def cell(row: Row, report: Report, base: Report | None) -> str:
-    """One table cell: the number, its interval, and the difference to the baseline."""
+def cell(row: Row, report: Report, base: Report | None, live: bool) -> str:
+    """One table cell: the number, its interval, the difference to the baseline; live: and the button that sweeps the batch."""
     found = report.find(row.metric)
     if found is None:
         return f"<td class='empty'>not {'recorded' if report.provenance.get('recorded') else 'measured'}</td>"
@@ -81,8 +81,9 @@ def cell(row: Row, report: Report, base: Report | None) -> str:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
     notes += [note] if note else []
+    notes += [told] if row.metric == "decode_tokens_per_second" and (told := busy(report)) else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
-    swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if row.metric == "decode_tokens_per_second" else ""
+    swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if live and row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
@@ -143,15 +144,11 @@ def kernel(report: Report) -> str:
     attention = report.find("decode_attention")
     parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
     parts += [f"attention: {attention.value}"] if attention else []
-    skipped = p.get("skipped", {})
-    for why in dict.fromkeys(skipped.values()):
-        names = [short_layer(name) for name, reason in skipped.items() if reason == why]
-        parts.append(f"{', '.join(names) if len(names) < 4 else f'{len(names)} layers'} in 16 bits: {why}")
-    return "<br>".join(escape(part) for part in parts if part)
+    return "<br>".join(escape(part) for part in [*parts, *in_16_bits(report)] if part)
 
 
-def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
-    """The whole table. judged: a verdict on each report, as HTML."""
+def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool = True) -> str:
+    """The whole table. judged: a verdict on each report, as HTML; live: on a page whose server can measure more."""
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     base = next((r for r in reports if is_baseline(r)), None)
@@ -159,11 +156,13 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
     heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
     bodies = [f"<tbody><tr><th scope='row'>Verdict</th>{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
     for title, rows in SECTIONS.items():
-        bodies.append(f"<tbody><tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>{lines(rows, reports, base)}</tbody>")
+        bodies.append(
+            f"<tbody><tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>{lines(rows, reports, base, live)}</tbody>"
+        )
     section = f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>How it was measured</th></tr>"
     top = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>"
     second = top.replace("'compare'", "'compare more'")
-    folded = reachable(f"{second}<tbody>{lines(MORE, reports, base)}</tbody></table>")
+    folded = reachable(f"{second}<tbody>{lines(MORE, reports, base, live)}</tbody></table>")
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
         "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
@@ -174,13 +173,13 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
     return f"<div class='scroll' tabindex='0'>{whole}</div>{more}<p class='hint'>{legend} Scored on: {protocol}.</p>"
 
 
-def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None) -> str:
+def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None, live: bool) -> str:
     """Rows of the table as HTML."""
     found = []
     for row in rows:
         unit = f" <small>{row.unit}</small>" if row.unit else ""
         head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
-        found.append(f"<tr>{head}" + "".join(cell(row, r, base) for r in reports) + "</tr>")
+        found.append(f"<tr>{head}" + "".join(cell(row, r, base, live) for r in reports) + "</tr>")
     return "".join(found)
 
 
