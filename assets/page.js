@@ -86,7 +86,7 @@
     const on = event.target;
     if (event.key === "Tab" && on.matches?.("[role=combobox]")) on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
     if (on.type === "radio") grouped(on);
-  }, true);
+  });
   document.addEventListener("focusin", (event) => {
     const on = event.target;
     if (on.type !== "radio") return;
