@@ -84,9 +84,9 @@
   };
   document.addEventListener("keydown", (event) => {
     const on = event.target;
-    if (event.key === "Tab" && on.matches?.("[role=combobox][aria-expanded=true]")) on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    if (event.key === "Tab" && on.matches?.("[role=combobox]")) on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
     if (on.type === "radio") grouped(on);
-  }, true);
+  });
   document.addEventListener("focusin", (event) => {
     const on = event.target;
     if (on.type !== "radio") return;
