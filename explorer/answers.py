@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
-from explorer.findings import Finding, known, level
+from explorer.findings import Finding, drowned, known, level
 from explorer.records import Report, significant
 
 MIB = 2**20
@@ -119,6 +119,9 @@ def place(report: Report, rungs: Sequence[Report]) -> str:
     measurable = delta.low is None or not math.isfinite(delta.low) or not delta.low <= 0 <= (delta.high or 0)
     change = f"{delta.value:+.2f}% ({delta.low:.2f} to {delta.high:.2f})" if delta.low is not None else f"{delta.value:+.2f}%"
     words = f"Perplexity changes by {change}" + ("." if measurable else ": no measurable change on this text, but the divergence is finer.")
+    if floor := drowned(report):
+        rounding = f"rounding to bfloat16, which alone is {significant(floor.value)} nats from float32"
+        return f"{words} Mean KL divergence is {significant(kld.value)} nats, which cannot be told from {rounding}: as good as lossless."
     steps = [(r, k.value) for r in rungs if (k := known(r, "kld_mean")) and k.value > 0]
     if len(steps) < 2:
         return f"{words} Mean KL divergence is {significant(kld.value)} nats; there is no ladder of this model on this text to place it on."

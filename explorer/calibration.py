@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from explorer.flow import Before, Group, groups
 from explorer.models import CACHE_ARGUMENTS, LoadedModel, blocks, linears
 
-BATCH = 4  # windows a forward pass
+BATCH = 4  # windows a forward pass, at most
 
 
 class _Stop(Exception):
@@ -19,7 +19,8 @@ class _Stop(Exception):
 
 @torch.no_grad()
 def first_inputs(loaded: LoadedModel, windows: Tensor) -> tuple[list[Tensor], dict]:
-    """(hidden states entering block 0, one [B, T, H] a batch; the keyword arguments every block gets). windows [W, T] int64."""
+    """(hidden states entering block 0, one [B, T, H] a batch; the keyword arguments every block gets). windows [W, T] int64, W >= 1: all are run."""
+    size = max(n for n in range(1, BATCH + 1) if len(windows) % n == 0)  # equal batches, because all share the keyword arguments
     batches: list[Tensor] = []
     arguments: dict = {}
 
@@ -30,7 +31,7 @@ def first_inputs(loaded: LoadedModel, windows: Tensor) -> tuple[list[Tensor], di
 
     handle = blocks(loaded.model)[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        for batch in windows[: len(windows) // BATCH * BATCH or len(windows)].split(BATCH):
+        for batch in windows.split(size):
             try:
                 loaded.model(batch, use_cache=False)
             except _Stop:

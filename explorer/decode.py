@@ -14,6 +14,7 @@ from transformers import Cache, StaticCache
 from explorer import llama
 from explorer.kvcache import kivi_cache
 from explorer.models import LoadedModel, reading
+from kernels.timing import CAPTURE
 
 
 class TransformersLoop:
@@ -112,7 +113,7 @@ class Decoder:
         torch.cuda.current_stream().wait_stream(side)
         self.forward.prepare()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode=CAPTURE):
             self._forward()
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ def copy_rate(device: torch.device) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s (a multiplication and an addition are two) of a square matmul of bfloat16 or int8, the best of five; None where torch has none."""
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.ones(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).mul_(32).to(dtype) for _ in range(2))  # not ones: a GPU multiplies those at a higher clock
     try:
         return 2 * size**3 / _best((lambda: torch._int_mm(a, b.T)) if dtype == torch.int8 else (lambda: a @ b.T), device)
     except RuntimeError:
@@ -71,7 +71,7 @@ def decode_limit(bytes_per_token: float, device: torch.device) -> float:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated: on a CPU what the system and its control group (a container's limit) leave."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what it freed
     return min(_available(), _group_left())
 
 

@@ -38,6 +38,13 @@ def _interval(report: Report, metric: str, digits: int | None = None) -> str:
     return " ± ".join(significant(part, found.value) if digits is None else f"{part:.{digits}f}" for part in parts)
 
 
+def _noise(reports: list[Report]) -> str:
+    """The noise floor of the divergence in words, "" where no report has it."""
+    if not (one := next((r for r in reports if r.find("kld_floor")), None)):
+        return ""
+    return f" 16 bits themselves are {_interval(one, 'kld_floor')} nats from float32: below twice that a divergence is not told from rounding to bfloat16."
+
+
 def results_table() -> str:
     """The seed results: what the page shows first."""
     reports = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -58,7 +65,10 @@ def results_table() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
     held = "In memory: codes in the width that the kernel reads (2 and 3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
-    rows += ["", f"{held} Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make seeds`."]
+    rows += [
+        "",
+        f"{held} Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make seeds`.",
+    ]
     return "\n".join(rows)
 
 
@@ -73,7 +83,7 @@ def survey_table() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
     order = "Most whole stored bits first (4.00 to 4.99 are one class), within a class the least divergence first."
-    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval. Command: `make survey`."
+    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make survey`."
     return "\n".join([*rows, "", f"{order} {origin}"])
 
 
@@ -113,6 +123,27 @@ def kernels_table() -> str:
         rows += ["", f"{what} {record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`."]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "No kernel has been timed yet."
+
+
+def quantizer_peers_table() -> str:
+    """How long GPTQ, AWQ and HQQ take here and in public implementations, from assets/quantizer_peers.json."""
+    record = json.loads((ROOT / "assets" / "quantizer_peers.json").read_text())
+    found: dict[tuple, dict[str, dict]] = {}
+    for row in record["rows"]:
+        found.setdefault((row["method"], row["n"], row["k"]), {})[row["who"]] = row
+    rows = ["| method | weight | here, s | peer | peer, s | peer / here | output error here, peer |", "|" + "---|" * 7]
+    for (method, n, k), pair in sorted(found.items(), key=lambda item: (item[0][2], item[0][0])):
+        own, peer = pair.pop("this project"), next(iter(pair.values()))
+        start = f"| {method} | {n} x {k} | {significant(own['seconds'])} | {peer['who']} {peer.get('version', '')} |"
+        if "why" in peer:
+            rows.append(f"{start} {peer['why']} | | {own['error']:.4f} |")
+        else:
+            ratio = peer["seconds"] / own["seconds"]
+            rows.append(f"{start} {significant(peer['seconds'])} | {ratio:.1f} | {own['error']:.4f}, {peer['error']:.4f} |")
+    what = "4 bits in groups of 128, 2,048 calibration tokens; AWQ's clipping search on 256 of the outputs, to which AutoAWQ's time is proportional."
+    busy = f" The machine was busy: {record['busy']}." if record["busy"] else ""
+    origin = f"{record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `python -m tests.quantizer_peers --write`."
+    return "\n".join([*rows, "", f"{what} {origin}"])
 
 
 def machine_code_table() -> str:

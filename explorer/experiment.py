@@ -25,7 +25,7 @@ from explorer.hub import Hub
 from explorer.methods import Method, build
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
-from explorer.provenance import describe, name_of
+from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import QuantizedLinear, put, quantized_head, release
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
@@ -97,12 +97,9 @@ def run(
                     else:
                         yield event
     measurements = tuple(m for name in metrics() if name in found for m in found[name][0])
-    provenance: dict[str, Any] = {}
-    for name in ("training", "activations", "layers", "sample", "speed", "quality", "size"):
-        provenance |= found[name][1] if name in found else {}
-    dates = {name: circumstances.get("date") for name, (_, circumstances) in found.items()}
-    provenance |= {"label": name_of(experiment.spec, method), "from_store": not missing, "measured_now": sorted(missing), "dates": dates, "unsaved": unsaved}
-    yield Report(experiment, measurements, provenance)
+    provenance = merged({name: circumstances for name, (_, circumstances) in found.items()})
+    provenance |= {"label": name_of(experiment.spec, method), "reads_inputs": method.reads_inputs()}
+    yield Report(experiment, measurements, provenance | {"from_store": not missing, "measured_now": sorted(missing), "unsaved": unsaved})
 
 
 def keep(store: Store, whole: _Whole) -> str:
@@ -176,8 +173,9 @@ def prepared(
     """Loads and quantizes; yields Progress, returns (Subject, {layer: why it was skipped}). weights: whether layers are quantized at all."""
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
-    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits)
+    text = experiment.evaluation
+    rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits, available=available)
     hold(subject)
     if not weights:
         return subject, {}
@@ -202,7 +200,7 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
     start = time.perf_counter()
     try:
-        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed) if method.reads_inputs() else None
+        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed or None) if method.reads_inputs() else None
         if method.of_model:
             for name, layer in wanted.items():
                 finite(layer.weight, "weights", name)

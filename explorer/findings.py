@@ -56,6 +56,15 @@ def known(report: Report | None, metric: str) -> Measurement | None:
     return found if found is not None and isinstance(found.value, int | float) and math.isfinite(found.value) else None
 
 
+def drowned(report: Report | None) -> Measurement | None:
+    """The noise floor of a report's divergence where that is below twice the floor, so that it cannot be told from rounding to bfloat16; else None.
+
+    Twice, because two models round, each on its own.
+    """
+    kld, floor = known(report, "kld_mean"), known(report, "kld_floor")
+    return floor if kld is not None and floor is not None and 0 < kld.value < 2 * floor.value else None
+
+
 def words_of(report: Report | None) -> list[str]:
     """The report's sample text in words, [] without one."""
     text = report.value("sample_text") if report else None

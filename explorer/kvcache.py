@@ -53,7 +53,8 @@ class Chunk:
 
 class KiviLayer(DynamicLayer):
     """One layer's cache after KIVI (arXiv 2402.02750, section 3.3): keys are rounded per channel, because a few channels of keys are large for
-    all tokens; values per token, because each token's value is used on its own. The newest WINDOW tokens stay in 16 bits.
+    all tokens; values per token, because each token's value is used on its own. The newest WINDOW tokens stay in 16 bits. What is first read into an
+    empty cache, a prompt, attends to its own keys and values as they are; only the tokens after it meet them rounded.
     """
 
     def __init__(self, bits: int) -> None:
@@ -61,12 +62,15 @@ class KiviLayer(DynamicLayer):
         self.bits, self.old_keys, self.old_values = bits, [], []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Adds [B, H, T, D] and returns all keys and values as attention sees them: old ones dequantized, new ones exact."""
+        """Adds [B, H, T, D] and returns all keys and values as attention sees them: old ones dequantized, new ones exact; a prompt's all exact."""
+        prompt = self.get_seq_length() == 0
         super().update(key_states, value_states)
         while self.keys.shape[-2] >= WINDOW + GROUP:
             self.old_keys.append(Chunk(self.keys[..., :GROUP, :], self.bits, 2))
             self.old_values.append(Chunk(self.values[..., :GROUP, :], self.bits, 3))
             self.keys, self.values = self.keys[..., GROUP:, :], self.values[..., GROUP:, :]
+        if prompt:
+            return key_states, value_states
         old = zip(*((k.states(), v.states()) for k, v in zip(self.old_keys, self.old_values, strict=True)), strict=True)
         keys, values = tuple(old) or ((), ())
         return torch.cat([*keys, self.keys], dim=-2), torch.cat([*values, self.values], dim=-2)
@@ -109,9 +113,14 @@ def bytes_at(config: Any, context: int, bits: int) -> int:
 
 
 @torch.no_grad()
-def chunked_logits(model: Any, windows: Tensor, bits: int) -> Tensor:
-    """Logits [B, T, V] of windows [B, T] int64, read GROUP tokens at a time through a cache of `bits`, as generation would."""
+def chunked_logits(model: Any, windows: Tensor, bits: int, prompt: int = 0) -> Tensor:
+    """Logits [B, T, V] of windows [B, T] int64 through a cache of `bits`, as if all after the first `prompt` tokens were generated one by one.
+
+    Each part begins with the token before which generation packs a group, so that each token meets as many exact ones as it would there.
+    """
     if bits == 16:
         return model(windows, use_cache=False).logits
-    cache = kivi_cache(model.config, bits)
-    return torch.cat([model(part, use_cache=True, **reading(model, cache)).logits for part in windows.split(GROUP, dim=1)], dim=1)
+    cache, length = kivi_cache(model.config, bits), windows.shape[1]
+    packing = range(packed_tokens(prompt) + WINDOW + GROUP - 1, length, GROUP)  # tokens before which a group is packed: the 64th in 16 bits
+    parts = windows.tensor_split([prompt, *packing], dim=1)
+    return torch.cat([model(part, use_cache=True, **reading(model, cache)).logits for part in parts if part.shape[1]], dim=1)

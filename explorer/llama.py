@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from explorer.packed_cache import PackedCache
 from explorer.products import Product, product
+from kernels import token_step
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 TABLE = 16 << 20  # bytes up to which the rotary table is kept for every head, which saves two small operations a token
@@ -79,6 +80,7 @@ class LlamaLoop:
     def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1, static: bool | None = None) -> None:
         config, body = model.config, model.model
         weight = body.embed_tokens.weight
+        context = -(-context // 16) * 16 if weight.is_cuda else context  # torch's attention kernels copy a mask that is no multiple of 16
         self.context, self.kv_bits, self.batch, self.device = context, kv_bits, batch, weight.device
         self.size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.queries, self.keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -97,6 +99,7 @@ class LlamaLoop:
         self.attention = self.packed.name if self.packed else "torch SDPA"
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.fused = weight.is_cuda and self.static
         self.lean = weight.device.type == "cpu" and not self.static and self.blocks[0].head_norms is None
         self.signed = weight.new_empty(1, 2 * weight.shape[1])  # the hidden state of the one row of a lean step, and beside it its negative
         self.halves = self.signed.split(weight.shape[1], 1)
@@ -130,7 +133,7 @@ class LlamaLoop:
     def step(self, token: Tensor) -> Tensor:
         """One more token a sequence, [B, 1] int64 -> logits [B, V]. When static and prepared it touches no host memory: it can be captured."""
         self.prepare()
-        logits = self._lean_step(token) if self.lean and self.batch == 1 else self._forward(token)
+        logits = self._lean_step(token) if self.lean and self.batch == 1 else self._fused_step(token) if self.fused else self._forward(token)
         self.position += 1
         self.length += 1
         return logits
@@ -160,6 +163,17 @@ class LlamaLoop:
         if new > 1:
             hidden = hidden.view(self.batch, new, -1)[:, -1]
         return self.head.run(self.last(hidden))
+
+    def _fused_step(self, token: Tensor) -> Tensor:
+        """`_forward` for one token a sequence on a GPU, where each small operation costs a launch: they are joined."""
+        hidden = F.embedding(token.reshape(-1), self.embedding)
+        turns, mask, normed = self._turns(1) if self.packed or self.blocks[0].head_norms else None, self._mask(1), self.blocks[0].before(hidden)
+        following = [*(block.before for block in self.blocks[1:]), self.last]
+        for block, state, norm in zip(self.blocks, self._states(1), following, strict=True):
+            mixed = self._attend(block.qkv.run(normed), block, state, 1, turns, mask)
+            normed = token_step.add_and_norm(hidden, block.out.run(mixed), block.between.weight, self.eps)
+            normed = token_step.add_and_norm(hidden, block.down.run(token_step.gated(block.gate_up.run(normed))), norm.weight, self.eps)
+        return self.head.run(normed)
 
     def _lean_step(self, token: Tensor) -> Tensor:
         """`_forward` for one token of one sequence on a CPU, where every small operation costs as much as the arithmetic of a small layer."""
@@ -222,9 +236,12 @@ class LlamaLoop:
         later = torch.arange(self.context, device=self.device) > self.position
         return torch.zeros_like(later, dtype=self.embedding.dtype).masked_fill(later, float("-inf")).view(1, 1, 1, -1)
 
-    def _attend(self, rows: Tensor, block: Block, state: Any, new: int, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """rows [B T, (Q + 2 KV) D], the queries, keys and values of the new tokens -> [B T, Q D]."""
+    def _attend(self, rows: Tensor, block: Block, state: Any, new: int, turns: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+        """rows [B T, (Q + 2 KV) D], the queries, keys and values of the new tokens -> [B T, Q D]. turns None: one kernel turns and stores them."""
         batch, q, kv = self.batch, self.queries, self.keys
+        if turns is None:
+            queries = token_step.turn_and_store(rows, self.table, self.position, state[0], q)
+            return _attention(queries, *state[1:], mask).reshape(batch, -1)
         rows = rows.view(batch, new, q + 2 * kv, 2, self.size // 2)
         if block.head_norms is not None:
             rows = _norm_heads(rows.flatten(3), q, kv, block.head_norms, self.eps).view_as(rows)

@@ -207,17 +207,24 @@ def _cache_argument(kind: type) -> str:
     return next(name for name in CACHE_ARGUMENTS if name in inspect.signature(kind.forward).parameters)
 
 
-def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Cuts a text into windows, [W, length] int64, at most `tokens` in all (concatenate and cut); the first ones, or with a seed others drawn
-    without replacement. Raises InputError if too short. For random weights, which know no text: random ids.
+def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int | None = None) -> torch.Tensor:
+    """Windows of a text, [W, length] int64, at most `tokens` in all: the first ones, or with a seed some drawn at random. See `drawn`."""
+    return drawn(loaded, text, tokens, length, seed)[0]
+
+
+def drawn(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int | None = 0) -> tuple[torch.Tensor, int]:
+    """(windows [W, length] int64, how many the whole text has): the text cut end to end, and at most `tokens` of it drawn at random without
+    replacement, in random order, so that the first of them are a random sample too; with no seed the first windows, in order.
+
+    Raises InputError if the text is too short. For random weights, which know no text: random ids.
     """
     if loaded.tokenizer is None:
-        ids = torch.randint(0, loaded.model.config.vocab_size, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(seed))
-        return ids.to(loaded.device)
+        shape = (max(1, tokens // length), length)
+        return torch.randint(0, loaded.model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed or 0)).to(loaded.device), shape[0]
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     count = min(tokens, ids.numel()) // length
     if count < 1:
         raise InputError(f"The text is too short: it has {ids.numel()} tokens and at least {length} are needed; paste a longer text.")
     cut = ids[: ids.numel() // length * length].view(-1, length)
-    chosen = torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))[:count] if seed else slice(count)
-    return cut[chosen].to(loaded.device)
+    chosen = slice(count) if seed is None else torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))[:count]
+    return cut[chosen].to(loaded.device), len(cut)

@@ -62,14 +62,13 @@ class PackedCache:
         self.counts[1].fill_(newest)
 
     def fill(self, layer: int, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a prompt, [2, B, H, T, D], into one layer of an empty cache; gives them as attention sees them, older ones dequantized."""
+        """Keys and values of a prompt, [2, B, H, T, D], into one layer of an empty cache; gives them as the prompt attends to them, exact."""
         older = packed_tokens(pair.shape[3])
         self.newest[layer, :, : self.batch, :, : pair.shape[3] - older] = pair[..., older:, :]
-        if not older:
-            return pair[0], pair[1]
-        chunks = [Chunk(states[..., :older, :], self.bits, dim) for states, dim in zip(pair, (2, 3), strict=True)]
-        self._put([part[layer, : self.batch] for part in self.parts], 0, chunks)
-        return tuple(torch.cat([chunk.states(), states[..., older:, :]], 2) for chunk, states in zip(chunks, pair, strict=True))
+        if older:
+            chunks = [Chunk(states[..., :older, :], self.bits, dim) for states, dim in zip(pair, (2, 3), strict=True)]
+            self._put([part[layer, : self.batch] for part in self.parts], 0, chunks)
+        return pair[0], pair[1]
 
     def filled(self, length: int) -> None:
         """The prompt of so many tokens is in all layers."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from explorer.devices import device_name
 from explorer.methods import Method, label_of
-from explorer.metrics import Subject
+from explorer.metrics import Subject, metrics
 from explorer.metrics.sample import PROMPT
 from explorer.qlinear import HEAD
-from explorer.records import Experiment, QuantSpec
+from explorer.records import Experiment, QuantSpec, TextRef
 
 RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
 
@@ -31,6 +31,18 @@ def circumstances(device: torch.device) -> dict[str, str]:
     return {"device": device_name(device), "torch": torch.__version__, "date": now}
 
 
+def merged(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of a report from that of each metric by name; dates: of each.
+
+    Where they differ the later wins, in this order: metrics of the 16-bit model, which may have been measured with nothing quantized; those that all
+    devices share; those of this device, so that its name and its kernels stand. Each by name.
+    """
+    kinds = metrics()
+    order = sorted(told, key=lambda name: (not kinds[name].of_model, kinds[name].per_device, name))
+    found = {key: value for name in order for key, value in told[name].items()}
+    return found | {"dates": {name: told[name].get("date") for name in told}}
+
+
 def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
     """Provenance: device, versions, which kernel runs in each layer, what was skipped and why, the evaluation protocol."""
     kernels = {name: layer.kernel for name, layer in subject.layers.items()}
@@ -38,7 +50,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
     for kernel in kernels.values():
         counts[kernel] = counts.get(kernel, 0) + 1
     summary = "; ".join(f"{kernel} on {count} of {len(subject.originals)} layers" for kernel, count in counts.items())
-    text, read = experiment.evaluation, experiment.calibration
+    text = experiment.evaluation
     return {
         **circumstances(subject.loaded.device),
         "transformers": transformers.__version__,
@@ -48,14 +60,28 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_rows": many_rows(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
-        "text": RANDOM
-        if subject.loaded.ref.random
-        else f"{text.source} evaluation text {text.digest}, {len(subject.windows)} windows of {text.length} tokens, no overlap",
-        "calibration": f"{read.source} calibration text {read.digest}, {read.tokens:,} tokens in windows of {read.length}, seed {read.seed}",
+        "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
+        "calibration": calibrated(subject.read, experiment.calibration),
+        "calibration_tokens": 0 if subject.read is None else subject.read.numel(),
         "tokens": subject.windows.numel(),
         "kv_context": subject.loaded.length,
         "prompt": PROMPT,
     }
+
+
+def calibrated(read: Tensor | None, asked: TextRef) -> str:
+    """What was read to calibrate, windows [W, T] or None, and whether the text had less than was asked for."""
+    if read is None:
+        return "none read"
+    words = f"{asked.source} calibration text {asked.digest}, {read.numel():,} tokens in windows of {asked.length}, seed {asked.seed}"
+    return words if read.numel() >= asked.tokens else f"{words}; {asked.tokens:,} were asked for, the text has no more whole windows"
+
+
+def drawing(subject: Subject, text: TextRef) -> str:
+    """Which windows of the evaluation text were scored."""
+    taken, have = len(subject.windows), max(len(subject.windows), subject.available)
+    which = f"all {have}" if taken == have else f"{taken} of {have}"
+    return f"{which} windows of {text.length} tokens, {'' if taken == have else f'drawn at random (seed {text.seed}), '}no overlap"
 
 
 def many_rows(subject: Subject) -> str:

@@ -188,13 +188,14 @@ def quantize_codebook(weight: Tensor, scale: Tensor, codebook: Tensor, bits: int
     return QuantizedTensor(nearest(weight / each, codebook), scale, bits, codebook=codebook, **stored)
 
 
-def affine_parameters(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+def affine_parameters(groups: Tensor, bits: int, symmetric: bool, full: bool = False) -> tuple[Tensor, Tensor | None]:
     """Scale (bfloat16) and zero (float32 integers, or None when symmetric) of min-max quantization; both [rows, groups].
 
-    Symmetric: s = absmax / (2**(bits-1) - 1). Asymmetric: s = (max - min) / (2**bits - 1), zero = round(-min / s), with 0 in the range.
+    Symmetric: s = absmax / (2**(bits-1) - 1), or for the full range absmax / ((2**bits - 1) / 2), which has a use for the lowest code and moves the
+    largest weight of the upper side by half a step. Asymmetric: s = (max - min) / (2**bits - 1), zero = round(-min / s), with 0 in the range.
     """
     if symmetric:
-        scale = groups.abs().amax(-1) / (2 ** (bits - 1) - 1)
+        scale = groups.abs().amax(-1) / ((2**bits - 1) / 2 if full else 2 ** (bits - 1) - 1)
         return torch.where(scale > 0, scale, 1.0).bfloat16(), None
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     scale = (high - low) / (2**bits - 1)
@@ -202,14 +203,16 @@ def affine_parameters(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tenso
     return scale, (-low / scale.float()).round().clamp(0, 2**bits - 1)
 
 
-def clip_range(groups: Tensor, bits: int, symmetric: bool, steps: int = 80, grid: int = 100, power: float = 2.4) -> tuple[Tensor, Tensor | None]:
+def clip_range(
+    groups: Tensor, bits: int, symmetric: bool, full: bool = False, steps: int = 80, grid: int = 100, power: float = 2.4
+) -> tuple[Tensor, Tensor | None]:
     """Scale and zero as `affine_parameters` gives them, for the range shrunk to p = 1 - i/grid (i < steps) that has the least
     sum |w' - w|^power in each group (the quantizer of GPTQ's authors).
     """
-    best_scale, best_zero = affine_parameters(groups, bits, symmetric)
+    best_scale, best_zero = affine_parameters(groups, bits, symmetric, full)
     least = torch.full(groups.shape[:-1], torch.inf, device=groups.device)
     for i in range(steps):
-        scale, zero = affine_parameters(groups * (1 - i / grid), bits, symmetric)
+        scale, zero = affine_parameters(groups * (1 - i / grid), bits, symmetric, full)
         codes = affine_codes(groups, scale, zero, bits).float() - (2 ** (bits - 1) if zero is None else zero.unsqueeze(-1))
         loss = (codes * scale.float().unsqueeze(-1) - groups).abs().pow(power).sum(-1)
         better = loss < least
@@ -224,9 +227,18 @@ def affine_codes(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int) 
     return ((groups / scale.float().unsqueeze(-1)).round() + offset).clamp(0, 2**bits - 1).to(torch.uint8)
 
 
-def quantize_affine(weight: Tensor, bits: int, granularity: str, group_size: int, symmetric: bool, clip: bool = False) -> QuantizedTensor:
-    """Rounds to nearest on a uniform grid from min to max, or over the range that `clip_range` finds. weight [N, K] float32."""
+def affine_values(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """What the nearest codes of [rows, groups, members] stand for, same shape: a search that rounds often need not pass by codes."""
+    step = scale.float().unsqueeze(-1)
+    offset = 2 ** (bits - 1) if zero is None else zero.unsqueeze(-1)
+    return (groups / step).round_().add_(offset).clamp_(0, 2**bits - 1).sub_(offset).mul_(step)
+
+
+def quantize_affine(weight: Tensor, bits: int, granularity: str, group_size: int, symmetric: bool, clip: bool = False, full: bool = False) -> QuantizedTensor:
+    """Rounds to nearest on a uniform grid from min to max, or over the range that `clip_range` finds. weight [N, K] float32; full: see
+    `affine_parameters`.
+    """
     groups = group_view(weight, granularity, group_size)
-    scale, zero = (clip_range if clip else affine_parameters)(groups, bits, symmetric)
+    scale, zero = (clip_range if clip else affine_parameters)(groups, bits, symmetric, full)
     codes = affine_codes(groups, scale, zero, bits).reshape(weight.shape)
     return QuantizedTensor(codes, scale, bits, zero)

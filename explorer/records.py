@@ -58,8 +58,8 @@ class QuantSpec:
 class TextRef:
     """A text by source ("bundled", "wikitext2", "c4", "pasted"), its hash, and how much of it is used.
 
-    tokens: tokens used at most; length: tokens per window; text: the text itself when pasted, else empty. seed: which windows are drawn when
-    there are more than needed; 0 for the first ones.
+    tokens: tokens used at most; length: tokens per window; text: the text itself when pasted, else empty. seed: which windows are drawn at random;
+    0 takes the first ones of a calibration text.
     """
 
     source: str

@@ -8,6 +8,7 @@ from statistics import NormalDist, fmean, stdev
 
 ALPHA = 0.05
 LEAST = 1e-7  # error budget below which a look decides nothing
+LEAST_VALUES = 8  # with fewer, Student's t at such small budgets leans on the values being normal
 
 
 def spent(share: float, alpha: float = ALPHA) -> float:
@@ -52,7 +53,7 @@ def bound(values: list[float], seen: float, before: float, alpha: float = ALPHA)
     Infinite where the budget or the sample is too small to say anything.
     """
     budget, n = spent(seen, alpha) - spent(before, alpha), len(values)
-    if budget < LEAST or n < 8:
+    if budget < LEAST or n < LEAST_VALUES:
         return -math.inf, math.inf
     middle, half = fmean(values), quantile(budget, n - 1) * stdev(values) / math.sqrt(n)
     return middle - half, middle + half

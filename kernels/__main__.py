@@ -15,7 +15,7 @@ import torch
 from kernels import table
 from kernels.bench import llama_cpp, tune
 from kernels.bench.check import check
-from kernels.bench.measure import measure
+from kernels.bench.measure import format_of, measure
 from kernels.bench.shapes import ROWS, SHAPES
 from kernels.op import ops
 from kernels.timing import busy, copy_bandwidth, device_name
@@ -39,13 +39,19 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", default="common", help=f"names of shapes, separated by commas: {', '.join(SHAPES)}")
     parser.add_argument("--rows", default="", help="numbers of rows to time, separated by commas")
     parser.add_argument("--ops", default="", help=f"ops, separated by commas: {', '.join(ops())}")
+    parser.add_argument("--format", action="append", default=[], help='a format as the table of timings names it, such as "4-bit g128"; may be repeated')
     parser.add_argument("--peers", action="store_true", help="time others' kernels too, where they can be imported")
     parser.add_argument("--write", action="store_true", help="write assets/bench/<device>.json, with how busy the machine was")
+    parser.add_argument("--add", action="store_true", help="with --write: keep what that file says of other cases, if it was measured with the same versions")
     args = parser.parse_args(argv)
     for given, known, what in ((args.shapes, SHAPES, "shapes"), (args.ops, ops(), "op")):
         for name in filter(None, given.split(",")):
             if name not in known:
                 parser.error(f"there are no {what} named {name}; there are {', '.join(known)}")
+    formats = {format_of(case): None for op in ops().values() for case in op.timed}
+    for name in args.format:
+        if name not in formats:
+            parser.error(f"no op is timed in the format {name}; there are {'; '.join(formats)}")
     if not all(part.isdigit() and int(part) > 0 for part in filter(None, args.rows.split(","))):
         parser.error(f"rows are positive numbers, not {args.rows}")
     if args.samples < 5:
@@ -62,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [int(part) for part in args.rows.split(",") if part] or ROWS[args.device]
     command = "python -m kernels " + " ".join(sys.argv[1:] if argv is None else argv)
     if args.task == "tune":
-        products = tune.tuned(device, shapes, rows, names=names)
+        products = tune.tuned(device, shapes, rows, names=names, formats=tuple(args.format))
         found = itertools.chain(products, tune.others(device, names=names)) if args.device == "cuda" else tune.crossings(shapes)
         print(f"wrote {tune.write(device_name(device), _shown(found, show_tile, args.json), command)}", file=sys.stderr)
         return 0
@@ -71,27 +77,38 @@ def main(argv: list[str] | None = None) -> int:
     if not args.check:
         document["busy"] = busy() if device.type == "cpu" else ""
         document["copy_gb_per_s"] = copy_bandwidth(device) / 1e9
-        timed = measure(device, shapes, rows, args.samples, document["copy_gb_per_s"] * 1e9, args.peers, names)
+        timed = measure(device, shapes, rows, args.samples, document["copy_gb_per_s"] * 1e9, args.peers, names, args.format)
         document["timings"] = []
         for row in _shown(timed, show_timing, args.json):
             document["timings"].append(row)
             if args.write:
-                save(document)
+                save(document, args.add)
         if args.peers and device.type == "cpu":
             document["tokens"] = list(_shown(llama_cpp.compare(), show_token, args.json))
     if document.get("busy"):
         print(f"The machine was busy ({document['busy']}): these timings are not the kernels' own.", file=sys.stderr)
     if args.write:
-        save(document)
+        save(document, args.add)
     if args.json:
         print(json.dumps(document, indent=1))
     return 0 if all(row["ok"] for row in document["checks"]) else 1
 
 
-def save(document: dict[str, Any]) -> None:
-    """Writes the device's file: after every row, because the time on a borrowed machine may end before the run does."""
+def save(document: dict[str, Any], add: bool) -> None:
+    """Writes the device's file: after every row, because the time on a borrowed machine may end before the run does. add: to what is there."""
     BENCH.mkdir(parents=True, exist_ok=True)
-    (BENCH / table.file_name(document["device"])).write_text(json.dumps(document, indent=1) + "\n")
+    path = BENCH / table.file_name(document["device"])
+    old = json.loads(path.read_text()) if add and path.is_file() else {}
+    if old and all(old.get(name) == document[name] for name in ("torch", "triton", "cuda")):
+        document = document | {name: joined(old.get(name, []), document.get(name, [])) for name in ("checks", "timings")}
+        document["command"] = "; ".join(dict.fromkeys([*old["command"].split("; "), document["command"]]))
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def joined(old: list[dict], new: list[dict]) -> list[dict]:
+    """Rows of two runs, the new one's where both have the same."""
+    rows = {json.dumps([row.get(name) for name in ("op", "format", "case", "dtype", "form" if "dtype" in row else "")]): row for row in [*old, *new]}
+    return list(rows.values())
 
 
 def versions() -> dict[str, Any]:

@@ -8,6 +8,7 @@ and three where it has 32, so that the result is as good as in float32.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def hadamard_kernel(
     where, mask = tl.reshape(where, (ROWS, RUNS * A * B * C)), tl.reshape(mask, (ROWS, RUNS * A * B * C))
     if ROUND:
         peak = tl.max(tl.abs(y), 1)
-        scale = tl.where(peak > 0, peak / LARGEST, 1.0)
+        scale = tl.where(peak > 0, tl.div_rn(peak, tl.full((ROWS,), LARGEST, tl.float32)), 1.0)
         y = rounded(y, scale[:, None], LARGEST, MANTISSA, STEP)
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         tl.store(scale_ptr + row, scale, mask=row < m_size)
@@ -128,7 +129,7 @@ def _length(k: int, sizes: tuple[int, ...]) -> int:
     run = 1
     for size in sizes:
         run *= padded(size)
-    return run * triton.next_power_of_2(k // torch.tensor(sizes).prod().item())
+    return run * triton.next_power_of_2(k // math.prod(sizes))
 
 
 def refuses(t: Turn) -> str:

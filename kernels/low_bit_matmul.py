@@ -72,6 +72,7 @@ def _unit(nest_ptr, SCALE: tl.constexpr, FACTOR: tl.constexpr):
 def _words(codes_ptr, high_ptr, row, stride_codes, stride_high, step, BITS: tl.constexpr, WIDTH: tl.constexpr):
     """The bytes of one block of some rows, [rows, WIDTH], and for 3-bit codes the second run of them and the upper bits."""
     inside = tl.arange(0, WIDTH)[None, :]
+    row = row.to(tl.int64)  # a head of 262,144 rows in 8 bits passes 2**31 bytes
     start = codes_ptr + row[:, None] * stride_codes + step * (2 * WIDTH if BITS == 3 else WIDTH) + inside
     word = tl.load(start)
     if BITS == 3:
@@ -174,17 +175,24 @@ def default_tile(m: int, n: int, steps: int, bits: int, kind: str, processors: i
     """By arithmetic, for shapes that no table holds: a tile as narrow as the rows allow, and K split until every multiprocessor has four
     programs, but no program fewer than four steps.
 
-    Two warps, not four, for up to 32 rows: then Hopper's compiler takes the matrix instructions whose operands stay where they were unpacked,
-    and an instruction count a weight of half (tests/test_machine_code.py).
+    Two warps, not four: then Hopper's compiler takes the matrix instructions whose operands stay where they were unpacked, four neighbours of a row in
+    a register pair, which codes.assembly relies on (see `warp_groups`), and an instruction count a weight of half (tests/test_machine_code.py).
     """
     rows = max(8, 1 << (m - 1).bit_length()) if m <= 64 else 64
     if m <= 32:
         columns, warps = (32, 1) if kind == "table" and rows <= 16 else (64, 2)
     else:
-        columns, warps = (128, 8) if m > 64 else (64, 4) if bits in (3, 8) else (128, 4)  # as many columns as fit the registers
+        columns, warps = (32 if bits in (3, 8) else 64), 2  # as many columns as fit the registers
     programs = -(-n // columns) * -(-m // rows)
-    stages = 2 if bits == 3 and rows == 64 else 3  # a block of 256 codes meets 32 KiB of inputs
+    stages = 2 if bits in (3, 4) and rows == 64 else 3  # with three, 4-bit codes spill a register, and a block of 256 3-bit codes meets 32 KiB of inputs
     return Tile(rows, columns, max(1, min(4 * processors // programs, steps // 4, 16)), warps, stages)
+
+
+def warp_groups(columns: int, warps: int) -> bool:
+    """Whether Hopper's compiler would take its matrix instruction of four warps for a tile. That one's register operand holds two neighbours of a row and
+    then two of another row, and what codes.assembly makes of four bytes would go to the wrong places.
+    """
+    return columns >= 64 and warps % 4 == 0
 
 
 @torch.library.custom_op("quantization_explorer::low_bit_matmul", mutates_args=())
@@ -217,6 +225,8 @@ def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tup
     codes, scale = tensors["codes"], tensors["scale"]
     upper, offset, book, nest = (scale if tensors[name] is None else tensors[name] for name in ("high", "zero", "codebook", "nest"))
     in_asm = not interpreted and x.dtype != torch.float32 and at.kind != "gather"
+    if in_asm and tile is not None and warp_groups(tile.columns, tile.warps):
+        raise ValueError(f"a tile of {tile.columns} columns and {tile.warps} warps would be multiplied by warp groups, whose operands lie differently")
     asm_bf16 = in_asm and bf16 and tile is not None and not (at.bits == 8 and at.kind == "integer")
     shared = {
         "BITS": at.bits, "GROUP": at.group, "ZERO": tensors["zero"] is not None, "KIND": at.kind, "SCALE": at.scale_kind, "RUN": at.run,

@@ -17,7 +17,7 @@ class Activation(NamedTuple):
     """How the inputs [M, K] of a product are rounded. kind: "int8", "e4m3" or "e5m2"; per: "token" (one scale a row), "tensor", or "block" (one
     scale for BLOCK consecutive inputs of a row, float8 only).
 
-    scale: a static scale found beforehand (per tensor only), 0 for a dynamic one. threshold: input columns with a magnitude above it are
+    scale: a static scale found beforehand (per tensor only), 0 for a dynamic one. threshold: input columns with a magnitude of at least it are
     left out of the rounding and multiplied in 16 bits (LLM.int8, arXiv 2208.07339, section 3.2); 0 for none. columns: the same for columns
     named beforehand; then nothing depends on the data at hand, and a GPU need not wait for it.
     """
@@ -173,7 +173,7 @@ def split_outliers(x: Tensor, a: Activation) -> tuple[Tensor, Tensor | None]:
     if a.columns:
         columns = torch.tensor(a.columns, device=x.device)
     elif a.threshold:
-        columns = (x.abs() > a.threshold).any(0).nonzero().flatten()
+        columns = (x.abs() >= a.threshold).any(0).nonzero().flatten()
     else:
         return x, None
     return (x.index_fill(1, columns, 0.0), columns) if columns.numel() else (x, None)

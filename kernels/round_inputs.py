@@ -25,9 +25,10 @@ def grid(kind: str) -> dict[str, float]:
 def rounded(x, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr):
     """x / scale, float32, clamped and rounded half to even to integers (MANTISSA 0) or to a float with STEP between its subnormals.
 
-    Adding 1.5 * 2**23 steps leaves no bits below one step. Rounded here, the conversion that follows is exact wherever it is done.
+    Adding 1.5 * 2**23 steps leaves no bits below one step. Rounded here, the conversion that follows is exact wherever it is done. The division is
+    the exactly rounded one: with `/`, which a GPU only approximates, values halfway between two codes would not go where the reference's go.
     """
-    value = tl.minimum(tl.maximum(x / scale, -LARGEST), LARGEST)
+    value = tl.minimum(tl.maximum(tl.div_rn(x, scale), -LARGEST), LARGEST)
     even = (value + 12582912.0 * STEP) - 12582912.0 * STEP
     if MANTISSA == 0:
         return even
@@ -55,7 +56,7 @@ def round_rows_kernel(
         scale = tl.load(given_ptr)
     else:
         peak = tl.max(tl.abs(x), 0)
-        scale = tl.where(peak > 0, peak / LARGEST, 1.0)
+        scale = tl.where(peak > 0, tl.div_rn(peak, tl.full((), LARGEST, tl.float32)), 1.0)
     tl.store(scale_ptr + row * tl.num_programs(1) + part, scale)
     codes = rounded(x, scale, LARGEST, MANTISSA, STEP)
     tl.store(codes_ptr + row.to(tl.int64) * k_size + k, codes.to(codes_ptr.dtype.element_ty), mask=mask)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import table
-from kernels.op import BLOCK, Activation, Packed
+from kernels.op import BLOCK, Activation, Packed, compute_capability
 from kernels.round_inputs import round_inputs
 from kernels.table import Tile
 
@@ -66,10 +66,22 @@ def scaled_matmul_kernel(
     tl.store(y_ptr + m[:, None].to(tl.int64) * n_size + n[None, :], y.to(y_ptr.dtype.element_ty), mask=(m < m_size)[:, None] & (n < n_size)[None, :])
 
 
-def default_tile(m: int, integer: bool) -> Tile:
-    """A tile as narrow as the rows allow; float8 keeps two sums for each output and has registers for half a tile."""
-    rows = 16 if m <= 16 else 64 if m <= 256 or not integer else 128
-    return Tile(rows, 128 if m > 256 else 64, 1, 8 if rows == 128 else 4, 3)
+def default_tile(m: int, integer: bool, more: bool = False, capability: int = 90) -> Tile:
+    """A tile as narrow as few rows allow; of many as large as the registers allow, because what a tile reads from the cache limits it. Float8 keeps two
+    sums for each output; more: beside them scales of blocks, or sums of outlier columns. Before Hopper operands lie in registers as well.
+    """
+    if m <= 256:
+        return Tile(16 if m <= 16 else 64, 64, 1, 4, 3)
+    if integer:
+        return Tile(128, 256 if m >= 1024 and capability >= 90 and not more else 128, 1, 8, 3)
+    return Tile(64, 128, 1, 4, 3) if more else Tile(128, 128, 1, 8, 3)
+
+
+def _tile(x: Tensor, codes: Tensor, kind: str, more: bool) -> Tile:
+    """The table's tile for this GPU and shape, else the default."""
+    (n, k), m = codes.shape, x.shape[0]
+    found = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m)
+    return found or default_tile(m, kind == "int8", more, compute_capability(x.device))
 
 
 @torch.library.custom_op("quantization_explorer::scaled_matmul", mutates_args=())
@@ -79,17 +91,14 @@ def scaled_matmul(
     """x [M, K] bf16, fp16 or fp32 -> y [M, N] in x's dtype, x rounded as kind, per and given say. codes [N, K] int8 or float8; scale [N] or
     [N / 128, K / 128] float32; keep [K], columns [C] int32 and kept [N, C] int8: see the kernel.
     """
-    (m, k), n = x.shape, codes.shape[0]
-    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m, kind == "int8")
+    tile = _tile(x, codes, kind, per == "block" or scale.dim() == 2 or kept is not None)
     return launch(x, {"codes": codes, "scale": scale, "keep": keep, "columns": columns, "kept": kept}, Activation(kind, per, given), tile)
 
 
 @torch.library.custom_op("quantization_explorer::rounded_matmul", mutates_args=())
 def rounded_matmul(x: Tensor, rounded: Tensor, scale_x: Tensor, codes: Tensor, scale: Tensor, kind: str) -> Tensor:
     """As `scaled_matmul` per token, of inputs [M, K] that came as codes and scale [M, 1]; x gives the result's dtype."""
-    (m, k), n = rounded.shape, codes.shape[0]
-    tile = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m) or default_tile(m, kind == "int8")
-    return _multiply(x, rounded, scale_x, {"codes": codes, "scale": scale}, Activation(kind), tile)
+    return _multiply(x, rounded, scale_x, {"codes": codes, "scale": scale}, Activation(kind), _tile(rounded, codes, kind, scale.dim() == 2))
 
 
 @rounded_matmul.register_fake

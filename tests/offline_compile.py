@@ -28,6 +28,7 @@ from kernels.scaled_matmul import scaled_matmul_kernel
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16}
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA")
+PACKED = re.compile(r"packed_element = 4.*?\} .*? : tensor<[^#]*(#ttg\.dot_op<\{.*?\}>|#\w+)>")  # the layout of bytes that inline assembly takes by four
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
 
@@ -52,8 +53,21 @@ def machine_code(kernel, signature: dict, constants: dict, capability: int, warp
     return {
         "capability": capability, "registers": int(re.search(r"REG:(\d+)", usage)[1]), "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]), "shared": built.metadata.shared, "matrix": sum(op in MATRIX for _, op, _ in code),
-        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "loop": main_loop(code),
+        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "loop": main_loop(code), "in_a_row": four_in_a_row(built.asm["ttgir"]),
     }  # fmt: skip
+
+
+def four_in_a_row(ttgir: str) -> bool:
+    """Whether inline assembly that takes four bytes gets four neighbours along K everywhere: it tells them apart by place, and a layout decides that."""
+    for layout in PACKED.findall(ttgir):
+        if not layout.startswith("#ttg"):
+            layout = re.search(rf"^{layout} = (.*)$", ttgir, re.MULTILINE)[1]
+        blocked = re.search(r"blocked<\{sizePerThread = \[\d+, (\d+)\].*order = \[1, 0\]", layout)
+        linear = re.search(r"linear<\{register = \[\[0, 1\], \[0, 2\]", layout)
+        width = re.search(r"kWidth = (\d+)", layout) or blocked
+        if not linear and (width is None or int(width[1]) % 4):
+            return False
+    return True
 
 
 def main_loop(code: list[tuple[int, str, str]]) -> int:
@@ -120,7 +134,7 @@ def others(capability: int) -> list[dict]:
              "part_size": "i32"},
             {"WIDTH": 4096, "KEEP": False, "GIVEN": False} | grid(kind), capability, 4,
         )  # fmt: skip
-    for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e5m2", 16)):
+    for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e4m3", 512), ("e5m2", 16)):
         if kind in kinds:
             rows[f"{kind} product rows {m}"] = scaled(capability, kind, m, kinds[kind])
     return [{"variant": f"sm_{capability} {name}", "product": "product" in name, **facts} for name, facts in rows.items()]
@@ -128,14 +142,15 @@ def others(capability: int) -> list[dict]:
 
 def scaled(capability: int, kind: str, m: int, pointer: str) -> dict:
     """The W8A8 product, with outlier columns for int8 and blocks for wide float8 tiles."""
-    blocks, tile = kind == "e4m3", scaled_tile(m, kind == "int8")
+    blocks = kind == "e4m3" and m == 1024
+    tile = scaled_tile(m, kind == "int8", blocks, capability)
     types = {"x_ptr": pointer, "w_ptr": pointer, "scale_x_ptr": "*fp32", "scale_w_ptr": "*fp32", "y_ptr": "*bf16", "plain_ptr": "*bf16", "columns_ptr": "*i32",
              "kept_ptr": "*i8"} | dict.fromkeys(("m_size", "n_size", "k_size", "stride_plain", "column_count"), "i32")  # fmt: skip
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": 128, "INTEGER": kind == "int8", "BLOCKS_X": blocks, "BLOCKS_W": blocks,
         "COLUMNS": kind == "int8" and m == 16, "EVEN": True, "DTYPE": tl.bfloat16,
     }  # fmt: skip
-    return machine_code(scaled_matmul_kernel, types, constants, capability, tile.warps)
+    return machine_code(scaled_matmul_kernel, types, constants, capability, tile.warps, tile.stages)
 
 
 def attention(capability: int, bits: int) -> list[dict]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from explorer.decode import Decoder
 from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner
 from explorer.held import Held, held_bytes
+from explorer.metrics import Subject
 from explorer.records import Answer, InputError, Progress, report_from
 from explorer.store import Store
+from explorer.tasks.generate import Writer, forced
 from explorer.ui.guard import guard, questions
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell
 from explorer.ui.tabs import failures, text
 from explorer.ui.written import texts
+from tests.test_decode import loaded_of, model_of, prompt_of
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 PROMPT = "The server stores each table in"
@@ -69,6 +73,15 @@ def test_each_token_is_told_in_its_own_context(runner: LocalRunner, events: list
     forced = data["forced"]
     assert len(forced["text"]) == len(forced["p"]) == forced["start"] + len(data["runs"][0]["ids"])
     assert forced["p"][forced["start"] :] == pytest.approx(data["runs"][0]["p"], rel=0.05)
+
+
+def test_a_prompt_is_read_exactly_by_a_low_bit_cache() -> None:
+    loaded, ids = dataclasses.replace(loaded_of(model_of("llama")), tokenizer=SimpleNamespace(decode=str)), prompt_of(1, 100)
+    base, low = (Writer("", Subject(loaded, {}, {}, {}, ids, 0.0, bits), ids, None) for bits in (16, 2))
+    base.columns["ids"] = ids[0, 80:].tolist()
+    found = forced([base, low], ids[:, :80])
+    kl = found["runs"][0]["kl"]
+    assert found["start"] == 79 and max(kl[:80]) < 1e-5 and min(kl[80:]) > 1e-4
 
 
 def test_the_same_noise_keeps_near_copies_together(runner: LocalRunner, tiny_folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from explorer import llama
 from explorer.decode import Decoder
+from kernels.token_step import add_and_norm, gated, turn_and_store
 from tests.test_decode import loaded_of, model_of, prompt_of
 
 
@@ -42,7 +43,7 @@ class FakeCuda:
 
         for name, item in {
             "synchronize": lambda device: setattr(outer, "waits", outer.waits + 1), "Event": Event, "Stream": Stream, "CUDAGraph": Graph,
-            "current_stream": Stream, "stream": lambda stream: contextlib.nullcontext(), "graph": lambda graph: contextlib.nullcontext(),
+            "current_stream": Stream, "stream": lambda stream: contextlib.nullcontext(), "graph": lambda graph, **_: contextlib.nullcontext(),
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, item)
 
@@ -97,3 +98,22 @@ def test_a_group_of_a_packed_cache_is_packed_between_replays(monkeypatch: pytest
     assert list(decoder.generate(ids, 10)) == expected and fake.replays == 9
     # `step` asks before each replay, and the replayed step finds nothing left to pack.
     assert inside == [0] * 7 + [32] * 11 and decoder.forward.packed.counts.tolist() == [32, 37]
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_what_a_step_does_between_products_is_plain_torch(size: int) -> None:
+    """Heads and rows of sizes that no power of two divides; float16, where the interpreter rounds as a GPU does."""
+    generator = torch.Generator().manual_seed(size)
+    rows, cache = torch.randn(2, 7 * size, generator=generator).half(), torch.zeros(3, 2, 2, 5, size).half()
+    table, position = torch.randn(2, 5, 2, size // 2, generator=generator).half(), torch.tensor([3])
+    queries = turn_and_store(rows, table, position, cache[:2], 3)
+    heads, (cosine, sine) = rows.view(2, 7, 2, size // 2).float(), table[:, 3].float()
+    turned = torch.cat([heads[:, :5] * cosine + heads[:, :5].flip(2) * sine, heads[:, 5:]], 1).flatten(2)
+    assert torch.allclose(queries.float(), turned[:, :3], atol=1e-2) and not cache[2].any() and not cache[:, :, :, [0, 1, 2, 4]].any()
+    assert torch.allclose(cache[:2, :, :, 3].float(), turned[:, 3:].view(2, 2, 2, size), atol=1e-2)
+    hidden, change, weight = rows.clone(), rows.flip(1), torch.rand(7 * size, generator=generator).half()
+    normed = add_and_norm(hidden, change, weight, 1e-5)
+    assert torch.equal(hidden, rows + change)
+    assert torch.allclose(normed.float(), torch.nn.functional.rms_norm(hidden.float(), (7 * size,), weight.float(), 1e-5), atol=1e-2)
+    gate, up = rows[:, : 6 * size].float().chunk(2, 1)
+    assert torch.allclose(gated(rows[:, : 6 * size].contiguous()).float(), torch.nn.functional.silu(gate) * up, atol=1e-2)

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Cache
+from transformers.cache_utils import QuantizedLayer
 
 from explorer import models
+from explorer.decode import TransformersLoop
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.hub import Hub
 from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
+from explorer.llama import LlamaLoop
 from explorer.models import LoadedModel, reading
 from explorer.packed_cache import PackedCache
 from explorer.records import InputError
 from explorer.store import Store
 from tests.architectures import make
+from tests.test_decode import model_of, prompt_of
 
 CPU = torch.device("cpu")
 
@@ -60,6 +65,38 @@ def test_newest_tokens_are_exact_and_older_ones_rounded() -> None:
             assert not torch.equal(keys[..., : total - exact, :], seen[..., : total - exact, :])
 
 
+class Theirs(QuantizedLayer):
+    """transformers' low-bit cache over our rounding: what a prompt attends to, and when, is theirs."""
+
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> Chunk:
+        return Chunk(tensor, self.nbits, axis)
+
+    def _dequantize(self, chunk: Chunk) -> torch.Tensor:
+        return chunk.states()
+
+
+@torch.no_grad()
+def test_a_prompt_attends_to_exact_keys_as_in_transformers_own_cache() -> None:
+    model, ids = model_of("llama"), prompt_of(1, 97)
+    own, theirs, cache = LlamaLoop(model, 97, 2), TransformersLoop(model, 97, 2), Cache(layers=[Theirs(2, 2, 3) for _ in range(2)])
+    expected = model(ids[:, :96], use_cache=True, **reading(model, cache)).logits[:, -1]
+    for loop in (own, theirs):
+        assert (loop.prefill(ids[:, :96]) - expected).norm() < 1e-5 * expected.norm()
+    steps = [loop.step(ids[:, 96:]) for loop in (own, theirs)]
+    exact = model(ids, use_cache=False).logits[:, -1]
+    assert all((step - exact).norm() > 1e-3 * exact.norm() for step in steps), "the token after it meets rounded ones"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [0, 40, 70])
+def test_reading_in_parts_is_writing_token_by_token(prompt: int) -> None:
+    model, ids = model_of("llama"), prompt_of(2, 100)
+    cache, start = kivi_cache(model.config, 2), max(1, prompt)
+    read = lambda part: model(part, use_cache=True, **reading(model, cache)).logits  # noqa: E731
+    expected = torch.cat([read(ids[:, :start]), *(read(ids[:, i : i + 1]) for i in range(start, 100))], 1)
+    assert (chunked_logits(model, ids, 2, prompt) - expected).norm() < 1e-3 * expected.norm()
+
+
 def test_keys_with_a_large_channel_want_scales_per_channel() -> None:
     """KIVI's reason: one channel is large for all tokens, so rounding along the channels of a token drowns the others."""
     x = torch.randn(1, 1, GROUP, 64, generator=torch.Generator().manual_seed(2))
@@ -93,7 +130,8 @@ def test_loss_grows_as_bits_fall_and_short_contexts_are_exact(demo: LoadedModel)
     divergence = []
     for bits in (8, 4, 2):
         found = chunked_logits(demo.model, rows, bits).float().log_softmax(-1)
-        assert (found[:, :GROUP] - reference[:, :GROUP]).abs().max() < 0.25, "the first chunk meets no rounded key; only bf16 sums may differ"
+        exact = WINDOW + GROUP - 1
+        assert (found[:, :exact] - reference[:, :exact]).abs().max() < 0.25, "the first part meets no rounded key; only bf16 sums may differ"
         divergence.append((reference.exp() * (reference - found)).sum(-1).mean().item())
     assert divergence[0] < divergence[1] < divergence[2] and divergence[0] < 0.01
 

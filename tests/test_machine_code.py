@@ -36,6 +36,7 @@ def test_kernels_fit_three_gpus(facts: list[dict]) -> None:
     assert {row["capability"] for row in facts} == {80, 90, 120}
     for row in facts:
         assert row["stack"] == 0 and row["local"] == 0, row
+        assert row["in_a_row"], row
         assert row["shared"] <= SHARED_LIMIT[row["capability"]], row
 
 

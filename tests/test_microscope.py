@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -224,6 +225,8 @@ def test_a_configuration_that_reads_inputs_waits_for_a_button() -> None:
     shell.runner.given = {"label": "GPTQ", "layers": {}}
     list(maps.whole(maps.choose(subject, keys_of([gptq])[0])))
     assert shell.runner.asked[-1][0] == "error_maps" and shell.runner.asked[-1][1]["sequences"] == 16
+    told = dataclasses.replace(gptq, provenance=gptq.provenance | {"reads_inputs": False})
+    assert maps.reads(gptq) and not maps.reads(told), "what the report says of itself, such as of rules that read no inputs"
     assert "Run a quantized" in next(iter(maps.quick(subject)))[0]
     assert {"rtn", "hqq", "nf4", "kquant"} <= {m["name"] for m in lens_methods(catalogue)} and "gptq" not in {m["name"] for m in lens_methods(catalogue)}
     assert table_of(rtn)["blocks"] == [0, 1, 2, 3, 4, 5] and table_of(seeds[0]) == {}

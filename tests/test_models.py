@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from explorer import checkpoint, data, models
-from explorer.calibration import sequential_inputs
+from explorer.calibration import first_inputs, sequential_inputs
 from explorer.checkpoint import SUPPORTED
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.hub import Hub, HubSettings, Weight
@@ -109,6 +111,21 @@ def test_each_set_of_layers_sees_the_layers_replaced_before_it(tiny_folder: Path
             put(loaded.model, "layers.0.self_attn.o_proj", silent.requires_grad_(False))
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(plain, changed, strict=True)]
     assert same == [True, True] + [False] * 6
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 8])
+def test_every_calibration_window_is_run_in_equal_batches(count: int, tiny_folder: Path) -> None:
+    loaded = models.load(models.resolve(str(tiny_folder), Hub()), CPU, Hub())
+    rows = torch.arange(count * 8).view(count, 8)
+    hidden, _ = first_inputs(loaded, rows)
+    assert torch.equal(torch.cat(hidden), loaded.model.get_input_embeddings()(rows)) and len({batch.shape for batch in hidden}) == 1
+
+
+def test_c4_has_the_windows_that_papers_calibrate_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 windows of 2,048 tokens, from documents of about 430."""
+    stream = SimpleNamespace(take=lambda count: [{"text": "word"}] * count)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *names, **options: stream))
+    assert 430 * data.text_of("c4", "calibration").count("word") > 128 * 2048
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)

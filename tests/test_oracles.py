@@ -91,6 +91,20 @@ def test_llm_int8_agrees_with_bitsandbytes(weight: torch.Tensor) -> None:
     assert error(QuantizedLinear(build("dynamic_int8", {}).quantize(weight, None), None, torch.device("cpu"))(x), exact) > 2 * error(ours, exact)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_full_symmetric_range_is_that_of_compressed_tensors(weight: torch.Tensor, bits: int) -> None:
+    """GPTQ's authors, GPTQModel and torchao define it alike; the fewer bits, the more the code is worth that the textbook's range leaves unused."""
+    schemes = pytest.importorskip("compressed_tensors.quantization", reason="needs compressed-tensors, the integer formats' oracle")
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    groups = weight.unflatten(1, (-1, 64))
+    asked = schemes.QuantizationArgs(num_bits=bits, group_size=64, strategy="group", symmetric=True)
+    theirs = calculate_qparams(groups.amin(-1), groups.amax(-1), asked)[0]
+    full, plain = (build("rtn", {"bits": bits, "full_range": on}).quantize(weight, None) for on in (True, False))
+    assert torch.allclose(full.scale.float(), theirs, rtol=2**-8) and full.codes.min() == 0 < plain.codes.min()
+    assert bits == 8 or error(full.dequantize(), weight) < error(plain.dequantize(), weight)
+
+
 def test_awq_scale_has_the_least_output_error_of_the_grid(weight: torch.Tensor) -> None:
     """The search by Gram matrix agrees with the paper's objective computed directly in float64, for every one of the 20 ratios."""
     generator = torch.Generator().manual_seed(5)

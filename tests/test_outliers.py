@@ -14,7 +14,7 @@ from explorer.experiment import LocalRunner
 from explorer.figures import charts
 from explorer.hub import Hub
 from explorer.methods import build
-from explorer.metrics.activations import kurtosis
+from explorer.metrics.activations import kurtosis, outliers
 from explorer.models import LoadedModel
 from explorer.records import InputError, ModelRef
 from explorer.store import Store
@@ -151,10 +151,11 @@ def test_the_dial_breaks_int8_and_leaves_the_model_alone(runner: LocalRunner, ti
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_llm_int8_static_list_is_the_channels_that_exceed_the_threshold() -> None:
+def test_llm_int8_static_list_is_the_channels_that_reach_the_threshold() -> None:
     generator = torch.Generator().manual_seed(3)
     weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(50, 64, generator=generator)
-    inputs[7, [5, 40]] = 30.0
+    inputs[7, [5, 40]] = torch.tensor([6.0, -30.0])
+    assert outliers(inputs.abs().amax(0))["llm_int8"] == [5, 40], "the metric names the channels that the method takes out"
     static = build("llm_int8", {"outliers": "static"}).quantize(weight, inputs)
     assert static.activation.columns == (5, 40) and not static.activation.threshold
     dynamic = build("llm_int8", {}).quantize(weight, None)

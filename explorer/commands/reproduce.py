@@ -32,7 +32,8 @@ def work(args: argparse.Namespace) -> int:
         outcomes.append(outcome)
         if not args.json:
             verdict = {True: "agrees", False: "DIFFERS", None: "not run"}[outcome.agrees]
-            ours = f"{outcome.found:.2f} [{outcome.low:.2f}, {outcome.high:.2f}]" if outcome.found is not None else outcome.why_not
+            ends = "" if outcome.low is None else f" [{outcome.low:.2f}, {outcome.high:.2f}]"
+            ours = f"{outcome.found:.2f}{ends}" if outcome.found is not None else outcome.why_not
             print(f"{verdict:8s} {outcome.row.title()}: published {outcome.row.perplexity} (within {outcome.row.tolerance:.1%}), here {ours}", flush=True)
     if args.json:
         print(json.dumps({"rows": [plain(outcome) | {"agrees": outcome.agrees} for outcome in outcomes]}, indent=1))

@@ -96,7 +96,7 @@ def table(report: Report) -> str:
             value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
             rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
-    rows.append(f"{'kernel':28s} {report.provenance['kernel_summary']}")
+    rows += [f"{'kernel':28s} {report.provenance['kernel_summary']}", f"{'calibration':28s} {report.provenance['calibration']}"]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
 
 

@@ -60,7 +60,8 @@ def work(args: argparse.Namespace) -> None:
     else:
         for row in answer["rows"]:
             kl = row["kld"]
-            print(f"{row['layer']:32s} {row['bits']} bits  KL {significant(kl)} nats  [{significant(row['kld_low'], kl)}, {significant(row['kld_high'], kl)}]")
+            ends = "" if row["kld_low"] is None else f"  [{significant(row['kld_low'], kl)}, {significant(row['kld_high'], kl)}]"
+            print(f"{row['layer']:32s} {row['bits']} bits  KL {significant(kl)} nats{ends}")
 
 
 COMMAND = Command("sensitivity", "measure how much each layer costs at each width", arguments, work)

@@ -80,7 +80,8 @@ def rows(reports: Sequence[Report]) -> list[dict[str, object]]:
         row: dict[str, object] = {"label": report.name, "method": spec.method, "params": " ".join(f"{name}={value}" for name, value in spec.params)}
         row |= {"kv_bits": spec.kv_bits, "head_bits": spec.head_bits, "calibration": "", "sequences": "", "seed": ""}
         if reads(report):
-            row |= {"calibration": read.source, "sequences": read.tokens // read.length, "seed": read.seed}
+            tokens = report.provenance.get("calibration_tokens", read.tokens)
+            row |= {"calibration": read.source, "sequences": tokens // read.length, "seed": read.seed}
         row |= {"evaluation": scored.source, "tokens": report.provenance.get("tokens"), "length": scored.length}
         for name in COLUMNS:
             one = report.find(name) or Measurement(name, None)

@@ -61,7 +61,7 @@ def draw(data: dict[str, Any]) -> Plot:
             traces.append(marks(predicted, "predicted", words) | {"marker": marker})
         measured = [p for p in points if finite(p.get("kld")) and p["kld"] > 0]
         if measured:
-            up, down = [p["high"] - p["kld"] for p in measured], [p["kld"] - p["low"] for p in measured]
+            up, down = ([abs(p[end] - p["kld"]) if finite(p[end]) else 0.0 for p in measured] for end in ("high", "low"))
             error = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
             traces.append(marks(measured, "kld", words) | {"marker": {"symbol": symbol, "color": colour, "size": 11}, "error_y": error})
     shape = layout("stored bits per weight", "KL divergence, nats (log)", 380, yaxis={"type": "log", "dtick": 1})
@@ -101,6 +101,8 @@ def against(mixed: dict, uniforms: list[dict]) -> str:
         return ""
     near = min(uniforms, key=lambda p: abs(p["bits"] - mixed["bits"]))
     size = "the same size" if abs(near["bits"] - mixed["bits"]) < 0.02 else f"{near['bits']:.3f} bits (the allocation has {mixed['bits']:.3f})"
+    if not all(finite(p[end]) for p in (mixed, near) for end in ("low", "high")):
+        return f" {near['name']} at {size} has {significant(near['kld'])}: on so little text nothing tells whether that is a difference."
     if mixed["high"] < near["low"]:
         return f" {near['name']} at {size} has {significant(near['kld'])}: spending the bits unevenly wins, beyond both intervals."
     if mixed["low"] > near["high"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from explorer.figures import Figure, Plot, against_bits, with_metrics
+from explorer.findings import known
 from explorer.records import Report, significant
 
 
@@ -15,7 +16,11 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
 def summary(reports: Sequence[Report], layer: str) -> str:
     found = [r for _, r in with_metrics(reports, "kld_mean", "top1_agreement") if not r.experiment.spec.is_baseline]
     parts = [f"{r.name}: {significant(r.value('kld_mean'))} nats, same top token {r.value('top1_agreement'):.1f}%" for r in found]
-    return "Mean KL divergence to the baseline. " + "; ".join(parts) + "." if parts else "No quantized configuration measured yet."
+    if not parts:
+        return "No quantized configuration measured yet."
+    floor = next(filter(None, (known(r, "kld_floor") for r in reports)), None)
+    noise = f" 16 bits themselves are {significant(floor.value)} nats from float32: below twice that a divergence is not told from rounding." if floor else ""
+    return "Mean KL divergence to the baseline. " + "; ".join(parts) + "." + noise
 
 
 FIGURE = Figure(

@@ -135,7 +135,7 @@ MAP = Chart(
 )  # fmt: skip
 RANKING = Chart(
     "sensitivity_ranking", "The layers in order", "See where the bars stop to overlap: only beyond that is one layer known to matter less than another.",
-    "Each layer is scored on the same tokens, in segments of 64, and the spread of the segment means gives the interval. A ranking of layers "
+    "Each layer is scored on the same windows of text, and the spread of the windows' means gives the interval. A ranking of layers "
     "without intervals invites stories about noise; a budget spent by such a ranking may be spent at random.",
     draw_ranking, ranking_words, EXAMPLE,
 )  # fmt: skip

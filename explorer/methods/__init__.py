@@ -170,8 +170,11 @@ def spec_of(method: Method) -> QuantSpec:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Every method with its fields as plain data, for scripts and for the page, which must not wait for torch."""
-    return [{"name": m.name, "title": m.title, "paper": m.paper, "needs_inputs": m.needs_inputs, "fields": plain(fields_of(m))} for m in methods().values()]
+    """Every method with its fields as plain data, for scripts and for the page, which must not wait for torch. reads_inputs: with its defaults."""
+    return [
+        {"name": m.name, "title": m.title, "paper": m.paper, "needs_inputs": m.needs_inputs, "reads_inputs": m().reads_inputs(), "fields": plain(fields_of(m))}
+        for m in methods().values()
+    ]
 
 
 def label_of(method: Method) -> str:

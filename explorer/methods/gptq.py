@@ -33,6 +33,10 @@ class Gptq(Method):
     granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")
+    full_range: bool = choice(
+        False, title="Full range", when=("symmetric", (True,)),
+        help="Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), the lowest code has none.",
+    )  # fmt: skip
     act_order: bool = choice(True, title="Act-order", help="Round the columns with the largest inputs first, while most columns can still compensate.")
     static_groups: bool = choice(
         False, title="Static groups", when=("act_order", (False,)),
@@ -81,7 +85,7 @@ def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedT
     w[:, dead] = 0
     n, k = w.shape
     size = {"tensor": k, "channel": k, "group": method.group_size}[method.granularity]
-    scale, zero = affine_parameters(group_view(w, method.granularity, method.group_size), bits, method.symmetric)
+    scale, zero = affine_parameters(group_view(w, method.granularity, method.group_size), bits, method.symmetric, method.full_range)
     order = torch.argsort(h.diagonal(), descending=True) if method.act_order else torch.arange(k, device=w.device)
     w, h = w[:, order], h[order][:, order]
     upper = inverse_factor(h, method.damping)
@@ -97,7 +101,7 @@ def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedT
             group = groups[start + i]
             if live_groups and (start + i) % size == 0:
                 live = torch.cat([block[i:].T, w[:, stop:]], 1)[:, :size]  # what the columns of this group have become
-                fresh, fresh_zero = affine_parameters(live.unsqueeze(1), bits, method.symmetric)
+                fresh, fresh_zero = affine_parameters(live.unsqueeze(1), bits, method.symmetric, method.full_range)
                 scale[:, group] = fresh[:, 0]
                 if zero is not None:
                     zero[:, group] = fresh_zero[:, 0]

@@ -42,15 +42,15 @@ class Hqq(Method):
     @staticmethod
     def _search(groups: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
         """The zero [N, groups, 1] after at most ITERATIONS half-quadratic steps; stops when the mean error grows."""
-        beta, least = BETA, torch.inf
+        beta, least, steps = BETA, torch.inf, groups / scale
         for _ in range(ITERATIONS):
-            codes = (groups / scale + zero).round().clamp(0, top)
-            error = groups - (codes - zero) * scale
+            away = (steps + zero).round_().clamp_(0, top).sub_(steps)  # of the codes, in steps
+            error = (zero - away).mul_(scale)
             size = error.abs()
             if not (mean := size.mean().item()) < least:
                 break
             least = mean
-            outlier = (size - size.pow(NORM - 1) / beta).clamp(min=0) * error.sign()
-            zero = (codes - (groups - outlier) / scale).mean(-1, keepdim=True)
+            outlier = size.pow(NORM - 1).div_(-beta).add_(size).clamp_(min=0).copysign_(error)
+            zero = away.mean(-1, keepdim=True) + outlier.mean(-1, keepdim=True) / scale  # mean of code - (weight - outlier) / scale
             beta *= KAPPA
         return zero

@@ -16,7 +16,7 @@ from kernels.op import Activation
 @dataclass(frozen=True)
 class LlmInt8(Method):
     """Beyond a few billion parameters some input channels grow 20 times larger than the rest, for every token. One int8 scale a token cannot
-    serve both, so the channels in which any value exceeds the threshold are multiplied in 16 bits and the other 99.9% in int8.
+    serve both, so the channels in which any value reaches the threshold are multiplied in 16 bits and the other 99.9% in int8.
     """
 
     name: ClassVar[str] = "llm_int8"
@@ -25,7 +25,7 @@ class LlmInt8(Method):
     paper: ClassVar[str] = "Dettmers et al. 2022, arXiv 2208.07339, section 3"
     needs_inputs: ClassVar[bool] = True
 
-    threshold: float = amount(6.0, 0.0, 1000.0, title="Threshold", help="Inputs beyond this magnitude make their channel an outlier; 0 keeps none.")
+    threshold: float = amount(6.0, 0.0, 1000.0, title="Threshold", help="Inputs of at least this magnitude make their channel an outlier; 0 keeps none.")
 
     outliers: str = choice(
         "dynamic", "dynamic", "static", title="Outlier channels",
@@ -39,6 +39,6 @@ class LlmInt8(Method):
         if inputs is None:
             activation = Activation("int8", threshold=self.threshold)
         else:
-            found = (inputs.abs() > self.threshold).any(0).nonzero().flatten().tolist() if self.threshold else []
+            found = (inputs.abs() >= self.threshold).any(0).nonzero().flatten().tolist() if self.threshold else []
             activation = Activation("int8", columns=tuple(found))
         return dataclasses.replace(quantize_affine(weight, 8, "channel", 0, symmetric=True), activation=activation)

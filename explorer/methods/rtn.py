@@ -29,11 +29,15 @@ class Rtn(Method):
     granularity: str = choice("group", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")
+    full_range: bool = choice(
+        False, title="Full range", when=("symmetric", (True,)),
+        help="Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), the lowest code has none.",
+    )  # fmt: skip
     clip: bool = choice(False, title="MSE clip", help="Search the range with the least |error|^2.4 instead of min to max.")
     rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
         weight = rotation.apply(weight) if rotation else weight
-        q = quantize_affine(weight, self.bits, self.granularity, self.group_size, self.symmetric, self.clip)
+        q = quantize_affine(weight, self.bits, self.granularity, self.group_size, self.symmetric, self.clip, self.full_range)
         return dataclasses.replace(q, rotation=rotation)

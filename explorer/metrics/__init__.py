@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,6 +17,9 @@ from explorer.models import LoadedModel
 from explorer.qlinear import HEAD, QuantizedLinear, swapped
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Measurement, Progress
+from explorer.sequential import quantile
+
+Interval = tuple[float, float | None, float | None]  # value, low, high; None where windows are too few or too alike to say
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Subject:
     """What metrics measure: the 16-bit model, its quantized layers, and evaluation windows [W, T] int64.
 
     losses: one a step, of a method that trains. read: the calibration windows it was quantized on, [W, T] int64, None when it read none.
-    head: the quantized output head, None in 16 bits.
+    head: the quantized output head, None in 16 bits. available: windows that the whole evaluation text has.
     Outside of `quantized()` the model in `loaded` runs with its original 16-bit layers.
     """
 
@@ -37,6 +41,7 @@ class Subject:
     losses: tuple[float, ...] = ()
     read: Tensor | None = None
     head: QuantizedLinear | None = None
+    available: int = 0
 
     def quantized(self) -> AbstractContextManager[None]:
         """A `with` in which the model runs with its quantized layers in place."""
@@ -68,20 +73,39 @@ def metrics() -> dict[str, Metric]:
     return {name: importlib.import_module(f"{__name__}.{name}").METRIC for name in names}
 
 
-def mean_interval(values: Tensor, segment: int = 64) -> tuple[float, float, float]:
-    """(mean, low, high): mean of finite values [n] with a 95% interval from the means of runs of `segment` consecutive ones.
+def mean_interval(values: Tensor) -> Interval:
+    """(mean, low, high) over all finite values of windows [W, T], with a 95% interval.
 
-    Neighbouring tokens are not independent, so the interval comes from segments (batch means), with Student's t at 1.96 plus its
-    first-order correction (1.96 + 2.4 / df). NaN for both bounds with fewer than three segments.
+    Tokens of one window depend on each other, and windows are what is drawn at random: a window gives one value, and the interval is Student's t with
+    one degree of freedom less than there are windows. Where NaN leaves windows unequal, the mean is a ratio with the linearised error (Cochran 1977,
+    Sampling Techniques, section 2.11). Not corrected for a finite text: with all windows scored, the interval is for texts like this one.
     """
-    values = values.double()
-    mean = values.mean().item() if values.numel() else float("nan")
-    count = values.numel() // segment
-    if count < 3:
-        return mean, float("nan"), float("nan")
-    means = values[: count * segment].view(count, segment).mean(-1)
-    half = (1.96 + 2.4 / (count - 1)) * (means.std() / count**0.5).item()
-    return mean, mean - half, mean + half
+    good = values.isfinite()
+    counts, sums = good.sum(1).double(), values.double().where(good, 0.0).sum(1)
+    total, windows = counts.sum().item(), int((counts > 0).sum())
+    if not windows:
+        return math.nan, None, None
+    mean = sums.sum().item() / total
+    if windows < 2:
+        return mean, None, None
+    error = (sums - mean * counts).square().sum().item()
+    half = quantile(0.05, windows - 1) * math.sqrt(error * windows / (windows - 1)) / total
+    return (mean, mean - half, mean + half) if half else (mean, None, None)
+
+
+def quantile_interval(values: Tensor, share: float) -> Interval:
+    """(value, low, high): the quantile of all finite values of windows [W, T], with a 95% interval: that of the share of values up to it, read back
+    as quantiles (Woodruff 1952, Journal of the American Statistical Association 47, 635).
+    """
+    flat = values[values.isfinite()].double()
+    if not flat.numel():
+        return math.nan, None, None
+    value = torch.quantile(flat, share).item()
+    _, *ends = mean_interval((values <= value).double().where(values.isfinite(), torch.nan))
+    if None in ends:
+        return value, None, None
+    low, high = (torch.quantile(flat, min(1.0, max(0.0, end))).item() for end in ends)
+    return value, min(value, low), max(value, high)
 
 
 def histogram(values: Tensor, bins: int = 128, low: float | None = None, high: float | None = None) -> tuple[list[float], list[int]]:

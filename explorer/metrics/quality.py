@@ -7,13 +7,13 @@ Both models run over the same windows. All differences are paired by token, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from explorer.kvcache import chunked_logits
-from explorer.metrics import Metric, Subject, mean_interval
+from explorer.metrics import Interval, Metric, Subject, mean_interval, quantile_interval
 from explorer.records import Measurement, Progress
 
 BATCH = 2  # windows a forward pass
@@ -49,41 +49,45 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
             with subject.quantized():
                 logits = chunked_logits(model, batch, subject.kv_bits)[:, :-1].flatten(0, 1)
         rows.append(token_statistics(reference, logits, batch[:, 1:].flatten()))
-    yield from summarise({key: torch.cat([row[key] for row in rows]).cpu() for key in rows[0]}, baseline)
+    shape = (len(subject.windows), -1)
+    yield from summarise({key: torch.cat([row[key] for row in rows]).cpu().view(shape) for key in rows[0]})
 
 
-def summarise(tokens: dict[str, Tensor], is_baseline: bool) -> Iterator[Measurement]:
-    """Measurements from per-token statistics; tokens with NaN or infinities are left out of every mean and counted in `bad`."""
-    good = tokens["nll"].isfinite() & tokens["base"].isfinite() & tokens["kld"].isfinite()
-    bad, n = int((~good).sum()), int(good.sum())
-    kept = {key: value[good] for key, value in tokens.items()}
-    nll, low, high = mean_interval(kept["nll"])
-    yield Measurement("perplexity", _exp(nll), "", low=_exp(low), high=_exp(high), n=n, bad=bad)
-    delta, low, high = (0.0, 0.0, 0.0) if is_baseline else mean_interval(kept["nll"] - kept["base"])
-    yield Measurement("perplexity_delta", 100 * (_exp(delta) - 1), "%", low=100 * (_exp(low) - 1), high=100 * (_exp(high) - 1), n=n, bad=bad)
-    kld, low, high = mean_interval(kept["kld"])
-    yield Measurement("kld_mean", kld, "nats", low=max(0.0, low), high=high, n=n, bad=bad)
-    for name, share in (("kld_median", 0.5), ("kld_p99", 0.99), ("kld_max", 1.0)):
-        value = torch.quantile(kept["kld"], share).item() if n else math.nan
-        yield Measurement(name, value, "nats", n=n, bad=bad)
-    yield from of_correct_token(100 * ((-kept["nll"]).exp() - (-kept["base"]).exp()), bad)
-    same, low, high = mean_interval(kept["same"] * 100)
-    yield Measurement("top1_agreement", same, "%", low=low, high=min(100.0, high), n=n, bad=bad)
-    clear = ((kept["same"] == 0) & (kept["lead"] > TIE)).float() * 100
-    share, low, high = mean_interval(clear)
-    yield Measurement("clear_flips", share, "%", low=max(0.0, low), high=high, n=n, bad=bad)
+def summarise(tokens: dict[str, Tensor]) -> Iterator[Measurement]:
+    """Measurements from per-token statistics [W, T]; tokens with NaN or infinities are left out of every mean and counted in `bad`.
 
-
-def of_correct_token(change: Tensor, bad: int) -> Iterator[Measurement]:
-    """Mean and root mean square of how much the probability of the token that follows changed, in percentage points, from change [n].
-
-    They are what llama.cpp's perplexity tool prints as mean and RMS of Δp. The mean tells whether the model got worse, the RMS how much noise the
-    rounding is, in whichever direction.
+    Intervals are those of `mean_interval`; perplexity's has the ends of that of the mean log-likelihood. The largest divergence has none: it grows
+    with the text.
     """
-    mean, low, high = mean_interval(change)
-    yield Measurement("p_correct_change", mean, POINTS, low=low, high=high, n=change.numel(), bad=bad)
-    square, low, high = (math.sqrt(max(0.0, value)) if math.isfinite(value) else value for value in mean_interval(change.double().square()))
-    yield Measurement("p_correct_rms", square, POINTS, low=low, high=high, n=change.numel(), bad=bad)
+    good = tokens["nll"].isfinite() & tokens["base"].isfinite() & tokens["kld"].isfinite()
+    kept = {key: value.where(good, torch.nan) for key, value in tokens.items()}
+
+    def found(name: str, interval: Interval, unit: str, least: float = -math.inf, most: float = math.inf) -> Measurement:
+        value, low, high = interval
+        ends = {"low": None if low is None else max(least, low), "high": None if high is None else min(most, high)}
+        return Measurement(name, value, unit, **ends, n=int(good.sum()), bad=int((~good).sum()))
+
+    yield found("perplexity", _each(_exp, mean_interval(kept["nll"])), "")
+    yield found("perplexity_delta", _each(lambda nats: 100 * (_exp(nats) - 1), mean_interval(kept["nll"] - kept["base"])), "%")
+    kld = kept["kld"]
+    yield found("kld_mean", mean_interval(kld), "nats", least=0.0)
+    for name, share in (("kld_median", 0.5), ("kld_p99", 0.99)):
+        yield found(name, quantile_interval(kld, share), "nats")
+    yield found("kld_max", (kld[good].max().item() if good.any() else math.nan, None, None), "nats")
+    # Mean and root mean square of how much the probability of the token that follows changed, which llama.cpp's perplexity tool prints as those of
+    # delta p. The mean tells whether the model got worse, the RMS how much noise the rounding is, in whichever direction.
+    change = 100 * ((-kept["nll"]).exp() - (-kept["base"]).exp())
+    yield found("p_correct_change", mean_interval(change), POINTS)
+    yield found("p_correct_rms", _each(lambda square: math.sqrt(max(0.0, square)), mean_interval(change.double().square())), POINTS)
+    yield found("top1_agreement", mean_interval(kept["same"] * 100), "%", least=0.0, most=100.0)
+    clear = ((kept["same"] == 0) & (kept["lead"] > TIE)).float().where(good, torch.nan)
+    yield found("clear_flips", mean_interval(clear * 100), "%", least=0.0, most=100.0)
+
+
+def _each(function: Callable[[float], float], interval: Interval) -> Interval:
+    """A monotone function of a value and its ends, None and NaN kept."""
+    value, low, high = (end if end is None or math.isnan(end) else function(end) for end in interval)
+    return value, low, high
 
 
 def _exp(nats: float) -> float:

@@ -15,20 +15,20 @@ from explorer.metrics import Subject
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Measurement, Progress
 from explorer.request import Request
+from explorer.sequential import LEAST_VALUES as LEAST
 from explorer.sequential import bound, looks
 from explorer.tasks import Engine, Task
 from explorer.tasks.sensitivity import circumstances
 
-SEGMENT = 64  # tokens whose mean counts as one independent value
 BATCH = 2  # windows between two bars of progress
 
 
 @torch.no_grad()
 def losses(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of every token of windows [B, T] int64 under the quantized model, [B * (T - 1)], in nats, float64 on the CPU."""
+    """Negative log-likelihood of every token of windows [B, T] int64 under the quantized model, [B, T - 1], in nats, float64 on the CPU."""
     with subject.quantized():
         logits = chunked_logits(subject.loaded.model, batch, subject.kv_bits)[:, :-1].flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="none").double().cpu()
+    return torch.nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="none").double().cpu().view(len(batch), -1)
 
 
 def verdict(low: float, high: float, margin: float) -> str:
@@ -50,7 +50,7 @@ def work(
     text: str = "",
 ) -> Iterator[Event]:  # fmt: skip
     """first, second: method, params and, if wanted, further fields of a Request such as kv_bits and calibration. evaluation, text: as in a Request. The
-    difference is the perplexity of the first over the second's, in %, paired token by token.
+    difference is the perplexity of the first over the second's, in %, paired token by token; a window, drawn at random, gives one value.
 
     Yields a Measurement "difference" at each look (see explorer.sequential: looks double, and all of them together err with at most 5%).
     Answer data: names, looks (dicts of tokens, difference, low, high; the ends None while unknown), verdict: "first", "second", "equal" or "undecided".
@@ -67,8 +67,12 @@ def work(
             subject, _ = yield from prepared(experiment, method, texts, engine.load, hold)
             subjects.append(subject)
         rows = subjects[0].windows
+        if len(rows) < LEAST:
+            raise InputError(
+                f"To tell two configurations apart takes at least {LEAST} windows of text, here are {len(rows)}; give more tokens or shorter windows."
+            )
         found = yield from _compare(subjects, rows, margin)
-        where = circumstances(subjects[0].loaded)
+        where = circumstances(subjects[0].loaded.device)
     names = [name_of(wanted.spec, method) for wanted, method, _ in asked]
     data = {"names": names, "margin": margin, "available": rows[:, 1:].numel(), **found}
     yield Answer("distinguish", data, where)
@@ -76,22 +80,21 @@ def work(
 
 def _compare(subjects: list[Subject], rows: torch.Tensor, margin: float) -> Iterator[Any]:
     """Yields Progress and Measurements, returns looks and the verdict."""
-    segments, taken, before, bad = list[float](), list[dict[str, Any]](), 0.0, 0
+    means, taken, before, tokens, bad = list[float](), list[dict[str, Any]](), 0.0, 0, 0
     batches = rows.split(BATCH)
-    stops = looks(len(batches), 1)
+    stops = looks(len(batches), LEAST // BATCH)
     for done, batch in enumerate(batches, 1):
         yield Progress("compare", done - 1, len(batches), f"{(done - 1) * batches[0][:, 1:].numel():,} tokens scored by both")
         difference = losses(subjects[0], batch) - losses(subjects[1], batch)
-        bad += int((~difference.isfinite()).sum())
-        difference = difference[difference.isfinite()]
-        count = difference.numel() // SEGMENT
-        segments += difference[: count * SEGMENT].view(count, SEGMENT).mean(-1).tolist()
-        if done in stops and segments:
-            low, high = (percent(end) for end in bound(segments, done / len(batches), before))
-            before, middle = done / len(batches), percent(sum(segments) / len(segments))
+        good = difference.isfinite()
+        bad, tokens = bad + int((~good).sum()), tokens + int(good.sum())
+        means += [window[finite].mean().item() for window, finite in zip(difference, good, strict=True) if finite.any()]
+        if done in stops and means:
+            low, high = (percent(end) for end in bound(means, done / len(batches), before))
+            before, middle = done / len(batches), percent(sum(means) / len(means))
             ends = {"low": low if math.isfinite(low) and low > -100 else None, "high": high if math.isfinite(high) else None}
-            taken.append({"tokens": len(segments) * SEGMENT, "difference": middle, **ends})
-            yield Measurement("difference", taken[-1], "%", low=ends["low"], high=ends["high"], n=taken[-1]["tokens"], bad=bad)
+            taken.append({"tokens": tokens, "difference": middle, **ends})
+            yield Measurement("difference", taken[-1], "%", low=ends["low"], high=ends["high"], n=tokens, bad=bad)
             if decided := verdict(low, high, margin):
                 return {"looks": taken, "verdict": decided, "bad": bad}
     return {"looks": taken, "verdict": "undecided", "bad": bad}

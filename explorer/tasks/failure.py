@@ -36,8 +36,9 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault:
         read = dataclasses.replace(experiment.calibration, digest=key_of(experiment.calibration.digest, fault)[:16])
         experiment, texts = dataclasses.replace(experiment, calibration=read), texts | {"calibration": planting.text(texts["calibration"])}
     subject = yield from subject_of(engine.load, experiment, chosen, texts)
-    rows = models.windows(subject.loaded, texts["evaluation"], experiment.evaluation.tokens, experiment.evaluation.length)
-    subject = dataclasses.replace(subject, windows=rows)
+    scored = experiment.evaluation
+    rows, available = models.drawn(subject.loaded, texts["evaluation"], scored.tokens, scored.length, scored.seed)
+    subject = dataclasses.replace(subject, windows=rows, available=available)
     if planting:
         if why := planting.refuses(chosen, subject):
             raise InputError(f"{planting.bug.title} cannot happen to {name_of(experiment.spec, chosen)}: {why}. Choose another bug or configuration.")

@@ -162,9 +162,9 @@ def runs_of(writers: Sequence[Writer]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def forced(writers: Sequence[Writer], prompt: Tensor) -> dict[str, Any]:
-    """The baseline's text (prompt and continuation), read by every configuration: text (its tokens from the second on), start (of these, how many
-    are the prompt's), p (the baseline's probability of each), lead (of its likeliest token over the second); runs: label and by token kl, p, flip
-    (whether the likeliest token is another).
+    """The baseline's text, read by every configuration as if it wrote it, the prompt at once: text (its tokens from the second on), start (of these,
+    how many are the prompt's), p (the baseline's probability of each), lead (of its likeliest token over the second); runs: label and by token kl,
+    p, flip (whether the likeliest token is another).
     """
     loaded = writers[0].subject.loaded
     ids = torch.cat([prompt, torch.tensor([writers[0].columns["ids"]], device=loaded.device)], dim=1)
@@ -174,7 +174,7 @@ def forced(writers: Sequence[Writer], prompt: Tensor) -> dict[str, Any]:
     runs = []
     for writer in writers[1:]:
         with writer.subject.quantized():
-            own = chunked_logits(loaded.model, ids, writer.subject.kv_bits)[0, :-1].float().log_softmax(-1)
+            own = chunked_logits(loaded.model, ids, writer.subject.kv_bits, prompt.shape[1])[0, :-1].float().log_softmax(-1)
         kl = (reference.exp() * (reference - own)).sum(-1).clamp(min=0)
         flips = (own.argmax(-1) != reference.argmax(-1)).tolist()
         runs.append({"label": writer.label, "kl": [*map(_number, kl)], "p": [*map(_number, own.gather(-1, following).exp())], "flip": flips})

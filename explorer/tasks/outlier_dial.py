@@ -27,7 +27,7 @@ from explorer.records import Answer, Event, InputError, Measurement, Progress
 from explorer.tasks import Engine, Task
 from explorer.tasks.activations import checked
 
-WINDOWS, CALIBRATION = 2, 2
+WINDOWS, LENGTH, CALIBRATION = 8, 128, 2  # many short windows: each is one value of the intervals
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "W8A8 per tensor": ("dynamic_int8", {"activation": "tensor"}), "W8A8 per token": ("dynamic_int8", {}), "LLM.int8()": ("llm_int8", {}),
     "SmoothQuant": ("smoothquant", {"alpha": 0.5}), "8-bit weights only": ("rtn", {"bits": 8, "granularity": "channel"}),
@@ -75,7 +75,7 @@ def work(engine: Engine, model: str, strength: float = 16.0, channels: int = 4) 
     yield Progress("load model", 0, 1, model)
     loaded = engine.load(models.trained(model, engine.load.hub))
     length = min(512, loaded.length)
-    rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * length, length)
+    rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length), seed=0)
     reference, text = data.reference("bundled", "calibration", CALIBRATION * length, length)
     yield Progress("plant outliers", 0, 1, f"{channels} channels, {strength:g} times larger")
     planted = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))

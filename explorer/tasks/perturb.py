@@ -55,14 +55,16 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def work(engine: Engine, model: str, method: str, params: dict[str, Any]) -> Iterator[Event]:
-    """Answer data: label, prompts, base and quantized (each: flips, percent, low, high), only_base, only_quantized, p (exact McNemar), moved (clean
+def work(engine: Engine, model: str, method: str, params: dict[str, Any], options: dict[str, Any] | None = None) -> Iterator[Event]:
+    """options: further fields of a Request, such as calibration; a prompt fits into the 16-bit window of a low-bit cache, which changes nothing here.
+
+    Answer data: label, prompts, base and quantized (each: flips, percent, low, high), only_base, only_quantized, p (exact McNemar), moved (clean
     prompts whose next token the quantization itself changes, percent), kinds.
     """
-    experiment, chosen, texts = Request(model, method, params).prepare(engine.load.hub)
+    experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = engine.load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH)
+    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
     subject, _ = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
     draw, pairs = random.Random(0), []

@@ -32,7 +32,7 @@ def work(engine: Engine, model: str) -> Iterator[Event]:
     ref = models.resolve(model.strip(), engine.load.hub)
     yield Progress("load model", 0, 1, ref.name)
     loaded = engine.load(ref)
-    rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length))
+    rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length), seed=0)
     batches, arguments = first_inputs(loaded, rows)
     names = {id(layer): name for name, layer in linears(loaded.model).items()}
     found: dict[str, list] = {key: [] for key in ("layers", "kurtosis_before", "kurtosis_after", "peak_before", "peak_after")}

@@ -6,6 +6,7 @@ some 1e-4 nats on the bundled model, as much as a layer at 8 bits and 42 times t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from explorer import data, models
 from explorer.calibration import sequential_inputs
-from explorer.devices import free_memory
 from explorer.experiment import finite
 from explorer.methods import Method, build, fields_of, label_of, methods
 from explorer.metrics import mean_interval
+from explorer.metrics.floor import fits_in_float32, in_float32
 from explorer.metrics.layers import relative
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
@@ -28,7 +29,6 @@ from explorer.tasks import Engine, Task, task_key
 
 WIDTHS = (2, 3, 4, 8)
 WINDOWS = 4  # scored, all in one batch
-ROOM = 0.4  # share of the free memory that float32 copies of the weights may take; a larger model keeps bfloat16 and its rounding noise
 
 
 @contextmanager
@@ -41,19 +41,6 @@ def resumed(blocks: nn.ModuleList, index: int, output: Any) -> Iterator[None]:
     finally:
         for block in blocks[:index]:
             del block.forward
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """The model with float32 parameters; buffers stay as they are, and the very same parameters come back at the end."""
-    kept = [(parameter, parameter.data) for parameter in model.parameters()]
-    try:
-        for parameter, values in kept:
-            parameter.data = values.float()
-        yield
-    finally:
-        for parameter, values in kept:
-            parameter.data = values
 
 
 class Scorer:
@@ -91,7 +78,7 @@ class Scorer:
     @torch.no_grad()
     def score(self, name: str, weight: Tensor) -> dict[str, Any]:
         """What the model loses with weight [N, K] float32 in the named layer: kld (nats) and delta (paired change of perplexity, %), both with the
-        ends of a 95% interval; output_error (relative); tokens scored and bad ones left out.
+        ends of a 95% interval, None with one window; output_error (relative); tokens scored and bad ones left out.
         """
         self._enter(self.block_of[name])
         original, inputs = self.originals[name], self._inputs[name]
@@ -103,10 +90,12 @@ class Scorer:
             original.weight.data = own
         tokens = token_statistics(self._reference, logits, self.windows[:, 1:].flatten())
         good = tokens["nll"].isfinite() & tokens["kld"].isfinite()
-        kld = mean_interval(tokens["kld"][good].cpu())
-        delta = [100 * (torch.tensor(v).exp().item() - 1) for v in mean_interval((tokens["nll"] - tokens["base"])[good].cpu())]
+        by_window = {name: values.where(good, torch.nan).cpu().view(len(self.windows), -1) for name, values in tokens.items()}
+        kld = mean_interval(by_window["kld"])
+        delta = [None if v is None else 100 * math.expm1(v) for v in mean_interval(by_window["nll"] - by_window["base"])]
         return {
-            "kld": kld[0], "kld_low": max(0.0, kld[1]), "kld_high": kld[2], "delta": delta[0], "delta_low": delta[1], "delta_high": delta[2],
+            "kld": kld[0], "kld_low": None if kld[1] is None else max(0.0, kld[1]), "kld_high": kld[2],
+            "delta": delta[0], "delta_low": delta[1], "delta_high": delta[2],
             "output_error": relative(moved - exact, exact), "tokens": int(good.sum()), "bad": int((~good).sum()),
         }  # fmt: skip
 
@@ -150,9 +139,9 @@ def work(
     loaded = engine.load(ref)
     one = next(iter(chosen.values()))
     apart = sequences if one.reads_inputs() else 0
-    rows = models.windows(loaded, data.text_of("bundled", "calibration"), (apart + windows) * length, length)
+    rows = models.windows(loaded, data.text_of("bundled", "calibration"), (apart + windows) * length, length, seed=0)
     kept, found = dict[str, int](), list[dict[str, Any]]()
-    small = 4 * sum(p.numel() for p in loaded.model.parameters()) <= ROOM * free_memory(loaded.device)
+    small = fits_in_float32(loaded)  # a larger model keeps bfloat16 and its rounding noise
     with in_float32(loaded.model) if small else nullcontext():
         scorer = Scorer(loaded, rows[-windows:])
         for done, (name, inputs) in enumerate(inputs_of(loaded, one, rows[:-windows])):
@@ -166,7 +155,7 @@ def work(
                 yield Measurement("sensitivity", row, "nats", name, n=row["tokens"], bad=row["bad"])
     yield Answer("sensitivity", {
         "model": ref.name, "method": method, "params": params or {}, "rows": plain(found), "kept": kept, "label": label_of(one).replace(f" {one.bits}-bit", ""),
-        "text": f"bundled calibration text, {len(rows[-windows:])} windows of {length} tokens, {'float32' if small else 'bfloat16'} arithmetic",
+        "text": f"bundled calibration text, {len(rows[-windows:])} windows of {length} tokens drawn at random, {'float32' if small else 'bfloat16'} arithmetic",
     }, circumstances(loaded.device))  # fmt: skip
 
 

@@ -16,13 +16,12 @@ from explorer.ui.microscope import microscope
 from explorer.ui.page import failure
 from explorer.ui.tab import Shell, settings
 
-ALSO = ("fp8", "kquant")  # read inputs only when asked to
 SAME = ("none", "dynamic_int8", "llm_int8")  # round no weight, or round weights as absmax does
 
 
 def lens_methods(catalogue: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The methods that round a weight without looking at inputs."""
-    return [m for m in catalogue if (not m["needs_inputs"] or m["name"] in ALSO) and m["name"] not in SAME]
+    """The methods that round a weight without looking at inputs, unless asked to."""
+    return [m for m in catalogue if not m["reads_inputs"] and m["name"] not in SAME]
 
 
 def slider_or(field: dict[str, Any]) -> gr.components.Component:

@@ -9,6 +9,7 @@ from html import escape
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, short_layer
+from explorer.findings import drowned
 from explorer.records import Measurement, Report, key_of, significant
 from explorer.ui.session import is_baseline
 
@@ -32,11 +33,12 @@ class Row:
 
 
 MORE = (
+    Row("kld_floor", "KL divergence of bfloat16 itself, to float32", "nats", None, more=None),
     Row("kld_median", "KL divergence, median", "nats", 4),
     Row("kld_max", "KL divergence, largest", "nats", 3),
     Row("p_correct_change", "Probability of the correct token, mean change", "percentage points", 3, more=None),
     Row("p_correct_rms", "Probability of the correct token, RMS change", "percentage points", 2),
-)  # what llama.cpp's perplexity tool reports beside the above
+)  # the noise floor, and what llama.cpp's perplexity tool reports beside the above
 SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
@@ -102,6 +104,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
         if finite(found.low) and found.low <= 0 <= found.high:
             return "same", "no measurable change"
         return ("worse" if found.value > 0 else "better"), ""
+    if row.metric == "kld_mean" and drowned(report):
+        return "same", "not told from rounding to bfloat16"
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
@@ -126,7 +130,8 @@ def origin(report: Report) -> str:
 def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = []
-    for title, text in (("Kernel", kernel), ("Device", lambda r: escape(str(r.provenance.get("device", ""))))):
+    told = lambda name: lambda r: escape(str(r.provenance.get(name, "")))  # noqa: E731
+    for title, text in (("Kernel", kernel), ("Device", told("device")), ("Calibration", told("calibration"))):
         rows.append(f"<tr class='how'><th scope='row'>{title}</th>" + "".join(f"<td>{text(r)}</td>" for r in reports) + "</tr>")
     when = "".join(f"<td>{origin(r)}, {escape(str(r.provenance.get('date', '')))}</td>" for r in reports)
     return "".join(rows) + f"<tr class='how'><th scope='row'>Origin</th>{when}</tr>"
@@ -165,7 +170,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = ()) -> str:
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")
-    more = f"<details><summary>More of the quality: median and largest divergence, the correct token</summary><div class='scroll'>{folded}</div></details>"
+    more = f"<details><summary>More: bfloat16's noise, median and largest divergence, correct token</summary><div class='scroll'>{folded}</div></details>"
     return f"<div class='scroll' tabindex='0'>{whole}</div>{more}<p class='hint'>{legend} Scored on: {protocol}.</p>"
 
 

@@ -7,7 +7,7 @@ moved (operand as packed, inputs, outputs) as a part of that.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,11 +21,14 @@ from kernels.timing import Timing, cache_bytes, time_call
 MOST_COPIES = 256
 
 
-def cases_of(op: Op, shapes: Iterable[tuple[int, int]], rows: Iterable[int]) -> list[Any]:
-    """What an op is timed on: its own cases, or for products its formats at shapes (N, K) that they divide, each with all numbers of rows."""
+def cases_of(op: Op, shapes: Iterable[tuple[int, int]], rows: Iterable[int], formats: Collection[str] = ()) -> list[Any]:
+    """What an op is timed on: its own cases, or for products its formats at shapes (N, K) that they divide, each with all numbers of rows; only
+    the formats of these names where there are names.
+    """
+    timed = [case for case in op.timed if not formats or format_of(case) in formats]
     if op.bits is None:
-        return list(op.timed)
-    return [dataclasses.replace(case, m=m, n=n, k=k) for n, k in shapes for case in op.timed if divides(case, n, k) for m in rows]
+        return timed
+    return [dataclasses.replace(case, m=m, n=n, k=k) for n, k in shapes for case in timed if divides(case, n, k) for m in rows]
 
 
 def divides(case: Any, n: int, k: int) -> bool:
@@ -66,13 +69,14 @@ def rate(timing: Timing, moved: int, flops: float, copy: float) -> dict[str, flo
     }  # fmt: skip
 
 
-def measure(device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterable[int], samples: int, copy: float, peers: bool, names: Iterable[str] = ()):
-    """Rows of the table, one for each op, case and number of rows, as they are measured."""
-    for op in ops().values():
-        if names and op.name not in names:
-            continue
+def measure(
+    device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterable[int], samples: int, copy: float, peers: bool,
+    names: Iterable[str] = (), formats: Collection[str] = (),
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Rows of the table, one for each op, case and number of rows, as they are measured; the named ops where there are names, in their order."""
+    for op in (ops()[name] for name in names or ops()):
         baselines: dict[Any, tuple[str, Timing]] = {}
-        for case in cases_of(op, shapes, [max(rows)]):
+        for case in cases_of(op, shapes, [max(rows)], formats):
             yield from measure_case(op, case, sorted(rows) if op.bits else [0], device, samples, copy, peers, baselines)
 
 

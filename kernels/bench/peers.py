@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.op import LowBitWeight, dequantize, round_activation
+from kernels.op import Activation, LowBitWeight, dequantize, round_activation
+from kernels.round_inputs import round_inputs
 
 Made = tuple[dict[str, Tensor], Callable[[Tensor, dict[str, Tensor]], Any]]
 
@@ -36,15 +37,20 @@ def tinygemm(x: Tensor, w: LowBitWeight) -> Made | str:
     return {"codes": packed, "scale": pairs}, lambda x, t: torch.ops.aten._weight_int4pack_mm(x, t["codes"], group, t["scale"])
 
 
+def _rounded(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
+    """Inputs rounded by one kernel on a GPU, so that products are compared and not the ways to round."""
+    return round_inputs(x, a.kind, a.per, a.scale, None) if x.is_cuda else round_activation(x, a)
+
+
 def scaled_mm(x: Tensor, w: LowBitWeight) -> Made | str:
-    """torch's float8 product, inputs rounded by torch's operators."""
+    """torch's float8 product, inputs rounded as for ours."""
     if w.activation.kind != "e4m3" or w.scale.shape[1] != 1:
         return "takes E4M3 with one scale a row"
     codes = w.codes.view(torch.float8_e4m3fn).to(x.device)
     scale = w.scale.float().expand(len(codes), 1).T.contiguous().to(x.device)
 
     def run(x: Tensor, t: dict[str, Tensor]) -> Tensor:
-        rounded, scale_x = round_activation(x, w.activation)
+        rounded, scale_x = _rounded(x, w.activation)
         return torch._scaled_mm(rounded, t["codes"].T, scale_x.expand(len(x), 1).contiguous(), t["scale"], out_dtype=torch.bfloat16)
 
     return {"codes": codes, "scale": scale}, run
@@ -58,7 +64,7 @@ def int_mm(x: Tensor, w: LowBitWeight) -> Made | str:
     scale = w.scale.float().expand(len(codes), 1)[:, 0].contiguous().to(x.device)
 
     def run(x: Tensor, t: dict[str, Tensor]) -> Tensor:
-        rounded, scale_x = round_activation(x, w.activation)
+        rounded, scale_x = _rounded(x, w.activation)
         return (torch._int_mm(rounded, t["codes"].T).float() * scale_x * t["scale"]).to(x.dtype)
 
     return {"codes": codes, "scale": scale}, run

@@ -27,9 +27,10 @@ def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Ti
     heights = [max(8, 1 << (m - 1).bit_length())] if m <= 64 else [64, 128]
     heights = heights if weight_only else [max(16, height) for height in heights]
     splits = [s for s in (1, 2, 4, 8, 16) if s == 1 or (weight_only and m <= 64 and s <= -(-k // block) // 4)]
+    widths, counts = ((32, 64, 128), (1, 2, 4, 8)) if weight_only else ((64, 128, 256), (4, 8))
     found = [Tile(rows, columns, s, warps, stages)
-             for rows in heights for columns in (32, 64, 128) for s in splits for warps in ((1, 2, 4, 8) if weight_only else (4, 8)) for stages in (2, 3, 4)
-             if columns <= max(32, n) and rows * columns >= 32 * warps]  # fmt: skip
+             for rows in heights for columns in widths for s in splits for warps in counts for stages in (2, 3, 4)
+             if columns <= max(32, n) and rows * columns >= 32 * warps and not (weight_only and low_bit_matmul.warp_groups(columns, warps))]  # fmt: skip
     return [*found, COPY] if weight_only and m >= 32 else found
 
 
@@ -61,12 +62,19 @@ def in_turn(tiles: list[Tile], default: Tile, seconds: Callable[[Tile, int], flo
 
 
 def tuned(
-    device: torch.device, shapes: Iterable[tuple[int, int]], rows: Iterable[int], samples_of: Callable | None = None, names: tuple[str, ...] = ()
+    device: torch.device,
+    shapes: Iterable[tuple[int, int]],
+    rows: Iterable[int],
+    samples_of: Callable | None = None,
+    names: tuple[str, ...] = (),
+    formats: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), of the named ops where there are names, each as it is found."""
+    """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), of the named ops and formats where there are names, each as
+    it is found.
+    """
     seen = set()
     for op in (op for op in ops().values() if op.bits and (not names or op.name in names)):
-        for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows})):
+        for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows}), formats):
             x, weight = op.problem(case, torch.Generator().manual_seed(0))
             form, weight_only = op.gpu[0], not op.activation
             if 0 < compute_capability(device) < form.capability or form.refuses(weight):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,8 @@ def build(shell: Shell) -> View:
         strip = [below, *chart(charts()["token_divergence"])]
     heading("Silent-failure guard", "See the verdict on each configuration; open it for every check, its numbers and its limit.")
     guarded = gr.HTML(guard([]), elem_id="guard")
-    _robustness(shell)
+    for one in EXPERIMENTS:
+        _experiment(shell, one)
     stopping = Cancel(status("Stopped. What was written stays."))
     asked_for = [shell.compared, prompt, new, heat, seed]
     stopping.stops(write.click, partial(wrote, shell), asked_for, [line, written, *strip, guarded], concurrency_limit=16)
@@ -65,18 +67,41 @@ def build(shell: Shell) -> View:
     return View([written, guarded], render, pure=True)
 
 
-def _robustness(shell: Shell) -> None:
-    """Lays out the experiment with perturbed prompts, which runs for each compared configuration."""
-    item = charts()["robustness"]
-    heading(item.title, "Does a typo, a missing word or a word in capitals change the next token of a quantized model more often than the baseline's?")
+@dataclass(frozen=True)
+class Experiment:
+    """One that runs a task for each compared configuration and draws a row for each. name: of its chart; see: what stands over its button."""
+
+    name: str
+    task: str
+    see: str
+    button: str
+    waiting: str
+
+
+EXPERIMENTS = (
+    Experiment(
+        "choices", "choices", "Does a quantized model still pick the true continuation of a passage among four, and are its answers the same ones?",
+        "Ask the questions", "384 questions for each compared configuration; about ten seconds each on the bundled model.",
+    ),
+    Experiment(
+        "robustness", "perturb", "Does a typo, a missing word or a word in capitals change the next token of a quantized model more often than the baseline's?",
+        "Perturb the prompts", "About a thousand prompts for each compared configuration; half a minute each on the bundled model.",
+    ),
+)  # fmt: skip
+
+
+def _experiment(shell: Shell, one: Experiment) -> None:
+    """Lays out an experiment."""
+    item = charts()[one.name]
+    heading(item.title, one.see)
     with gr.Row():
-        start = gr.Button("Perturb the prompts", elem_id="perturb", min_width=210, scale=0)
+        start = gr.Button(one.button, elem_id=one.task, min_width=210, scale=0)
         stop = gr.Button("Stop", variant="stop", min_width=110, scale=0)
-    line = gr.HTML(status("About a thousand prompts for each compared configuration; half a minute each on the bundled model."), padding=False)
+    line = gr.HTML(status(one.waiting), padding=False)
     with gr.Column(visible=False) as below:
         shown = [below, *chart(item)]
     stopping = Cancel(status("Stopped. Configurations that were finished stay."))
-    stopping.stops(start.click, partial(perturbed, shell), shell.compared, [line, *shown], concurrency_limit=16)
+    stopping.stops(start.click, partial(row_by_row, shell, one), shell.compared, [line, *shown], concurrency_limit=16)
     stopping.by(stop, line)
 
 
@@ -134,8 +159,8 @@ def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
     return f"{len(data['runs'][0]['ids'])} tokens, {drawn}; {how}.{left}"
 
 
-def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
-    """Streams the robustness of one configuration after the other."""
+def row_by_row(shell: Shell, one: Experiment, keys: list[str]) -> Iterator[list[Any]]:
+    """Streams an experiment's rows, one configuration after the other."""
     reports = shell.shelf.pick(keys)
     quantized, kept = [r for r in reports if not is_baseline(r)], [gr.skip()] * 3
     if not quantized:
@@ -144,13 +169,13 @@ def perturbed(shell: Shell, keys: list[str]) -> Iterator[list[Any]]:
     clock, rows = Clock(), []
     try:
         for report in quantized:
-            arguments = {"model": report.experiment.model.name, "method": report.experiment.spec.method, "params": dict(report.experiment.spec.params)}
-            for event in watched(shell.runner.do("perturb", arguments), clock, f"{report.name}: "):
+            arguments = {"model": report.experiment.model.name} | asked(report)
+            for event in watched(shell.runner.do(one.task, arguments), clock, f"{report.name}: "):
                 if isinstance(event, str):
                     yield [event, *kept]
                 elif isinstance(event, Answer):
                     rows.append(event.data)
-                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()["robustness"], {"rows": rows, "provenance": event.provenance})]
+                    yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()[one.name], {"rows": rows, "provenance": event.provenance})]
         yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), *kept]
     except Exception as error:  # the outermost boundary, as above
         yield [failure(error), *kept]

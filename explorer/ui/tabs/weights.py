@@ -77,11 +77,9 @@ class Maps:
         return told, next(iter(self.shell.shelf.pick([str(told.get("key") or "")])), None)
 
     def reads(self, report: Report) -> bool:
-        """Whether the configuration's method needs more than the weight."""
-        spec = report.experiment.spec
-        method = next((m for m in self.shell.catalogue if m["name"] == spec.method), {"needs_inputs": True})
-        optional = {"fp8": spec.get("activation") == "static", "kquant": bool(spec.get("importance"))}
-        return optional.get(spec.method, method["needs_inputs"])
+        """Whether the configuration needs more than the weight; of a report that was recorded without it, whether its method does with its defaults."""
+        usual = next((m["reads_inputs"] for m in self.shell.catalogue if m["name"] == report.experiment.spec.method), True)
+        return bool(report.provenance.get("reads_inputs", usual))
 
     def quick(self, subject: str) -> Iterator[list[Any]]:
         """Draws what needs no model; says what the rest takes."""

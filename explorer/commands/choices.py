@@ -1,0 +1,32 @@
+"""`choices`: multiple choice on the evaluation text, the accuracy of both models and the answers that quantizing changed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from explorer.commands import Command, show
+from explorer.commands.run import add_method, parameters
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_method(parser)
+    parser.add_argument("--count", type=int, default=384, help="questions")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def work(args: argparse.Namespace) -> None:
+    from explorer.experiment import LocalRunner
+    from explorer.figures.choices import summary
+    from explorer.records import Answer
+    from explorer.store import Store
+
+    options = {"kv_bits": args.kv_bits, "head_bits": args.head_bits}
+    asked = {"model": args.model, "method": args.method, "params": parameters(args), "options": options, "count": args.count}
+    for event in LocalRunner(Store(args.store)).do("choices", asked):
+        show(event)
+    assert isinstance(event, Answer)
+    print(json.dumps(event.data | {"provenance": event.provenance}) if args.json else summary({"rows": [event.data]}).replace("**", ""))
+
+
+COMMAND = Command("choices", "which of four continuations is the true one: accuracy, and the answers that quantizing changed", arguments, work)

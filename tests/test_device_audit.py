@@ -1,0 +1,114 @@
+"""What a GPU would refuse: tensors of two devices in one operation, and a host that waits while a CUDA graph is recorded. See pretended_gpu.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from pretended_gpu import OnGpu, Refused, gpu  # noqa: F401 - a fixture
+
+from explorer.decode import Decoder
+from explorer.experiment import quantize
+from explorer.llama import LlamaLoop
+from explorer.methods import build, methods
+from explorer.metrics import Subject, metrics
+from explorer.models import LoadedModel, linears
+from explorer.qlinear import quantized_head
+from explorer.records import ModelRef, TextRef
+
+
+@pytest.fixture
+def loaded(gpu: torch.device) -> LoadedModel:  # noqa: F811
+    """A Llama of one layer with random weights on the GPU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+        max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False).to(gpu)
+    return LoadedModel(ModelRef("tiny", "0"), model, None, gpu, 16)
+
+
+def quantized(loaded: LoadedModel, name: str, monkeypatch: pytest.MonkeyPatch, layers: tuple[str, ...] = ("",), **params: object) -> Subject:
+    """What metrics measure, made of random windows and of the layers whose names end so."""
+    rows = torch.randint(0, 128, (4, 16), generator=torch.Generator().manual_seed(0)).to(loaded.device)
+    monkeypatch.setattr("explorer.models.windows", lambda *_: rows)
+    originals = {path: layer for path, layer in linears(loaded.model).items() if path.endswith(layers)}
+    subject = Subject(loaded, {}, {}, originals, rows, 0.0)
+    return returned(quantize(subject, build(name, params), TextRef("bundled", "0", 64, 16), ""))[0]
+
+
+def returned(steps: Iterator) -> object:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("name", [name for name in methods() if name != "none"])
+def test_every_method_stays_on_one_device_and_has_a_kernel(name: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = quantized(loaded, name, monkeypatch, ("q_proj", "down_proj"), **({"steps": 2} if name == "qat" else {}))
+    assert len(subject.layers) == 2 and all("triton" in layer.kernel for layer in subject.layers.values())
+    with torch.no_grad(), subject.quantized():
+        logits = loaded.model(subject.windows[:1]).logits
+    assert isinstance(logits, OnGpu) and logits.isfinite().all()
+
+
+def test_every_metric_stays_on_one_device(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from explorer.metrics import speed
+
+    for name, value in {"PROMPT": 8, "NEW": 3, "RUNS": 2}.items():
+        monkeypatch.setattr(speed, name, value)
+    subject = quantized(loaded, "rtn", monkeypatch)
+    for name, metric in metrics().items():
+        if name not in ("sample", "training"):  # texts need a tokenizer, and nothing was trained
+            assert any(not hasattr(event, "stage") for event in metric.measure(subject)), name
+
+
+@pytest.mark.parametrize(("name", "kv_bits", "head_bits"), [("none", 16, 16), ("rtn", 4, 8), ("dynamic_int8", 16, 16)])
+def test_a_graph_of_the_token_loop_gives_the_tokens_of_the_loop(
+    name: str, kv_bits: int, head_bits: int, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded without a wait or a copy, and replayed with nothing but its own tensors; a cache in low bits packs a group between two replays."""
+    subject = quantized(loaded, name, monkeypatch) if name != "none" else Subject(loaded, {}, {}, linears(loaded.model), torch.zeros(1, 1), 0.0)
+    if head_bits < 16:
+        subject = dataclasses.replace(subject, head=quantized_head(loaded.model.lm_head, head_bits, loaded.device))
+    prompt = torch.randint(0, 128, (1, 61 if kv_bits < 16 else 5), generator=torch.Generator().manual_seed(1)).to(loaded.device)
+    with subject.quantized():
+        decoder = Decoder(loaded, 72, kv_bits)
+        plain = list(decoder.generate(prompt, 6))
+        decoder.prefill(prompt)
+        decoder.capture()
+        assert decoder.graph.steps and decoder.loop == "own loop"
+        assert list(decoder.generate(prompt, 6)) == plain
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:  # noqa: F811
+    x = torch.ones(3, device=gpu)
+    with pytest.raises(Refused, match="two devices"):
+        x + torch.ones(3)
+    with pytest.raises(Refused, match="generator"):
+        torch.empty(3, device=gpu).normal_(generator=torch.Generator())
+    for waits in (lambda: x.sum().item(), lambda: x.cpu(), lambda: bool(x.any()), lambda: torch.tensor([1.0], device=gpu), lambda: x[[0, 1]], x.tolist):
+        waits()
+        with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(Refused, match="wait"):
+            waits()
+
+
+def test_a_fused_step_is_the_loops_own(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined norms, turns and gates give the logits of the operations they stand for, and the same cache."""
+    prompt = torch.randint(0, 128, (2, 5), generator=torch.Generator().manual_seed(1)).to(loaded.device)
+    loop = LlamaLoop(loaded.model, 16, batch=2)
+    assert loop.fused
+    found = []
+    for fused in (True, False):
+        loop.fused = fused
+        loop.prefill(prompt)
+        found.append([loop.step(prompt[:, i : i + 1]).float().cpu() for i in range(3)] + [loop.cache.float().cpu()])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 2e-2 * other.norm()  # bfloat16, rounded less often
