@@ -9,6 +9,7 @@ import torch
 
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner
+from explorer.hub import Hub
 from explorer.models import resolve
 from explorer.records import Answer, InputError
 from explorer.store import Store
@@ -33,7 +34,7 @@ def test_an_item_has_its_own_end_first_and_three_of_the_neighbourhood() -> None:
 
 
 def test_scores_are_those_of_a_plain_pass(load: Loader) -> None:
-    model = load(resolve("demo")).model
+    model = load(resolve("demo", Hub())).model
     batch = torch.randint(0, 4000, (2, 4, CONTEXT + CONTINUATION), generator=torch.Generator().manual_seed(0))
     batch[:, :, :CONTEXT] = batch[:, :1, :CONTEXT].clone()
     with torch.no_grad():

@@ -14,6 +14,7 @@ from explorer import data, models
 from explorer.answers import place
 from explorer.experiment import Loader, LocalRunner, last_report, metric_key, run
 from explorer.findings import drowned
+from explorer.hub import Hub
 from explorer.metrics import mean_interval, metrics, quantile_interval
 from explorer.metrics.quality import summarise, token_statistics
 from explorer.models import linears
@@ -237,7 +238,7 @@ def test_95_percent_means_95_percent() -> None:
 
 
 def test_windows_are_drawn_at_random_and_the_same_for_all(loader: Loader) -> None:
-    loaded = loader(models.resolve("demo"))
+    loaded = loader(models.resolve("demo", Hub()))
     text = data.bundled_text("evaluation")
     whole, have = models.drawn(loaded, text, 10**9, 512)
     rows, _ = models.drawn(loaded, text, 8192, 512)
@@ -255,7 +256,7 @@ def test_the_noise_of_bfloat16_is_measured_and_leaves_the_model_alone(demo: dict
     near = [dataclasses.replace(m, value=1.9 * floor.value) if m.metric == "kld_mean" else m for m in demo["rtn4"].measurements]
     lost = dataclasses.replace(demo["rtn4"], measurements=tuple(near))
     assert drowned(lost) == floor and "cannot be told from rounding to bfloat16" in place(lost, [])
-    assert all(p.dtype == torch.bfloat16 for p in loader(models.resolve("demo")).model.parameters())
+    assert all(p.dtype == torch.bfloat16 for p in loader(models.resolve("demo", Hub())).model.parameters())
 
 
 def test_events_are_progress_then_measurements_then_one_report(store: Store, loader: Loader, tiny_folder: Path) -> None:

@@ -115,7 +115,7 @@ def test_each_set_of_layers_sees_the_layers_replaced_before_it(tiny_folder: Path
 
 @pytest.mark.parametrize("count", [1, 6, 7, 8])
 def test_every_calibration_window_is_run_in_equal_batches(count: int, tiny_folder: Path) -> None:
-    loaded = models.load(models.resolve(str(tiny_folder)), CPU)
+    loaded = models.load(models.resolve(str(tiny_folder), Hub()), CPU, Hub())
     rows = torch.arange(count * 8).view(count, 8)
     hidden, _ = first_inputs(loaded, rows)
     assert torch.equal(torch.cat(hidden), loaded.model.get_input_embeddings()(rows)) and len({batch.shape for batch in hidden}) == 1

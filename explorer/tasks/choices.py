@@ -57,7 +57,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     """
     if not isinstance(count, int) or isinstance(count, bool) or not 16 <= count <= MOST:
         raise InputError(f"Ask for 16 to {MOST:,} questions, not {str(count)[:20]}.")
-    models.trained(model)
+    models.trained(model, engine.load.hub)
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
     with released() as hold:
         subject, _ = yield from prepared(experiment, chosen, texts, engine.load, hold)

@@ -72,7 +72,7 @@ def work(
                 f"To tell two configurations apart takes at least {LEAST} windows of text, here are {len(rows)}; give more tokens or shorter windows."
             )
         found = yield from _compare(subjects, rows, margin)
-        where = circumstances(subjects[0].loaded)
+        where = circumstances(subjects[0].loaded.device)
     names = [name_of(wanted.spec, method) for wanted, method, _ in asked]
     data = {"names": names, "margin": margin, "available": rows[:, 1:].numel(), **found}
     yield Answer("distinguish", data, where)
