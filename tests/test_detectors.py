@@ -24,7 +24,7 @@ from explorer.repetition import cycle, repetition
 from explorer.store import Store
 
 RECORDED = [report_from(data) for file in (SURVEY, SEEDS) for data in json.loads(file.read_text())]
-FEW = {"tokens": 1024, "sequences": 4}
+FEW = {"tokens": 1024, "length": 128, "sequences": 16}
 
 
 class Lab:
