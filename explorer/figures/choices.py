@@ -17,7 +17,7 @@ def draw(data: dict[str, Any]) -> Plot:
          "customdata": [row[key] for row in rows], "hovertemplate": "%{y}: %{customdata} answers, " + title + "<extra></extra>"}
         for key, title, colour, sign in DIRECTIONS
     ] if rows else []  # fmt: skip
-    shape = layout("answers that quantizing changed (left: lost)", "", max(280, 170 + 40 * len(rows)), yaxis={"autorange": "reversed"}, barmode="relative")
+    shape = layout("answers that quantizing changed (left: lost)", "", max(300, 170 + 40 * len(rows)), yaxis={"autorange": "reversed"}, barmode="relative")
     return plot(traces, shape)
 
 

@@ -189,7 +189,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
     found = [verdict(r, None) for r in reports]
     heads = "".join(f"<th scope='col'><span class='swatch s{i}'></span>{escape(r.name)}</th>" for i, r in enumerate(reports))
     present = [row for row in ROWS if any(r.find(row.metric) for r in reports)]
-    lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None) for r in reports)}</tr>" for row in present)
+    lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None, False) for r in reports)}</tr>" for row in present)
     body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
     table = f"<div class='scroll' tabindex='0'><table class='compare'>{reachable(body)}</table></div>"
     told = ""
