@@ -28,7 +28,7 @@ from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import QuantizedLinear, put, quantized_head, release
 from explorer.qtensor import QuantizedTensor
-from explorer.records import Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
+from explorer.records import BY_CHOICE, Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
 from explorer.request import Request
 from explorer.store import Store
 from explorer.turns import Line, waiting
@@ -190,12 +190,12 @@ def prepared(
 def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) -> Iterator[Any]:
     """Quantizes every layer the method accepts; yields Progress, returns (subject with quantized layers, {layer: why it was skipped}).
 
-    Leaves the model with its original layers in place. Raises InputError where the method accepts none.
+    Leaves the model with its original layers in place. Raises InputError where the weights' shapes let the method accept none.
     """
     loaded, originals = subject.loaded, subject.originals
     skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
-    if skipped and not wanted and method.name != "none":
+    if not wanted and any(why not in BY_CHOICE for why in skipped.values()):  # rules that name no layer are the guard's to find
         raise InputError(refuses_all(method, {name: tuple(layer.weight.shape) for name, layer in originals.items()}))
     if loaded.ref.random:
         kept = {name: originals[name] for name in skipped}
