@@ -25,7 +25,7 @@ from tests.measuring import measuring
 
 STEPS = [(name, i, step) for name, story in stories().items() for i, step in enumerate(story.steps)]
 # Claims of the literature that this small model does not bear out; the text of these steps says so and names a model that does.
-NOT_HERE = {("qat", 3), ("robustness", 1), ("gptq", 3), ("awq", 1)}
+NOT_HERE = {("qat", 3), ("robustness", 1), ("gptq", 3), ("awq", 1), ("rotation", 3)}
 SAMPLE = ("rtn4", "gptq3_asym")
 
 
