@@ -37,7 +37,7 @@ def test_layers_that_no_group_divides_are_skipped_with_a_reason(store: Store, lo
 
 def test_a_run_that_would_quantize_nothing_is_refused_before_it_reads_text(store: Store, loader: Loader, tiny_folder: Path) -> None:
     seen = []
-    with pytest.raises(InputError, match="GPTQ 4-bit g128 quantizes none of the 14 layers: group size 128 .* Choose group size 32 or group size 64 or"):
+    with pytest.raises(InputError, match=r"GPTQ 4-bit g128 quantizes none of the 14 layers: group size 128 .* Choose group size 32 or group size 64 or"):
         asked = str(tiny_folder), "gptq", {"bits": 4, "group_size": 128}
         seen += (e.stage for e in LocalRunner(store, loader).run(*asked, **FEW) if isinstance(e, Progress))
     assert "quantize" not in seen
