@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,14 +140,19 @@ def test_guesses_at_once_are_no_more_than_guesses_in_a_row(monkeypatch: pytest.M
     monkeypatch.setattr(login, "matches", lambda password, stored: tried.append(password) or time.sleep(0.02) or password == "right")
     door = login.Login(lambda scope, receive, send: None, {"ada": "salt$hash"})
 
-    async def ask(*passwords: str) -> list[int]:
+    async def answers(*passwords: str) -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door), base_url="http://t") as http:
             return [r.status_code for r in await asyncio.gather(*(http.post("/login", data={"name": "ada", "password": one}) for one in passwords))]
 
+    def ask(*passwords: str) -> list[int]:
+        """In a thread of its own: in this one the browser tests may have left a loop that runs."""
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(asyncio.run, answers(*passwords)).result()
+
     for _ in range(2 * TRIES["name"]):
-        assert asyncio.run(ask("right")) == [303], "a right password is given back"
+        assert ask("right") == [303], "a right password is given back"
     tried.clear()
-    assert sorted(asyncio.run(ask(*map(str, range(30))))) == [401] * TRIES["name"] + [429] * (30 - TRIES["name"]) and len(tried) == TRIES["name"]
+    assert sorted(ask(*map(str, range(30)))) == [401] * TRIES["name"] + [429] * (30 - TRIES["name"]) and len(tried) == TRIES["name"]
 
 
 @pytest.mark.parametrize(("name", "arguments", "folders"), [("127.0.0.1", [], None), ("0.0.0.0", [], ()), ("127.0.0.1", ["--public"], ())])

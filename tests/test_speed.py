@@ -70,7 +70,7 @@ def test_disturbed_answers_are_measured_again(store: Store, monkeypatch: pytest.
         yield Answer("trial", {"disturbed": disturbed})
 
     monkeypatch.setattr(tasks, "tasks", lambda: {"trial": tasks.Task("trial", work)})
-    monkeypatch.setattr(tasks, "_code", lambda module: "")
+    monkeypatch.setattr(tasks, "made_by", lambda *modules: "")
     for disturbed in (True, True, False, False):
         list(tasks.do("trial", {"disturbed": disturbed}, store, Loader(CPU), Line()))
     assert made == [True, True, False]
