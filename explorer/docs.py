@@ -175,6 +175,7 @@ PARTS = {
     "timings": timings_table,
     "methods": methods_table,
     "survey": survey_table,
+    "quantizer-peers": quantizer_peers_table,
     "kernels": kernels_table,
     "machine-code": machine_code_table,
     "soak": soak_table,
