@@ -85,7 +85,7 @@ class Experiment:
 EXPERIMENTS = (
     Experiment(
         "choices", "choices", "Does a quantized model still pick the true continuation of a passage among four, and are its answers the same ones?",
-        "Ask the questions", "384 questions for each compared configuration; about ten seconds each on the bundled model.",
+        "Ask the questions", "384 questions for each compared configuration.",
     ),
     Experiment(
         "robustness", "perturb", "Does a typo, a missing word or a word in capitals change the next token of a quantized model more often than the baseline's?",
