@@ -82,7 +82,8 @@ SETTLED = """() => new Promise((done, fail) => {
   const fading = () => document.getAnimations().some(a => a.playState === 'running' && a.effect.getComputedTiming().endTime < 5000);
   const look = () => { const now = performance.now();
     if (now - Math.max(last, window.heard) > 20000 || now - start > 120000) { watch.disconnect();
-      fail(new Error(`the page does not come to rest in ${Math.round(now - start)} ms; to come: ${[...window.asking].map(asked => asked.what).join(' | ') || 'nothing'}`)) }
+      const what = [...window.asking].map(asked => asked.what).join(' | ') || 'nothing';
+      fail(new Error(`the page does not come to rest in ${Math.round(now - start)} ms; to come: ${what}`)) }
     else if (window.asking.size || now - last < 150 || fading()) setTimeout(look, 25);
     else { watch.disconnect(); done() } };
   setTimeout(look, 50);
