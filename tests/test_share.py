@@ -102,7 +102,10 @@ def test_csv_and_json_hold_every_number() -> None:
     assert len(rows) == sum(not isinstance(m.value, list | dict) for r in ALL for m in r.measurements)
     row = next(r for r in rows if r["configuration"] == ALL[2].name and r["metric"] == "perplexity_delta")
     assert float(row["value"]) == ALL[2].value("perplexity_delta") and float(row["low"]) == ALL[2].find("perplexity_delta").low and row["device"]
-    shown = lambda **p: next(csv.DictReader(io.StringIO(as_csv([dataclasses.replace(ALL[2], provenance=p)]))))["origin"]  # noqa: E731
+
+    def shown(**provenance: bool) -> str:
+        return next(csv.DictReader(io.StringIO(as_csv([dataclasses.replace(ALL[2], provenance=provenance)]))))["origin"]
+
     assert shown(recorded=True) == "recorded" and shown(from_store=True) == "stored" and shown(measured_now=["size"], dates={"size": ""}) == "measured now"
     assert shown(measured_now=["speed"], dates={"size": "", "speed": ""}) == "partly measured now, partly stored"
     read = json.loads(as_json(ALL))

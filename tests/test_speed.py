@@ -140,7 +140,10 @@ def test_rates_are_measured_and_positive() -> None:
 
 
 def test_a_run_beside_other_work_says_so() -> None:
-    timed = lambda lost: Report(SEED.experiment, (Measurement("decode_waited", lost, "%"), SEED.find("decode_tokens_per_second")), SEED.provenance)  # noqa: E731
+
+    def timed(lost: float) -> Report:
+        return Report(SEED.experiment, (Measurement("decode_waited", lost, "%"), SEED.find("decode_tokens_per_second")), SEED.provenance)
+
     assert "threads waited 33% of their time for a core; measure again" in comparison([timed(33.0)]) and "with --remeasure" in table(timed(33.0))
     assert "busy" not in comparison([timed(2.0)]) and not busy(SEED), "a recorded report does not say"
     assert not devices.waited() < 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from explorer.commands import Command, show
+from explorer.commands import Command, runner_of, show
 from explorer.commands.run import add_method, parameters
 
 
@@ -16,14 +16,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    from explorer.experiment import LocalRunner
     from explorer.figures.choices import summary
     from explorer.records import Answer
-    from explorer.store import Store
 
     options = {"kv_bits": args.kv_bits, "head_bits": args.head_bits}
     asked = {"model": args.model, "method": args.method, "params": parameters(args), "options": options, "count": args.count}
-    for event in LocalRunner(Store(args.store)).do("choices", asked):
+    for event in runner_of(args.store).do("choices", asked):
         show(event)
     assert isinstance(event, Answer)
     print(json.dumps(event.data | {"provenance": event.provenance}) if args.json else summary({"rows": [event.data]}).replace("**", ""))

@@ -130,12 +130,10 @@ def origin(report: Report) -> str:
 
 def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
-    rows = []
-    told = lambda name: lambda r: escape(str(r.provenance.get(name, "")))  # noqa: E731
-    for title, text in (("Kernel", kernel), ("Device", told("device")), ("Calibration", told("calibration"))):
-        rows.append(f"<tr class='how'><th scope='row'>{title}</th>" + "".join(f"<td>{text(r)}</td>" for r in reports) + "</tr>")
-    when = "".join(f"<td>{origin(r)}, {escape(str(r.provenance.get('date', '')))}</td>" for r in reports)
-    return "".join(rows) + f"<tr class='how'><th scope='row'>Origin</th>{when}</tr>"
+    rows = [("Kernel", [kernel(r) for r in reports])]
+    rows += [(title, [escape(str(r.provenance.get(title.lower(), ""))) for r in reports]) for title in ("Device", "Calibration")]
+    rows.append(("Origin", [f"{origin(r)}, {escape(str(r.provenance.get('date', '')))}" for r in reports]))
+    return "".join(f"<tr class='how'><th scope='row'>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for title, cells in rows)
 
 
 def kernel(report: Report) -> str:
