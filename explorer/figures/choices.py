@@ -31,10 +31,11 @@ def summary(data: dict[str, Any]) -> str:
     ]
     for row in rows:
         apart = "no measurable difference" if row["p"] > 0.05 else "better" if row["difference"] > 0 else "worse"
-        parts.append(
-            f"**{row['label']}** {row['quantized']['percent']:.1f}%, a difference of {row['difference']:+.1f} points ({row['low']:+.1f} to {row['high']:+.1f}; "
-            f"exact McNemar p = {row['p']:.2g}: {apart}), but {row['lost'] + row['gained'] + row['moved']} other answers"
-        )
+        other = row["lost"] + row["gained"] + row["moved"]
+        ends = f"{row['low']:+.1f} to {row['high']:+.1f}; " if row["low"] is not None else ""
+        change = f"a difference of {row['difference']:+.1f} points"
+        test = f"{ends}exact McNemar p = {row['p']:.2g}: {apart}"
+        parts.append(f"**{row['label']}** {row['quantized']['percent']:.1f}%, {change} ({test}); {other or 'no'} answers are others")
     return "; ".join(parts) + "."
 
 

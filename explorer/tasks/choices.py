@@ -53,7 +53,8 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     """options: further fields of a Request, such as calibration; a low-bit cache changes nothing, because a passage fits into its 16-bit window.
 
     Answer data: label, items, base and quantized (each: right, percent, low, high: Wilson), lost and gained (right before and not after, and the
-    reverse), moved (one wrong answer for another), p (exact McNemar over lost and gained), difference, low, high (paired, percentage points).
+    reverse), moved (one wrong answer for another), p (exact McNemar over lost and gained), difference, low, high (paired, percentage points; None where
+    no answer was lost or gained).
     """
     if not isinstance(count, int) or isinstance(count, bool) or not 16 <= count <= MOST:
         raise InputError(f"Ask for 16 to {MOST:,} questions, not {str(count)[:20]}.")
@@ -88,9 +89,9 @@ def summary(base: Tensor, quantized: Tensor) -> dict[str, Any]:
         low, high = wilson(int(right.sum()), n)
         found[name] = {"right": int(right.sum()), "percent": 100 * right.float().mean().item(), "low": low, "high": high}
     change = after.double() - before.double()
-    half = 1.96 * change.std().item() / n**0.5
-    mean = change.mean().item()
-    return found | {"p": mcnemar(lost, gained), "difference": 100 * mean, "low": 100 * (mean - half), "high": 100 * (mean + half)}
+    mean, half = change.mean().item(), 1.96 * change.std().item() / n**0.5
+    ends = {"low": 100 * (mean - half), "high": 100 * (mean + half)} if half else {"low": None, "high": None}
+    return found | {"p": mcnemar(lost, gained), "difference": 100 * mean} | ends
 
 
 TASK = Task("choices", work)
