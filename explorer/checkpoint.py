@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from explorer.records import InputError
+from explorer.sizes import Weight
 
 # Decoders whose linear layers are all that their blocks multiply by; each one is quantized and measured in the tests.
 SUPPORTED = (
@@ -59,6 +60,18 @@ def context_of(config: dict[str, Any]) -> int:
     """Tokens a window of a model of this configuration may have, at most 2,048."""
     limit = config.get("max_position_embeddings", config.get("n_positions"))
     return min(2048, limit) if type(limit) is int and limit > 0 else 2048
+
+
+def weigh(folder: Path) -> Weight:
+    """What a folder's safetensors weigh, from their headers."""
+    from safetensors import safe_open
+
+    found = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            parts = ((key, opened.get_slice(key)) for key in opened.keys())  # noqa: SIM118 - the file is no dict
+            found += [(key, part.get_dtype(), part.get_shape()) for key, part in parts]
+    return Weight.of(found)
 
 
 def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:

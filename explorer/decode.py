@@ -14,6 +14,7 @@ from transformers import Cache, StaticCache
 from explorer import llama
 from explorer.kvcache import kivi_cache
 from explorer.models import LoadedModel, reading
+from explorer.offload import streams
 from kernels.timing import CAPTURE
 
 
@@ -72,7 +73,7 @@ class Decoder:
     """
 
     def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16, batch: int = 1) -> None:
-        self.device = loaded.device
+        self.device, self.streams = loaded.device, streams(loaded.model)
         self.why = llama.refuses(loaded.model, context)
         self.forward = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
         self.loop, self.copies, self.attention = self.forward.name, self.forward.copies, self.forward.attention
@@ -99,11 +100,12 @@ class Decoder:
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU or where shapes change. The next call is a prefill.
+        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU, where shapes change, or where weights come to the device at each
+        use. The next call is a prefill.
 
         Packing a full group of a low-bit cache stays outside the graph, in `prepare`: it happens at one token in 32.
         """
-        if self.device.type != "cuda" or self.graph is not None or not self.forward.static:
+        if self.device.type != "cuda" or self.graph is not None or not self.forward.static or self.streams:
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -146,6 +146,20 @@ def quantizer_peers_table() -> str:
     return "\n".join([*rows, "", f"{what} {origin}"])
 
 
+def large_table() -> str:
+    """What quantizing models of billions of parameters takes, from assets/large.json."""
+    path = ROOT / "assets" / "large.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    table = ["| parameters | method | how | time, s | most memory, GB | packed, GB |", "|" + "---|" * 6]
+    for row in rows:
+        how = "offloaded" if row["offloaded"] else "whole"
+        start = f"| {row['parameters'] / 1e9:.1f} B, {row['checkpoint_gb']:.1f} GB on disk | {row['method']} | {how} | {row['seconds']:,.0f} |"
+        table.append(f"{start} {row['peak']['anonymous']:.1f} | {row['packed_bytes'] / 1e9:.1f} |")
+    origins = {f"{row['device']}, torch {row['torch']}, {row['date']}" for row in rows}
+    told = "Memory that only swap could free; pages of files, which the system may drop, are not counted."
+    return "\n".join([*table, "", f"{told} {'; '.join(sorted(origins))}. Command: `python -m tests.big_model --gigabytes GB --methods METHOD --write`."])
+
+
 def machine_code_table() -> str:
     """Instructions a weight in the main loop of the weight-only kernel, compiled for Hopper without a GPU."""
     record = json.loads((ROOT / "assets" / "machine_code.json").read_text())
@@ -177,6 +191,7 @@ PARTS = {
     "survey": survey_table,
     "quantizer-peers": quantizer_peers_table,
     "kernels": kernels_table,
+    "large": large_table,
     "machine-code": machine_code_table,
     "soak": soak_table,
     "model": model_facts,

@@ -6,29 +6,26 @@ import dataclasses
 import functools
 import gc
 import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
 
 from explorer import architectures, models
-from explorer.calibration import sequential_inputs
 from explorer.closure import code_version, modules_in
 from explorer.devices import default_device, device_name
 from explorer.held import Held
 from explorer.hub import Hub
-from explorer.methods import Method, build, refuses_all
+from explorer.methods import Method, build
 from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
-from explorer.qlinear import QuantizedLinear, put, quantized_head, release
-from explorer.qtensor import QuantizedTensor
-from explorer.records import BY_CHOICE, Event, Experiment, InputError, Measurement, ModelRef, Progress, QuantSpec, Report, TextRef, key_of
+from explorer.qlinear import put, quantized_head
+from explorer.quantizing import quantize
+from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, key_of
 from explorer.request import Request
 from explorer.store import Store
 from explorer.turns import Line, waiting
@@ -84,6 +81,8 @@ def run(
     """
     found, missing = look_up(experiment, store, load.device, again)
     unsaved = ""
+    if again:
+        load.held.clear()
     if missing:
         yield from load.fetch(experiment.model)
         with (line or Line()).place() as ahead:
@@ -179,7 +178,7 @@ def prepared(
     hold(subject)
     if not weights:
         return subject, {}
-    subject, skipped = yield from quantize(subject, method, experiment.calibration, texts["calibration"])
+    subject, skipped = yield from quantized_once(load, subject, experiment, method, texts["calibration"])
     if experiment.spec.head_bits == 16:
         return subject, skipped
     yield Progress("quantize", len(subject.layers), len(subject.layers), "the head")
@@ -187,74 +186,19 @@ def prepared(
     return dataclasses.replace(subject, head=head), skipped
 
 
-def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) -> Iterator[Any]:
-    """Quantizes every layer the method accepts; yields Progress, returns (subject with quantized layers, {layer: why it was skipped}).
-
-    Leaves the model with its original layers in place. Raises InputError where the weights' shapes let the method accept none.
-    """
-    loaded, originals = subject.loaded, subject.originals
-    skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
-    wanted = {name: layer for name, layer in originals.items() if name not in skipped}
-    if not wanted and any(why not in BY_CHOICE for why in skipped.values()):  # rules that name no layer are the guard's to find
-        raise InputError(refuses_all(method, {name: tuple(layer.weight.shape) for name, layer in originals.items()}))
-    if loaded.ref.random:
-        kept = {name: originals[name] for name in skipped}
-        yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
-    start = time.perf_counter()
-    try:
-        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed or None) if method.reads_inputs() else None
-        if method.of_model:
-            for name, layer in wanted.items():
-                finite(layer.weight, "weights", name)
-            qtensors, losses = yield from method.train(loaded.model, wanted, functools.partial(put, loaded.model), rows)
-            layers = {name: QuantizedLinear(q, wanted[name].bias, loaded.device) for name, q in qtensors.items()}
-        else:
-            qtensors, layers = yield from _layer_by_layer(loaded, method, wanted, rows)
-            losses = []
-    finally:
-        for name, layer in wanted.items():
-            put(loaded.model, name, layer)
-    seconds = time.perf_counter() - start
-    made = {"layers": layers, "qtensors": qtensors, "losses": tuple(losses), "quantize_seconds": seconds, "read": rows}
-    return dataclasses.replace(subject, **made), skipped
-
-
-def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:
-    """Yields Progress, returns ({name: QuantizedTensor}, {name: QuantizedLinear}). With calibration windows [W, T] each layer's inputs come
-    from the layers already quantized, which are then in the model's place of the original ones.
-    """
-    layers: dict[str, QuantizedLinear] = {}
-    qtensors: dict[str, QuantizedTensor] = {}
-
-    def convert(names: Sequence[str], inputs: torch.Tensor | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
-        weights = {name: architectures.weight(loaded.model, name, loaded.device) if loaded.ref.random else wanted[name].weight for name in names}
-        for name, weight in weights.items():
-            finite(weight, "weights", name)
-        for name, qtensor in method.quantize_together(weights, inputs, rows):
-            layers[name] = QuantizedLinear(qtensor, wanted[name].bias, loaded.device)
-            qtensors[name] = release(layers, name, qtensor) if loaded.ref.random else qtensor
-            yield Progress("quantize", len(qtensors), len(wanted), name)
-
-    if rows is None:
-        for name in wanted:
-            yield from convert([name], None)
-        return qtensors, layers
-    yield Progress("quantize", 0, len(wanted), "reading the calibration text")
-    for group, before in sequential_inputs(loaded, rows):
-        names = [name for name in group if name in wanted]
-        if names:
-            shared = finite(group[names[0]], "inputs", names[0]).float()
-            yield from convert(names, shared, before.rows if before and len(names) == len(group) else None)
-        for name in names:
-            put(loaded.model, name, layers[name])
-    return qtensors, layers
-
-
-def finite(tensor: torch.Tensor, what: str, layer: str) -> torch.Tensor:
-    """The tensor itself. Raises InputError naming the layer when it holds NaN or infinities, which no method can round."""
-    if not tensor.isfinite().all():
-        raise InputError(f"The {what} of layer {layer} hold NaN or infinities; the checkpoint is damaged or overflows in bfloat16. Choose another model.")
-    return tensor
+def quantized_once(load: Loader, bare: Subject, experiment: Experiment, method: Method, text: str) -> Iterator[Any]:
+    """What `quantize` returns of a subject whose layers are not quantized yet; from memory where the same was made before and is still held."""
+    read = experiment.calibration if method.reads_inputs() else None
+    key = key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16, head_bits=16), read)
+    kept = None if experiment.model.random else load.held.get(key)
+    if kept is None:
+        subject, skipped = yield from quantize(bare, method, experiment.calibration, text)
+        if not experiment.model.random:
+            load.held.put(key, subject)
+        return subject, skipped
+    made = {name: getattr(kept, name) for name in ("layers", "qtensors", "losses", "quantize_seconds", "read")}
+    refused = {name: method.refuses(tuple(layer.weight.shape), name) for name, layer in bare.originals.items() if name not in kept.layers}
+    return dataclasses.replace(bare, **made), refused
 
 
 class LocalRunner:

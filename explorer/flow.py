@@ -81,7 +81,8 @@ def _of_linear(block: nn.Module, layers: list[nn.Linear]) -> Before | None:
 
 def scaled(before: Before, scale: Tensor) -> dict[str, Tensor]:
     """{parameter: its value} of the operator when its outputs, as the layers' input channels [K], are divided by scale; in the parameter's dtype."""
-    module, each = before.module, row_scale(before, scale)
+    module = before.module
+    each = row_scale(before, scale).to(module.weight.device)
     one = 1.0 if "gemma" in type(module).__name__.lower() else 0.0  # Gemma's norms multiply by 1 + weight
     divided = {"weight": (module.weight.float() + one) / (each.unsqueeze(1) if isinstance(module, nn.Linear) else each) - one}
     if getattr(module, "bias", None) is not None:
@@ -91,7 +92,8 @@ def scaled(before: Before, scale: Tensor) -> dict[str, Tensor]:
 
 def row_scale(before: Before, scale: Tensor) -> Tensor:
     """A scale of the input channels [K] as one of the operator's outputs. ValueError where channels of one output differ."""
-    each = torch.ones(int(before.rows.max()) + 1, device=scale.device).index_copy(0, before.rows, scale)
-    if not torch.equal(each[before.rows], scale):
+    rows = before.rows.to(scale.device)
+    each = torch.ones(int(rows.max()) + 1, device=scale.device).index_copy(0, rows, scale)
+    if not torch.equal(each[rows], scale):
         raise ValueError("input channels that are one output of the operator before have different scales")
     return each

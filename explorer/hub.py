@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from explorer import rights
 from explorer.records import InputError
+from explorer.sizes import Weight
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?(@[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -86,19 +86,6 @@ class Listing:
     def weights(self) -> list[HubFile]:
         """The files that hold weights."""
         return [file for file in self.files if WEIGHTS.fullmatch(file.name)]
-
-
-@dataclass(frozen=True)
-class Weight:
-    """What a checkpoint weighs. parameters by the checkpoint's dtype ("BF16"); largest: parameters of the largest tensor."""
-
-    parameters: Mapping[str, int]
-    largest: int
-
-    @property
-    def total(self) -> int:
-        """All parameters."""
-        return sum(self.parameters.values())
 
 
 class _SameOrSecure(urllib.request.HTTPRedirectHandler):
@@ -255,27 +242,23 @@ class Hub:
         return listing
 
     def _weigh(self, listing: Listing) -> Weight:
-        parameters: dict[str, int] = {}
-        largest = 0
+        found: list[tuple[str, str, list[int]]] = []
         for file in listing.weights():
             size = int.from_bytes(self.read(listing, file.name, 8, 0, 8), "little")
             if not 2 <= size <= min(HEADER_LIMIT, file.size - 8):
                 raise _damaged(listing, file)
             try:
                 header = json.loads(self.read(listing, file.name, size, 8, size))
-                tensors = [value for key, value in header.items() if key != "__metadata__"]
-                end = 8 + size + max((t["data_offsets"][1] for t in tensors), default=0)
+                tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+                end = 8 + size + max((t["data_offsets"][1] for t in tensors.values()), default=0)
+                found += [(key, tensor["dtype"], tensor["shape"]) for key, tensor in tensors.items()]
             except InputError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _damaged(listing, file) from error
             if end != file.size:
                 raise _damaged(listing, file)
-            for tensor in tensors:
-                count = math.prod(tensor["shape"])
-                largest = max(largest, count)
-                parameters[tensor["dtype"]] = parameters.get(tensor["dtype"], 0) + count
-        return Weight(parameters, largest)
+        return Weight.of(found)
 
 
 def _damaged(listing: Listing, file: HubFile) -> InputError:

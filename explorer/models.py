@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from explorer import architectures, downloads
-from explorer.checkpoint import check_config, checked, context_of, read_model
+from explorer import architectures, downloads, offload, sizes
+from explorer.checkpoint import check_config, checked, context_of, read_model, weigh
 from explorer.devices import free_memory
-from explorer.hub import Hub, Weight, split_id
+from explorer.hub import Hub, split_id
 from explorer.records import InputError, ModelRef, Progress
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
@@ -25,20 +25,26 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cach
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. `length`: of a window."""
+    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. length: of a window. offloaded:
+    it does not fit the device whole, see explorer/offload.py.
+    """
 
     ref: ModelRef
     model: Any
     tokenizer: Any
     device: torch.device
     length: int
+    offloaded: bool = False
 
 
 @functools.cache
 def _content_hash(folder: Path, stamp: tuple) -> str:
     digest = hashlib.sha256()
     for name, _, _ in stamp:
-        digest.update(name.encode() + (folder / name).read_bytes())
+        digest.update(name.encode())
+        with open(folder / name, "rb") as file:
+            while chunk := file.read(2**24):
+                digest.update(chunk)
     return digest.hexdigest()[:16]
 
 
@@ -111,22 +117,22 @@ def check_size(ref: ModelRef, device: torch.device, hub: Hub) -> None:
         return
     listing = hub.listing(f"{ref.name}@{ref.revision}")
     downloads.check_disk(hub.settings, listing)
-    weight = hub.weigh(listing)
-    needs, free = memory_needed(weight, device), free_memory(device)
-    if needs > free:
-        where = "the GPU" if device.type == "cuda" else "this machine"
-        raise InputError(
-            f"{ref.name!r} has {weight.total / 1e9:,.2f} billion parameters and needs about {needs / 1e9:,.1f} GB of memory to be quantized and measured; "
-            f"{where} has {free / 1e9:,.1f} GB free. Choose a smaller model."
-        )
+    must_be_offloaded(hub.weigh(listing), ref.name, device)
 
 
-def memory_needed(weight: Weight, device: torch.device) -> float:
-    """Bytes that quantizing and measuring take, estimated: for each parameter 2.2, which was measured (codes, packed form, what the allocator
-    holds), the largest matrix in float32 four times over, half a GB for activations; and the 16-bit weights unless they can stay mapped on disk.
-    """
-    mapped = device.type == "cpu" and set(weight.parameters) == {"BF16"}
-    return weight.total * (2.2 if mapped else 4.2) + 16 * weight.largest + 5e8
+def must_be_offloaded(weight: sizes.Weight, name: str, device: torch.device) -> bool:
+    """Whether a model does not fit the device whole. Raises InputError when it does not fit a layer at a time either."""
+    free, on_gpu = free_memory(device), device.type == "cuda"
+    if sizes.whole(weight, on_gpu) <= free:
+        return False
+    needs = sizes.offloaded(weight, on_gpu)
+    if needs <= free and (weight.mapped or (on_gpu and 2.2 * weight.total <= free_memory(torch.device("cpu")))):
+        return True
+    needs = needs if weight.mapped or on_gpu else sizes.whole(weight, on_gpu)
+    raise InputError(
+        f"{name!r} has {weight.total / 1e9:,.2f} billion parameters and needs about {needs / 1e9:,.1f} GB of memory to be quantized and measured; "
+        f"{'the GPU' if on_gpu else 'this machine'} has {free / 1e9:,.1f} GB free. Choose a smaller model."
+    )
 
 
 def fetching(ref: ModelRef, device: torch.device, hub: Hub) -> Iterator[Progress]:
@@ -150,14 +156,18 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
     folder = _drained(fetching(ref, device, hub))
     config = check_config(folder)
     try:
-        model = read_model(folder, config).to(device)
+        tight = must_be_offloaded(weigh(folder), ref.name, device)
+        model = read_model(folder, config)
+        if tight and device.type != "cpu":
+            offload.streamed(linears(model))
+        model = model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, InputError):
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The files of {ref.name!r} could not be read as a model ({type(error).__name__}); download them again.") from error
     tokenizer.model_max_length = int(1e9)  # texts are cut into windows by us; silences a warning about the whole text's length
-    return LoadedModel(ref, model, tokenizer, device, context_of(config))
+    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight)
 
 
 def _drained(steps: Iterator[Progress]) -> Any:

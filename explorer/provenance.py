@@ -18,6 +18,8 @@ from explorer.records import OUTSIDE, Experiment, QuantSpec, TextRef
 
 RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
 
+OFFLOADED = "the 16-bit model does not fit here whole: its weights stay in their files and are read a layer at a time, so 16 bits are not timed"
+
 
 def name_of(spec: QuantSpec, method: Method) -> str:
     """A short name such as "GPTQ 4-bit g64, KV 4-bit, head 8-bit"."""
@@ -59,6 +61,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
         "kernel_rows": many_rows(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
+        "offloaded": OFFLOADED if subject.loaded.offloaded else "",
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
         "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
         "calibration": calibrated(subject.read, experiment.calibration),

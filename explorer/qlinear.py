@@ -72,7 +72,7 @@ class QuantizedLinear(nn.Module):
     def lie_in(self, joined: QuantizedLinear, start: int, n: int) -> None:
         """Makes packed tensors views of those of a joined layer, from row `start` on, where these are the same bytes in the same order."""
         for name, tensor in self._packed.tensors.items():
-            if tensor.is_mkldnn:  # oneDNN's own blocks have no rows to view
+            if tensor.is_mkldnn or name not in joined._packed.tensors:  # oneDNN's own blocks have no rows to view; nested scales are joined unfolded
                 continue
             there = joined._packed.tensors[name][start : start + n]
             if there.shape == tensor.shape and torch.equal(there, tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -99,6 +99,10 @@ class QuantizedTensor:
     rotation: Rotation | None = None
     activation: Activation | None = None
 
+    def to(self, device: torch.device) -> QuantizedTensor:
+        """The same tensor on a device; itself where it is there already."""
+        return self if self.codes.device == device and self.scale.device == device else _on(self, device)
+
     def weight(self) -> LowBitWeight:
         """The view of this tensor that kernels take: it multiplies inputs that were divided, rotated and rounded."""
         zero = None if self.zero is None else self.zero.float()
@@ -131,6 +135,17 @@ class QuantizedTensor:
             return (self.codebook * scale).sort().values
         zero = self.zero.float()[min(row, self.zero.shape[0] - 1), min(group, self.zero.shape[1] - 1)] if self.zero is not None else 2 ** (self.bits - 1)
         return (torch.arange(2**self.bits, device=scale.device) - zero) * scale
+
+
+def _on(parts: Any, device: torch.device) -> Any:
+    """A dataclass with its tensors, and those of dataclasses in it, on a device."""
+    values = {field.name: getattr(parts, field.name) for field in fields(parts)}
+    moved = {
+        name: value.to(device) if isinstance(value, Tensor) else _on(value, device)
+        for name, value in values.items()
+        if isinstance(value, Tensor) or is_dataclass(value)
+    }
+    return replace(parts, **moved)
 
 
 def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor | None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 
 from explorer import models
-from explorer.experiment import Loader, quantize
+from explorer.experiment import Loader, quantized_once
 from explorer.methods import Method
 from explorer.metrics import Subject
 from explorer.qlinear import quantized_head
-from explorer.records import Experiment, InputError, Progress, key_of
+from explorer.records import Experiment, InputError, Progress
 
 
 def subject_of(load: Loader, experiment: Experiment, method: Method, texts: dict[str, str]) -> Iterator[Progress]:
@@ -21,14 +21,9 @@ def subject_of(load: Loader, experiment: Experiment, method: Method, texts: dict
         raise InputError(f"The weights of {experiment.model.name} are random, so what it writes means nothing; choose a trained model.")
     yield Progress("load model", 0, 1, experiment.model.name)
     loaded = load(experiment.model)
-    read = experiment.calibration if method.reads_inputs() else None
-    key = key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16, head_bits=16), read)
     none = torch.empty(0, experiment.evaluation.length, dtype=torch.long, device=loaded.device)
-    kept = load.held.get(key)
-    if kept is None:
-        bare = Subject(loaded, {}, {}, models.linears(loaded.model), none, 0.0)
-        kept, _ = yield from quantize(bare, method, experiment.calibration, texts["calibration"])
-        load.held.put(key, kept)
+    bare = Subject(loaded, {}, {}, models.linears(loaded.model), none, 0.0)
+    kept, _ = yield from quantized_once(load, bare, experiment, method, texts["calibration"])
     bits = experiment.spec.head_bits
     head = None if bits == 16 else quantized_head(loaded.model.get_output_embeddings(), bits, loaded.device)
     return dataclasses.replace(kept, kv_bits=experiment.spec.kv_bits, head=head)

@@ -1,8 +1,12 @@
-"""Quantizes a large random checkpoint and measures the peak memory: `python -m tests.big_model --gigabytes 2`. A small one is a test of models."""
+"""Quantizes a large random checkpoint, scores it, and measures the peak memory: `python -m tests.big_model --gigabytes 2`. A small one is a test.
+
+--offloaded: as where the model does not fit whole, see explorer/offload.py. --keep FOLDER: makes the checkpoint there, or takes the one that is there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import multiprocessing
 import tempfile
@@ -13,14 +17,17 @@ from typing import Any
 
 import torch
 
-from explorer import models
+from explorer import models, sizes
 from explorer.checkpoint import check_config
 from explorer.data import bundled_text
-from explorer.experiment import quantize
+from explorer.devices import device_name
+from explorer.experiment import quantize  # with all that a run imports, so that imports are no part of the peak
 from explorer.hub import Hub
 from explorer.methods import build
-from explorer.metrics import Subject
-from explorer.records import TextRef
+from explorer.metrics import Subject, metrics
+from explorer.records import Measurement, TextRef
+
+RESULTS = Path(__file__).parent.parent / "assets" / "large.json"
 
 
 def make(folder: Path, gigabytes: float) -> None:
@@ -54,8 +61,10 @@ def resident() -> dict[str, float]:
     return {name: int(lines[key].split()[0]) * 1024 / 1e9 for name, key in (("anonymous", "RssAnon"), ("file", "RssFile"))}
 
 
-def work(folder: Path, method: str, out: multiprocessing.connection.Connection) -> None:
-    """Loads, quantizes, and sends {stage: peak memory}, in a process of its own."""
+def work(folder: Path, method: str, offloaded: bool, scored: int, out: multiprocessing.connection.Connection) -> None:
+    """Loads, quantizes, scores two windows of `scored` tokens (0 for none), and sends {stage: peak memory}, in a process of its own."""
+    if offloaded:
+        sizes.whole = lambda weight, on_gpu: float("inf")
     peak, stop = resident(), threading.Event()
 
     def watch() -> None:
@@ -67,8 +76,9 @@ def work(folder: Path, method: str, out: multiprocessing.connection.Connection) 
     check_config(folder)
     start = time.perf_counter()
     loaded = models.load(models.resolve(str(folder), Hub()), torch.device("cpu"), Hub())
-    at_load = resident()
-    subject = Subject(loaded, {}, {}, models.linears(loaded.model), torch.zeros(1, 8, dtype=torch.long), 0.0)
+    rows = models.windows(loaded, bundled_text("evaluation"), 2 * scored, scored) if scored else torch.zeros(1, 8, dtype=torch.long)
+    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
+    stages = {"loaded": resident()}
     steps = quantize(subject, build(method, {}), TextRef("bundled", "", 2048, 512), bundled_text("calibration"))
     done = 0
     while True:
@@ -77,20 +87,23 @@ def work(folder: Path, method: str, out: multiprocessing.connection.Connection) 
         except StopIteration as end:
             subject = end.value[0]
             break
+    quantized, stages["quantized"] = time.perf_counter(), dict(peak)
+    found = {m.metric: m.value for m in metrics()["quality"].measure(subject) if isinstance(m, Measurement)} if scored else {}
     stop.set()
+    packed = sum(sum(layer.packed_bytes().values()) for layer in subject.layers.values())
+    codes = sum(q.codes.numel() for q in subject.qtensors.values())
     out.send({
-        "method": method, "layers": done, "parameters": sum(p.numel() for p in loaded.model.parameters()), "seconds": time.perf_counter() - start,
-        "before": start_memory, "loaded": at_load, "peak": peak,
-        "quantized_bytes": sum(sum(layer.packed_bytes().values()) + q.codes.numel() for layer, q in zip(subject.layers.values(), subject.qtensors.values(),
-                                                                                                   strict=True)),
+        "method": method, "layers": done, "parameters": sum(p.numel() for p in loaded.model.parameters()), "seconds": quantized - start,
+        "before": start_memory, **stages, "peak": peak, "packed_bytes": packed, "quantized_bytes": packed + codes, "offloaded": loaded.offloaded,
+        "tokens": rows.numel(), "score_seconds": time.perf_counter() - quantized, "kld_mean": found.get("kld_mean"),
     })  # fmt: skip
 
 
-def measured(folder: Path, method: str) -> dict[str, Any]:
+def measured(folder: Path, method: str, offloaded: bool = False, scored: int = 0) -> dict[str, Any]:
     """What quantizing a folder's model takes, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(folder, method, theirs))
+    process = context.Process(target=work, args=(folder, method, offloaded, scored, theirs))
     process.start()
     theirs.close()
     with ours:
@@ -99,16 +112,37 @@ def measured(folder: Path, method: str) -> dict[str, Any]:
     return {"checkpoint_gb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9} | found
 
 
+def write(found: dict[str, Any]) -> None:
+    """Puts what was measured in the place of the same measurement of before, with the device, the date and the load."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = [row for row in rows if any(row[name] != found[name] for name in ("parameters", "method", "offloaded"))]
+    about = {
+        "device": device_name(torch.device("cpu")),
+        "torch": torch.__version__,
+        "date": f"{datetime.date.today()}",
+    }
+    rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()} | about)
+    RESULTS.write_text(json.dumps(sorted(rows, key=lambda row: (row["parameters"], row["method"], row["offloaded"])), indent=1) + "\n")
+
+
 def main() -> None:
     top = argparse.ArgumentParser(description=__doc__)
     top.add_argument("--gigabytes", type=float, default=2.0, help="size of the checkpoint")
     top.add_argument("--methods", default="rtn", help="comma-separated")
+    top.add_argument("--offloaded", action="store_true")
+    top.add_argument("--score", type=int, default=0, help="tokens of each of two windows that both models are scored on; 0 for none")
+    top.add_argument("--write", action="store_true", help="also write assets/large.json, from which the README's table is made")
+    top.add_argument("--keep", type=Path, help="a folder for the checkpoint")
     args = top.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "big"
-        make(folder, args.gigabytes)
+        folder = args.keep or Path(made) / "big"
+        if not (folder / "config.json").exists():
+            make(folder, args.gigabytes)
         for method in args.methods.split(","):
-            print(json.dumps(measured(folder, method)))
+            found = measured(folder, method, args.offloaded, args.score)
+            print(json.dumps(found), flush=True)
+            if args.write:
+                write(found)
 
 
 if __name__ == "__main__":

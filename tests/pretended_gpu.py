@@ -7,6 +7,8 @@ same memory. Kernels run through Triton's interpreter: what they do inside is no
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -27,6 +29,34 @@ class Refused(RuntimeError):
     """What a GPU would not have done."""
 
 
+class Held:
+    """Bytes of the storages that tensors on the GPU keep alive, and the most there ever were since `start`."""
+
+    def __init__(self) -> None:
+        self.users: Counter[int] = Counter()
+        self.bytes = self.peak = 0
+
+    def start(self) -> None:
+        """Looks for the peak from now on."""
+        self.peak = self.bytes
+
+    def add(self, tensor: Tensor, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        self.bytes += 0 if self.users[place] else size
+        self.users[place] += 1
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(tensor, self._drop, place, size)
+
+    def _drop(self, place: int, size: int) -> None:
+        self.users[place] -= 1
+        if not self.users[place]:
+            del self.users[place]
+            self.bytes -= size
+
+
+held = Held()
+
+
 class OnGpu(torch.Tensor):
     """A tensor that says it is on a GPU; `numbers` is a CPU tensor. To torch's C++ code it is one of the CPU: a build without CUDA runs it too."""
 
@@ -36,6 +66,7 @@ class OnGpu(torch.Tensor):
             cls, numbers.shape, strides=numbers.stride(), storage_offset=numbers.storage_offset(), dtype=numbers.dtype, requires_grad=False
         )
         made.numbers = numbers
+        held.add(made, numbers.untyped_storage())
         return made
 
     device, is_cuda, is_cpu = property(lambda self: GPU), property(lambda self: True), property(lambda self: False)

@@ -19,12 +19,13 @@ kernels
 explorer.records explorer.closure
 explorer.grid explorer.planner explorer.accelerators explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice
-explorer.rights explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
-explorer.devices explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
+explorer.rights explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
+explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
     explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
-explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.folding explorer.saving explorer.tasks
+explorer.quantizing explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.folding
+    explorer.saving explorer.tasks
     explorer.figures explorer.chips explorer.export explorer.link
 explorer.learn
 explorer.worker

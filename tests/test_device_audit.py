@@ -10,12 +10,12 @@ import torch
 from pretended_gpu import OnGpu, Refused, gpu  # noqa: F401 - a fixture
 
 from explorer.decode import Decoder
-from explorer.experiment import quantize
 from explorer.llama import LlamaLoop
 from explorer.methods import build, methods
 from explorer.metrics import Subject, metrics
 from explorer.models import LoadedModel, linears
 from explorer.qlinear import quantized_head
+from explorer.quantizing import quantize
 from explorer.records import ModelRef, TextRef
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer import downloads, models, rights
+from explorer import downloads, models, rights, sizes
 from explorer.experiment import Loader, LocalRunner
 from explorer.hub import Hub, HubSettings, settings_from, split_id
 from explorer.records import InputError, ModelRef, Progress
@@ -133,9 +133,10 @@ def test_parameters_are_counted_from_the_headers(hub: Hub, server: StandIn) -> N
     listing = hub.listing(NAME)
     weight = hub.weigh(listing)
     assert weight.total == sum(p.numel() for p in models.load(models.resolve(NAME, hub), CPU, hub).model.parameters())
-    assert weight.parameters.keys() == {"BF16"} and weight.largest == 4096 * 64
+    assert weight.parameters.keys() == {"BF16"} and weight.largest == 80 * 64
     many = dataclasses.replace(weight, parameters={"BF16": 7_000_000_000}, largest=32000 * 4096)
-    assert models.memory_needed(many, CPU) < 24 * 2**30 < models.memory_needed(dataclasses.replace(many, parameters={"F32": 7 * 10**9}), CPU)
+    assert sizes.whole(many, on_gpu=False) < 24 * 2**30 < sizes.whole(dataclasses.replace(many, parameters={"F32": 7 * 10**9}), on_gpu=False)
+    assert weight.outside == 2 * 4096 * 64 + 64  # embedding, head and the last normalisation
 
 
 def test_a_class_that_types_one_name_asks_once(hub: Hub, server: StandIn) -> None:

@@ -40,6 +40,7 @@ def work(args: argparse.Namespace) -> None:
     check(args.to, args.form)
     options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed")}
     load, report = loader(), None
+    load.held.limit = 1 << 62  # what is measured is what is written: quantized once, however large
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare(load.hub)
     check_asked(experiment, method, models.configuration(experiment.model, load.hub), args.form)
     if args.measure:

@@ -43,6 +43,18 @@ class Subject:
     head: QuantizedLinear | None = None
     available: int = 0
 
+    def weight(self, name: str) -> Tensor:
+        """A layer's 16-bit weight [N, K] as float32, on the model's device."""
+        return self.originals[name].weight.to(self.loaded.device).float()
+
+    def qtensor(self, name: str) -> QuantizedTensor:
+        """What a layer's weight was rounded to, on the model's device."""
+        return self.qtensors[name].to(self.loaded.device)
+
+    def read_from_files(self) -> bool:
+        """Whether the model runs with weights that come from their files for every token: then nobody waits for it to write."""
+        return self.loaded.offloaded and len(self.layers) < len(self.originals)
+
     def quantized(self) -> AbstractContextManager[None]:
         """A `with` in which the model runs with its quantized layers in place."""
         if self.head is None:

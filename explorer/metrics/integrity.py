@@ -40,7 +40,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
         yield Progress("integrity", index, count, f"block {index}")
         for name, x in inputs.items():
             found, bad = outputs(subject, name, wanted[name], x[:ROWS])
-            found |= packed_weight(subject.qtensors[name], wanted[name].weight.float())
+            found |= packed_weight(subject.qtensor(name), subject.weight(name))
             yield Measurement("integrity", {key: rounded(value) for key, value in found.items()}, "", name, n=min(ROWS, len(x)), bad=bad)
 
 
@@ -88,7 +88,7 @@ def outputs(subject: Subject, name: str, original: nn.Linear, x: Tensor) -> tupl
     """Of a layer's outputs on inputs x [M, K]: kernel_error (relative, the running form against its plain meaning) and rounding_error (relative, of
     rounding to nearest with as many bits and groups instead); and how many outputs are not finite.
     """
-    q, weight = subject.qtensors[name], original.weight.float()
+    q, weight = subject.qtensor(name), subject.weight(name)
     got = subject.layers[name](x).float()
     got = got if original.bias is None else got - original.bias.float()
     size = weight.shape[1] // q.scale.shape[1]

@@ -29,13 +29,13 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
 
 
 def _layer(subject: Subject, name: str, original: torch.nn.Linear, inputs: torch.Tensor) -> Iterator[Measurement]:
-    weight = original.weight.float()
-    approximation = subject.qtensors[name].dequantize() if name in subject.qtensors else weight
+    weight = subject.weight(name)
+    qtensor = subject.qtensor(name) if name in subject.qtensors else None
+    approximation = weight if qtensor is None else qtensor.dequantize()
     low, high, bins = span_of(weight, approximation)
     edges, before = histogram(weight, bins, low, high)
     after, grid = before, []
-    if name in subject.qtensors:
-        qtensor = subject.qtensors[name]
+    if qtensor is not None:
         _, after = histogram(approximation, bins, low, high)
         grid = [round(v, 6) for v in qtensor.grid().tolist()[:GRID_VALUES]]
         reference = original(inputs)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from explorer import models
-from explorer.experiment import quantize
 from explorer.methods import label_of
 from explorer.metrics import Subject
+from explorer.quantizing import quantize
 from explorer.records import Answer, Event, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task
@@ -26,22 +26,9 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], **opti
     loaded = engine.load(experiment.model)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), torch.empty(0), 0.0)
     subject, skipped = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
-    maps = {name: map_of(subject.originals[name].weight.float().cpu(), tensor_on_cpu(tensor), CELLS) for name, tensor in subject.qtensors.items()}
+    here = torch.device("cpu")
+    maps = {name: map_of(subject.originals[name].weight.float().cpu(), tensor.to(here), CELLS) for name, tensor in subject.qtensors.items()}
     yield Answer("error_maps", {"label": label_of(chosen), "layers": maps, "skipped": skipped})
-
-
-def tensor_on_cpu(tensor: Any) -> Any:
-    """The same QuantizedTensor with its tensors on the CPU."""
-    import dataclasses
-
-    moved = {}
-    for field in dataclasses.fields(tensor):
-        value = getattr(tensor, field.name)
-        if isinstance(value, torch.Tensor):
-            moved[field.name] = value.cpu()
-        elif dataclasses.is_dataclass(value):
-            moved[field.name] = tensor_on_cpu(value)
-    return dataclasses.replace(tensor, **moved)
 
 
 TASK = Task("error_maps", work)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from explorer import data, models
 from explorer.calibration import flowing
-from explorer.experiment import quantize
 from explorer.flow import scaled
 from explorer.methods import build, label_of
 from explorer.metrics import Subject
 from explorer.metrics.quality import METRIC as QUALITY
 from explorer.models import LoadedModel
 from explorer.provenance import circumstances
+from explorer.quantizing import quantize
 from explorer.records import Answer, Event, InputError, Measurement, Progress
 from explorer.tasks import Engine, Task
 from explorer.tasks.activations import checked

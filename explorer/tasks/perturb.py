@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from explorer import models
-from explorer.experiment import quantize
 from explorer.methods import label_of
 from explorer.metrics import Subject
 from explorer.models import LoadedModel
 from explorer.provenance import circumstances
+from explorer.quantizing import quantize
 from explorer.records import Answer, Event, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from explorer import data, models
 from explorer.calibration import sequential_inputs
-from explorer.experiment import finite
 from explorer.methods import Method, build, fields_of, label_of, methods
 from explorer.metrics import mean_interval
 from explorer.metrics.floor import fits_in_float32, in_float32
@@ -24,6 +23,7 @@ from explorer.metrics.layers import relative
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
 from explorer.provenance import circumstances
+from explorer.quantizing import finite
 from explorer.records import Answer, Event, InputError, Measurement, Progress, key_of, plain
 from explorer.tasks import Engine, Task, task_key
 

@@ -140,7 +140,7 @@ def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
     attention = report.find("decode_attention")
-    parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", [])]
+    parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", []), str(p.get("offloaded", ""))]
     parts += [f"attention: {attention.value}"] if attention else []
     return "<br>".join(escape(part) for part in [*parts, *in_16_bits(report)] if part)
 

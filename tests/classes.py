@@ -1,0 +1,94 @@
+"""A class on its phones: a hundred pages that follow a teacher and vote, over HTTP as their scripts speak it. A proof of tests/endurance.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.serving import client, served, warm
+
+FOLLOW = 4.0  # seconds between two looks of a phone, as the page has it
+
+
+class Screen:
+    """One page of the Class tab. Its handlers are named by what triggers them: an elem_id and an event, or the timer."""
+
+    def __init__(self, http: httpx.AsyncClient, config: dict[str, Any], taken: list[float]) -> None:
+        self.http, self.session, self.taken = http, secrets.token_hex(5), taken
+        ids = {c["id"]: c["props"].get("elem_id") or "" for c in config["components"]}
+        self.handlers = {(ids[part], event): d for d in config["dependencies"] for part, event in d["targets"] if part in ids}
+        inputs = {d["id"]: [ids[i] for i in d["inputs"]] for d in config["dependencies"]}
+        shown = {d["id"]: [ids[o] for o in d["outputs"]] for d in config["dependencies"]}
+        ticks = [d for (_, event), d in self.handlers.items() if event == "tick" and shown[d["id"]][:1] == ["class-asked"]]
+        self.handlers["", "tick"] = ticks[0]
+        assert len(ticks) == 1 and inputs[ticks[0]["id"]] == [""]
+
+    async def send(self, part: str, event: str, *values: Any) -> list[Any]:
+        """A handler's outputs; its time is noted. Raises AssertionError when it is refused."""
+        start = time.perf_counter()
+        body = {"data": list(values), "fn_index": self.handlers[part, event]["id"], "session_hash": self.session, "trigger_id": None, "event_data": None}
+        answer = await self.http.post("/gradio_api/run/predict", json=body)
+        self.taken.append(time.perf_counter() - start)
+        assert answer.status_code == 200, answer.text[:200]
+        return answer.json()["data"]
+
+
+async def phone(screen: Screen, code: str, until: float, voted: list[int], revealed: list[int], delay: float) -> None:
+    """Joins, then looks every four seconds and votes once on each question."""
+    rng, ticket = random.Random(delay), secrets.token_hex(16)
+    await asyncio.sleep(delay)
+    _, choice, _, seen, _ = await screen.send("join", "click", code)
+    while time.monotonic() < until:
+        if choice.get("choices") and choice.get("interactive", True):
+            said = await screen.send("class-choice", "input", seen, ticket, rng.choice(choice["choices"])[1])
+            voted.append("Voted" in str(said))
+        choice = {}
+        await asyncio.sleep(FOLLOW * rng.uniform(0.9, 1.1))
+        found = await screen.send("", "tick", seen)
+        choice = found[1] if isinstance(found[1], dict) else {}
+        seen = found[3] if isinstance(found[3], str) else seen
+        revealed.append("The answer:" in str(found[2]))
+
+
+def classes(count: int, seconds: float) -> dict[str, Any]:
+    """A teacher asks, reveals and goes on every eight seconds; `count` phones follow. Votes that the server took, and answers that arrived."""
+    waits, voted, revealed, wrong, counted = list[float](), list[int](), list[int](), list[str](), list[int]()
+
+    async def lesson(address: str) -> None:
+        config = await warm(address)
+        async with client(address) as http:
+            teacher = Screen(http, config, [])
+            mine = (await teacher.send("open-room", "click", f"{address}/", "gptq", 0))[0]
+            until = time.monotonic() + seconds
+            phones = [phone(Screen(http, config, waits), mine["code"], until, voted, revealed, FOLLOW * i / count) for i in range(count)]
+            told = asyncio.gather(*phones, return_exceptions=True)
+            step = 0
+            while time.monotonic() < until - FOLLOW:
+                await asyncio.sleep(8)
+                votes = await teacher.send("class-reveal", "click", mine, "gptq", step)
+                counted.append(sum(int(part.split("<")[0]) for part in str(votes[0]).split("<td>")[1:] if part.split("<")[0].isdecimal()))
+                await asyncio.sleep(4)
+                step = (step + 1) % 3
+                await teacher.send("class-step", "input", mine, "gptq", step)
+            wrong.extend(f"{type(e).__name__}: {e}"[:200] for e in await told if isinstance(e, Exception))
+
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), seconds=0.0) as address:
+        asyncio.run(lesson(address))
+    ordered = sorted(waits)
+    return {
+        "phones": count, "errors": len(wrong), "requests": len(ordered), "p50_ms": round(1000 * ordered[len(ordered) // 2]),
+        "p95_ms": round(1000 * ordered[int(0.95 * (len(ordered) - 1))]), "max_ms": round(1000 * ordered[-1]), "votes_sent": len(voted),
+        "votes_taken": sum(voted), "votes_counted": sum(counted), "answers_seen": sum(revealed), "wrong": wrong[:3],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(classes(10, 20.0)))

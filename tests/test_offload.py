@@ -1,0 +1,159 @@
+"""A model that does not fit its device: the same numbers as in memory, weights a layer at a time, codes on file, refusals before the memory is full."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pretended_gpu
+import pytest
+import torch
+from pretended_gpu import gpu  # noqa: F401 - a fixture
+from safetensors.torch import load_file
+
+from explorer import models, offload, quantizing, sizes
+from explorer.data import bundled_text
+from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.hub import Hub
+from explorer.methods import build
+from explorer.metrics import Subject, metrics
+from explorer.records import InputError, Report, TextRef
+from explorer.saving import Prepared, choose, save
+from explorer.store import Store
+from tests import architectures
+
+CPU = torch.device("cpu")
+CALIBRATION = TextRef("bundled", "0", 256, 64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of six blocks, so that one of them is a small part."""
+    where = tmp_path_factory.mktemp("model") / "llama"
+    return architectures.make("llama", where, num_hidden_layers=6, hidden_size=128, intermediate_size=256, tie_word_embeddings=False)
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model fits its device whole."""
+    monkeypatch.setattr(sizes, "whole", lambda weight, on_gpu: 1e15)
+
+
+def loaded(folder: Path, device: torch.device = CPU) -> models.LoadedModel:
+    return models.load(models.resolve(str(folder), Hub()), device, Hub())
+
+
+def quantized(model: models.LoadedModel, name: str, **params: Any) -> Subject:
+    rows = models.windows(model, bundled_text("evaluation"), 128, 64)
+    bare = Subject(model, {}, {}, models.linears(model.model), rows, 0.0)
+    return drained(quantizing.quantize(bare, build(name, params), CALIBRATION, bundled_text("calibration")))[0]
+
+
+def drained(steps: Iterator) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def report(folder: Path, store: Path, method: str, **params: Any) -> Report:
+    runner = LocalRunner(Store(store), Loader(CPU))
+    return last_report(runner.run(str(folder), method, params, tokens=1024, length=256, sequences=2))
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "nf4"])
+def test_numbers_are_those_of_a_model_in_memory(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = report(folder, tmp_path / "a.db", method)
+    monkeypatch.setattr(sizes, "whole", lambda weight, on_gpu: 1e15)
+    apart = report(folder, tmp_path / "b.db", method)
+    for name in ("kld_mean", "perplexity", "weight_error", "output_error", "integrity", "bits_per_weight", "residual_error"):
+        ours, theirs = ({m.layer: m.value for m in r.measurements if m.metric == name} for r in (apart, whole))
+        assert ours and ours == theirs, name
+
+
+def test_the_baseline_is_scored_but_not_timed(folder: Path, tmp_path: Path, tight: None) -> None:
+    found = report(folder, tmp_path / "a.db", "none")
+    assert found.find("perplexity") and not found.find("decode_tokens_per_second") and not found.find("sample_text")
+
+
+def test_codes_lie_in_files_that_nobody_has_to_remove(folder: Path, tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    subject = quantized(loaded(folder), "rtn")
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(f"{tmp_path}/quantization-explorer-") == len(subject.qtensors) and not list(tmp_path.iterdir())
+    del subject
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_saved_checkpoint_is_the_same_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("whole", "apart"):
+        made = Prepared.of(quantized(loaded(folder), "awq", bits=4))
+        save(made, choose(made), tmp_path / name, "", {})
+        monkeypatch.setattr(sizes, "whole", lambda weight, on_gpu: 1e15)
+    whole, apart = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "apart"))
+    assert whole.keys() == apart.keys() and all(torch.equal(whole[key], apart[key]) for key in whole)
+
+
+@pytest.mark.parametrize(("method", "params"), [("rtn", {}), ("gptq", {"group_size": 64}), ("awq", {"group_size": 64}), ("nf4", {"double_quant": True})])
+def test_a_gpu_holds_packed_layers_and_one_weight_at_a_time(
+    method: str,
+    params: dict,
+    folder: Path,
+    tight: None,
+    gpu: torch.device,  # noqa: F811
+) -> None:
+    """On the pretended GPU, which refuses operations on tensors of both devices. What it holds at most while it quantizes: the packed form, embedding
+    and head, what a layer needs to be rounded, and less than the 16-bit weights of two blocks.
+    """
+    model = loaded(folder, gpu)
+    inside = sum(layer.weight.nbytes for layer in models.linears(model.model).values())
+    assert model.offloaded and offload.streams(model.model) and model.model.lm_head.weight.is_cuda
+    gc.collect()
+    assert pretended_gpu.held.bytes < 1.1 * (model.model.lm_head.weight.nbytes + model.model.model.embed_tokens.weight.nbytes)
+    start = pretended_gpu.held.bytes
+    pretended_gpu.held.start()
+    subject = quantized(model, method, **params)
+    peak, largest = pretended_gpu.held.peak, max(layer.weight.numel() for layer in subject.originals.values())
+    for name in ("quality", "layers", "integrity", "activations", "depth", "size"):
+        assert any(not hasattr(event, "stage") for event in metrics()[name].measure(subject)), name
+    assert all(q.codes.device.type == "cpu" for q in subject.qtensors.values())
+    assert not list(metrics()["speed"].measure(Subject(model, {}, {}, models.linears(model.model), subject.windows, 0.0)))
+    with subject.quantized():
+        assert not offload.streams(model.model)
+    packed = sum(sum(layer.packed_bytes().values()) for layer in subject.layers.values())
+    print(method, start, inside, packed, peak, largest)
+
+
+def test_what_fits_neither_way_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "free_memory", lambda device: 10**8)
+    with pytest.raises(InputError, match=r"needs about 0\.5 GB of memory .* this machine has 0\.1 GB free"):
+        loaded(folder)
+
+
+def test_a_method_that_trains_all_of_it_is_refused(folder: Path, tight: None) -> None:
+    with pytest.raises(InputError, match="trains the whole model"):
+        quantized(loaded(folder), "qat", steps=1)
+
+
+def test_a_full_memory_or_disk_ends_with_a_sentence_and_the_models_own_layers(folder: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(folder)
+    own = models.linears(model.model)
+    monkeypatch.setattr(offload, "free_memory", lambda device: 10**8)
+    with pytest.raises(InputError, match=r"full after 1 of 42 layers: 0\.1 GB are free"):
+        quantized(model, "rtn")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10})())
+    with pytest.raises(InputError, match="TMPDIR"):
+        quantized(model, "gptq")
+    assert models.linears(model.model) == own
+
+
+def test_the_estimates_follow_the_published_sizes() -> None:
+    """A 70B (Llama 3.1: 8,192 wide, 28,672 inside, 128,256 tokens) fits a GPU of 80 GB at 4 bits, not whole; an 8B one of 16 GB."""
+    large = sizes.Weight({"BF16": 70_553_706_496}, 8192 * 28672, 2 * 128256 * 8192 + 8192)
+    small = sizes.Weight({"BF16": 8_030_261_248}, 4096 * 14336, 2 * 128256 * 4096 + 4096)
+    assert sizes.offloaded(large, True) < 80e9 < sizes.whole(large, True) and sizes.offloaded(large, True, 8) > 80e9
+    assert sizes.offloaded(small, True) < 16e9 < sizes.whole(small, True)
