@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -113,13 +114,14 @@ def measured(folder: Path, method: str, offloaded: bool = False, scored: int = 0
 
 
 def write(found: dict[str, Any]) -> None:
-    """Puts what was measured in the place of the same measurement of before, with the device, the date and the load."""
+    """Puts what was measured in the place of the same measurement of before, with the device, the date and whether the machine was busy."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     rows = [row for row in rows if any(row[name] != found[name] for name in ("parameters", "method", "offloaded"))]
     about = {
         "device": device_name(torch.device("cpu")),
         "torch": torch.__version__,
         "date": f"{datetime.date.today()}",
+        "busy": os.getloadavg()[1] > 1.5 * len(os.sched_getaffinity(0)),
     }
     rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()} | about)
     RESULTS.write_text(json.dumps(sorted(rows, key=lambda row: (row["parameters"], row["method"], row["offloaded"])), indent=1) + "\n")
