@@ -157,14 +157,8 @@ def large_table() -> str:
         start = f"| {row['parameters'] / 1e9:.1f} B, {row['checkpoint_gb']:.1f} GB on disk | {row['method']} | {how} | {time} |"
         table.append(f"{start} {row['peak']['anonymous']:.1f} | {row['packed_bytes'] / 1e9:.1f} |")
     origins = {f"{row['device']}, torch {row['torch']}, {row['date']}" for row in rows}
-    told = "Memory that only swap could free; pages of files, which the system may drop, are not counted."
-    return "\n".join(
-        [
-            *table,
-            "",
-            f"{told} {'; '.join(sorted(origins)) or 'Not measured yet'}. Command: `python -m tests.big_model --gigabytes GB --methods METHOD --write`.",
-        ]
-    )
+    told = f"Memory that only swap could free; pages of files, which the system may drop, are not counted. {'; '.join(sorted(origins)) or 'Not measured yet'}."
+    return "\n".join([*table, "", f"{told} Command: `python -m tests.big_model --gigabytes GB --methods METHOD --write`."])
 
 
 def machine_code_table() -> str:
