@@ -25,11 +25,8 @@ class Screen:
         self.http, self.session, self.taken = http, secrets.token_hex(5), taken
         ids = {c["id"]: c["props"].get("elem_id") or "" for c in config["components"]}
         self.handlers = {(ids[part], event): d for d in config["dependencies"] for part, event in d["targets"] if part in ids}
-        inputs = {d["id"]: [ids[i] for i in d["inputs"]] for d in config["dependencies"]}
-        shown = {d["id"]: [ids[o] for o in d["outputs"]] for d in config["dependencies"]}
-        ticks = [d for (_, event), d in self.handlers.items() if event == "tick" and shown[d["id"]][:1] == ["class-asked"]]
-        self.handlers["", "tick"] = ticks[0]
-        assert len(ticks) == 1 and inputs[ticks[0]["id"]] == [""]
+        asked = next(part for part, name in ids.items() if name == "class-asked")
+        self.handlers["", "tick"] = next(d for d in config["dependencies"] if d["outputs"][:1] == [asked] and d["targets"][0][1] == "tick")
 
     async def send(self, part: str, event: str, *values: Any) -> list[Any]:
         """A handler's outputs; its time is noted. Raises AssertionError when it is refused."""
@@ -58,6 +55,11 @@ async def phone(screen: Screen, code: str, until: float, voted: list[int], revea
         revealed.append("The answer:" in str(found[2]))
 
 
+def count_of(told: list[Any]) -> int:
+    """The votes on the teacher's screen."""
+    return sum(int(part.split("<")[0]) for part in str(told[0]).split("<td>")[1:] if part.split("<")[0].isdecimal())
+
+
 def classes(count: int, seconds: float) -> dict[str, Any]:
     """A teacher asks, reveals and goes on every eight seconds; `count` phones follow. Votes that the server took, and answers that arrived."""
     waits, voted, revealed, wrong, counted = list[float](), list[int](), list[int](), list[str](), list[int]()
@@ -73,12 +75,12 @@ def classes(count: int, seconds: float) -> dict[str, Any]:
             step = 0
             while time.monotonic() < until - FOLLOW:
                 await asyncio.sleep(8)
-                votes = await teacher.send("class-reveal", "click", mine, "gptq", step)
-                counted.append(sum(int(part.split("<")[0]) for part in str(votes[0]).split("<td>")[1:] if part.split("<")[0].isdecimal()))
+                counted.append(count_of(await teacher.send("class-reveal", "click", mine, "gptq", step)))
                 await asyncio.sleep(4)
                 step = (step + 1) % 3
                 await teacher.send("class-step", "input", mine, "gptq", step)
             wrong.extend(f"{type(e).__name__}: {e}"[:200] for e in await told if isinstance(e, Exception))
+            counted.append(count_of(await teacher.send("class-reveal", "click", mine, "gptq", step)))
 
     with tempfile.TemporaryDirectory() as folder, served(Path(folder), seconds=0.0) as address:
         asyncio.run(lesson(address))

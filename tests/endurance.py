@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.classes import classes
 from tests.serving import ROOT, Visitor, client, served, warm
 from tests.soak import cancel_cycles, class_start, figures, fill, server_of, sessions, single_flight, visit
 
@@ -176,6 +177,7 @@ PROOFS = {
     "sessions_30": (partial(sessions, 30, 8), partial(sessions, 30, 60)),
     "sessions_100": (partial(sessions, 100, 6), partial(sessions, 100, 60)),
     "class_start": (partial(class_start, 40, 4), partial(class_start, 100, 10)),
+    "class_votes": (partial(classes, 40, 20), partial(classes, 100, 300)),
     "single_flight": (partial(single_flight, 100), partial(single_flight, 100)),
     "cancel_cycles": (partial(cancel_cycles, 6), partial(cancel_cycles, 50)),
     "faults": (partial(faults, 1), partial(faults, 20)),

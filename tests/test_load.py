@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.classes import classes
 from tests.endurance import kills, soak
 from tests.soak import cancel_cycles, class_start, single_flight
 
@@ -24,6 +25,11 @@ def test_many_submits_of_ten_configurations_are_ten_runs() -> None:
 def test_a_class_arrives_and_nobody_hangs() -> None:
     found = apart(class_start, 20, 2.0)
     assert found["errors"] == 0 and found["result"]["requests"] == 20 and found["result"]["max_ms"] < 45_000, found
+
+
+def test_a_class_on_its_phones_votes_and_sees_the_answer() -> None:
+    found = apart(classes, 30, 14)
+    assert found["errors"] == 0 and found["votes_taken"] == found["votes_counted"] >= 30 and found["answers_seen"] >= 30, found
 
 
 def test_cancel_frees_the_device_and_two_never_compute() -> None:
