@@ -9,13 +9,14 @@
 # tests     the kernel tests on the GPU, outputs poisoned, without the fixtures that need gradio    logs/tests.txt
 # quantize  seconds that GPTQ, AWQ and HQQ take for the shapes of that model's layers               logs/quantize.json
 # model     the bundled model from end to end: quality, memory and speed by method, on the GPU      logs/model-*.json
+# large     a 13.5 GB checkpoint, quantized block by block in 8 GB of the GPU                       assets/large.json
 # bench     the other ops, then the other shapes                                                    assets/bench/<device>.json, logs/bench.txt
 # tune      tiles of products with few rows, of attention and of rotation                           assets/kernels/<device>.json
 # again     w4 and decode in 4 bits once more, with the tuned tiles                                 logs/w4-tuned.txt, logs/decode-tuned.json
 # sanitize  compute-sanitizer (memcheck, racecheck), where it is installed                          logs/sanitizer-*.txt
 #
 # Without steps all of them, in this order, in at most $SECONDS_AT_MOST, 1620 by default. Where a machine is lent in calls of ten minutes, three calls
-# with SECONDS_AT_MOST=550 hold them: "check w4 decode tests", "quantize model bench", "tune again sanitize". A step ends at its own limit and keeps what
+# with SECONDS_AT_MOST=550 hold them: "check w4 decode tests", "quantize model large bench", "tune again sanitize". A step ends at its own limit and keeps what
 # it found; one that fails is reported and the others still run; the exit code is the number of failed steps. Logs, timings and tiles also go into one
 # archive, logs/session.tar.gz.
 #
@@ -89,7 +90,7 @@ PY
 
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv | tee "$logs/gpu.txt"
 "$python" -c "import torch, triton, transformers; print('torch', torch.__version__, 'triton', triton.__version__, 'transformers', transformers.__version__)" | tee -a "$logs/gpu.txt"
-for name in ${@:-check w4 decode tests quantize model bench tune again sanitize}; do
+for name in ${@:-check w4 decode tests quantize model large bench tune again sanitize}; do
     case $name in
         check) check_all ;;
         tests)
@@ -109,6 +110,7 @@ for name in ${@:-check w4 decode tests quantize model bench tune again sanitize}
                 step "model $method" 80 bash -c "$python -m explorer run --store '$logs/results.db' --method $method --json > '$logs/model-$method.json' 2> '$logs/model-$method.err'"
             done
             ;;
+        large) step large 120 "$python" -m tests.big_model --gigabytes 13.5 --methods rtn --offloaded --device cuda --limit 8 --score 512 --write ;;
         bench)
             rest=w8a8_fp8_matmul,w8a8_int8_matmul,int8_matmul,kv_attention,hadamard,round_inputs
             step "bench of the other ops" 180 bash -c "$python -m kernels --peers --ops $rest --shapes 8192 --rows 1,16,1024,8192 --write --add | tee '$logs/bench.txt'"
@@ -133,6 +135,6 @@ for name in ${@:-check w4 decode tests quantize model bench tune again sanitize}
     esac
 done
 archive=$(mktemp)
-tar czPf "$archive" --exclude=session.tar.gz --exclude='results.db*' "$logs" assets/bench $(ls -d assets/kernels 2>/dev/null)
+tar czPf "$archive" --exclude=session.tar.gz --exclude='results.db*' "$logs" assets/bench $(ls -d assets/kernels assets/large.json 2>/dev/null)
 mv "$archive" "$logs/session.tar.gz"
 exit "$failed"

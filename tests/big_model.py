@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,10 +62,25 @@ def resident() -> dict[str, float]:
     return {name: int(lines[key].split()[0]) * 1024 / 1e9 for name, key in (("anonymous", "RssAnon"), ("file", "RssFile"))}
 
 
-def work(folder: Path, method: str, offloaded: bool, scored: int, out: multiprocessing.connection.Connection) -> None:
-    """Loads, quantizes, scores two windows of `scored` tokens (0 for none), and sends {stage: peak memory}, in a process of its own."""
-    if offloaded:
+class Asked(NamedTuple):
+    """How a model is to be quantized: method, as where it does not fit whole, two windows of how many tokens are scored (0 for none), the device, and
+    bytes of a GPU that may be used at most (0 for all).
+    """
+
+    method: str
+    offloaded: bool = False
+    scored: int = 0
+    device: str = "cpu"
+    limit: float = 0.0
+
+
+def work(folder: Path, asked: Asked, out: multiprocessing.connection.Connection) -> None:
+    """Loads, quantizes, scores, and sends {stage: peak memory}, in a process of its own."""
+    device = torch.device(asked.device)
+    if asked.offloaded:
         sizes.whole = lambda weight, on_gpu: float("inf")
+    if asked.limit:
+        torch.cuda.set_per_process_memory_fraction(asked.limit / torch.cuda.get_device_properties(device).total_memory)
     peak, stop = resident(), threading.Event()
 
     def watch() -> None:
@@ -76,11 +91,11 @@ def work(folder: Path, method: str, offloaded: bool, scored: int, out: multiproc
     threading.Thread(target=watch, daemon=True).start()
     check_config(folder)
     start = time.perf_counter()
-    loaded = models.load(models.resolve(str(folder), Hub()), torch.device("cpu"), Hub())
-    rows = models.windows(loaded, bundled_text("evaluation"), 2 * scored, scored) if scored else torch.zeros(1, 8, dtype=torch.long)
+    loaded = models.load(models.resolve(str(folder), Hub()), device, Hub())
+    rows = models.windows(loaded, bundled_text("evaluation"), 2 * asked.scored, asked.scored) if asked.scored else torch.zeros(1, 8, dtype=torch.long)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
     stages = {"loaded": resident()}
-    steps = quantize(subject, build(method, {}), TextRef("bundled", "", 2048, 512), bundled_text("calibration"))
+    steps = quantize(subject, build(asked.method, {}), TextRef("bundled", "", 2048, 512), bundled_text("calibration"))
     done = 0
     while True:
         try:
@@ -89,22 +104,23 @@ def work(folder: Path, method: str, offloaded: bool, scored: int, out: multiproc
             subject = end.value[0]
             break
     quantized, stages["quantized"] = time.perf_counter(), dict(peak)
-    found = {m.metric: m.value for m in metrics()["quality"].measure(subject) if isinstance(m, Measurement)} if scored else {}
+    found = {m.metric: m.value for m in metrics()["quality"].measure(subject) if isinstance(m, Measurement)} if asked.scored else {}
     stop.set()
     packed = sum(sum(layer.packed_bytes().values()) for layer in subject.layers.values())
     codes = sum(q.codes.numel() for q in subject.qtensors.values())
     out.send({
-        "method": method, "layers": done, "parameters": sum(p.numel() for p in loaded.model.parameters()), "seconds": quantized - start,
+        "method": asked.method, "layers": done, "parameters": sum(p.numel() for p in loaded.model.parameters()), "seconds": quantized - start,
         "before": start_memory, **stages, "peak": peak, "packed_bytes": packed, "quantized_bytes": packed + codes, "offloaded": loaded.offloaded,
         "tokens": rows.numel(), "score_seconds": time.perf_counter() - quantized, "kld_mean": found.get("kld_mean"),
+        "device": device_name(device), "gpu_peak": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
     })  # fmt: skip
 
 
-def measured(folder: Path, method: str, offloaded: bool = False, scored: int = 0) -> dict[str, Any]:
+def measured(folder: Path, asked: Asked) -> dict[str, Any]:
     """What quantizing a folder's model takes, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(folder, method, offloaded, scored, theirs))
+    process = context.Process(target=work, args=(folder, asked, theirs))
     process.start()
     theirs.close()
     with ours:
@@ -116,9 +132,8 @@ def measured(folder: Path, method: str, offloaded: bool = False, scored: int = 0
 def write(found: dict[str, Any]) -> None:
     """Puts what was measured in the place of the same measurement of before, with the device, the date and whether the machine was busy."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    rows = [row for row in rows if any(row[name] != found[name] for name in ("parameters", "method", "offloaded"))]
+    rows = [row for row in rows if any(row[name] != found[name] for name in ("parameters", "method", "offloaded", "device"))]
     about = {
-        "device": device_name(torch.device("cpu")),
         "torch": torch.__version__,
         "date": f"{datetime.date.today()}",
         "busy": os.getloadavg()[1] > 1.5 * len(os.sched_getaffinity(0)),
@@ -134,6 +149,8 @@ def main() -> None:
     top.add_argument("--offloaded", action="store_true")
     top.add_argument("--score", type=int, default=0, help="tokens of each of two windows that both models are scored on; 0 for none")
     top.add_argument("--write", action="store_true", help="also write assets/large.json, from which the README's table is made")
+    top.add_argument("--device", default="cpu")
+    top.add_argument("--limit", type=float, default=0.0, help="GB of a GPU that may be used, so that a small one is tried on a large one")
     top.add_argument("--keep", type=Path, help="a folder for the checkpoint")
     args = top.parse_args()
     with tempfile.TemporaryDirectory() as made:
@@ -141,7 +158,7 @@ def main() -> None:
         if not (folder / "config.json").exists():
             make(folder, args.gigabytes)
         for method in args.methods.split(","):
-            found = measured(folder, method, args.offloaded, args.score)
+            found = measured(folder, Asked(method, args.offloaded, args.score, args.device, args.limit * 1e9))
             print(json.dumps(found), flush=True)
             if args.write:
                 write(found)

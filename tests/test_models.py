@@ -179,7 +179,7 @@ def test_a_model_stays_on_disk_and_the_estimates_cover_the_measured_peaks(tmp_pa
     whole and offloaded.
     """
     big_model.make(tmp_path / "big", 0.12)
-    whole, apart = (big_model.measured(tmp_path / "big", "rtn", offloaded) for offloaded in (False, True))
+    whole, apart = (big_model.measured(tmp_path / "big", big_model.Asked("rtn", offloaded)) for offloaded in (False, True))
     weight = Weight({"BF16": whole["parameters"]}, 2048 * 5632)
     for found, estimate in ((whole, sizes.whole(weight, on_gpu=False)), (apart, sizes.offloaded(weight, on_gpu=False))):
         before, loaded, peak = (1e9 * found[when]["anonymous"] for when in ("before", "loaded", "peak"))
