@@ -12,9 +12,10 @@ import torch
 from explorer import kvcache, models
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit, sheet_of, widths
+from explorer.families import architecture, pasted
 from explorer.hub import Hub
 from explorer.methods import build
-from explorer.planner import Plan, activation_bytes, architecture, kv_bytes, need, pasted, step_bytes
+from explorer.planner import Plan, activation_bytes, kv_bytes, need, step_bytes
 from explorer.records import InputError
 from explorer.ui.plans import Plans, first, presets
 
@@ -42,22 +43,34 @@ def test_published_counts(name: str) -> None:
     assert shipped(name).parameters == PUBLISHED[name]
 
 
-@pytest.mark.parametrize(
-    ("family", "more"),
-    [
-        ("llama", {}), ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}), ("mistral", {"head_dim": 32}), ("qwen2", {}),
-        ("qwen3", {"head_dim": 8}), ("mixtral", {"num_local_experts": 4}),
-    ],
-)  # fmt: skip
-def test_counts_equal_those_of_transformers(family: str, more: dict) -> None:
+MIXED = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENT = {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}
+CONFIGS = [
+    ("llama", {}), ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}), ("mistral", {"head_dim": 32}), ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 2}), ("qwen2", {"use_sliding_window": True, "sliding_window": 32}),
+    ("qwen3", {"head_dim": 8}), ("qwen3", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1, "attention_bias": True}),
+    ("mixtral", {"num_local_experts": 4}), ("phi3", {"sliding_window": 32}), ("gemma2", {}), ("gemma2", {"sliding_window": 32, "head_dim": 24}),
+    ("gemma3_text", {"num_hidden_layers": 7}), ("gemma3_text", {"num_hidden_layers": 7, "sliding_window": 16, "attention_bias": True}),
+    ("qwen3_moe", {**MIXED, "head_dim": 8}), ("qwen3_moe", {**MIXED, "head_dim": 8, "num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [1]}),
+    ("gpt_oss", {**MIXED, "sliding_window": 16}), ("deepseek_v3", {**MIXED, **LATENT, "q_lora_rank": 40, "first_k_dense_replace": 1, "n_shared_experts": 2}),
+    ("deepseek_v3", {**MIXED, **LATENT, "q_lora_rank": None, "first_k_dense_replace": 2, "n_shared_experts": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "more"), CONFIGS)
+def test_sizes_and_windows_equal_those_of_transformers(family: str, more: dict) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(family, **{**SMALL, **more}, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
-    counted = architecture({**SMALL, **more, "model_type": family, "tie_word_embeddings": bool(config.tie_word_embeddings)})
+    counted = architecture({**SMALL, **more, "model_type": family}, family)
     assert counted.parameters == sum(p.numel() for p in model.parameters())
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
+    assert counted.windowed == kinds.count("sliding_attention") and counted.window == (window if counted.windowed else 0)
+    assert architecture(config.to_dict(), family) == dataclasses.replace(counted, context=config.max_position_embeddings), "as transformers writes it"
 
 
 def test_the_demo_models_bytes_are_exact(demo: models.LoadedModel) -> None:
