@@ -98,6 +98,7 @@ def activation_bytes(model: Architecture, plan: Plan, devices: int = 1) -> int:
 
     A prefill step of T tokens holds residual, normed input and block output (3 hidden) with gate, up and their product (3 intermediate), or
     queries, keys, values and attention output instead when those are larger, in bfloat16; and the last token's logits of each user in float32.
+    transformers' eager blocks were measured at 1.05 to 1.14 of it, and at 1.7 where attention is the widest (it copies rotated and repeated heads).
     """
     return 2 * min(plan.chunk, plan.context) * token_values(model, devices) + plan.users * user_activations(model, devices)
 
