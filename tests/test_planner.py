@@ -7,6 +7,7 @@ import itertools
 import json
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from explorer.hub import Hub
 from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
 from explorer.records import InputError
-from explorer.ui.plans import Plans, first, presets
+from explorer.ui.plans import Plans, bounded, counted, first, presets
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 # As the models' publishers count them (safetensors metadata of each repository).
@@ -231,6 +232,12 @@ def test_the_tab_answers_or_says_why_not() -> None:
     plans = Plans(None)
     words, table, _, _ = plans.solved(*first())
     assert "70.554 billion" in words and "class='chosen'" in table and "A100 80 GB" in table
+    assert "39.5 GB (4.125 bits a weight; embedding and head in 16)" in words and "1 × A100 80 GB, which then holds 13 users" in words
+    assert (
+        "bound by memory bandwidth" in words
+        and "million tokens of prompt come on top" in words
+        and (counted(1, "user"), counted(2, "user")) == ("1 user", "2 users")
+    )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
     assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])
     for position, value, said in (
@@ -243,6 +250,12 @@ def test_the_tab_answers_or_says_why_not() -> None:
         asked = first()
         asked[position] = value
         assert said in plans.solved(*asked)[0], (position, value)
+
+
+def test_a_number_outside_a_slider_counts_as_its_end() -> None:
+    """The page sends what is typed before it moves it to the bound: the answer is that of the bound."""
+    slider = bounded(gr.Slider(512, 131072, 8192, step=512))
+    assert [slider.preprocess(value) for value in (-5, 1024, 10**9)] == [512, 1024, 131072]
 
 
 def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
