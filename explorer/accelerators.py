@@ -6,24 +6,28 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from explorer.planner import Architecture, Need, Plan, need, step_bytes, whole
+from explorer.families import Architecture
+from explorer.planner import Need, Plan, activation_bytes, copies, decode_work, need, prompt_work, step_bytes, user_activations, whole
 from explorer.records import InputError
 
 USABLE = 0.9  # share of the memory for weights, cache and activations; the default of vLLM's gpu_memory_utilization
-REACHED = 0.5  # share of the bandwidth bound that a good server reaches; public end-to-end runs on an H100 reach 0.27 to 0.67
+REACHED = 0.5  # share of the bound that a good server reaches; public end-to-end runs on an H100 reach 0.27 to 0.67
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # devices that share a model over a link
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """memory in GB as the data sheet says, counted as GiB (memory comes in powers of two); bandwidth in GB/s (10^9); price: USD an hour of one, a
-    public list price where one is known, else None: what is bought and not rented has none. fp8, fp4: whether its matrix units multiply them
-    natively. linked: whether several can share a model; computers with unified memory have no link for it.
+    """memory in GB as the data sheet says; reported: GiB that the driver gives a program (torch's total_memory), which is less than the name says;
+    bandwidth in GB/s (10^9); compute in TFLOP/s (10^12), dense, products of 16-bit numbers summed in 32 bits; price: USD an hour of one, a public
+    list price where one is known, else None: what is bought and not rented has none. fp8, fp4: whether its matrix units multiply them natively.
+    linked: whether several can share a model; computers with unified memory have no link for it.
     """
 
     name: str
     memory: int
+    reported: float
     bandwidth: int
+    compute: float
     fp8: bool
     fp4: bool
     source: str
@@ -33,37 +37,43 @@ class Accelerator:
 
     def bytes(self) -> float:
         """What may be filled."""
-        return self.memory * 2**30 * self.usable
+        return self.reported * 2**30 * self.usable
 
 
 SPACES = "price: Hugging Face Spaces, 2026"
 EIGHT = "price: Lambda, on demand, one of a machine of eight, as reported in September 2026"
 HYPERSTACK = "price: Hyperstack, on demand, as reported in August 2026"
 UNIFIED, LITTLE = 0.75, 0.67  # of unified memory that macOS lets the GPU keep by default (Metal's recommendedMaxWorkingSetSize); less on small machines
+CORES = "compute by us, as Apple gives none: GPU cores x 128 lanes x 2 x clock"
+# reported: "total capacity" of PyTorch's out-of-memory messages in public logs, the least of them, as it differs by 1% between drivers and ECC settings.
+# compute: data sheets give it with sparsity, which is twice the dense number that stands here; GeForce cards sum in 32 bits at half their advertised rate.
 ACCELERATORS = (
-    Accelerator("T4", 16, 320, False, False, f"NVIDIA T4 data sheet; {SPACES}", 0.40),
-    Accelerator("A10", 24, 600, False, False, f"NVIDIA A10 data sheet; {SPACES} (A10G)", 1.00),
-    Accelerator("L4", 24, 300, True, False, f"NVIDIA L4 data sheet; {SPACES}", 0.80),
-    Accelerator("L40S", 48, 864, True, False, f"NVIDIA L40S data sheet; {SPACES}", 1.80),
-    Accelerator("A100 40 GB", 40, 1555, False, False, f"NVIDIA A100 data sheet; {EIGHT}", 1.99),
-    Accelerator("A100 80 GB", 80, 2039, False, False, f"NVIDIA A100 data sheet (SXM); {SPACES}", 2.50),
-    Accelerator("H100", 80, 3350, True, False, f"NVIDIA H100 data sheet (SXM); {EIGHT}", 3.99),
-    Accelerator("H200", 141, 4800, True, False, f"NVIDIA H200 data sheet; {HYPERSTACK}", 3.99),
-    Accelerator("B200", 180, 8000, True, True, f"NVIDIA DGX B200 data sheet, an eighth of it; {EIGHT}", 6.69),
-    Accelerator("RTX 3060", 12, 360, False, False, "NVIDIA GeForce RTX 3060 specification (12 GB)"),
-    Accelerator("RTX 3090", 24, 936, False, False, "NVIDIA GeForce RTX 3090 specification"),
-    Accelerator("RTX 4090", 24, 1008, True, False, "NVIDIA GeForce RTX 4090 specification"),
-    Accelerator("RTX 5090", 32, 1792, True, True, "NVIDIA GeForce RTX 5090 specification"),
-    Accelerator("RTX PRO 6000", 96, 1792, True, True, "NVIDIA RTX PRO 6000 Blackwell data sheet"),
-    Accelerator("Apple M4 16 GB", 16, 120, False, False, "Apple M4 specification", usable=LITTLE, linked=False),
-    Accelerator("Apple M4 Pro 48 GB", 48, 273, False, False, "Apple M4 Pro specification", usable=UNIFIED, linked=False),
-    Accelerator("Apple M4 Max 128 GB", 128, 546, False, False, "Apple M4 Max specification", usable=UNIFIED, linked=False),
-    Accelerator("Apple M3 Ultra 512 GB", 512, 819, False, False, "Apple M3 Ultra specification", usable=UNIFIED, linked=False),
+    Accelerator("T4", 16, 14.56, 320, 65, False, False, f"NVIDIA T4 data sheet (float16: it has no bfloat16 units); {SPACES}", 0.40),
+    Accelerator("A10G", 24, 22.06, 600, 70, False, False, f"NVIDIA A10G data sheet, by AWS; {SPACES}", 1.00),
+    Accelerator("L4", 24, 22.03, 300, 121, True, False, f"NVIDIA L4 data sheet; {SPACES}", 0.80),
+    Accelerator("L40S", 48, 44.39, 864, 362, True, False, f"NVIDIA L40S data sheet; {SPACES}", 1.80),
+    Accelerator("A100 40 GB", 40, 39.38, 1555, 312, False, False, f"NVIDIA A100 data sheet; {EIGHT}", 1.99),
+    Accelerator("A100 80 GB", 80, 79.14, 2039, 312, False, False, f"NVIDIA A100 data sheet (SXM); {SPACES}", 2.50),
+    Accelerator("H100", 80, 79.1, 3350, 989, True, False, f"NVIDIA H100 data sheet (SXM); {EIGHT}", 3.99),
+    Accelerator("H200", 141, 139.8, 4800, 989, True, False, f"NVIDIA H200 data sheet (SXM); {HYPERSTACK}", 3.99),
+    Accelerator("B200", 180, 178.35, 8000, 2250, True, True, f"NVIDIA DGX B200 data sheet, an eighth of it; {EIGHT}", 6.69),
+    Accelerator("MI300X", 192, 191.98, 5300, 1307, True, False, "AMD Instinct MI300X data sheet"),
+    Accelerator("RTX 3060", 12, 11.72, 360, 25.5, False, False, "NVIDIA GeForce RTX 3060 specification (12 GB); compute: twice its float32 rate"),
+    Accelerator("RTX 3090", 24, 23.56, 936, 71, False, False, "NVIDIA GeForce RTX 3090 specification; compute: GA102 white paper"),
+    Accelerator("RTX 4090", 24, 23.52, 1008, 165, True, False, "NVIDIA GeForce RTX 4090 specification; compute: Ada white paper"),
+    Accelerator("RTX 5090", 32, 31.34, 1792, 209.5, True, True, "NVIDIA GeForce RTX 5090 specification; compute: RTX Blackwell white paper"),
+    Accelerator("RTX PRO 6000", 96, 94.97, 1792, 503.8, True, True, "NVIDIA RTX PRO 6000 Blackwell data sheet; compute: its white paper (Workstation)"),
+    Accelerator("Apple M4 16 GB", 16, 16, 120, 4.3, False, False, f"Apple M4 specification; {CORES} (10, 1.68 GHz)", usable=LITTLE, linked=False),
+    Accelerator("Apple M4 Pro 48 GB", 48, 48, 273, 8.6, False, False, f"Apple M4 Pro specification; {CORES} (20, 1.68 GHz)", usable=UNIFIED, linked=False),
+    Accelerator("Apple M4 Max 128 GB", 128, 128, 546, 17.2, False, False, f"Apple M4 Max specification; {CORES} (40, 1.68 GHz)", usable=UNIFIED, linked=False),
+    Accelerator(
+        "Apple M3 Ultra 512 GB", 512, 512, 819, 28.6, False, False, f"Apple M3 Ultra specification; {CORES} (80, 1.4 GHz)", usable=UNIFIED, linked=False
+    ),
 )
 
 
 # GB/s of boards that the planner does not offer but a run may meet, from NVIDIA's data sheets, by the words that tell them apart.
-BOARDS = {"A10G": 600, "A100 80GB PCIe": 1935, "H100 NVL": 3900, "H100 PCIe": 2000, "L40": 864}
+BOARDS = {"A10": 600, "A100 80GB PCIe": 1935, "H100 NVL": 3900, "H100 PCIe": 2000, "L40": 864}
 OTHER = {"d", "laptop", "max", "mig", "mobile", "server", "super", "ti"}  # in the name of a board that has less, or a part, of what its namesake has
 
 
@@ -82,17 +92,23 @@ def _words(name: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Fit:
-    """One accelerator under a plan. count: how many are needed, 0 when `most` do not hold it; users: that then fit at the full context; bound:
-    tokens/s of all users together if reading memory were all that takes time, no transfer between devices counted; dollars: per million
-    tokens at a price an hour and a share of the bound, None without a price.
+    """One accelerator under a plan. count: how many are needed, 0 when `most` do not hold it; together: devices that share one copy of the weights
+    (tensor parallelism), of which there are count / together, each with its part of the users; users: that then fit at the full context; bound:
+    tokens/s of all users together, decoding, at which either memory or the matrix units are busy all the time (limit says which: "bandwidth" or
+    "compute"), no transfer between devices counted; prompt: tokens/s of prompts, at most, by compute alone; dollars, prompt_dollars: per million
+    of each at a price an hour and a share of the bound, None without a price.
     """
 
     accelerator: Accelerator
     count: int
+    together: int = 0
     users: int = 0
     bound: float = 0.0
+    limit: str = ""
+    prompt: float = 0.0
     dollars_hour: float | None = None
     dollars: float | None = None
+    prompt_dollars: float | None = None
 
     @property
     def most(self) -> int:
@@ -100,22 +116,49 @@ class Fit:
         return COUNTS[-1] if self.accelerator.linked else 1
 
 
+def on_each(model: Architecture, plan: Plan, found: Need, devices: int) -> float:
+    """Bytes on each of `devices` under tensor parallelism: an even share of the weights and of the cache with its copies, and activations."""
+    return (found.weight_bytes + found.kv * copies(model, devices)) / devices + activation_bytes(model, plan, devices)
+
+
+def most_users(model: Architecture, plan: Plan, found: Need, device: Accelerator, devices: int) -> int:
+    """How many users fit at the full context, each with its cache and the activations of its decoding token."""
+    each = user_activations(model, devices)
+    room = device.bytes() - found.weight_bytes / devices - activation_bytes(model, plan, devices) + plan.users * each
+    return whole(room / max(1, found.kv_user * copies(model, devices) / devices + each))
+
+
+def spread(model: Architecture, plan: Plan, device: Accelerator, count: int, together: int) -> Fit | None:
+    """The plan on `count` devices in groups of `together`, each group with a copy of the weights and its part of the users; None where that does not
+    fit. The fullest group decides.
+    """
+    groups = count // together
+    part = dataclasses.replace(plan, users=-(-plan.users // groups))
+    found = need(model, part)
+    if on_each(model, part, found, together) > device.bytes():
+        return None
+    reading = step_bytes(model, part, found, together) / (together * device.bandwidth * 1e9)
+    multiplying = part.users * decode_work(model, plan.context) / (together * device.compute * 1e12)
+    users = groups * most_users(model, part, found, device, together)
+    prompt = count * device.compute * 1e12 / prompt_work(model, plan.context)
+    return Fit(device, count, together, users, plan.users / max(reading, multiplying), "bandwidth" if reading >= multiplying else "compute", prompt)
+
+
 def fit(model: Architecture, plan: Plan, device: Accelerator, price: float | None = None, reached: float = REACHED) -> Fit:
-    """How a plan fits on a device. Raises InputError for a price or share that is none."""
+    """How a plan fits on a device: on the fewest, in the groups with the highest bound. Raises InputError for a price or share that is none."""
     price = device.price if price is None else price
     if price is not None and not (isinstance(price, int | float) and math.isfinite(price) and 0 <= price <= 10_000):
         raise InputError("The price is in dollars an hour, from 0 to 10,000.")
     if not 0 < reached <= 1:
         raise InputError("The share of the bound that is reached lies above 0 and is at most 1.")
-    found = need(model, plan)
-    count = next((n for n in (COUNTS if device.linked else COUNTS[:1]) if found.total <= n * device.bytes()), 0)
-    if not count:
-        return Fit(device, 0)
-    room = count * device.bytes() - found.weight_bytes - found.activations
-    bound = plan.users * count * device.bandwidth * 1e9 / step_bytes(model, plan, found)
-    hour = None if price is None else price * count
-    dollars = None if hour is None else hour / (bound * reached * 3600) * 1e6
-    return Fit(device, count, whole(room / max(1, found.kv_user)), bound, hour, dollars)
+    for count in COUNTS if device.linked else COUNTS[:1]:
+        ways = [way for together in COUNTS if together <= count and (way := spread(model, plan, device, count, together))]
+        if ways:
+            best = max(ways, key=lambda way: (way.bound, way.users))
+            hour = None if price is None else price * count
+            dollars, prompt = (None if hour is None else hour / (rate * reached * 3600) * 1e6 for rate in (best.bound, best.prompt))
+            return dataclasses.replace(best, dollars_hour=hour, dollars=dollars, prompt_dollars=prompt)
+    return Fit(device, 0)
 
 
 def widths(model: Architecture, plan: Plan) -> list[tuple[str, Need]]:

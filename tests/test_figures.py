@@ -9,8 +9,9 @@ import math
 import pytest
 
 from explorer.docs import SEEDS
+from explorer.families import architecture
 from explorer.figures import Chart, Figure, _found, charts, figures
-from explorer.planner import Plan, architecture, need
+from explorer.planner import Plan, need
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from, significant
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of, usual
 from explorer.ui.table import comparison

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from explorer import planner
+from explorer import families, planner
 from explorer.architectures import FOLDER as ARCHITECTURES
 from explorer.kvcache import bytes_at
 from explorer.learn import answers
@@ -211,7 +211,7 @@ def test_cache_arithmetic_is_that_of_the_cache() -> None:
 
 def test_the_arithmetic_is_the_planner_s() -> None:
     """The 70B of stories and cards is Llama-3.1-70B as the planner counts it."""
-    model = planner.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text()))
+    model = families.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text()))
     assert model.parameters == pytest.approx(70.6e9, rel=1e-3)
     assert answers.kv_bytes_per_token(80, 8, 128) * 8192 == planner.kv_bytes(model, 8192, 16)
     inside = answers.matrix_parameters(model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads, model.head_size)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 
 from explorer import kvcache, models
 from explorer.__main__ import main
-from explorer.accelerators import ACCELERATORS, fit, sheet_of, widths
+from explorer.accelerators import ACCELERATORS, Accelerator, fit, most_users, on_each, sheet_of, spread, widths
+from explorer.families import Architecture, architecture, pasted
 from explorer.hub import Hub
 from explorer.methods import build
-from explorer.planner import Plan, activation_bytes, architecture, kv_bytes, need, pasted, step_bytes
+from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
 from explorer.records import InputError
-from explorer.ui.plans import Plans, first, presets
+from explorer.ui.plans import Plans, bounded, counted, first, presets
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 # As the models' publishers count them (safetensors metadata of each repository).
@@ -33,7 +36,11 @@ def demo() -> models.LoadedModel:
     return models.load(models.resolve("demo", Hub()), torch.device("cpu"), Hub())
 
 
-def shipped(name: str):
+def device(name: str) -> Accelerator:
+    return next(a for a in ACCELERATORS if a.name == name)
+
+
+def shipped(name: str) -> Architecture:
     return architecture(json.loads((FOLDER / f"{name}.json").read_text()), name)
 
 
@@ -42,22 +49,34 @@ def test_published_counts(name: str) -> None:
     assert shipped(name).parameters == PUBLISHED[name]
 
 
-@pytest.mark.parametrize(
-    ("family", "more"),
-    [
-        ("llama", {}), ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}), ("mistral", {"head_dim": 32}), ("qwen2", {}),
-        ("qwen3", {"head_dim": 8}), ("mixtral", {"num_local_experts": 4}),
-    ],
-)  # fmt: skip
-def test_counts_equal_those_of_transformers(family: str, more: dict) -> None:
+MIXED = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENT = {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}
+CONFIGS = [
+    ("llama", {}), ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}), ("mistral", {"head_dim": 32}), ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 2}), ("qwen2", {"use_sliding_window": True, "sliding_window": 32}),
+    ("qwen3", {"head_dim": 8}), ("qwen3", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1, "attention_bias": True}),
+    ("mixtral", {"num_local_experts": 4}), ("phi3", {"sliding_window": 32}), ("gemma2", {}), ("gemma2", {"sliding_window": 32, "head_dim": 24}),
+    ("gemma3_text", {"num_hidden_layers": 7}), ("gemma3_text", {"num_hidden_layers": 7, "sliding_window": 16, "attention_bias": True}),
+    ("qwen3_moe", {**MIXED, "head_dim": 8}), ("qwen3_moe", {**MIXED, "head_dim": 8, "num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [1]}),
+    ("gpt_oss", {**MIXED, "sliding_window": 16}), ("deepseek_v3", {**MIXED, **LATENT, "q_lora_rank": 40, "first_k_dense_replace": 1, "n_shared_experts": 2}),
+    ("deepseek_v3", {**MIXED, **LATENT, "q_lora_rank": None, "first_k_dense_replace": 2, "n_shared_experts": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "more"), CONFIGS)
+def test_sizes_and_windows_equal_those_of_transformers(family: str, more: dict) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(family, **{**SMALL, **more}, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
-    counted = architecture({**SMALL, **more, "model_type": family, "tie_word_embeddings": bool(config.tie_word_embeddings)})
+    counted = architecture({**SMALL, **more, "model_type": family}, family)
     assert counted.parameters == sum(p.numel() for p in model.parameters())
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
+    assert counted.windowed == kinds.count("sliding_attention") and counted.window == (window if counted.windowed else 0)
+    assert architecture(config.to_dict(), family) == dataclasses.replace(counted, context=config.max_position_embeddings), "as transformers writes it"
 
 
 def test_the_demo_models_bytes_are_exact(demo: models.LoadedModel) -> None:
@@ -87,21 +106,26 @@ def test_seventy_billion_parameters() -> None:
 
 def test_bounds_by_hand() -> None:
     """H100 at 3.35 TB/s, one user, no context to speak of: 8 B parameters read 16.06 GB less the embedding's 1.05 GB: 223 tokens/s."""
-    model, device = shipped("llama-3.1-8b"), next(a for a in ACCELERATORS if a.name == "H100")
+    model, card = shipped("llama-3.1-8b"), device("H100")
     plan = Plan(context=1)
     found = need(model, plan)
     read = 2 * (8_030_261_248 - 128256 * 4096) + 131072
     assert step_bytes(model, plan, found) == read
-    one = fit(model, plan, device, price=3.6, reached=0.5)
+    one = fit(model, plan, card, price=3.6, reached=0.5)
     assert one.count == 1 and one.bound == pytest.approx(3.35e12 / read)
-    assert one.dollars == pytest.approx(3.6 / (0.5 * one.bound * 3600) * 1e6) and one.dollars != fit(model, plan, device).dollars
-    assert fit(shipped("llama-3.1-70b"), Plan(), device).count == 2 and fit(shipped("llama-3.1-405b"), Plan(users=10**5), device).count == 0
-    assert one.users == int((80 * 2**30 * 0.9 - found.weight_bytes - found.activations) / 131072)
+    assert one.dollars == pytest.approx(3.6 / (0.5 * one.bound * 3600) * 1e6) and one.dollars != fit(model, plan, card).dollars
+    assert fit(shipped("llama-3.1-70b"), Plan(), card).count == 2 and fit(shipped("llama-3.1-405b"), Plan(users=10**5), card).count == 0
+    each = 2 * (3 * 4096 + 3 * 14336) + 4 * 128256
+    assert (
+        one.users
+        == most_users(model, plan, found, card, 1)
+        == int((79.1 * 2**30 * 0.9 - found.weight_bytes - activation_bytes(model, plan) + each) / (131072 + each))
+    )
 
 
 def test_what_no_link_joins_is_counted_once() -> None:
     """An M4 holds 8 B parameters in 4 bits and not 70 B, however many there are; what is not rented has no price."""
-    mac = next(a for a in ACCELERATORS if a.name == "Apple M4 16 GB")
+    mac = device("Apple M4 16 GB")
     assert fit(shipped("llama-3.1-8b"), Plan(bits=4), mac).count == 1 and fit(shipped("llama-3.1-70b"), Plan(bits=4), mac).count == 0
     assert all((a.price is None) == ("price" not in a.source) for a in ACCELERATORS) and fit(shipped("llama-3.1-8b"), Plan(bits=4), mac).dollars is None
     assert all(a.price for a in ACCELERATORS if a.name in ("H100", "H200", "B200", "A100 40 GB"))
@@ -115,13 +139,65 @@ def test_experts_meet_more_weights_as_users_grow() -> None:
 
 
 def test_window_bounds_the_cache() -> None:
+    """Qwen2 limits only the layers from max_window_layers on: with all 28 below it the cache of 131,072 tokens takes 7.52 GB, not 0.23."""
+    config = json.loads((FOLDER / "qwen2.5-7b.json").read_text())["config"] | {"use_sliding_window": True, "sliding_window": 4096}
+    assert kv_bytes(architecture(config | {"max_window_layers": 28}), 131072, 16) / 1e9 == pytest.approx(7.52, abs=0.01)
+    half = kv_bytes(architecture(config | {"max_window_layers": 14}), 131072, 16)
+    assert half == (kv_bytes(architecture(config | {"max_window_layers": 0}), 131072, 16) + kv_bytes(architecture(config), 131072, 16)) // 2
     assert kv_bytes(shipped("mistral-7b"), 32768, 16) == kv_bytes(shipped("mistral-7b"), 4096, 16) < kv_bytes(shipped("llama-3.1-8b"), 32768, 16)
 
 
-def test_activations_cover_what_a_block_holds(demo: models.LoadedModel) -> None:
-    """The estimate for one prefill of 512 tokens is at least what the feed-forward alone keeps alive: gate, up and product."""
-    model = presets()["demo"]
-    assert activation_bytes(model, Plan(context=512)) >= 2 * 512 * 3 * model.intermediate + 4 * model.vocabulary
+@pytest.mark.parametrize(("more", "most"), [({}, 1.2), ({"intermediate_size": 512}, 1.2), ({"intermediate_size": 256, "head_dim": 128}, 1.8)])
+def test_activations_against_the_measured_peak(more: dict, most: float) -> None:
+    """Of one prefill of 256 tokens through transformers' eager blocks, by the profiler's allocations. Where attention is the widest these copy heads."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {**SMALL, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, **more}
+    config = AutoConfig.for_model("llama", **sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    model, tokens = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval(), torch.zeros(1, 256, dtype=torch.long)
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        model(tokens, use_cache=False, logits_to_keep=1)
+    moves = sorted((e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    peak = max(itertools.accumulate(size for _, size in moves))
+    assert 0.95 <= peak / activation_bytes(architecture({**sizes, "model_type": "llama"}), Plan(context=256)) <= most
+
+
+def test_more_devices_than_heads_copy_the_cache() -> None:
+    """qwen2.5-7b in 16 bits, 64 users at 32k: four key and value heads, so tensor parallelism over eight L4 holds the cache twice: 240.5 GB."""
+    model, plan, l4 = shipped("qwen2.5-7b"), Plan(context=32768, users=64), device("L4")
+    assert [copies(model, n) for n in (1, 2, 4, 8, 64)] == [1, 1, 1, 2, 16] and copies(shipped("qwen2.5-0.5b"), 4) == 2
+    found = need(model, plan)
+    assert found.kv * copies(model, 8) / 1e9 == pytest.approx(240.5, abs=0.1) and 8 * l4.bytes() / 1e9 == pytest.approx(170.3, abs=0.5)
+    assert spread(model, plan, l4, 8, 8) is None and spread(model, plan, l4, 64, 64) is None, "each device would hold a whole head of every user"
+    one = fit(model, plan, l4)
+    assert (one.count, one.together) == (8, 4) and one.users == 2 * most_users(model, dataclasses.replace(plan, users=32), found, l4, 4) >= 64
+    narrow = on_each(model, plan, found, 4) - (found.weight_bytes + found.kv) / 4
+    assert narrow > activation_bytes(model, plan) / 4, "the residual stands on each device"
+
+
+def test_the_bound_is_the_slower_of_reading_and_multiplying() -> None:
+    """An A100 multiplies 312 TFLOP/s: 8 B parameters less the embedding allow 20,786 tokens/s, attention over 512 tokens takes 2% of that."""
+    model, card = shipped("llama-3.1-8b"), device("A100 80 GB")
+    inside = 8_030_261_248 - 128256 * 4096 - (2 * 32 + 1) * 4096
+    assert decode_work(model, 512) == 2 * inside + 4 * 32 * 128 * 512 * 32
+    many, one = (fit(model, Plan(bits=4, context=512, users=users), card, reached=1.0) for users in (1000, 1))
+    assert (many.limit, one.limit) == ("compute", "bandwidth") and many.bound == pytest.approx(312e12 / decode_work(model, 512)) and many.bound < 20_786
+    assert many.dollars == pytest.approx(2.5 / (many.bound * 3600) * 1e6) and many.prompt == pytest.approx(312e12 / prompt_work(model, 512))
+    assert prompt_work(model, 512) == pytest.approx(2 * (inside - 128256 * 4096) + 2 * 128256 * 4096 / 512 + 4 * 32 * 128 * 32 * 513 / 2)
+    mixed = shipped("mixtral-8x7b")
+    assert decode_work(mixed, 1) == pytest.approx(
+        2 * (mixed.parameters - mixed.parts()["embedding"] - 65 * 4096 - 0.75 * mixed.parts()["feed-forward"]), rel=1e-4
+    )
+
+
+def test_latent_attention_caches_one_vector_a_token() -> None:
+    """DeepSeek-V3's sizes: 671 billion parameters, 37 billion at work, 576 values a token and layer."""
+    sizes = {"hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61, "num_attention_heads": 128, "vocab_size": 129280}
+    more = {"moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3}
+    ranks = {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    model = architecture({"model_type": "deepseek_v3", **sizes, **more, **ranks})
+    assert model.parameters / 1e9 == pytest.approx(671.0, abs=0.1) and (model.used() + 2 * 129280 * 7168) / 1e9 == pytest.approx(37.5, abs=0.5)
+    assert kv_bytes(model, 1, 16) == 2 * 61 * 576 and copies(model, 8) == 8
 
 
 REPORTED = {
@@ -136,7 +212,9 @@ REPORTED = {
 def test_a_board_has_the_bandwidth_of_its_own_name() -> None:
     """By whole words: an L40 is no L4, a GH200 no H200; who is nobody's namesake is measured."""
     assert {name: (sheet_of(name) or (name, None))[1] for name in REPORTED} == REPORTED
-    assert len({a.name for a in ACCELERATORS}) == len(ACCELERATORS) and all(a.source for a in ACCELERATORS)
+    assert len({a.name for a in ACCELERATORS}) == len(ACCELERATORS) and all(a.source and a.compute > 0 for a in ACCELERATORS)
+    assert all(0.9 * a.memory * 1e9 < a.reported * 2**30 <= a.memory * 2**30 for a in ACCELERATORS), "no board reports more than its name in GiB"
+    assert device("T4").bytes() < 0.9 * 15_843_721_216, "as torch reports of one"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +232,12 @@ def test_the_tab_answers_or_says_why_not() -> None:
     plans = Plans(None)
     words, table, _, _ = plans.solved(*first())
     assert "70.554 billion" in words and "class='chosen'" in table and "A100 80 GB" in table
+    assert "39.5 GB (4.125 bits a weight; embedding and head in 16)" in words and "1 × A100 80 GB, which then holds 13 users" in words
+    assert (
+        "bound by memory bandwidth" in words
+        and "million tokens of prompt come on top" in words
+        and (counted(1, "user"), counted(2, "user")) == ("1 user", "2 users")
+    )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
     assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])
     for position, value, said in (
@@ -166,6 +250,12 @@ def test_the_tab_answers_or_says_why_not() -> None:
         asked = first()
         asked[position] = value
         assert said in plans.solved(*asked)[0], (position, value)
+
+
+def test_a_number_outside_a_slider_counts_as_its_end() -> None:
+    """The page sends what is typed before it moves it to the bound: the answer is that of the bound."""
+    slider = bounded(gr.Slider(512, 131072, 8192, step=512))
+    assert [slider.preprocess(value) for value in (-5, 1024, 10**9)] == [512, 1024, 131072]
 
 
 def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from explorer.learn.handout import handout
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, judge, stories
 from explorer.models import resolve
-from explorer.planner import Plan, need
+from explorer.planner import Plan, decode_work, need
 from explorer.records import Answer
 from explorer.store import Store
 from explorer.ui.plans import presets
@@ -44,7 +44,7 @@ def test_the_conclusion_that_is_shown_holds(name: str, at: int, step: Step) -> N
         scores = [judge(step, i, recorded(), recorded_answers())[0] for i in options]
         assert not scores or sum(scores) == 1, "one and only one option is right"
     if not step.predict.options:
-        value = float(judge(step, 0, recorded(), recorded_answers())[1].split()[0].replace(",", ""))
+        value = float(judge(step, 0, recorded(), recorded_answers())[1].split()[0].replace(",", "").lstrip("$"))
         assert step.predict.low <= value <= step.predict.high, f"the slider cannot be set to {value}"
 
 
@@ -55,7 +55,9 @@ def test_the_planned_70b_is_the_planners() -> None:
     mine = fit(model, ten, card)
     assert (found[1]["four"], found[2]["a"]) == (mine.users, fit(model, eight, card).users)
     assert found[0]["c"] * 2**30 == pytest.approx(need(model, ten).weight_bytes, rel=1e-3)
-    assert (found[3]["all"], found[4]["half"]) == pytest.approx((mine.bound, mine.dollars), rel=1e-3)
+    assert (found[3]["all"], found[4]["half"]) == pytest.approx((mine.bound, mine.dollars), rel=1e-3) and mine.limit == "bandwidth"
+    assert card.bytes() / 2**30 == pytest.approx(71.2, abs=0.05) and card.compute * 1e12 / decode_work(model, 8192) == pytest.approx(6000, rel=0.05)
+    assert judge(stories()["plan-70b"].steps[4], 1, {}, {})[1] == f"${mine.dollars:,.2f}" and judge(stories()["plan-70b"].steps[1], 1, {}, {})[1] == "1 user"
 
 
 @pytest.mark.parametrize(("name", "at", "step"), STEPS, ids=lambda value: str(value) if not isinstance(value, Step) else "")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from explorer.accelerators import ACCELERATORS, REACHED, Fit, fit, widths
 from explorer.commands import Command
-from explorer.planner import Architecture, Plan, architecture, gigabytes, need, pasted
+from explorer.families import Architecture, architecture, pasted
+from explorer.planner import Plan, gigabytes, need
 from explorer.records import InputError
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
@@ -24,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=8192, help="tokens of context")
     parser.add_argument("--users", type=int, default=1, help="users at once")
     parser.add_argument("--price", type=float, help="dollars an hour of one accelerator; else list prices where known")
-    parser.add_argument("--reached", type=float, default=REACHED, help="share of the bandwidth bound that is reached, from which a token's price follows")
+    parser.add_argument("--reached", type=float, default=REACHED, help="share of the bound that is reached, from which a token's price follows")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -47,8 +48,12 @@ def line(found: Fit, reached: float) -> str:
     """One accelerator as text. reached: the share of the bound that the price of a token is for."""
     if not found.count:
         return f"{found.accelerator.name:22s} more than {found.most} needed{'' if found.accelerator.linked else ', and no link joins them'}"
-    price = "" if found.dollars is None else f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million tokens at {reached:.0%} of that"
-    return f"{found.accelerator.name:22s} {found.count:2d} needed, {found.users:5,d} users fit, at most {found.bound:9,.0f} tokens/s{price}"
+    price = ""
+    if found.dollars is not None:
+        price = f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million tokens at {reached:.0%} of that, ${found.prompt_dollars:,.2f} of prompt"
+    users, groups = "user fits" if found.users == 1 else "users fit", "" if found.together == found.count else f" in groups of {found.together}"
+    rate = f"decode at most {found.bound:9,.0f} tokens/s ({found.limit}){price}"
+    return f"{found.accelerator.name:22s} {found.count:2d} needed{groups}, {found.users:5,d} {users}, {rate}"
 
 
 def work(args: argparse.Namespace) -> None:
@@ -69,8 +74,9 @@ def work(args: argparse.Namespace) -> None:
         return
     print(f"{model.name}: {model.parameters:,} parameters ({model.source or 'from its configuration'}); all that follows is estimated")
     print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)))
-    print(f"asked: {found.bits_per_weight:.3f} stored bits, weights {gigabytes(found.weight_bytes)}, KV cache {gigabytes(found.kv_user)} a user and "
-          f"{gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations {gigabytes(found.activations)}")  # fmt: skip
+    print(f"asked: {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, KV cache "
+          f"{gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations "
+          f"{gigabytes(found.activations)}")  # fmt: skip
     for one in fits:
         print(line(one, args.reached))
 

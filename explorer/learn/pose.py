@@ -99,6 +99,14 @@ def _choice(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict
     return Verdict(0.0, right.text, why)
 
 
+def amount(value: float, digits: int, unit: str) -> str:
+    """A number with its unit as one writes it: $4.25, 1 user, 13 users, 570 tokens/s."""
+    number = f"{value:,.{digits}f}"
+    if unit == "$":
+        return f"${number}"
+    return f"{number} {unit.removesuffix('s') if number == '1' and unit in ('users', 'cards', 'rows', 'tokens') else unit}".strip()
+
+
 def distance_score(given: float, right: float, tolerance: float) -> float:
     """1 within the relative tolerance, then falling with the logarithm of the ratio to 0 at SPREAD; differences count when right is 0 or signs differ."""
     if not math.isfinite(given):
@@ -114,7 +122,7 @@ def distance_score(given: float, right: float, tolerance: float) -> float:
 def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     question, right = posed.question, number_asked(posed, reports)
     given = float(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else math.nan
-    text, low, high = f"{right:,.{question.digits}f} {question.unit}".strip(), right, right
+    text, low, high = amount(right, question.digits, question.unit), right, right
     measured = reports[posed.graded_by[0]].find(question.metric) if posed.graded_by else None
     if measured is not None and has_interval(measured):
         low, high = measured.low, measured.high

@@ -13,7 +13,7 @@ from typing import Any
 
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
-from explorer.learn.pose import distance_score
+from explorer.learn.pose import amount, distance_score
 from explorer.learn.runs import FOLDER
 from explorer.records import Answer, Report
 
@@ -116,4 +116,4 @@ def judge(step: Step, prediction: Any, reports: Mapping[str, Report], answers: M
         return float(prediction == right), predict.options[right]
     right = float(evaluate(predict.answer, {}, functions))
     given = float(prediction) if isinstance(prediction, int | float) else float("nan")
-    return distance_score(given, right, 0.1), f"{right:,.{predict.digits}f} {predict.unit}".strip()
+    return distance_score(given, right, 0.1), amount(right, predict.digits, predict.unit)

@@ -14,9 +14,10 @@ import gradio as gr
 
 from explorer.accelerators import ACCELERATORS, Accelerator, Fit, fit, widths
 from explorer.chips import chip, reachable
+from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
 from explorer.figures.plan import CHART
-from explorer.planner import Architecture, Need, Plan, architecture, gigabytes, need, pasted
+from explorer.planner import Need, Plan, gigabytes, need
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.page import failure, status
@@ -44,6 +45,19 @@ def integer(value: Any, what: str) -> int:
     if not finite(value) or isinstance(value, bool):
         raise InputError(f"{what} needs a number.")
     return int(value)
+
+
+def bounded(control: Any) -> Any:
+    """A slider or number box for which a number typed outside its bounds counts as the nearest one. The page moves it there itself, after it has
+    sent what was typed; gradio would refuse that, and the answer of the number before would stay.
+    """
+    inner = control.preprocess
+
+    def preprocess(value: Any) -> Any:
+        return inner(min(max(value, control.minimum), control.maximum) if finite(value) else value)
+
+    control.preprocess = preprocess
+    return control
 
 
 class Plans:
@@ -103,64 +117,111 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
 
 
-def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: float) -> str:
-    """The answer in words. share: of the bound, that the price of a token is for."""
+def counted(number: int, thing: str) -> str:
+    """A number with its noun: 1 user, 13 users."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def width(model: Architecture, plan: Plan, found: Need) -> str:
+    """In which width the weights are stored, in words; nothing for 16 bits."""
+    if plan.bits == 16:
+        return ""
+    rest = "" if plan.everything else f"; embedding{'' if model.tied else ' and head'} in 16"
+    return f" ({found.bits_per_weight:.3f} bits a weight{rest})"
+
+
+def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
+    """What the plan needs, in words."""
     kind = f", {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
     text = (
-        f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)} at {found.bits_per_weight:.3f} "
-        f"stored bits, KV cache {gigabytes(found.kv_user)} a user at {plan.context:,} tokens, {gigabytes(found.kv)} for {plan.users:,}, "
+        f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)}{width(model, plan, found)}, "
+        f"KV cache {gigabytes(found.kv_user)} a user at {counted(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
         f"activations {gigabytes(found.activations)}. "
     )
     if model.window and plan.context > model.window:
-        text += f"Attention looks back {model.window:,} tokens, so the cache stops growing there. "
+        where = "" if model.windowed == model.layers else f" in {model.windowed} of {model.layers} layers"
+        text += f"Attention looks back {model.window:,} tokens{where}, so the cache stops growing there. "
     if model.context and plan.context > model.context:
         text += f"The model was made for {model.context:,} tokens. "
+    return text
+
+
+def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: float) -> str:
+    """The answer in words. share: of the bound, that the price of a token is for."""
+    text, name = asked_for(model, plan, found), chosen.accelerator.name
     if not chosen.count:
         why = "" if chosen.accelerator.linked else ", and no link joins them"
-        return f"{text}More than {chosen.most} × {chosen.accelerator.name} would be needed{why}."
-    text += f"It needs {chosen.count} × {chosen.accelerator.name}, which then hold {chosen.users:,} users; "
-    text += f"at most {chosen.bound:,.0f} tokens/s in all (estimated bound)"
+        return f"{text}More than {chosen.most} × {name} would be needed{why}."
+    text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {counted(chosen.users, 'user')}; "
+    busy = "memory bandwidth" if chosen.limit == "bandwidth" else "compute"
+    text += f"it decodes at most {chosen.bound:,.0f} tokens/s in all, bound by {busy} (estimated bound)"
     if chosen.dollars is None:
         return f"{text}. Give a price to see what a token costs."
-    return f"{text}, ${chosen.dollars:,.2f} a million tokens at {share:.0%} of that bound and ${chosen.dollars_hour:,.2f} an hour."
+    return (
+        f"{text}, ${chosen.dollars:,.2f} a million decoded tokens at {share:.0%} of that bound and ${chosen.dollars_hour:,.2f} an hour; "
+        f"a million tokens of prompt come on top with ${chosen.prompt_dollars:,.2f}."
+    )
+
+
+def groups(one: Fit) -> str:
+    """How many copies of the weights the devices hold, where it is more than one."""
+    return "" if one.together == one.count else f" ({one.count // one.together} copies of the weights, each on {one.together})"
+
+
+HEADS = (
+    "accelerator",
+    "memory, GB",
+    "GB/s",
+    "TFLOP/s, 16 bits",
+    "FP8 and FP4 units",
+    "needed",
+    "users that fit",
+    "decoded tokens/s, at most",
+    "bound by",
+    "each user",
+    "prompt tokens/s, at most",
+    "$ an hour",
+    "$ a million decoded tokens, at {share} of the bound",
+    "$ a million prompt tokens, at {share}",
+)
+NOTE = (
+    "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, "
+    "which is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. "
+    "Counts in powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold "
+    "copies of the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or "
+    "multiplying in 16 bits, whichever takes longer, were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 bits "
+    "(W8A8) can pass a bound by compute, at most twice. Prompt tokens/s: by compute alone. A million tokens cost what they take at {share} of that, the share "
+    "set above; a prompt and its answer cost both prices. Prices are public list prices of the date under the name; what is bought and not rented has "
+    "none, and nor do computers with unified memory, of which only one is counted, because no link joins several."
+)
+
+
+def cells(one: Fit, plan: Plan) -> list[str]:
+    """A row of the table, without its name."""
+    a = one.accelerator
+    shown = [f"{a.memory:,}", f"{a.bandwidth:,}", f"{a.compute:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
+    if not one.count:
+        return [*shown, f"more than {one.most}", *[""] * 8]
+    needed = f"{one.count}" if one.together == one.count else f"{one.count} = {one.count // one.together}&nbsp;×&nbsp;{one.together}"
+    shown += [needed, f"{one.users:,}", f"{one.bound:,.0f}", one.limit, f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}"]
+    return shown + [("" if value is None else f"{value:,.2f}") for value in (one.dollars_hour, one.dollars, one.prompt_dollars)]
 
 
 def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
     """The accelerators as HTML. share: as in `sentence`."""
-    heads = (
-        "accelerator",
-        "memory, GB",
-        "GB/s",
-        "FP8 and FP4 units",
-        "needed",
-        "users that fit",
-        "tokens/s, at most",
-        "each user",
-        "$ an hour",
-        f"$ a million tokens, at {share:.0%} of the bound",
-    )
     rows = []
     for one in fits:
         a = one.accelerator
-        cells = [f"{a.memory:,}", f"{a.bandwidth:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
-        if one.count:
-            cells += [f"{one.count}", f"{one.users:,}", f"{one.bound:,.0f}", f"{one.bound / plan.users:,.1f}"]
-            cells += ["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}"]
-        else:
-            cells += [f"more than {one.most}", "", "", "", "", ""]
         mark = " class='chosen'" if a.name == chosen else ""
         rows.append(
-            f"<tr{mark}><th scope='row' title='{escape(a.source, quote=True)}'>{escape(a.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+            f"<tr{mark}><th scope='row' title='{escape(a.source, quote=True)}'>{escape(a.name)}</th>"
+            + "".join(f"<td>{cell}</td>" for cell in cells(one, plan))
+            + "</tr>"
         )
-    note = (
-        "Estimated: memory and bandwidth from data sheets (the source is under each name). A card of 80 GB is counted as 80 GiB (85.9 GB), of which 90%, "
-        "72 GiB (77.3 GB), may be filled; of unified memory 75%, on small machines 67%. Counts in powers of two. Tokens/s would be reached if reading weights "
-        "and cache were all that takes time: no arithmetic, no transfer between devices, no gaps; a million tokens cost what they take at "
-        f"{share:.0%} of that, the share set above. Prices are public list prices of the date under the name; what is bought and not rented has none, and nor "
-        "do computers with unified memory, of which only one is counted, because no link joins several."
-    )
+    note = NOTE.format(share=f"{share:.0%}")
     sheet, sums = (chip("estimated", f"{how}, not measured", reached=False) for how in ("from the data sheet under each name", note))
-    head = "".join(f"<th scope='col'>{name} {sheet if 0 < i < 4 else sums if i else ''}</th>" for i, name in enumerate(heads))
+    heads = [head.format(share=f"{share:.0%}") for head in HEADS]
+    head = "".join(f"<th scope='col'>{name} {sheet if 0 < i < 5 else sums if i else ''}</th>" for i, name in enumerate(heads))
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f"<div class='scroll' tabindex='0'><table class='compare plan'>{reachable(body)}</table></div><p class='hint'>{note}</p>"
 

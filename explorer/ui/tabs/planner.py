@@ -1,20 +1,22 @@
-"""Planner: what any architecture needs, which accelerators hold it, for how many users, how fast at most and at what price."""
+"""Planner: what an architecture of the counted families needs, which accelerators hold it, for how many users, how fast at most and at what price."""
 
 from __future__ import annotations
 
 import gradio as gr
 
 from explorer.accelerators import ACCELERATORS
+from explorer.families import FAMILIES
 from explorer.figures.plan import CHART
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import Plans, bars, first, presets, price_of
+from explorer.ui.plans import Plans, bars, bounded, first, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 
 def build(shell: Shell) -> View | None:
     handlers, start = Plans(shell), first()
     heading(
-        "What do I buy?", "Any architecture from its configuration alone: what it needs, where it fits, what a token costs. Every number here is an estimate."
+        "What do I buy?",
+        "A model from its configuration alone: what it needs, where it fits, what a token costs. Every number here is an estimate, but the counts are exact.",
     )
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         choices = [(f"{name} ({model.parameters / 1e9:.3g} B)", name) for name, model in presets().items()]
@@ -22,21 +24,29 @@ def build(shell: Shell) -> View | None:
         bits = gr.Radio([16, 8, 6, 5, 4, 3, 2], value=start[2], label="Weight bits", min_width=320)
         group = gr.Radio([("channel", 0), ("32", 32), ("64", 64), ("128", 128)], value=start[3], label="Group", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
-        context = gr.Slider(512, 131072, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context")
-        users = gr.Slider(1, 256, start[7], step=1, label="Users at once", min_width=240)
+        context = bounded(gr.Slider(512, 131072, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
+        users = bounded(gr.Slider(1, 256, start[7], step=1, label="Users at once", min_width=240))
         kv_bits = gr.Radio([16, 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
         everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False)
-        price = gr.Number(
-            start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, info="Yours; a list price where one is known, 0 for none."
+        price = bounded(
+            gr.Number(start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, info="Yours; else a list price, 0 for none.")
         )
-        reached = gr.Slider(5, 100, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
+        reached = bounded(
+            gr.Slider(5, 100, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
+        )
     with gr.Accordion("Another model: by name or pasted config.json", open=False):
         with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
             name = gr.Textbox(label="Hub id or folder", max_length=200, min_width=240, placeholder="organisation/model")
             fetch = gr.Button("Read its configuration", min_width=180)
-        config = gr.Textbox(label="config.json", lines=4, max_lines=10, max_length=100_000, placeholder="Paste here; empty it to go back to the list above.")
+        config = gr.Textbox(
+            label=f"config.json ({', '.join(FAMILIES)})",
+            lines=4,
+            max_lines=10,
+            max_length=100_000,
+            placeholder="Paste here; empty it to go back to the list above.",
+        )
     asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached]
     shell.linked["planner"] = {
         "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
