@@ -11,6 +11,8 @@ from torch import Tensor, nn
 # A linear layer and the one beside it whose outputs become its inputs channel by channel: values are mixed over tokens only, gated products linear in `up`.
 CHAINS = {"o_proj": "v_proj", "out_proj": "v_proj", "dense": "v_proj", "down_proj": "up_proj", "fc2": "fc1"}
 
+CLOSE = 2**-7  # relative; bfloat16 itself is within 2^-9
+
 
 @dataclass(frozen=True)
 class Before:
@@ -82,12 +84,29 @@ def _of_linear(block: nn.Module, layers: list[nn.Linear]) -> Before | None:
 def scaled(before: Before, scale: Tensor) -> dict[str, Tensor]:
     """{parameter: its value} of the operator when its outputs, as the layers' input channels [K], are divided by scale; in the parameter's dtype."""
     module = before.module
-    each = row_scale(before, scale).to(module.weight.device)
-    one = 1.0 if "gemma" in type(module).__name__.lower() else 0.0  # Gemma's norms multiply by 1 + weight
+    each, one = row_scale(before, scale).to(module.weight.device), _one(module)
     divided = {"weight": (module.weight.float() + one) / (each.unsqueeze(1) if isinstance(module, nn.Linear) else each) - one}
     if getattr(module, "bias", None) is not None:
         divided["bias"] = module.bias.float() / each
     return {name: value.to(module.weight.dtype) for name, value in divided.items()}
+
+
+def stores(before: Before, scale: Tensor) -> bool:
+    """Whether the operator, once `scaled` has rounded it to its dtype, multiplies by what it should to within CLOSE. A norm that stores its distance
+    from 1 does not where the scale is large: that distance is then almost -1, and what is left of the multiplier is mostly rounding. ValueError as in
+    `row_scale`.
+    """
+    module, each = before.module, row_scale(before, scale)
+    if isinstance(module, nn.Linear):
+        return True
+    each, one = each.to(module.weight.device), _one(module)
+    wanted, found = (module.weight.float() + one) / each, scaled(before, scale)["weight"].float() + one
+    return bool(((found - wanted).abs() <= CLOSE * wanted.abs()).all())
+
+
+def _one(module: nn.Module) -> float:
+    """What an operator adds to its weight before it multiplies: 1 for Gemma's norms."""
+    return 1.0 if "gemma" in type(module).__name__.lower() else 0.0
 
 
 def row_scale(before: Before, scale: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from explorer.calibration import flowing
-from explorer.flow import Before, row_scale, scaled
+from explorer.flow import Before, row_scale, scaled, stores
 from explorer.metrics import Subject
 from explorer.qtensor import QuantizedTensor
 
@@ -18,7 +18,8 @@ from explorer.qtensor import QuantizedTensor
 def folded(subject: Subject) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
     """(every quantized layer, without its input scale where the operator before takes it; {parameter by its path in the model: what it becomes}).
 
-    Nothing is changed in place. A scale stays where layers that read the same inputs have different ones, or nothing before can take it.
+    Nothing is changed in place. A scale stays where layers that read the same inputs have different ones, or nothing before can take it
+    or store it closely enough.
     """
     model = subject.loaded.model
     names = {layer: name for name, layer in subject.originals.items()}
@@ -53,8 +54,9 @@ def _takes(before: Before | None, scale: Tensor, q: QuantizedTensor | None) -> b
     if before is None:
         return False
     try:
-        row_scale(before, scale)
-    except ValueError:
+        if not stores(before, scale):
+            return False
+    except ValueError:  # of a linear layer, one of whose outputs is channels that differ
         return False
     return q is None or (q.codebook is None and q.scale_bits is None and not q.extra_bits and q.scale.shape[0] in (1, q.codes.shape[0]))
 

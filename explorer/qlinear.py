@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -131,6 +131,15 @@ def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear | None:
     return joined
 
 
+def siblings(names: Iterable[str]) -> list[list[str]]:
+    """The names in order, those that TOGETHER puts beside each other in one list."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        place, _, own = name.rpartition(".")
+        found.setdefault((place, *next((group for group in TOGETHER if own in group), (own,))), []).append(name)
+    return list(found.values())
+
+
 def release(layers: dict[str, QuantizedLinear], name: str, qtensor: QuantizedTensor) -> QuantizedTensor:
     """Forgets the unpacked codes of a layer once those it can be joined with are there too; for models whose codes would not fit twice.
 
@@ -139,7 +148,7 @@ def release(layers: dict[str, QuantizedLinear], name: str, qtensor: QuantizedTen
     place, _, own = name.rpartition(".")
     for group in TOGETHER:
         members = [layers.get(f"{place}.{part}") for part in group]
-        if own == group[-1] and all(members):
+        if own in group and all(members):
             join(members)
         if own in group and not all(members):
             break

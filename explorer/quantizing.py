@@ -16,7 +16,7 @@ from explorer.calibration import sequential_inputs
 from explorer.methods import Method, refuses_all
 from explorer.metrics import Subject
 from explorer.models import LoadedModel
-from explorer.qlinear import QuantizedLinear, put, release
+from explorer.qlinear import QuantizedLinear, put, release, siblings
 from explorer.qtensor import QuantizedTensor
 from explorer.records import BY_CHOICE, InputError, Progress, TextRef
 
@@ -57,7 +57,7 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
 
 def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Linear], rows: torch.Tensor | None) -> Iterator[Any]:
     """Yields Progress, returns ({name: QuantizedTensor}, {name: QuantizedLinear}). With calibration windows [W, T] each layer's inputs come
-    from the layers already quantized, which are then in the model's place of the original ones.
+    from the layers already quantized, which are then in the model's place of the original ones. Layers that read the same inputs go together.
     """
     layers: dict[str, QuantizedLinear] = {}
     qtensors: dict[str, QuantizedTensor] = {}
@@ -75,8 +75,8 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
             yield Progress("quantize", len(qtensors), len(wanted), name)
 
     if rows is None:
-        for name in wanted:
-            yield from convert([name], None)
+        for names in siblings(wanted):
+            yield from convert(names, None)
         return qtensors, layers
     yield Progress("quantize", 0, len(wanted), "reading the calibration text")
     for group, before in sequential_inputs(loaded, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from torch import Tensor
 from explorer import models
 from explorer.calibration import flowing
 from explorer.experiment import Loader
-from explorer.flow import scaled
+from explorer.flow import Before, scaled, stores
+from explorer.folding import folded
 from explorer.hub import Hub
+from explorer.methods import build
+from explorer.metrics import Subject
 from tests.architectures import CONFIGS, make
 
 LLAMA = "qkv o gate_up down"
@@ -53,3 +57,33 @@ def test_norms_that_the_residual_stream_reads_too_take_nothing(tmp_path: Path) -
     loaded = Loader()(models.resolve(str(make("opt", tmp_path / "opt", do_layer_norm_before=False, num_hidden_layers=1)), Hub()))
     found = next(flowing(loaded, torch.arange(8).unsqueeze(0)))[1]
     assert [None if group.before is None else type(group.before.module).__name__ for group in found] == [None, "Linear", None, "Linear"]
+
+
+class LlamaRMSNorm(torch.nn.Module):
+    def __init__(self, multiplier: Tensor, one: float = 0.0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter((multiplier - one).bfloat16())
+
+
+class GemmaRMSNorm(LlamaRMSNorm):
+    """As its name says, it multiplies by 1 + weight."""
+
+
+@pytest.mark.parametrize(("size", "gemma"), [(4, True), (16, False), (64, False)])
+def test_a_norm_takes_only_a_scale_that_it_can_store(size: int, gemma: bool) -> None:
+    multiplier, scale, rows = 1 + torch.rand(4096, generator=torch.Generator().manual_seed(0)), torch.full((4096,), float(size)), torch.arange(4096)
+    for norm, one, holds in ((LlamaRMSNorm(multiplier), 0.0, True), (GemmaRMSNorm(multiplier, 1.0), 1.0, gemma)):
+        before = Before(norm, rows)
+        wanted, found = norm.weight.float() + one, (scaled(before, scale)["weight"].float() + one) * size
+        assert stores(before, scale) == holds == bool(((found / wanted - 1).abs() <= 2**-7).all())
+
+
+def test_a_scale_that_no_norm_stores_stays_with_its_layers(tmp_path: Path) -> None:
+    loaded = Loader()(models.resolve(str(make("gemma", tmp_path / "gemma", num_hidden_layers=1)), Hub()))
+    linears, draw = models.linears(loaded.model), torch.Generator().manual_seed(0)
+    plain = {name: build("absmax", {}).quantize(layer.weight.detach().float(), None) for name, layer in linears.items()}
+    for size, held in ((2.0, True), (64.0, False)):
+        sizes = size * (0.5 + 0.5 * torch.rand(linears["layers.0.mlp.up_proj"].in_features, generator=draw))
+        made = {name: dataclasses.replace(q, channel_scale=sizes) if name.endswith(("gate_proj", "up_proj")) else q for name, q in plain.items()}
+        layers, changed = folded(Subject(loaded, {}, made, linears, torch.empty(0, 8, dtype=torch.long), 0.0))
+        assert (layers["layers.0.mlp.up_proj"].channel_scale is None) == held == bool(changed)

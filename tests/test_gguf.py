@@ -100,7 +100,13 @@ def test_what_a_file_cannot_hold_is_refused_with_the_reason(load: Loader, folder
         made = prepared(load, folder, method, params)
         assert words in saving.refusal(saving.formats()["gguf"], made)
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
-    for kind, changes, words in (("gemma", {}, "models of type gemma"), ("qwen2", {"rope_parameters": rope}, "rotary embedding of type 'yarn'")):
+    for kind, changes, words in (
+        ("gemma", {}, "models of type gemma"), ("qwen2", {"rope_parameters": rope}, "rotary embedding of type 'yarn'"),
+        ("llama", {"hidden_act": "relu"}, "its gate is 'relu'"), ("qwen3", {"hidden_act": "gelu"}, "its gate is 'gelu'"),
+        ("llama", {"mlp_bias": True}, r"its biases \(mlp_bias\) are dropped"),
+        ("llama", {"attention_bias": True}, r"its biases \(attention_bias\) are dropped"),
+        ("qwen3", {"attention_bias": True}, r"its biases \(attention_bias\) are dropped"),
+    ):  # fmt: skip
         made = prepared(load, make(kind, tmp_path / kind, num_hidden_layers=1, **changes), "rtn", {"group_size": 32})
         with pytest.raises(InputError, match=f"GGUF cannot hold this model: .*{words}.* What can: compressed-tensors"):
             saving.choose(made, "gguf")

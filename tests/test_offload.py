@@ -64,7 +64,7 @@ def report(folder: Path, store: Path, method: str, **params: Any) -> Report:
     return last_report(runner.run(str(folder), method, params, tokens=1024, length=256, sequences=2))
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "nf4"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "nf4", "nvfp4"])
 def test_numbers_are_those_of_a_model_in_memory(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = report(folder, tmp_path / "a.db", method)
     monkeypatch.setattr(sizes, "whole", lambda weight, on_gpu: 1e15)

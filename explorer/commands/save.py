@@ -30,7 +30,7 @@ def work(args: argparse.Namespace) -> None:
     from explorer.experiment import LocalRunner, last_report
     from explorer.provenance import name_of
     from explorer.request import Request
-    from explorer.saving import Prepared, card, check, choose, note, save, written_bits
+    from explorer.saving import Prepared, card, check, choose, loads, note, save, written_bits
     from explorer.saving.beforehand import check_asked
     from explorer.store import Store
     from explorer.subjects import subject_of
@@ -49,7 +49,8 @@ def work(args: argparse.Namespace) -> None:
     form = choose(made, args.form)
     words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
     written = save(made, form, args.to, words, plain(report or {"experiment": experiment}))
-    print(json.dumps({"folder": str(args.to), **written, "bits_per_weight": written_bits(form, made), "loads": form.loads, "note": note(form, made)}, indent=1))
+    told = {"bits_per_weight": written_bits(form, made), "loads": loads(form, made), "note": note(form, made)}
+    print(json.dumps({"folder": str(args.to), **written, **told}, indent=1))
 
 
 COMMAND = Command("save", "write a quantized model as a checkpoint that loads elsewhere", arguments, work)

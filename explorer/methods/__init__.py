@@ -72,8 +72,9 @@ class Method:
         raise NotImplementedError
 
     def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
-        """Yields (layer, QuantizedTensor) for layers that read the same inputs: weights [N, K] in the model's dtype by layer. rows [K] int64: which output
-        of the operator before them each input channel is, None where no operator could take a scale of these channels; see explorer/flow.py.
+        """Yields (layer, QuantizedTensor) for layers that read the same inputs, all that there are of q/k/v or gate/up among them. weights [N, K] in the
+        model's dtype by layer. rows [K] int64: which output of the operator before them each input channel is, None where no operator could take a
+        scale of these channels, see explorer/flow.py, or nothing was calibrated.
         """
         for layer, weight in weights.items():
             yield layer, self.quantize(weight.float(), inputs, layer)

@@ -20,7 +20,7 @@ BLOCK = 128
 class Fp8(Method):
     """An 8-bit float keeps about the same relative precision over many orders of magnitude, so outliers cost little and one scale for a whole
     tensor is nearly enough. E4M3 has three mantissa bits and reaches 448, E5M2 has two and reaches 57344. Inputs are rounded too: then the
-    product runs on float8 units at twice the speed of 16 bits.
+    product runs on float8 units at twice the speed of 16 bits. With a scale for every 128 x 128 weights, inputs have one for every token and 128 channels.
     """
 
     name: ClassVar[str] = "fp8"
@@ -31,7 +31,19 @@ class Fp8(Method):
 
     element: str = choice("e4m3", "e4m3", "e5m2", title="Element", help="Exponent and mantissa bits.")
     granularity: str = choice("channel", "tensor", "channel", "block", title="Granularity", help="One scale for the tensor, a row, or a 128 x 128 block.")
-    activation: str = choice("token", "none", "token", "tensor", "static", title="Inputs", help="16 bits, or float8 with a scale per token, tensor, or fixed.")
+    activation: str = choice(
+        "token", "none", "token", "block", "tensor", "static", title="Inputs",
+        help="16 bits, or float8 with a scale per token, per token and 128 inputs (block; what block weights take for token), per tensor, or fixed.",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if (self.granularity, self.activation) == ("block", "token"):
+            object.__setattr__(self, "activation", "block")
+
+    def check(self) -> str:
+        if self.granularity == "block" and self.activation in ("tensor", "static"):
+            return f"fp8: block weights take inputs in blocks or in 16 bits; choose block or none, not {self.activation}, or another granularity."
+        return ""
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
         absmax = weight.abs().amax(-1, keepdim=True)
@@ -53,4 +65,6 @@ class Fp8(Method):
         return self.activation == "static"
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
-        return f"blocks of {BLOCK} do not divide {shape[0]} x {shape[1]}" if self.granularity == "block" and (shape[0] % BLOCK or shape[1] % BLOCK) else ""
+        if self.granularity == "block" and (shape[0] % BLOCK or shape[1] % BLOCK):
+            return f"blocks of {BLOCK} do not divide {shape[0]} x {shape[1]}"
+        return f"blocks of {BLOCK} do not divide its {shape[1]} inputs" if self.activation == "block" and shape[1] % BLOCK else ""

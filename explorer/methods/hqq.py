@@ -18,7 +18,8 @@ NORM, BETA, KAPPA, ITERATIONS = 0.7, 10.0, 1.01, 20
 class Hqq(Method):
     """Least squares lets a few large weights decide the grid. HQQ minimises the p-norm of the error with p = 0.7, which forgives large errors
     on outliers and fits the many small weights well. It alternates between a shrinkage step that finds the outlier part of the error and
-    a closed form for the zero-point. No calibration text, so there is nothing to overfit.
+    a closed form for the zero-point. No calibration text, so there is nothing to overfit. Zeros keep their fraction at every width; the authors' own
+    configuration rounds those of 4-bit codes to integers, for kernels that want them so.
     """
 
     name: ClassVar[str] = "hqq"

@@ -18,11 +18,12 @@ BLOCK = 32
 @dataclass(frozen=True)
 class Mxfp(Method):
     """Each block of 32 shares one scale that is a power of two and costs 8 bits; elements are floats of 4 to 8 bits. The scale cannot follow
-    the largest weight closely (it may be off by almost a factor of two), which is the price for hardware that multiplies by shifting.
+    the largest weight closely (it may be off by almost a factor of two), which is the price for hardware that multiplies by shifting. Weights
+    only: inputs stay in 16 bits.
     """
 
     name: ClassVar[str] = "mxfp"
-    title: ClassVar[str] = "MX block float (MXFP4, 6, 8)"
+    title: ClassVar[str] = "MX block float (MXFP4, 6, 8), weights only"
     short: ClassVar[str] = "MX"
     paper: ClassVar[str] = "OCP Microscaling Formats (MX) 1.0, section 5; Rouhani et al. 2023, arXiv 2310.10537"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,19 +19,33 @@ BLOCK = 16
 @dataclass(frozen=True)
 class Nvfp4(Method):
     """Like MXFP4, but blocks are half as long and their scale is an E4M3 float, which follows the largest weight to within 6% instead of a
-    factor of two. E4M3 has little range, so a float32 scale for the whole tensor brings the block scales into it.
+    factor of two. E4M3 has little range, so a float32 scale for the whole tensor brings the block scales into it; layers that read the same input share
+    it, because programs that run them as one product keep one. Weights only: inputs stay in 16 bits.
     """
 
     name: ClassVar[str] = "nvfp4"
-    title: ClassVar[str] = "NVFP4"
+    title: ClassVar[str] = "NVFP4, weights only"
     short: ClassVar[str] = "NVFP4"
     paper: ClassVar[str] = "Alvarez et al. 2025, Introducing NVFP4 for Efficient and Accurate Low-Precision Inference"
 
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        absmax = group_view(weight, "group", BLOCK).abs().amax(-1)
-        whole = (absmax.max() / (448 * 6)).clamp(min=torch.finfo(torch.float32).tiny)
-        block = (absmax / 6 / whole).clamp(max=448).to(torch.float8_e4m3fn).float()
-        return quantize_float(weight, block * whole, "e2m1", scale_bits=8, extra_bits=32, scale_unit=whole)
+        return _rounded(weight, _unit(weight))
+
+    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+        unit = torch.stack([_unit(weight) for weight in weights.values()]).amax()
+        for layer, weight in weights.items():
+            yield layer, _rounded(weight.float(), unit)
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of {BLOCK} do not divide its {shape[1]} inputs" if shape[1] % BLOCK else ""
+
+
+def _unit(weight: Tensor) -> Tensor:
+    """The scale of all scales [] float32 of weight [N, K]: with it the largest block scale is the largest E4M3 number."""
+    return (weight.abs().amax().float() / (448 * 6)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _rounded(weight: Tensor, unit: Tensor) -> QuantizedTensor:
+    absmax = group_view(weight, "group", BLOCK).abs().amax(-1)
+    block = (absmax / 6 / unit).clamp(max=448).to(torch.float8_e4m3fn).float()
+    return quantize_float(weight, block * unit, "e2m1", scale_bits=8, extra_bits=32, scale_unit=unit)

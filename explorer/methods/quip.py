@@ -67,6 +67,7 @@ def with_feedback(w: Tensor, scale: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """(scale [N, 1], lattice points [N, K]) for w [N, K] and H [K, K]. Columns that make up for others are larger than the weights were, so a first
     pass finds how large, and the second rounds at that scale; last, each row takes the scale of least output error for its points.
     """
+    h = h if h.any() else torch.eye(len(h), device=h.device)  # inputs of zeros say nothing, so all columns count alike
     factor = inverse_factor(h, DAMPING)
     _, rounded = feed_back(w / scale, factor)
     scale = scale * root_mean_square(rounded) * STEP

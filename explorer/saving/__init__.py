@@ -39,7 +39,8 @@ class Format:
 
     refuses(qtensor): why it cannot hold this layer exactly, "" when it can. tensors(qtensor): its parameters by the name they have in the layer.
     config(layers, rest): the `quantization_config` of config.json, rest the linear layers that stay in 16 bits; None for none.
-    loads: what reads it, for the card. exact: whether the weights are the quantized ones to the bit. refuses_model(loaded): as refuses, of the model.
+    loads: what reads it, for the card; readers(prepared): the same for a model that not all of them run as it is, "" where they do. exact: whether the
+    weights are the quantized ones to the bit. refuses_model(loaded): as refuses, of the model.
     write(loaded, 16-bit parameters, layers, folder): for a format that is no folder of transformers; it then needs no tensors and no config.
     stored(qtensor): for such a format the name of the layout that a layer is written in and the bits it takes.
     families: the model types that it is written for, none for all.
@@ -56,6 +57,7 @@ class Format:
     write: Callable[[LoadedModel, Mapping[str, Tensor], Mapping[str, QuantizedTensor], Path], None] | None = None
     stored: Callable[[QuantizedTensor], tuple[str, int]] | None = None
     families: tuple[str, ...] = ()
+    readers: Callable[[Prepared], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,16 @@ def layouts(form: Format, made: Prepared) -> str:
 def note(form: Format, made: Prepared) -> str:
     """As what a format holds a model, what it does not keep of it, and why no other does; "" where it holds the codes as they are and keeps all."""
     reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(made).items())
+    kept = "Its weights have the quality of the quantized model and the size of the original"
+    if any(q.activation is not None for q in made.layers.values()):
+        kept += "; its inputs are no longer rounded, so it is better than the measured numbers"
     moved = "Its input scales are in the normalisations and layers before them, which rounds those to 16 bits once more. " if made.changed else ""
-    return (moved + layouts(form, made) + ("" if form.exact else f"It has the quality of the quantized model and the size of the original: {reasons}.")).strip()
+    return (moved + layouts(form, made) + ("" if form.exact else f"{kept}. Why 16 bits: {reasons}.")).strip()
+
+
+def loads(form: Format, made: Prepared) -> str:
+    """What reads a model in a format, and where something that reads others does not, why."""
+    return (form.readers(made) if form.readers else "") or form.loads
 
 
 def card(form: Format, made: Prepared, title: str, how: str, report: Report | None) -> str:
@@ -166,7 +176,7 @@ def card(form: Format, made: Prepared, title: str, how: str, report: Report | No
 
 Made by the Quantization Explorer: `{how}`
 
-Format: {form.title}. It loads with {form.loads}. {note(form, made)}
+Format: {form.title}. It loads with {loads(form, made)}. {note(form, made)}
 
 {_numbers(report, written_bits(form, made)) if report else "Not measured."}
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from explorer.floats import element_of
+from explorer.qlinear import siblings
 from explorer.qtensor import QuantizedTensor
-from explorer.saving import Format
-from kernels.op import Activation
+from explorer.saving import Format, Prepared
+from kernels.op import BLOCK, Activation
 
 PACKABLE = (4, 8)  # bits of integers that vLLM reads
 
@@ -37,6 +38,8 @@ def _refuses(q: QuantizedTensor) -> str:
         return "its inputs are scaled while it runs, which no operator before it does for it"
     if inputs is not None and (inputs.threshold or inputs.columns):
         return "outlier columns of its inputs stay in 16 bits"
+    if inputs is not None and (inputs.per == "block") != _blocks(q):
+        return f"weights in blocks take inputs in blocks there and no others do: its inputs have a scale per {inputs.per}"
     if inputs is not None and inputs.kind == "e5m2":
         return "float8 inputs are E4M3 there"
     if q.codebook is None:
@@ -56,6 +59,12 @@ def _powers_of_two(scale: Tensor) -> bool:
     return bool((torch.frexp(scale.float())[0].abs() == 0.5).all())
 
 
+def _blocks(q: QuantizedTensor) -> bool:
+    """Whether the weight has a scale for each of its 128 x 128 parts; where it is one part, its inputs tell that from a scale for all."""
+    one = q.codes.shape == (BLOCK, BLOCK) and q.activation is not None and q.activation.per == "block"
+    return q.scale.shape[0] != q.codes.shape[0] and (q.scale.numel() > 1 or one)
+
+
 def _scheme(q: QuantizedTensor) -> _Scheme:
     element, groups, inputs = element_of(q), q.scale.shape[1], _inputs(q.activation)
     if element == "e2m1":
@@ -68,8 +77,8 @@ def _scheme(q: QuantizedTensor) -> _Scheme:
     rows = q.scale.shape[0]
     if rows == q.codes.shape[0] and groups > 1:
         weights |= {"strategy": "group", "group_size": q.codes.shape[1] // groups}
-    elif rows not in (1, q.codes.shape[0]) or groups > 1:
-        weights |= {"strategy": "block", "block_structure": [128, 128]}
+    elif _blocks(q):
+        weights |= {"strategy": "block", "block_structure": [BLOCK, BLOCK]}
     layout = "pack-quantized" if inputs is None and element is None else "int-quantized" if element is None else "float-quantized"
     return _Scheme(layout, weights, inputs)
 
@@ -78,7 +87,7 @@ def _inputs(activation: Activation | None) -> dict[str, Any] | None:
     if activation is None:
         return None
     per = {"token": "token", "tensor": "tensor", "block": "group"}[activation.per]
-    size = {"group_size": 128} if per == "group" else {}
+    size = {"group_size": BLOCK} if per == "group" else {}
     kind = "int" if activation.kind == "int8" else "float"
     return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": per, "dynamic": not activation.scale, **size}
 
@@ -141,8 +150,24 @@ def pairs(codes: Tensor) -> Tensor:
     return codes[:, ::2] | codes[:, 1::2] << 4
 
 
-FORMAT = Format(
-    "compressed-tensors", "compressed-tensors", _refuses, _tensors, _config,
-    "vLLM (`vllm serve FOLDER`), and transformers with the package compressed-tensors (a grid with zero-points wants "
-    "`quantization_config=CompressedTensorsConfig(dequantize=True)` there)",
-)  # fmt: skip
+def _readers(made: Prepared) -> str:
+    why = _not_in_vllm(made)
+    return f"{TRANSFORMERS}, but not with vLLM: {why}" if why else ""
+
+
+def _not_in_vllm(made: Prepared) -> str:
+    """Why vLLM refuses a model or runs it otherwise than it was measured, "" where it does neither."""
+    for q in made.layers.values():
+        if q.activation is not None and q.activation.per == "tensor" and not q.activation.scale:
+            return "inputs that share one scale, found as it runs, " + ("have no product there" if q.codebook is None else "get one for each token there")
+    for names in siblings(made.subject.originals):
+        if len({json.dumps(_scheme(made.layers[name])._asdict()) if name in made.layers else "" for name in names}) > 1:
+            place, parts = names[0].rpartition(".")[0], [name.rpartition(".")[2] for name in names]
+            return f"it runs {', '.join(parts)} as one layer, and in {place} they are not stored alike"
+    return ""
+
+
+TRANSFORMERS = (
+    "transformers with the package compressed-tensors (a grid with zero-points wants `quantization_config=CompressedTensorsConfig(dequantize=True)` there)"
+)
+FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, f"vLLM (`vllm serve FOLDER`), and {TRANSFORMERS}", readers=_readers)

@@ -23,6 +23,7 @@ from explorer.saving.ggml_blocks import layout, packed, refuses
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type: the architecture's name there
 ROPES = {"llama": ("default", "llama3", "linear"), "qwen2": ("default",), "qwen3": ("default",)}
+SILU = ("silu", "swish")  # names of the one gate that files of these families mean; none of their fields says another
 # How a tokenizer splits text before it merges bytes, by the name llama.cpp has for it; the regular expressions are those of the models' authors.
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {SPLIT % r"\p{N}{1,3}": "llama-bpe", SPLIT % r"\p{N}": "qwen2"}
@@ -33,6 +34,10 @@ def _refuses_model(loaded: LoadedModel) -> str:
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ROPES[FAMILIES[config.model_type]]:
         return f"its rotary embedding of type {rope!r} is not written as GGUF here"
+    if config.hidden_act not in SILU:
+        return f"its gate is {config.hidden_act!r}, and programs that read GGUF run this family with SiLU"
+    if biases := [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]:
+        return f"its biases ({' and '.join(biases)}) are dropped by transformers' reader of GGUF"
     return "" if loaded.tokenizer is not None and _split_of(loaded.tokenizer) else "its tokenizer is no byte-level BPE that llama.cpp knows by name"
 
 

@@ -1,0 +1,73 @@
+"""What others make of a checkpoint: where vLLM or a card would tell of another model than the one that was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from explorer import saving
+from explorer.experiment import Loader
+from explorer.qlinear import siblings
+from kernels.op import Activation
+from tests.architectures import make
+from tests.test_saving import prepared
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of one block; its keys and values are too few for blocks of 128."""
+    return make("llama", tmp_path_factory.mktemp("models") / "even", hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_key_value_heads=1)
+
+
+@pytest.fixture(scope="module")
+def load() -> Loader:
+    return Loader()
+
+
+@pytest.mark.parametrize(("method", "params"), [("nvfp4", {}), ("mixed", {"rules": "*o_proj: gptq bits=4; *: nvfp4"})], ids=["alone", "calibrated"])
+def test_layers_that_run_as_one_share_nvfp4s_scale_of_scales(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any]) -> None:
+    """vLLM keeps one for q/k/v and one for gate/up: the smallest, so that other weights would shrink."""
+    made = prepared(load, folder, method, params)
+    saving.save(made, saving.choose(made, "compressed-tensors"), tmp_path / "out", "card", {})
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    for names in siblings(name for name, q in made.layers.items() if q.scale_unit is not None):
+        largest = max(made.subject.originals[name].weight.abs().max().item() for name in names)
+        assert [made.layers[name].scale_unit.item() for name in names] == pytest.approx([largest / (448 * 6)] * len(names))
+        assert len({state[f"model.{name}.weight_global_scale"].item() for name in names}) == 1
+
+
+def test_a_card_names_vllm_only_for_what_it_runs_as_measured(load: Loader, folder: Path) -> None:
+    """It joins q/k/v and gate/up, which must then be stored alike, and rounds dynamic inputs per token or in blocks."""
+    form = saving.formats()["compressed-tensors"]
+    for method, params, said in (
+        ("mixed", {"rules": "*v_proj: rtn bits=8; *: rtn bits=4"}, "it runs q_proj, k_proj, v_proj as one layer, and in layers.0.self_attn they are not"),
+        ("mixed", {"rules": "*up_proj: none; *: rtn bits=4"}, "it runs gate_proj, up_proj as one layer, and in layers.0.mlp they are not stored alike"),
+        ("dynamic_int8", {"activation": "tensor"}, "have no product there"), ("fp8", {"activation": "tensor"}, "get one for each token there"),
+        ("mixed", {"rules": "*down_proj: none; *o_proj: rtn bits=8; *: rtn bits=4"}, ""), ("fp8", {"granularity": "block"}, "q_proj, k_proj, v_proj as one"),
+        ("smoothquant", {"activation": "static"}, ""), ("dynamic_int8", {}, ""),
+    ):  # fmt: skip
+        made = prepared(load, folder, method, params)
+        assert saving.choose(made) is form
+        reads = saving.loads(form, made)
+        assert reads in saving.card(form, made, "", "", None) and "transformers with the package compressed-tensors" in reads
+        assert (said in reads and reads.startswith("transformers") and "but not with vLLM: " in reads) if said else reads == form.loads
+
+
+def test_inputs_that_blocks_would_not_round_so_are_refused(load: Loader, folder: Path) -> None:
+    blocks, rows = (prepared(load, folder, "fp8", params).layers for params in ({"granularity": "block"}, {"activation": "block"}))
+    refuses = saving.formats()["compressed-tensors"].refuses
+    q = blocks["layers.0.mlp.up_proj"]
+    assert not refuses(q) and refuses(rows["layers.0.mlp.up_proj"]).endswith("its inputs have a scale per block")
+    static = dataclasses.replace(q, activation=Activation("e4m3", "tensor", 0.1))
+    assert refuses(static) == "weights in blocks take inputs in blocks there and no others do: its inputs have a scale per tensor"
+
+
+def test_a_16_bit_card_says_that_inputs_are_no_longer_rounded(load: Loader, folder: Path) -> None:
+    wide = saving.formats()["bfloat16"]
+    for method, params, rounded in (("llm_int8", {}, True), ("smoothquant", {"scales": "own"}, True), ("hqq", {}, False)):
+        said = saving.note(wide, prepared(load, folder, method, params))
+        assert ("inputs are no longer rounded, so it is better than the measured numbers" in said) == rounded and "size of the original" in said
