@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from explorer import architectures, downloads, offload, sizes
-from explorer.checkpoint import check_config, checked, context_of, read_model, weigh
+from explorer.checkpoint import check_config, check_tokenizer, checked, context_of, read_model, weigh
 from explorer.devices import free_memory
 from explorer.hub import Hub, split_id
 from explorer.records import InputError, ModelRef, Progress
@@ -155,6 +155,7 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
 
     folder = _drained(fetching(ref, device, hub))
     config = check_config(folder)
+    check_tokenizer(folder)
     try:
         tight = must_be_offloaded(weigh(folder), ref.name, device)
         model = read_model(folder, config)

@@ -100,6 +100,18 @@ def _kept(loaded: LoadedModel, layers: dict[str, QuantizedLinear], name: str, q:
     return offload.on_file(q, name) if loaded.offloaded else bare
 
 
+def sound(loaded: LoadedModel) -> Iterator[Progress]:
+    """Yields Progress while it looks at every weight of a model, the embedding's and the head's too. Raises InputError, as `finite`, for the first that
+    holds NaN or infinities. No weight is copied: one that is mapped from a file is read once.
+    """
+    weights = list(loaded.model.named_parameters())
+    for done, (name, weight) in enumerate(weights):
+        if done % 16 == 0:
+            yield Progress("check weights", done, len(weights), name)
+        if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            finite(weight, "weights", name.removeprefix("model.").removesuffix(".weight"))
+
+
 def finite(tensor: torch.Tensor, what: str, layer: str) -> torch.Tensor:
     """The tensor itself. Raises InputError naming the layer when it holds NaN or infinities, which no method can round."""
     if not tensor.isfinite().all():
