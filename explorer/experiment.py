@@ -182,7 +182,7 @@ def prepared(
     """Loads and quantizes; yields Progress, returns (Subject, {layer: why it was skipped}). weights: whether layers are quantized at all."""
     loaded = yield from load.checked(experiment.model)
     text = experiment.evaluation
-    rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed)
+    rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed, text.bos)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits, available=available)
     hold(subject)
     if not weights:
