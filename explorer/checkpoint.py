@@ -34,6 +34,12 @@ def check_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Raises InputError unless a folder holds a tokenizer: one whole file, or the vocabulary and the merges of older models."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"The folder {folder.name!r} holds no tokenizer.json; put the model's tokenizer beside its weights.")
+
+
 def checked(config: Any, name: str) -> dict[str, Any]:
     """The configuration, known to be of a supported type and to ask for no code. Raises InputError with a sentence."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -76,7 +82,8 @@ def weigh(folder: Path) -> Weight:
 
 def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The model in bfloat16 on the CPU. Weights that are stored in bfloat16 stay on disk and are mapped into memory, so they cost none until they
-    are used, and the system may drop them again; others are read and converted. Raises what transformers and safetensors raise.
+    are used, and the system may drop them again; others are read and converted. Raises InputError where the files hold other tensors than the model's,
+    and what transformers and safetensors raise.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -85,9 +92,40 @@ def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     made.dtype = torch.bfloat16
     model = _mapped(folder, made)
     if model is None:
-        model = AutoModelForCausalLM.from_pretrained(folder, config=made, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
+        options = {"dtype": torch.bfloat16, "use_safetensors": True, "trust_remote_code": False}
+        model, told = AutoModelForCausalLM.from_pretrained(folder, config=made, ignore_mismatched_sizes=True, output_loading_info=True, **options)
+        complete(model, told)
     _linear_from_conv1d(model)
     return model.eval().requires_grad_(False)
+
+
+def complete(model: nn.Module, told: dict[str, Any]) -> None:
+    """Raises InputError naming a tensor that transformers, as its loading info tells, put random numbers in for want of it, or left out although it is
+    one of the blocks' or of a module's that the model has: such a model is not the one that was trained. Buffers that older versions saved are fine.
+    """
+    if missing := sorted(told["missing_keys"]):
+        raise InputError(f"The model's files lack {_first(missing)}; one is missing or damaged, or config.json is of another model. Download it again.")
+    if mismatched := sorted(key for key, *_ in told["mismatched_keys"]):
+        raise InputError(f"The model's files hold {_first(mismatched)} in another shape than config.json says; download all files of one model.")
+    if strange := sorted(key for key in told["unexpected_keys"] if _of_the_model(model, key)):
+        raise InputError(f"The model's files hold {_first(strange)}, for which its config.json has no place; download all files of one model.")
+
+
+def _first(keys: list[str]) -> str:
+    """The first of some tensors by name, and how many more there are."""
+    return f"the tensor {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+
+
+def _of_the_model(model: nn.Module, key: str) -> bool:
+    """Whether a tensor that the model has no place for would change what it computes: one of a block, or of a module that is there."""
+    parent, _, leaf = key.rpartition(".")
+    if leaf in ("inv_freq", "masked_bias") or key.endswith(("attn.bias", "attention.bias")):
+        return False
+    modules = dict(model.named_modules())
+    wanted = model.config.num_hidden_layers
+    lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module) == wanted}
+    full = {f"{prefix}{parent}" for prefix in ("", f"{model.base_model_prefix}.")}
+    return bool(parent) and any(name in modules or any(name.startswith(f"{blocks}.") for blocks in lists) for name in full)
 
 
 def _mapped(folder: Path, config: Any) -> nn.Module | None:
@@ -116,7 +154,8 @@ def _mapped(folder: Path, config: Any) -> nn.Module | None:
             for key in keys:
                 tensor = opened.get_tensor(key)
                 if tensor.shape != own[key].shape:
-                    raise ValueError(f"{key} has shape {tuple(tensor.shape)}, not {tuple(own[key].shape)}")
+                    told = {"missing_keys": (), "mismatched_keys": [(key,)], "unexpected_keys": ()}
+                    complete(model, told)
                 parent, _, leaf = key.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=False))
     model.tie_weights()

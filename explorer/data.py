@@ -8,11 +8,13 @@ import urllib.request
 from functools import cache
 from http.client import HTTPException
 from pydoc_data.topics import topics
+from typing import Any
 
 from explorer.records import InputError, TextRef
 
 SOURCES = ("bundled", "wikitext2", "c4", "pasted")
 PASTE_LIMIT = 200_000  # characters
+FILE_LIMIT = 16_000_000  # bytes of a text file that a command takes: its tokenizer needs 150 bytes of memory for each
 C4_DOCUMENTS = 2048  # of about 430 tokens: three times the 128 windows of 2,048 that papers calibrate on
 
 
@@ -39,13 +41,13 @@ def bundled_digest() -> str:
     return hashlib.sha256("".join(map(bundled_text, ("calibration", "evaluation"))).encode()).hexdigest()[:16]
 
 
-def text_of(source: str, half: str, pasted: str = "") -> str:
-    """The text of a source for a half, "calibration" or "evaluation". Raises InputError when it cannot be had."""
+def text_of(source: str, half: str, pasted: str = "", limit: int = PASTE_LIMIT) -> str:
+    """The text of a source for a half, "calibration" or "evaluation". limit: characters a pasted one may have. Raises InputError when it cannot be had."""
     if source == "bundled":
         return bundled_text(half)
     if source == "pasted":
-        if len(pasted) > PASTE_LIMIT:
-            raise InputError(f"The pasted text has {len(pasted):,} characters; paste at most {PASTE_LIMIT:,}.")
+        if len(pasted) > limit:
+            raise InputError(f"The pasted text has {len(pasted):,} characters; paste at most {limit:,}.")
         return pasted
     if source not in SOURCES:
         raise InputError(f"There is no text {str(source)[:40]!r}; choose one of {', '.join(SOURCES)}.")
@@ -92,8 +94,10 @@ def _text(source: str, half: str) -> str:
     return "\n\n".join(row["text"] for row in stream.take(C4_DOCUMENTS))
 
 
-def reference(source: str, half: str, tokens: int, length: int, pasted: str = "", seed: int = 0) -> tuple[TextRef, str]:
-    """(TextRef, text): the record that goes into keys, with the text's hash, and the text itself."""
-    text = text_of(source, half, pasted)
+def reference(source: str, half: str, tokens: int, length: int, pasted: str = "", seed: int = 0, bos: str = "window", limit: int = PASTE_LIMIT) -> Any:
+    """(TextRef, text): the record that goes into keys, with the text's hash, and the text itself. The record holds a pasted text that a page could take,
+    so that it can be asked for again; a longer one is known by its hash alone.
+    """
+    text = text_of(source, half, pasted, limit)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return TextRef(source, digest, tokens, length, pasted if source == "pasted" else "", seed), text
+    return TextRef(source, digest, tokens, length, pasted if source == "pasted" and len(pasted) <= PASTE_LIMIT else "", seed, bos), text

@@ -24,7 +24,7 @@ from explorer.metrics import Metric, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import put, quantized_head
-from explorer.quantizing import quantize
+from explorer.quantizing import quantize, sound
 from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, key_of
 from explorer.request import Request
 from explorer.store import Store
@@ -57,6 +57,7 @@ class Loader:
     held: Held = field(default_factory=Held)
     hub: Hub = field(default_factory=Hub)
     _last: LoadedModel | None = None
+    _sound: ModelRef | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:
         if self._last is None or self._last.ref != ref:
@@ -65,6 +66,15 @@ class Loader:
             gc.collect()
             self._last = models.load(ref, self.device, self.hub)
         return self._last
+
+    def checked(self, ref: ModelRef) -> Iterator[Any]:
+        """Yields Progress, returns the model, once all of its weights were looked at. Raises InputError where they hold NaN or infinities."""
+        yield Progress("load model", 0, 1, ref.name)
+        loaded = self(ref)
+        if not ref.random and self._sound != ref:
+            yield from sound(loaded)
+            self._sound = ref
+        return loaded
 
     def fetch(self, ref: ModelRef) -> Iterator[Progress]:
         """Yields Progress until the model is on this disk; takes no turn, so that a download keeps nobody from computing."""
@@ -170,10 +180,9 @@ def prepared(
     experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, hold: Callable[[Subject], None], weights: bool = True
 ) -> Iterator[Any]:
     """Loads and quantizes; yields Progress, returns (Subject, {layer: why it was skipped}). weights: whether layers are quantized at all."""
-    yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = load(experiment.model)
+    loaded = yield from load.checked(experiment.model)
     text = experiment.evaluation
-    rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed)
+    rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed, text.bos)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0, experiment.spec.kv_bits, available=available)
     hold(subject)
     if not weights:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from explorer import architectures, downloads, offload, sizes
-from explorer.checkpoint import check_config, checked, context_of, read_model, weigh
+from explorer.checkpoint import check_config, check_tokenizer, checked, context_of, read_model, weigh
 from explorer.devices import free_memory
 from explorer.hub import Hub, split_id
 from explorer.records import InputError, ModelRef, Progress
@@ -155,6 +155,7 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
 
     folder = _drained(fetching(ref, device, hub))
     config = check_config(folder)
+    check_tokenizer(folder)
     try:
         tight = must_be_offloaded(weigh(folder), ref.name, device)
         model = read_model(folder, config)
@@ -217,24 +218,50 @@ def _cache_argument(kind: type) -> str:
     return next(name for name in CACHE_ARGUMENTS if name in inspect.signature(kind.forward).parameters)
 
 
-def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int | None = None) -> torch.Tensor:
+def windows(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int | None = None, bos: str = "window") -> torch.Tensor:
     """Windows of a text, [W, length] int64, at most `tokens` in all: the first ones, or with a seed some drawn at random. See `drawn`."""
-    return drawn(loaded, text, tokens, length, seed)[0]
+    return drawn(loaded, text, tokens, length, seed, bos)[0]
 
 
-def drawn(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int | None = 0) -> tuple[torch.Tensor, int]:
+def enough(tokens: int, length: int) -> None:
+    """Raises InputError unless some tokens fill a window."""
+    if tokens < length:
+        raise InputError(f"Windows of {length} tokens need at least {length} to score, not {tokens}; ask for more tokens or a smaller length.")
+
+
+def bos_of(tokenizer: Any) -> int | None:
+    """The token that this tokenizer begins every text with by itself, None where it adds none. A model that was trained to see it first, as Gemma was,
+    predicts little without it.
+    """
+    first = tokenizer("", add_special_tokens=True).input_ids[:1]
+    return tokenizer.bos_token_id if first and first == [tokenizer.bos_token_id] else None
+
+
+def prompt(loaded: LoadedModel, text: str) -> torch.Tensor:
+    """The tokens of a text to be continued, [1, T] int64 on the device, after the BOS that the tokenizer itself begins with, if any."""
+    ids, first = loaded.tokenizer(text, add_special_tokens=False).input_ids, bos_of(loaded.tokenizer)
+    return torch.tensor([ids if first is None else [first, *ids]], dtype=torch.long, device=loaded.device)
+
+
+def drawn(loaded: LoadedModel, text: str, tokens: int, length: int, seed: int | None = 0, bos: str = "window") -> tuple[torch.Tensor, int]:
     """(windows [W, length] int64, how many the whole text has): the text cut end to end, and at most `tokens` of it drawn at random without
-    replacement, in random order, so that the first of them are a random sample too; with no seed the first windows, in order.
+    replacement, in random order, so that the first of them are a random sample too; with no seed the first windows, in order. bos, for a tokenizer that
+    begins texts with BOS: "window" begins each window with it, "text" the text before it is cut, as the code of GPTQ's authors does, "" neither.
 
     Raises InputError if the text is too short. For random weights, which know no text: random ids.
     """
     if loaded.tokenizer is None:
         shape = (max(1, tokens // length), length)
         return torch.randint(0, loaded.model.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed or 0)).to(loaded.device), shape[0]
-    ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
-    count = min(tokens, ids.numel()) // length
-    if count < 1:
-        raise InputError(f"The text is too short: it has {ids.numel()} tokens and at least {length} are needed; paste a longer text.")
-    cut = ids[: ids.numel() // length * length].view(-1, length)
+    ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=bos == "text").input_ids[0]
+    first = bos_of(loaded.tokenizer) if bos == "window" else None
+    room = length if first is None else length - 1  # tokens of text in a window
+    if ids.numel() < room:
+        raise InputError(f"The text is too short: it has {ids.numel()} tokens and at least {room} are needed; paste a longer text.")
+    enough(tokens, length)
+    cut = ids[: ids.numel() // room * room].view(-1, room)
+    if first is not None:
+        cut = torch.cat([torch.full((len(cut), 1), first), cut], 1)
+    count = min(tokens // length, len(cut))
     chosen = slice(count) if seed is None else torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))[:count]
     return cut[chosen].to(loaded.device), len(cut)

@@ -13,6 +13,7 @@ from explorer.devices import device_name
 from explorer.methods import Method, label_of
 from explorer.metrics import Subject, metrics
 from explorer.metrics.sample import PROMPT
+from explorer.models import bos_of
 from explorer.qlinear import HEAD
 from explorer.records import OUTSIDE, Experiment, QuantSpec, TextRef
 
@@ -64,7 +65,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "offloaded": OFFLOADED if subject.loaded.offloaded else "",
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
         "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
-        "calibration": calibrated(subject.read, experiment.calibration),
+        "calibration": calibrated(subject.read, experiment.calibration, beginning(subject, experiment.calibration)),
         "calibration_tokens": 0 if subject.read is None else subject.read.numel(),
         "tokens": subject.windows.numel(),
         "kv_context": subject.loaded.length,
@@ -72,11 +73,11 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
     }
 
 
-def calibrated(read: Tensor | None, asked: TextRef) -> str:
-    """What was read to calibrate, windows [W, T] or None, and whether the text had less than was asked for."""
+def calibrated(read: Tensor | None, asked: TextRef, began: str = "") -> str:
+    """What was read to calibrate, windows [W, T] or None, and whether the text had less than was asked for. began: as `beginning` says it."""
     if read is None:
         return "none read"
-    words = f"{asked.source} calibration text {asked.digest}, {read.numel():,} tokens in windows of {asked.length}, seed {asked.seed}"
+    words = f"{asked.source} calibration text {asked.digest}, {read.numel():,} tokens in windows of {asked.length}{began}, seed {asked.seed}"
     return words if read.numel() >= asked.tokens else f"{words}; {asked.tokens:,} were asked for, the text has no more whole windows"
 
 
@@ -84,7 +85,15 @@ def drawing(subject: Subject, text: TextRef) -> str:
     """Which windows of the evaluation text were scored."""
     taken, have = len(subject.windows), max(len(subject.windows), subject.available)
     which = f"all {have}" if taken == have else f"{taken} of {have}"
-    return f"{which} windows of {text.length} tokens, {'' if taken == have else f'drawn at random (seed {text.seed}), '}no overlap"
+    return f"{which} windows of {text.length} tokens{beginning(subject, text)}, {'' if taken == have else f'drawn at random (seed {text.seed}), '}no overlap"
+
+
+def beginning(subject: Subject, text: TextRef) -> str:
+    """Where BOS stands in the windows of a text; "" where the model's tokenizer adds none."""
+    tokenizer = subject.loaded.tokenizer
+    if tokenizer is None or bos_of(tokenizer) is None:
+        return ""
+    return ", each begun with BOS" if text.bos == "window" else " of the text begun once with BOS"
 
 
 def many_rows(subject: Subject) -> str:

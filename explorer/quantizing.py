@@ -36,7 +36,8 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
     start = time.perf_counter()
     try:
-        rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed or None) if method.reads_inputs() else None
+        asked = (calibration.tokens, calibration.length, calibration.seed or None, calibration.bos)
+        rows = models.windows(loaded, text, *asked) if method.reads_inputs() else None
         if method.of_model and loaded.offloaded:
             raise InputError(f"{method.title} trains the whole model, and {loaded.ref.name!r} does not fit this device whole; choose another method or model.")
         if method.of_model:
@@ -98,6 +99,18 @@ def _kept(loaded: LoadedModel, layers: dict[str, QuantizedLinear], name: str, q:
     """What is kept of a layer's tensor beside its packed form: all of it, for an offloaded model on file, and of random weights the shape."""
     bare = release(layers, name, q) if loaded.ref.random or loaded.offloaded else q
     return offload.on_file(q, name) if loaded.offloaded else bare
+
+
+def sound(loaded: LoadedModel) -> Iterator[Progress]:
+    """Yields Progress while it looks at every weight of a model, the embedding's and the head's too. Raises InputError, as `finite`, for the first that
+    holds NaN or infinities. No weight is copied: one that is mapped from a file is read once.
+    """
+    weights = list(loaded.model.named_parameters())
+    for done, (name, weight) in enumerate(weights):
+        if done % 16 == 0:
+            yield Progress("check weights", done, len(weights), name)
+        if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            finite(weight, "weights", name.removeprefix("model.").removesuffix(".weight"))
 
 
 def finite(tensor: torch.Tensor, what: str, layer: str) -> torch.Tensor:

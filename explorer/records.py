@@ -61,7 +61,7 @@ class TextRef:
     """A text by source ("bundled", "wikitext2", "c4", "pasted"), its hash, and how much of it is used.
 
     tokens: tokens used at most; length: tokens per window; text: the text itself when pasted, else empty. seed: which windows are drawn at random;
-    0 takes the first ones of a calibration text.
+    0 takes the first ones of a calibration text. bos: where BOS stands, for a tokenizer that adds one: before each "window", or the "text" once.
     """
 
     source: str
@@ -70,6 +70,7 @@ class TextRef:
     length: int
     text: str = ""
     seed: int = 0
+    bos: str = "window"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ AWQ_PAPER = "Lin et al. 2023, arXiv 2306.00978, table of LLaMA on WikiText-2"
 ROW = {"granularity": "channel", "symmetric": False}  # one asymmetric grid a row, as in the GPTQ paper
 G128 = {"granularity": "group", "group_size": 128, "symmetric": False}
 COLUMNS = {"act_order": False}  # the GPTQ paper rounds columns in their own order
-# WikiText-2 raw test, all of it, windows of 2,048; GPTQ and AWQ calibrated on 128 windows of C4.
-PROTOCOL = {"evaluation": "wikitext2", "calibration": "c4", "sequences": 128, "length": 2048, "tokens": 0}
+# WikiText-2 raw test, all of it, windows of 2,048 that are cut from the text with the tokenizer's BOS once before it, as in the papers' code; GPTQ and AWQ
+# calibrated on 128 windows of C4.
+PROTOCOL = {"evaluation": "wikitext2", "calibration": "c4", "sequences": 128, "length": 2048, "tokens": 0, "bos": "text"}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Request:
 
     text: what "pasted" means. tokens: how much of the evaluation text is scored at most, 0 for all of it. sequences: windows of calibration
     text, seed: which ones. length: tokens a window, from SHORTEST, 0 for the model's own length up to 1,024 (2,048 on WikiText-2, as in the papers).
-    kv_bits: of the KV cache. head_bits: of the output head.
+    kv_bits: of the KV cache. head_bits: of the output head. bos: where a BOS stands, see TextRef. text_limit: characters that the text may have.
     """
 
     model: str
@@ -38,12 +38,16 @@ class Request:
     tokens: int = QUICK_TOKENS
     length: int = 0
     head_bits: int = 16
+    bos: str = "window"
+    text_limit: int = data.PASTE_LIMIT
 
     def prepare(self, hub: Hub) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
         method = build(self.method, self.params)
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":
             raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
+        if not self.text.strip() and "pasted" in (self.evaluation, self.calibration if method.reads_inputs() else ""):
+            raise InputError("There is no text of yours to read; paste one (from a shell, give --text FILE) or choose another source.")
         if not (whole(self.sequences, 1, 1024) and whole(self.seed, 0, 2**31 - 1)):
             raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(self.sequences)[:20]} and {str(self.seed)[:20]}.")
         if self.kv_bits not in WIDTHS:
@@ -55,12 +59,17 @@ class Request:
                 f"Give tokens from 0 (all) up and a length of {SHORTEST} to {LONGEST:,}, or 0 for the model's own, "
                 f"not {str(self.tokens)[:20]} and {str(self.length)[:20]}."
             )
+        if self.bos not in ("window", "text"):
+            raise InputError(f"BOS stands before each window or before the text once, not {str(self.bos)[:20]!r}.")
         ref = models.resolve(self.model.strip(), hub)
         if ref.random and (method.reads_inputs() or method.of_model):
             raise InputError(f"{ref.name} has random weights, on which calibration or training means nothing; choose a method that needs no text, such as rtn.")
         length = self._length(models.context(ref, hub))
-        evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, self.text)
-        calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, self.text, self.seed)
+        if not ref.random:
+            models.enough(self.tokens or ALL_TOKENS, length)
+        further = {"bos": self.bos, "limit": self.text_limit}
+        evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, self.text, **further)
+        calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, self.text, self.seed, **further)
         spec = dataclasses.replace(spec_of(method), kv_bits=self.kv_bits, head_bits=self.head_bits)
         return Experiment(ref, spec, evaluated, calibrated), method, {"evaluation": evaluation, "calibration": calibration}
 

@@ -35,15 +35,22 @@ class Store:
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise InputError(f"Another process is writing to the result store {path} and does not end; try again when it is done.") from error
             raise InputError(f"The result store {path} cannot be opened ({error}); choose another place or remove the file.") from error
 
     def _migrate(self) -> None:
+        if self._version() >= len(MIGRATIONS):
+            return  # nothing to write: a writer keeps nobody from reading
         self._db.execute("BEGIN IMMEDIATE")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        version = self._version()  # another process may have migrated it meanwhile
         for statement in MIGRATIONS[version:]:
             self._db.execute(statement)
-        self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        self._db.execute(f"PRAGMA user_version = {max(version, len(MIGRATIONS))}")
         self._db.execute("COMMIT")
+
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
 
     def get(self, key: str) -> tuple[list[Measurement], dict[str, Any]] | None:
         """(measurements, provenance) stored under a key, or None."""

@@ -19,8 +19,7 @@ def subject_of(load: Loader, experiment: Experiment, method: Method, texts: dict
     """Yields Progress, returns the Subject, with no windows yet. Raises InputError for random weights. Leaves the model with its original layers in place."""
     if experiment.model.random:
         raise InputError(f"The weights of {experiment.model.name} are random, so what it writes means nothing; choose a trained model.")
-    yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = load(experiment.model)
+    loaded = yield from load.checked(experiment.model)
     none = torch.empty(0, experiment.evaluation.length, dtype=torch.long, device=loaded.device)
     bare = Subject(loaded, {}, {}, models.linears(loaded.model), none, 0.0)
     kept, _ = yield from quantized_once(load, bare, experiment, method, texts["calibration"])

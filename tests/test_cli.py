@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -14,7 +15,12 @@ from pathlib import Path
 import pytest
 
 from explorer.__main__ import main
+from explorer.commands import run
+from explorer.data import PASTE_LIMIT, bundled_text
+from explorer.hub import Hub
 from explorer.methods import fields_of, methods
+from explorer.records import InputError
+from explorer.request import Request
 
 ROOT = Path(__file__).parent.parent
 STABLE = {
@@ -69,6 +75,12 @@ def test_methods_lists_every_field(capsys: pytest.CaptureFixture) -> None:
         (["--model", "../../nowhere"], "neither a folder"),
         (["--evaluation", "poems"], "no text"),
         (["--text", "/no/such/file"], "cannot be read"),
+        (["--text", __file__, "--evaluation", "wikitext2"], "--text is neither scored with --evaluation wikitext2 nor"),
+        (["--text", __file__, "--evaluation", "bundled"], "--text is neither scored with --evaluation bundled nor"),
+        (["--text", os.devnull], "holds no text"),
+        (["--evaluation", "pasted"], "give it with --text FILE"),
+        (["--calibration", "pasted"], "give it with --text FILE"),
+        (["--tokens", "1"], "Windows of 512 tokens need at least 512 to score, not 1; ask for more tokens or a smaller length"),
         (["--length", "1"], "a length of 16 to"),
         (["--model", "no/such/model", "--html", "/no/such/folder/x.html"], "/no/such/folder/x.html cannot be written"),
     ],
@@ -77,6 +89,29 @@ def test_bad_input_is_exit_code_2_and_a_sentence(args: list[str], sentence: str,
     assert main(["run", *args, "--store", str(tmp_path / "r.db")]) == 2
     out, err = capsys.readouterr()
     assert sentence in err and not out and "Traceback" not in err
+
+
+def test_a_text_file_may_be_longer_than_what_a_page_takes(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    """It is known by its hash; a page, and any Request that does not say otherwise, keeps its own limit."""
+    text = tmp_path / "long.txt"
+    text.write_text(bundled_text("evaluation") + bundled_text("calibration"))
+    assert text.stat().st_size > PASTE_LIMIT
+    args = ["run", "--model", str(tiny_folder), "--method", "none", "--tokens", "256", "--length", "128", "--json", "--store", str(tmp_path / "r.db")]
+    assert main([*args, "--text", str(text)]) == 0
+    scored = json.loads(capsys.readouterr().out)["experiment"]["evaluation"]
+    assert scored["source"] == "pasted" and scored["text"] == "" and scored["digest"] == hashlib.sha256(text.read_bytes()).hexdigest()[:16]
+    with pytest.raises(InputError, match="paste at most 200,000"):
+        Request(str(tiny_folder), "none", {}, evaluation="pasted", text=text.read_text()).prepare(Hub())
+    monkeypatch.setattr(run, "FILE_LIMIT", 1000)
+    assert main([*args, "--text", str(text)]) == 2 and "give one of at most" in capsys.readouterr().err
+
+
+def test_your_text_must_be_there_where_it_is_read(tiny_folder: Path) -> None:
+    """On the page too: only a method that reads inputs needs a calibration text."""
+    for options in ({"evaluation": "pasted"}, {"calibration": "pasted"}):
+        with pytest.raises(InputError, match="There is no text of yours to read"):
+            Request(str(tiny_folder), "gptq", {}, **options).prepare(Hub())
+    assert Request(str(tiny_folder), "rtn", {}, calibration="pasted").prepare(Hub())[0].calibration.source == "pasted"
 
 
 def test_unknown_flag_is_exit_code_2() -> None:

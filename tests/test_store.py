@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,36 @@ def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database" * 100)
     with pytest.raises(InputError, match="cannot be opened"):
         Store(path)
+
+
+def test_a_writer_keeps_nobody_from_opening_and_reading(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    first = Store(path)
+    first.put("k", "m", [Measurement("a", 1)], {})
+    first._db.execute("BEGIN IMMEDIATE")
+    second = Store(path)
+    assert second.get("k")[0][0].value == 1
+    second.close()
+    first.close()
+
+
+def test_a_store_that_another_process_is_making_is_not_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, connect = tmp_path / "r.db", sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout, **options: connect(path, timeout=0.1, **options))
+    with contextlib.closing(connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(InputError, match="Another process is writing to the result store") as caught:
+            Store(path)
+    assert "try again" in str(caught.value) and "remove" not in str(caught.value)
+
+
+def test_a_store_of_a_later_version_keeps_it(tmp_path: Path) -> None:
+    Store(tmp_path / "r.db").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "r.db")) as later:
+        later.execute("PRAGMA user_version = 99")
+        Store(tmp_path / "r.db").close()
+        assert later.execute("PRAGMA user_version").fetchone() == (99,)
 
 
 def test_the_oldest_results_leave_when_the_store_is_full(tmp_path: Path) -> None:

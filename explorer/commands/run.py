@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.commands import Command, runner_of, show, writable
+from explorer.data import FILE_LIMIT
 from explorer.findings import busy, in_16_bits
 from explorer.records import InputError, Report, plain
 
@@ -24,25 +25,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_circumstances(parser: argparse.ArgumentParser) -> None:
     """The texts and whether speeds are measured again: what one run and a sweep are both asked with, beside `add_widths`."""
-    parser.add_argument("--evaluation", default="bundled", help="bundled, wikitext2, c4, or pasted with --text")
+    parser.add_argument("--evaluation", default=None, help="bundled, wikitext2, c4, or pasted with --text; bundled unless --text is given")
     parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
     parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
     parser.add_argument("--length", type=int, default=0, help="tokens a window, from 16; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
-    parser.add_argument("--text", type=Path, help="a text file to evaluate on, or to calibrate on with --calibration pasted")
+    parser.add_argument("--text", type=Path, help="a UTF-8 text file of up to 16 MB to evaluate on, or to calibrate on with --calibration pasted")
     parser.add_argument("--remeasure", action="store_true", help="measure speeds and sizes again and store them in place of those of this device")
 
 
 def circumstances(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a Request that `add_circumstances`, `add_widths` and --seed asked for. Raises InputError for a text file that cannot be read."""
-    text = ""
-    if args.text:
-        try:
-            text = args.text.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The text file {args.text} cannot be read; give a UTF-8 text file.") from error
-    evaluation = "pasted" if args.text and args.calibration != "pasted" else args.evaluation
-    return {name: getattr(args, name) for name in OPTIONS} | {"evaluation": evaluation, "text": text}
+    """The options of a Request that `add_circumstances`, `add_widths` and --seed asked for. Raises InputError for a text file that cannot be read, or
+    that is asked for and not given, or the reverse.
+    """
+    pasted = args.calibration == "pasted"
+    evaluation = args.evaluation or ("pasted" if args.text and not pasted else "bundled")
+    if args.text and not pasted and evaluation != "pasted":
+        raise InputError(f"--text is neither scored with --evaluation {evaluation} nor calibrated on; leave one of the two out, or add --calibration pasted.")
+    if not args.text and (pasted or evaluation == "pasted"):
+        raise InputError("pasted means the text of a file; give it with --text FILE, or choose another text.")
+    text = text_in(args.text) if args.text else ""
+    return {name: getattr(args, name) for name in OPTIONS} | {"evaluation": evaluation, "text": text, "text_limit": FILE_LIMIT}
+
+
+def text_in(path: Path) -> str:
+    """The text of a UTF-8 file. Raises InputError for one that is too large, holds nothing or cannot be read."""
+    try:
+        if path.stat().st_size > FILE_LIMIT:
+            raise InputError(f"The text file {path} has {path.stat().st_size / 1e6:,.0f} MB; give one of at most {FILE_LIMIT / 1e6:.0f} MB.")
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The text file {path} cannot be read; give a UTF-8 text file.") from error
+    if not text.strip():
+        raise InputError(f"The text file {path} holds no text; give another.")
+    return text
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:

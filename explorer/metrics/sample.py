@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from explorer import models
 from explorer.decode import Decoder
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
@@ -17,7 +18,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     loaded = subject.loaded
     if subject.read_from_files():
         return
-    prompt = loaded.tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
+    prompt = models.prompt(loaded, PROMPT)
     ids = []
     with subject.quantized():
         for token in Decoder(loaded, prompt.shape[1] + NEW, subject.kv_bits).generate(prompt, NEW):

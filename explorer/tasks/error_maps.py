@@ -11,7 +11,7 @@ from explorer import models
 from explorer.methods import label_of
 from explorer.metrics import Subject
 from explorer.quantizing import quantize
-from explorer.records import Answer, Event, Progress
+from explorer.records import Answer, Event
 from explorer.request import Request
 from explorer.tasks import Engine, Task
 from explorer.tasks.error_map import map_of
@@ -22,8 +22,7 @@ CELLS = 48  # a side: all layers of a model go into one answer
 def work(engine: Engine, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
     """options: the further fields of Request, as the report has them. Answer data: label; layers, {name: what `map_of` gives}; skipped."""
     experiment, chosen, texts = Request(model, method, params, **options).prepare(engine.load.hub)
-    yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = engine.load(experiment.model)
+    loaded = yield from engine.load.checked(experiment.model)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), torch.empty(0), 0.0)
     subject, skipped = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
     here = torch.device("cpu")

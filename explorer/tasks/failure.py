@@ -37,7 +37,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault:
         experiment, texts = dataclasses.replace(experiment, calibration=read), texts | {"calibration": planting.text(texts["calibration"])}
     subject = yield from subject_of(engine.load, experiment, chosen, texts)
     scored = experiment.evaluation
-    rows, available = models.drawn(subject.loaded, texts["evaluation"], scored.tokens, scored.length, scored.seed)
+    rows, available = models.drawn(subject.loaded, texts["evaluation"], scored.tokens, scored.length, scored.seed, scored.bos)
     subject = dataclasses.replace(subject, windows=rows, available=available)
     if planting:
         if why := planting.refuses(chosen, subject):

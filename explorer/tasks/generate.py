@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from explorer import models
 from explorer.kvcache import chunked_logits, kivi_cache
 from explorer.metrics import Subject
 from explorer.models import LoadedModel, reading
@@ -63,7 +64,7 @@ def work(engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, n
         name = name_of(experiment.spec, chosen)
         subjects.append((name, (yield from _named(name, subject_of(engine.load, experiment, chosen, texts)))))
     loaded = subjects[0][1].loaded
-    ids = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
+    ids = models.prompt(loaded, prompt)
     if not 1 <= ids.shape[1] <= loaded.length - new:
         raise InputError(f"The prompt has {ids.shape[1]} tokens; with {new} new ones the model takes 1 to {loaded.length - new}.")
     writers = [Writer(name, subject, ids, cache_of(subject)) for name, subject in subjects]

@@ -20,8 +20,7 @@ TOKENS = 256
 @torch.no_grad()
 def work(engine: Engine, model: str, layer: str) -> Iterator[Event]:
     """Answer data: layer, tokens and channels, words (the token before each row, as text), inputs ([tokens, channels] bfloat16 in base64)."""
-    yield Progress("load model", 0, 1, model)
-    loaded = engine.load(models.trained(model, engine.load.hub))
+    loaded = yield from engine.load.checked(models.trained(model, engine.load.hub))
     layers = models.linears(loaded.model)
     if layer not in layers:
         raise InputError(f"The model has no layer {str(layer)[:60]!r}; choose one from the list.")

@@ -72,8 +72,7 @@ def work(engine: Engine, model: str, strength: float = 16.0, channels: int = 4) 
     gap_relative (of the logits in bfloat16), gap_float32 (relative), tokens. The loaded model is not touched: a copy is.
     """
     checked(strength, channels)
-    yield Progress("load model", 0, 1, model)
-    loaded = engine.load(models.trained(model, engine.load.hub))
+    loaded = yield from engine.load.checked(models.trained(model, engine.load.hub))
     length = min(512, loaded.length)
     rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length), seed=0)
     reference, text = data.reference("bundled", "calibration", CALIBRATION * length, length)

@@ -37,8 +37,7 @@ def changed(text: str, kind: str, draw: random.Random) -> str:
 
 def next_token(loaded: LoadedModel, text: str) -> int:
     """The likeliest token after a text."""
-    ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids.to(loaded.device)
-    return int(loaded.model(ids, use_cache=False).logits[0, -1].argmax())
+    return int(loaded.model(models.prompt(loaded, text), use_cache=False).logits[0, -1].argmax())
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -62,9 +61,8 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     prompts whose next token the quantization itself changes, percent), kinds.
     """
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
-    yield Progress("load model", 0, 1, experiment.model.name)
-    loaded = engine.load(experiment.model)
-    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed)
+    loaded = yield from engine.load.checked(experiment.model)
+    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed, bos="")
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
     subject, _ = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
     draw, pairs = random.Random(0), []

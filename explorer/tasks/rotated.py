@@ -30,8 +30,7 @@ def work(engine: Engine, model: str) -> Iterator[Event]:
     windows of the bundled evaluation text.
     """
     ref = models.resolve(model.strip(), engine.load.hub)
-    yield Progress("load model", 0, 1, ref.name)
-    loaded = engine.load(ref)
+    loaded = yield from engine.load.checked(ref)
     rows = models.windows(loaded, data.bundled_text("evaluation"), WINDOWS * LENGTH, min(LENGTH, loaded.length), seed=0)
     batches, arguments = first_inputs(loaded, rows)
     names = {id(layer): name for name, layer in linears(loaded.model).items()}

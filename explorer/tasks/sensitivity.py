@@ -135,8 +135,7 @@ def work(
     ref = models.trained(model, engine.load.hub)
     length = min(1024, models.context(ref, engine.load.hub))
     key = task_key(TASK, {"model": model, "method": method, "params": params, "bits": bits, "windows": windows, "sequences": sequences}, engine.load)
-    yield Progress("load model", 0, 1, ref.name)
-    loaded = engine.load(ref)
+    loaded = yield from engine.load.checked(ref)
     one = next(iter(chosen.values()))
     apart = sequences if one.reads_inputs() else 0
     rows = models.windows(loaded, data.text_of("bundled", "calibration"), (apart + windows) * length, length, seed=0)
