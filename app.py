@@ -178,14 +178,14 @@ def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
     parser = argparse.ArgumentParser(prog="python app.py", description="Serves the Quantization Explorer.", epilog=VARIABLES)
     parser.add_argument("--host", default=environment.get("GRADIO_SERVER_NAME"), help="address that is listened on; 127.0.0.1, this machine only, without one")
     parser.add_argument("--port", default=environment.get("GRADIO_SERVER_PORT"), help="port; the first free one from 7860 on without one")
-    parser.add_argument("--auth-file", type=Path, default=environment.get("QUANTIZATION_EXPLORER_AUTH_FILE"), help="who may log in")
+    parser.add_argument("--auth-file", type=Path, default=environment.get("QUANTIZATION_EXPLORER_AUTH_FILE") or None, help="who may log in")
     parser.add_argument("--in-process", action="store_true", help="compute in this process: less memory, but a fault there ends the server")
     parser.add_argument("--public", action="store_true", help="visitors are strangers, as behind a proxy: no folders by name, a share of time for each")
     args = parser.parse_args(argv)
     made = Settings(
         args.host or "127.0.0.1", port_from(args.port),
         place_from(environment), settings_from(environment),
-        Path(args.auth_file) if args.auth_file else None, args.in_process, "SPACES_ZERO_GPU" in environment,
+        args.auth_file, args.in_process, "SPACES_ZERO_GPU" in environment,
         args.host is None, args.public,
         {"SPACE_ID", "OAUTH_CLIENT_ID"} <= environment.keys() and find_spec("authlib") is not None,  # a Space of gradio's kind brings it along
     )  # fmt: skip

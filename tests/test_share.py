@@ -107,7 +107,8 @@ def test_csv_and_json_hold_every_number() -> None:
     assert not any(r["layer"] for r in rows[: rows.index(first)]) and all(r["layer"] for r in rows[rows.index(first) :]), "the whole model comes first"
     of = {r["metric"]: r for r in rows if r["configuration"] == ALL[3].name}
     assert of["decode_tokens_per_second"]["interval"].startswith("20th") and of["time_to_first_token"]["interval"].startswith("least")
-    assert (of["kld_floor"]["windows"], of["perplexity"]["seed"], of["bits_per_weight"]["interval"]) == ("8", "0", "") and "seed 0" in of["kld_max"]["calibration"]
+    assert (of["kld_floor"]["windows"], of["perplexity"]["seed"], of["bits_per_weight"]["interval"]) == ("8", "0", "")
+    assert "seed 0" in of["kld_max"]["calibration"]
     assert of["perplexity"]["method"] == "gptq" and "bits=4" in of["perplexity"]["params"] and "group_size=64" in of["perplexity"]["params"]
 
     def shown(**provenance: bool) -> str:
