@@ -13,6 +13,7 @@ import pytest
 from explorer.__main__ import main
 from explorer.docs import SEEDS
 from explorer.records import OUTSIDE, Measurement, report_from
+from explorer.ui.table import comparison
 from explorer.wide import FIXED, column, rows, table
 
 REPORTS = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
@@ -59,3 +60,10 @@ def test_what_cannot_run_has_a_row_and_nothing_that_ran_is_exit_code_2(tmp_path:
     assert [row["label"] for row in failed] == ["RTN 4-bit g128", "GPTQ 4-bit g128", "GPTQ 4-bit g128"] and [row["seed"] for row in failed] == ["", "3", "4"]
     assert all(row["error"] and row["model"] == base["model"] and "group_size=128" in row["params"] and not row["kld_mean_nats"] for row in failed)
     assert not base["error"] and err.count("could not run") == 3
+
+
+def test_a_metric_that_no_list_names_has_a_row_on_the_page() -> None:
+    new = dataclasses.replace(REPORTS[1], measurements=(*REPORTS[1].measurements, Measurement("zeros", 1.5, "%", low=1.0, high=2.0)))
+    page = comparison([REPORTS[0], new], live=False)
+    assert "Zeros <small>%</small>" in page and "1.50</span>" in page and "Zeros" not in comparison(REPORTS[:2], live=False)
+    assert page.count("Memory codes") == 1 and page.count(">Perplexity<") <= 1

@@ -10,6 +10,7 @@ import pkgutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,10 +63,11 @@ class Noting:
         return self._noted(self._runner.do(*arguments))
 
     def _noted(self, events: Iterator[Event]) -> Iterator[Event]:
-        for event in events:
-            if isinstance(event, Report | Answer) and (why := event.provenance.get("unsaved")):
-                UNSAVED.append(why)
-            yield event
+        with closing(events):
+            for event in events:
+                if isinstance(event, Report | Answer) and (why := event.provenance.get("unsaved")):
+                    UNSAVED.append(why)
+                yield event
 
 
 def runner_of(store: Path, load: Any = None) -> Any:
