@@ -8,7 +8,7 @@ RUN useradd --create-home --uid 1000 user
 USER user
 ENV HOME=/home/user PATH=/home/user/.local/bin:$PATH HF_HOME=/home/user/.cache/huggingface \
     GRADIO_SERVER_NAME=0.0.0.0 GRADIO_SERVER_PORT=7860 GRADIO_ANALYTICS_ENABLED=False PYTHONUNBUFFERED=1
-RUN mkdir -p /home/user/.cache
+RUN mkdir -p /home/user/.cache /home/user/names
 WORKDIR /home/user/app
 COPY --chown=user requirements.txt constraints.txt ./
 RUN pip install --no-cache-dir --user ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt -r requirements.txt

@@ -27,7 +27,7 @@ from explorer.hub import HubSettings, settings_from
 from explorer.jobs import WorkerRunner
 from explorer.limits import Limits
 from explorer.records import Event, InputError, Progress, Report, report_from
-from explorer.store import LIMIT
+from explorer.store import LIMIT, bytes_from, place_from
 from explorer.worker import WorkerSettings, local_runner
 from explorer.zerogpu import ZeroGpuRunner
 
@@ -61,7 +61,18 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-with no_type_stubs(), uncollected():
+@contextmanager
+def unread_port() -> Iterator[None]:
+    """While gradio is imported: it would read the port from the environment, and end with a traceback where that is no number."""
+    given = os.environ.pop("GRADIO_SERVER_PORT", None)
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ["GRADIO_SERVER_PORT"] = given
+
+
+with no_type_stubs(), uncollected(), unread_port():
     from starlette.middleware import Middleware
 
     from explorer.server.guard import Guard
@@ -74,6 +85,11 @@ with no_type_stubs(), uncollected():
     from explorer.ui.visitor import Sessions, login, remember_signatures, session
 
 ASSETS = Path(__file__).parent / "assets"
+VARIABLES = (
+    "Variables: GRADIO_SERVER_NAME and GRADIO_SERVER_PORT for --host and --port, QUANTIZATION_EXPLORER_AUTH_FILE for --auth-file, "
+    "QUANTIZATION_EXPLORER_STORE (result file), QUANTIZATION_EXPLORER_STORE_BYTES (what it may fill), QUANTIZATION_EXPLORER_FOLDERS (folders that visitors "
+    "may open models from), HF_HUB_OFFLINE=1 (no network)."
+)
 
 
 class LazyRunner:
@@ -136,7 +152,7 @@ class Settings:
 
     name: str = "127.0.0.1"
     port: int | None = None
-    store: Path = Path.home() / ".cache" / "quantization-explorer" / "results.db"
+    store: Path = field(default_factory=place_from)
     hub: HubSettings = field(default_factory=HubSettings)
     auth_file: Path | None = None
     in_process: bool = False
@@ -158,18 +174,19 @@ class Settings:
 
 
 def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """From the command line and from the variables that Gradio, the hub's client and Spaces use."""
-    parser = argparse.ArgumentParser(prog="python app.py", description="Serves the Quantization Explorer.")
-    parser.add_argument("--auth-file", type=Path, default=environment.get("QUANTIZATION_EXPLORER_AUTH_FILE"), help="who may log in")
+    """From the command line and from the variables that Gradio, the hub's client and Spaces use. Raises InputError for what cannot be."""
+    parser = argparse.ArgumentParser(prog="python app.py", description="Serves the Quantization Explorer.", epilog=VARIABLES)
+    parser.add_argument("--host", default=environment.get("GRADIO_SERVER_NAME"), help="address that is listened on; 127.0.0.1, this machine only, without one")
+    parser.add_argument("--port", default=environment.get("GRADIO_SERVER_PORT"), help="port; the first free one from 7860 on without one")
+    parser.add_argument("--auth-file", type=Path, default=environment.get("QUANTIZATION_EXPLORER_AUTH_FILE") or None, help="who may log in")
     parser.add_argument("--in-process", action="store_true", help="compute in this process: less memory, but a fault there ends the server")
     parser.add_argument("--public", action="store_true", help="visitors are strangers, as behind a proxy: no folders by name, a share of time for each")
     args = parser.parse_args(argv)
-    name = environment.get("GRADIO_SERVER_NAME", "127.0.0.1")
     made = Settings(
-        name, int(environment["GRADIO_SERVER_PORT"]) if "GRADIO_SERVER_PORT" in environment else None,
-        Path(environment.get("QUANTIZATION_EXPLORER_STORE", Settings.store)).absolute(), settings_from(environment),
-        Path(args.auth_file) if args.auth_file else None, args.in_process, "SPACES_ZERO_GPU" in environment,
-        "GRADIO_SERVER_NAME" not in environment, args.public,
+        args.host or "127.0.0.1", port_from(args.port),
+        place_from(environment), settings_from(environment),
+        args.auth_file, args.in_process, "SPACES_ZERO_GPU" in environment,
+        args.host is None, args.public,
         {"SPACE_ID", "OAUTH_CLIENT_ID"} <= environment.keys() and find_spec("authlib") is not None,  # a Space of gradio's kind brings it along
     )  # fmt: skip
     made = replace(made, hub=replace(made.hub, login=made.oauth), store_bytes=bytes_from(environment))
@@ -179,11 +196,12 @@ def settings(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
     return made
 
 
-def bytes_from(environment: Mapping[str, str]) -> int:
-    """What results may fill, in bytes. Raises InputError for what is no such number."""
-    given = environment.get("QUANTIZATION_EXPLORER_STORE_BYTES", str(LIMIT))
-    if not (given.isascii() and given.isdigit()):
-        raise InputError(f"QUANTIZATION_EXPLORER_STORE_BYTES is a number of bytes such as {LIMIT}, not {given[:40]!r}.")
+def port_from(given: str | None) -> int | None:
+    """A port, or None for the first that is free. Raises InputError for what is no port."""
+    if not given:
+        return None
+    if not (given.isascii() and given.isdigit() and 0 < int(given) < 65536):
+        raise InputError(f"A port (--port, or the variable GRADIO_SERVER_PORT) is a number from 1 to 65535, not {given[:40]!r}.")
     return int(given)
 
 
@@ -207,7 +225,9 @@ def ahead() -> list[str]:
 
 
 def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) -> None:
-    """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty."""
+    """Builds the page over a runner and serves it behind its guard, until the process ends. names: who may log in, with hashes; everyone when empty.
+    Raises InputError where the port is taken.
+    """
     metrics.watch(runner)
     architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
     with uncollected(), unserved():
@@ -217,12 +237,16 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     shapes = forms(blocks)
     keep_out = [Middleware(Login, names=names)] if names else []
     door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth), *keep_out, Middleware(Pages)]
-    served, _, _ = blocks.launch(
-        server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
-        theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
-        show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
-        prevent_thread_lock=True,
-    )  # fmt: skip
+    try:
+        served, _, _ = blocks.launch(
+            server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
+            theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
+            show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
+            prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"No page can be served at {made.name}, port {made.port or '7860 to 7959'}; another program has it, or there is no such address "
+                         "here. Choose another --port or --host.") from error  # fmt: skip
     served.state_holder = Sessions(blocks)
     gc.freeze()  # the page stays as long as the server: no collection need look through it
     blocks.block_thread()
@@ -232,10 +256,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         made = settings(sys.argv[1:] if argv is None else argv, os.environ)
         names = read(made.auth_file) if made.auth_file else {}
+        metrics = Metrics()
+        serve(made, runner_of(made, metrics), metrics, names)
     except InputError as error:
-        sys.exit(str(error))
-    metrics = Metrics()
-    serve(made, runner_of(made, metrics), metrics, names)
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import store_path
 from explorer.commands.seed import SEEDS
 from explorer.experiment import LocalRunner, last_report
 from explorer.figures import figures
@@ -22,7 +21,7 @@ from explorer.learn.pose import grade, pose
 from explorer.learn.runs import RECORDED, Ask, named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, judge, stories
 from explorer.records import Answer, Measurement, Report, plain, report_from
-from explorer.store import Store
+from explorer.store import Store, bytes_from, place_from
 
 ALWAYS = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement")
 KEPT = ("label", "device", "torch", "date", "kernel_summary", "text", "calibration", "prompt")
@@ -96,10 +95,10 @@ def use(item: Step | Question, reports: Mapping[str, Any], answers: Mapping[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the runs of the walkthroughs and questions.")
-    parser.add_argument("--store", type=Path, default=store_path(), help="result file")
+    parser.add_argument("--store", type=Path, default=place_from(), help="result file")
     parser.add_argument("--keep", action="store_true", help="measure only what is not recorded yet; new figures or metrics of old runs need a whole record")
     args = parser.parse_args()
-    runner = LocalRunner(Store(args.store))
+    runner = LocalRunner(Store(args.store, bytes_from()))
     reports = {name: Seen(report) for name, report in recorded().items() if args.keep}
     answers = dict(recorded_answers()) if args.keep else {}
     for name, ask in named_runs().items():

@@ -14,10 +14,12 @@ from html import escape
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.records import Report, key_of, plain
+from explorer.records import Measurement, Report, key_of, plain
 
 ALL = 10**9  # tokens that mean the whole text
-COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "n", "not_finite", "how", "origin", "device", "date")
+COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "origin",
+           "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
+SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "time_to_first_token": "least to most of runs"}  # else 95% over windows
 
 
 def command_of(report: Report) -> str:
@@ -52,17 +54,31 @@ def _words(command: str, report: Report) -> list[str]:
 
 
 def as_csv(reports: Sequence[Report]) -> str:
-    """One row a number; histograms and other arrays stay out, the JSON has them."""
+    """One row a number, those of the whole model first; histograms and other arrays stay out, the JSON has them. interval: what low and high are;
+    windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were averaged; seed: of the calibration text, where one was read.
+    """
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(COLUMNS)
-    for report in reports:
-        model, p = report.experiment.model, report.provenance
-        for m in report.measurements:
-            if not isinstance(m.value, list | dict):
-                fixed = (report.name, model.name, model.revision, m.metric, m.layer, m.value, m.unit, m.low, m.high, m.n, m.bad, m.how)
-                rows.writerow([*(harmless(value) for value in fixed), origin(report), p.get("device", ""), p.get("date", "")])
+    for of_layers in (False, True):
+        for report in reports:
+            model, spec, p = report.experiment.model, report.experiment.spec, report.provenance
+            params = " ".join(f"{name}={value}" for name, value in spec.params)
+            seed = report.experiment.calibration.seed if p.get("calibration_tokens") else ""
+            asked = (spec.method, params, spec.kv_bits, spec.head_bits, p.get("text", ""), p.get("calibration", ""), seed)
+            for m in report.measurements:
+                if not isinstance(m.value, list | dict) and bool(m.layer) == of_layers:
+                    found = (m.metric, m.layer, m.value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how)
+                    where = (origin(report), p.get("device", ""), p.get("date", ""))
+                    rows.writerow(map(harmless, (report.name, model.name, model.revision, *found, *where, *asked)))
     return out.getvalue()
+
+
+def interval(found: Measurement, report: Report) -> tuple[str, int | str]:
+    """What a measurement's low and high are, and over how many windows; "" for what it has not. Each token but a window's first is scored."""
+    if found.low is None or found.metric in SPREADS:
+        return ("" if found.low is None else SPREADS[found.metric]), ""
+    return "95%", (found.n + found.bad) // (report.experiment.evaluation.length - 1)
 
 
 def origin(report: Report) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,20 @@ MIGRATIONS = (
     "CREATE INDEX results_by_time ON results (created)",
 )
 LIMIT = 2 * 10**9  # bytes
+PLACE, ROOM = "QUANTIZATION_EXPLORER_STORE", "QUANTIZATION_EXPLORER_STORE_BYTES"  # variables that the app and the command line both read
+
+
+def place_from(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where results are kept."""
+    return Path(environment.get(PLACE) or Path.home() / ".cache" / "quantization-explorer" / "results.db").absolute()
+
+
+def bytes_from(environment: Mapping[str, str] = os.environ) -> int:
+    """What results may fill, in bytes. Raises InputError for what is no such number."""
+    given = environment.get(ROOM) or str(LIMIT)
+    if not (given.isascii() and given.isdigit()):
+        raise InputError(f"{ROOM} is a number of bytes such as {LIMIT}, not {given[:40]!r}.")
+    return int(given)
 
 
 class Store:

@@ -26,7 +26,7 @@ explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
 explorer.quantizing explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.folding
     explorer.saving explorer.tasks
-    explorer.figures explorer.chips explorer.export explorer.link
+    explorer.figures explorer.chips explorer.export explorer.wide explorer.link
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
@@ -58,6 +58,7 @@ FORBIDDEN = {
     "explorer.child": ("torch", "gradio", "explorer.experiment"),
     "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.export": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
+    "explorer.wide": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),

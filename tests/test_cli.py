@@ -1,4 +1,4 @@
-"""The command line as scripts see it: one JSON document, stable names, exit codes 2 and 130."""
+"""The command line as scripts see it: one JSON document, stable names, exit codes 2, 3, 130 and 141."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from explorer.__main__ import main
-from explorer.commands import run
+from explorer.__main__ import main, parser
+from explorer.commands import document, run, runner_of
 from explorer.data import PASTE_LIMIT, bundled_text
 from explorer.hub import Hub
 from explorer.methods import fields_of, methods
 from explorer.records import InputError
 from explorer.request import Request
+from explorer.store import Store
 
 ROOT = Path(__file__).parent.parent
 STABLE = {
@@ -135,8 +137,6 @@ def test_interrupt_is_130_and_stores_nothing_half(tmp_path: Path) -> None:
         assert process.wait(30) == 130, rest
     assert time.monotonic() - started < 10
     assert "cancelled" in rest and "Traceback" not in rest
-    from explorer.store import Store
-
     stored = Store(path)
     rows = stored._db.execute("SELECT name FROM results").fetchall()
     stored.close()
@@ -157,3 +157,44 @@ def test_reproduce_says_what_agrees_what_differs_and_what_cannot_be_run(tmp_path
     assert main([*argv, "--folder", str(tiny_folder)]) == 0
     assert "agrees" in (out := capsys.readouterr().out) and "1 of 1 rows could be run, 1 agree" in out
     assert main([*argv, "--model", "unheard"]) == 2
+
+
+class Full(Store):
+    """A store on a disk that is full."""
+
+    def put(self, *args: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_result_that_the_store_cannot_keep_is_said_and_exit_code_3(tmp_path: Path, tiny_folder: Path, monkeypatch, capsys) -> None:
+    """It is printed all the same."""
+    monkeypatch.setattr("explorer.store.Store", Full)
+    common = ["--model", str(tiny_folder), "--group-size", "32", "--store", str(tmp_path / "r.db"), "--json"]
+    assert main(["run", "--tokens", "256", "--length", "64", *common]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["measurements"] and err.splitlines()[-1].startswith("1 of the results could not be kept (not stored: database or disk is full)")
+    assert main(["sensitivity", "--bits", "4", "--windows", "1", *common]) == 3
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["rows"]) == 12 and "could not be kept" in err
+    assert main(["methods"]) == 0 and "could not" not in capsys.readouterr().err
+
+
+def test_a_result_file_and_its_room_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """As in the app: one run must not cut the store of a server down to another size."""
+    monkeypatch.setenv("QUANTIZATION_EXPLORER_STORE", str(tmp_path / "mine.db"))
+    monkeypatch.setenv("QUANTIZATION_EXPLORER_STORE_BYTES", "5000000")
+    args = parser().parse_args(["run"])
+    assert args.store == tmp_path / "mine.db" and runner_of(args.store)._runner._store._limit == 5_000_000 and (tmp_path / "mine.db").exists()
+    monkeypatch.setenv("QUANTIZATION_EXPLORER_STORE_BYTES", "2 GB")
+    assert main(["run"]) == 2 and "number of bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("after", "code", "said"), [("| true", 141, ""), ("> /dev/full", 3, "The output could not be written (No space left")])
+def test_output_that_goes_nowhere_is_no_traceback(after: str, code: int, said: str) -> None:
+    line = f"'{sys.executable}' -m explorer methods --json {after}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr and "Exception" not in done.stderr and done.stderr.startswith(said)
+
+
+def test_what_is_not_finite_is_a_text_in_the_document() -> None:
+    assert json.loads(document({"value": float("nan"), "low": -float("inf")})) == {"value": "nan", "low": "-inf"}

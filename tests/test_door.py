@@ -169,6 +169,19 @@ def test_the_room_for_results_comes_from_the_environment() -> None:
         app.settings([], {"QUANTIZATION_EXPLORER_STORE_BYTES": "2 GB"})
 
 
+def test_address_and_port_are_flags_or_variables_and_a_port_is_a_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    made = app.settings(["--port", "7861"], {"GRADIO_SERVER_PORT": "7860"})
+    assert (made.name, made.port, made.open_browser) == ("127.0.0.1", 7861, True) and app.settings(["--host", "0.0.0.0"], {}).public
+    assert app.settings([], {}).port is None and app.settings([], {"GRADIO_SERVER_PORT": "7860"}).port == 7860
+    for argv in (["--port", "0"], ["--port", "65536"], []):
+        with pytest.raises(InputError, match="from 1 to 65535"):
+            app.settings(argv, {"GRADIO_SERVER_PORT": "abc"})
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "abc")
+    with pytest.raises(SystemExit) as stopped:
+        app.main([])
+    assert stopped.value.code == 2 and "'abc'" in capsys.readouterr().err
+
+
 def test_visitors_log_in_on_the_hub_only_on_a_space_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     space = {"SPACE_ID": "a/b", "OAUTH_CLIENT_ID": "x"}
     monkeypatch.setattr(app, "find_spec", lambda name: None)

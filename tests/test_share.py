@@ -102,6 +102,14 @@ def test_csv_and_json_hold_every_number() -> None:
     assert len(rows) == sum(not isinstance(m.value, list | dict) for r in ALL for m in r.measurements)
     row = next(r for r in rows if r["configuration"] == ALL[2].name and r["metric"] == "perplexity_delta")
     assert float(row["value"]) == ALL[2].value("perplexity_delta") and float(row["low"]) == ALL[2].find("perplexity_delta").low and row["device"]
+    assert (row["interval"], row["windows"], row["n"], row["seed"]) == ("95%", "16", "8176", "") and "16 of 98 windows" in row["text"]
+    first = next(r for r in rows if r["layer"])
+    assert not any(r["layer"] for r in rows[: rows.index(first)]) and all(r["layer"] for r in rows[rows.index(first) :]), "the whole model comes first"
+    of = {r["metric"]: r for r in rows if r["configuration"] == ALL[3].name}
+    assert of["decode_tokens_per_second"]["interval"].startswith("20th") and of["time_to_first_token"]["interval"].startswith("least")
+    assert (of["kld_floor"]["windows"], of["perplexity"]["seed"], of["bits_per_weight"]["interval"]) == ("8", "0", "")
+    assert "seed 0" in of["kld_max"]["calibration"]
+    assert of["perplexity"]["method"] == "gptq" and "bits=4" in of["perplexity"]["params"] and "group_size=64" in of["perplexity"]["params"]
 
     def shown(**provenance: bool) -> str:
         return next(csv.DictReader(io.StringIO(as_csv([dataclasses.replace(ALL[2], provenance=provenance)]))))["origin"]

@@ -107,12 +107,12 @@ def test_sweep_command_resumes_and_writes_csv_and_json(tmp_path: Path, tiny_fold
     assert main(argv) == 0
     out, err = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert [row["label"] for row in rows] == ["16-bit baseline", "RTN 4-bit g32"] and float(rows[1]["kld_mean"]) > 0 and "sweep: 1/2" in err
+    assert [row["label"] for row in rows] == ["16-bit baseline", "RTN 4-bit g32"] and float(rows[1]["kld_mean_nats"]) > 0 and "sweep: 1/2" in err
     assert main([*argv, "--json", "--csv", str(tmp_path / "rows.csv")]) == 0
     document = json.loads(capsys.readouterr().out)
     assert all(entry["provenance"]["from_store"] for entry in document["reports"]) and not document["failed"]
     again = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
-    assert [row["kld_mean"] for row in again] == [row["kld_mean"] for row in rows]
+    assert again == [row | {name: new[name] for name in ("origin", "speed_origin")} for row, new in zip(rows, again, strict=True)] and again != rows
     assert main([*argv[:6], "4,x"]) == 2 and main([*argv[:4], "magic"]) == 2
     assert main([*argv, "--csv", "/no/such/place.csv"]) == 2
 
@@ -265,10 +265,10 @@ def test_sweep_command_tells_the_spread_over_seeds_and_when_speeds_were_measured
     base, first, second = csv.DictReader(io.StringIO(out))
     assert (base["seed"], first["seed"], second["seed"]) == ("", "0", "1") and first["kv_bits"] == "8" and base["kv_bits"] == "16"
     assert "damping=0.02" in first["params"] and first["length"] == "64" and first["sequences"] == "1"
-    klds = [float(row["kld_mean"]) for row in (first, second)]
-    assert klds[0] != klds[1] and float(first["kld_mean_seeds_mean"]) == pytest.approx(sum(klds) / 2)
-    assert float(second["kld_mean_seeds_sd"]) == pytest.approx(abs(klds[0] - klds[1]) / 2**0.5) and not base["kld_mean_seeds_sd"]
-    assert "over 2 seeds: kld_mean" in err and "were not measured in this sweep" not in err and first["speed_origin"].startswith("measured now, 20")
+    klds = [float(row["kld_mean_nats"]) for row in (first, second)]
+    assert klds[0] != klds[1] and float(first["kld_mean_nats_seeds_mean"]) == pytest.approx(sum(klds) / 2)
+    assert float(second["kld_mean_nats_seeds_sd"]) == pytest.approx(abs(klds[0] - klds[1]) / 2**0.5) and not base["kld_mean_nats_seeds_sd"]
+    assert "over 2 seeds: kld_mean_nats" in err and "were not measured in this sweep" not in err and first["speed_origin"].startswith("measured now, 20")
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert "3 of 3 speeds were not measured in this sweep" in err and all(
@@ -278,11 +278,11 @@ def test_sweep_command_tells_the_spread_over_seeds_and_when_speeds_were_measured
     out, err = capsys.readouterr()
     rows = json.loads(out)["rows"]
     assert "were not measured" not in err and {row["speed_origin"].split(",")[0] for row in rows} == {"measured now"}
-    assert {row["origin"].split(",")[0] for row in rows} == {"stored"} and rows[1]["decode_latency_p50"] != float(first["decode_latency_p50"])
+    assert {row["origin"].split(",")[0] for row in rows} == {"stored"} and rows[1]["decode_latency_p50_seconds"] != float(first["decode_latency_p50_seconds"])
     again = ["run", "--model", str(tiny_folder), "--method", "gptq", "--bits", "3", "--group-size", "32", "--damping", "0.02", "--seed", "1", *argv[13:]]
     assert main(again) == 0
     out = capsys.readouterr().out
-    assert "origin of speed              stored" in out and f"{rows[2]['kld_mean']:,.6g}" in out
+    assert "origin of speed              stored" in out and f"{rows[2]['kld_mean_nats']:,.6g}" in out
 
 
 def test_sensitivity_gives_a_method_only_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Event, InputError, Progress
+from explorer.records import Answer, Event, InputError, Progress, Report, plain
+
+UNSAVED: list[str] = []  # of the command that runs: why each result that it gave is in no store
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,6 @@ def commands() -> dict[str, Command]:
     return {command.name: command for command in found}
 
 
-def store_path() -> Path:
-    """Where results are kept unless --store names another place."""
-    return Path.home() / ".cache" / "quantization-explorer" / "results.db"
-
-
 def loader() -> Any:
     """The Loader of this process, with the hub's address, its cache and whether to stay offline from the environment, as the app does."""
     from explorer.experiment import Loader
@@ -51,12 +50,37 @@ def loader() -> Any:
     return Loader(hub=Hub(settings_from(os.environ)))
 
 
-def runner_of(store: Path) -> Any:
-    """The LocalRunner of this process, over a result file."""
-    from explorer.experiment import LocalRunner
-    from explorer.store import Store
+class Noting:
+    """A runner that notes in UNSAVED which of its results the store could not keep."""
 
-    return LocalRunner(Store(store), loader())
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def run(self, *arguments: Any, **options: Any) -> Iterator[Event]:
+        return self._noted(self._runner.run(*arguments, **options))
+
+    def do(self, *arguments: Any) -> Iterator[Event]:
+        return self._noted(self._runner.do(*arguments))
+
+    def _noted(self, events: Iterator[Event]) -> Iterator[Event]:
+        with closing(events):
+            for event in events:
+                if isinstance(event, Report | Answer) and (why := event.provenance.get("unsaved")):
+                    UNSAVED.append(why)
+                yield event
+
+
+def runner_of(store: Path, load: Any = None) -> Any:
+    """The runner of this process, over a result file. load: the Loader it uses; None for one of its own."""
+    from explorer.experiment import LocalRunner
+    from explorer.store import Store, bytes_from
+
+    return Noting(LocalRunner(Store(store, bytes_from()), load or loader()))
+
+
+def document(data: Any) -> str:
+    """One JSON document of records or plain data, on one line. What is no number or endless is the text "nan", "inf" or "-inf": JSON has no such numbers."""
+    return json.dumps(plain(data), allow_nan=False)
 
 
 def writable(path: Path) -> None:

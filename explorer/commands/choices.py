@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from explorer.commands import Command, runner_of, show
+from explorer.commands import Command, document, runner_of, show
 from explorer.commands.run import add_method, parameters
 
 
@@ -24,7 +23,7 @@ def work(args: argparse.Namespace) -> None:
     for event in runner_of(args.store).do("choices", asked):
         show(event)
     assert isinstance(event, Answer)
-    print(json.dumps(event.data | {"provenance": event.provenance}) if args.json else summary({"rows": [event.data]}).replace("**", ""))
+    print(document(event.data | {"provenance": event.provenance}) if args.json else summary({"rows": [event.data]}).replace("**", ""))
 
 
 COMMAND = Command("choices", "which of four continuations is the true one: accuracy, and the answers that quantizing changed", arguments, work)

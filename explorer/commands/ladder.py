@@ -7,9 +7,10 @@ import dataclasses
 import json
 import sys
 
-from explorer.commands import Command, runner_of, show
+from explorer.commands import Command, document, runner_of, show
 from explorer.figures.ladder import LADDER, METRICS, RUNGS
 from explorer.records import plain
+from explorer.wide import of_model
 
 WIDTHS = (8, 7, 6, 5, 4, 3, 2)
 KEPT = (*METRICS, "bits_per_weight", "perplexity", "kld_p99")
@@ -25,12 +26,13 @@ def work(args: argparse.Namespace) -> None:
 
     runner = runner_of(args.store)
     reports = [last_report(runner.run(args.model, "rtn", RUNGS | {"bits": width}), show) for width in WIDTHS]
-    reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in KEPT)) for r in reports]
+    printed = args.json or args.model != "demo"
+    reports = [dataclasses.replace(r, measurements=tuple(of_model(r) if printed else (m for m in r.measurements if m.metric in KEPT))) for r in reports]
     rows = [plain(report) for report in reports]
     for row in rows:
         row["provenance"] = {name: row["provenance"].get(name) for name in ("label", "device", "torch", "date", "text")}
-    if args.json or args.model != "demo":
-        print(json.dumps({"reports": rows}))
+    if printed:
+        print(document({"reports": rows}))
         return
     LADDER.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     print(f"wrote {LADDER.name}: {len(rows)} reports", file=sys.stderr)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, runner_of, show, writable
+from explorer.commands import Command, document, runner_of, show, writable
 from explorer.data import FILE_LIMIT
 from explorer.findings import busy, in_16_bits
-from explorer.records import InputError, Report, plain
+from explorer.records import InputError, Report
+from explorer.wide import origin
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
 
@@ -119,14 +119,6 @@ def table(report: Report) -> str:
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
 
 
-def origin(report: Report, family: str) -> str:
-    """Where the measurements of a metric come from and when they were made: "measured now, ...", "stored, ..." or "recorded, ..."; "" without any."""
-    p = report.provenance
-    date = p.get("dates", {}).get(family)
-    how = "recorded" if p.get("recorded") else "measured now" if family in p.get("measured_now", ()) else "stored" if date else ""
-    return f"{how}, {date}" if date else how
-
-
 def page_of(reports: list[Report]) -> str:
     """Reports as one self-contained page. Raises InputError where plotly is not installed."""
     from explorer.export import as_html
@@ -146,7 +138,7 @@ def work(args: argparse.Namespace) -> None:
 
     runner = runner_of(args.store)
     report = last_report(runner.run(args.model, args.method, given, **options), show)
-    print(json.dumps(plain(report)) if args.json else table(report), flush=True)
+    print(document(report) if args.json else table(report), flush=True)
     if args.html:
         base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
         args.html.write_text(page_of([*base, report]))

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from explorer.commands import Command, loader, show, shown
+from explorer.commands import Command, loader, runner_of, show, shown
 from explorer.commands.run import add_method, parameters
 from explorer.records import InputError, plain
 
@@ -27,12 +27,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def work(args: argparse.Namespace) -> None:
     given = parameters(args)
     from explorer import models
-    from explorer.experiment import LocalRunner, last_report
+    from explorer.experiment import last_report
     from explorer.provenance import name_of
     from explorer.request import Request
     from explorer.saving import Prepared, card, check, choose, loads, note, save, written_bits
     from explorer.saving.beforehand import check_asked
-    from explorer.store import Store
     from explorer.subjects import subject_of
 
     if args.kv_bits != 16 or args.head_bits != 16:
@@ -44,7 +43,7 @@ def work(args: argparse.Namespace) -> None:
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare(load.hub)
     check_asked(experiment, method, models.configuration(experiment.model, load.hub), args.form)
     if args.measure:
-        report = last_report(LocalRunner(Store(args.store), load).run(args.model, args.method, given, **options), show)
+        report = last_report(runner_of(args.store, load).run(args.model, args.method, given, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
     form = choose(made, args.form)
     words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, runner_of, show
+from explorer.commands import Command, document, runner_of, show
 from explorer.records import Answer, plain, significant
 
 RECORDED = Path(__file__).parent.parent.parent / "assets" / "sensitivity.json"
@@ -56,7 +56,7 @@ def work(args: argparse.Namespace) -> None:
         RECORDED.write_text(json.dumps(head)[:-1] + ', "rows": [\n' + rows + "\n]}\n")
         print(f"wrote {RECORDED.name}: {len(answer['rows'])} rows", file=sys.stderr)
     elif args.json:
-        print(json.dumps(answer))
+        print(document(answer))
     else:
         for row in answer["rows"]:
             kl = row["kld"]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from explorer.commands import Command, runner_of, show
+from explorer.commands import Command, document, runner_of, show
 from explorer.commands.run import add_method, parameters
 from explorer.records import plain
 
@@ -42,7 +42,7 @@ def work(args: argparse.Namespace) -> None:
             if isinstance(event, Answer):
                 found[task] = plain(event.data | {"provenance": event.provenance})
                 text = {"batch": sweep, "roofline": limits}[task](event.data)
-                print(json.dumps(event.data | {"provenance": event.provenance}) if args.json else f"{event.provenance['device']}\n{text}")
+                print(document(event.data | {"provenance": event.provenance}) if args.json else f"{event.provenance['device']}\n{text}")
     if args.record:
         RECORDED.write_text("{\n" + ",\n".join(f"{json.dumps(task)}: {json.dumps(data)}" for task, data in found.items()) + "\n}\n")
         print(f"wrote {RECORDED.name}: {', '.join(found)}", file=sys.stderr)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -104,7 +105,10 @@ def _finish(task: Task, events: Iterator[Event], store: Store, key: str) -> Iter
             yield event
     if last is not None:
         if task.stored and not last.data.get("disturbed"):
-            store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
+            try:
+                store.put(key, f"task {task.name}", [], {"data": last.data, "provenance": last.provenance})
+            except sqlite3.Error as error:  # what was found is shown all the same
+                last = replace(last, provenance=last.provenance | {"unsaved": f"not stored: {error}"})
         yield last
 
 

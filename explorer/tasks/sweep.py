@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from explorer.grid import LIMIT, Configuration, grid
-from explorer.methods import build, catalogue
+from explorer.methods import build, catalogue, spec_of
+from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.tasks import Engine, Task
 
@@ -16,13 +18,15 @@ def work(
     engine: Engine, model: str, methods: list[str], bits: list[int], groups: list[int], options: dict[str, Any] | None = None,
     further: dict[str, list[str]] | None = None, seeds: list[int] | None = None, again: bool = False,
 ) -> Iterator[Event]:  # fmt: skip
-    """Yields Progress, and a Report for each configuration, the baseline's first; Answer data: done, failed ({name: sentence}), seconds.
+    """Yields Progress, and a Report for each configuration, the baseline's first; Answer data: done, failed ({name: sentence}), seconds, refused (what
+    failed as `explorer.wide` has it in a row).
 
     options: the further fields of a Request, such as kv_bits. further: as in `grid`. seeds: draws of calibration text, each a run of the configurations
     that read it. again: measure speeds and sizes once more. A configuration that this model refuses is noted and passed over.
     """
     asked, start = drawn(grid(catalogue(), methods, bits, groups, further), seeds or []), time.perf_counter()
     failed: dict[str, str] = {}
+    refused: list[dict[str, Any]] = []
     for done, (one, drawing) in enumerate(asked):
         name = " ".join([one.method, *(f"{key}={value}" for key, value in (*one.params, *drawing.items()))])
         yield Progress("sweep", done, len(asked), name)
@@ -37,7 +41,23 @@ def work(
             if one.method == "none":
                 raise
             failed[name] = str(error)
-    yield Answer("sweep", {"done": len(asked) - len(failed), "failed": failed, "seconds": time.perf_counter() - start})
+            refused.append(named(one, given, drawing) | {"error": str(error)})
+    yield Answer("sweep", {"done": len(asked) - len(failed), "failed": failed, "refused": refused, "seconds": time.perf_counter() - start})
+
+
+def named(one: Configuration, given: dict[str, Any], drawing: dict[str, int]) -> dict[str, Any]:
+    """A configuration that did not run: label, method, params with all defaults where its method takes them, bits of cache and head, seed where it reads
+    calibration text.
+    """
+    bits = {name: given.get(name, 16) for name in ("kv_bits", "head_bits")}
+    found = {"label": one.method, "method": one.method, "params": [list(pair) for pair in one.params], **bits, "seed": ""}
+    try:
+        method = build(one.method, dict(one.params))
+    except InputError:
+        return found
+    spec = replace(spec_of(method), **bits)
+    seed = drawing.get("seed", given.get("seed", 0)) if method.reads_inputs() else ""
+    return found | {"label": name_of(spec, method), "params": [list(pair) for pair in spec.params], "seed": seed}
 
 
 def drawn(asked: Sequence[Configuration], seeds: Sequence[int]) -> list[tuple[Configuration, dict[str, int]]]:

@@ -64,6 +64,13 @@ SECTIONS = {
 }
 
 
+def further(reports: Sequence[Report]) -> tuple[Row, ...]:
+    """A row for every number of the whole model that no list here names: what a new metric yields is shown without an entry."""
+    known = {row.metric for rows in (MORE, *SECTIONS.values()) for row in rows}
+    numbers = {m.metric: m for r in reports for m in r.measurements if not m.layer and isinstance(m.value, int | float) and m.metric not in known}
+    return tuple(Row(name, name.replace("_", " ").capitalize(), m.unit, None, more=None) for name, m in numbers.items())
+
+
 def cell(row: Row, report: Report, base: Report | None, live: bool) -> str:
     """One table cell: the number, its interval, the difference to the baseline; live: and the button that sweeps the batch."""
     found = report.find(row.metric)
@@ -160,14 +167,15 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     section = f"<tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>How it was measured</th></tr>"
     top = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>"
     second = top.replace("'compare'", "'compare more'")
-    folded = reachable(f"{second}<tbody>{lines(MORE, reports, base, live)}</tbody></table>")
+    folded = reachable(f"{second}<tbody>{lines((*MORE, *further(reports)), reports, base, live)}</tbody></table>")
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
         "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")
-    more = f"<details><summary>More: bfloat16's noise, median and largest divergence, correct token</summary><div class='scroll'>{folded}</div></details>"
+    named = "More: bfloat16's noise, median and largest divergence, correct token, all else that was measured"
+    more = f"<details><summary>{named}</summary><div class='scroll'>{folded}</div></details>"
     return f"<div class='scroll' tabindex='0'>{whole}</div>{more}<p class='hint'>{legend} Scored on: {protocol}.</p>"
 
 
