@@ -31,7 +31,7 @@ def build(shell: Shell) -> View:
     with gr.Row(elem_classes=["ms-controls"]):
         bits = gr.Radio([2, 3, 4, 8], value=4, label="Bits", elem_id="stepper-bits")
         group = gr.Radio([32, 64, 128], value=32, label="Group size", elem_id="stepper-group")
-        symmetric = gr.Checkbox(True, label="Symmetric", elem_id="stepper-symmetric", min_width=130)
+        symmetric = gr.Checkbox(True, label="Symmetric", elem_id="stepper-symmetric")
     with gr.Row(elem_id="stepper-go"):
         back = gr.Button("Back", size="sm", min_width=80, scale=1)
         step = gr.Slider(1, LONGEST, 1, step=1, label="Step", scale=6, elem_id="stepper-step")
