@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
-from explorer.findings import Finding, drowned, known, level
+from explorer.findings import Finding, busy, drowned, grid, known, level
 from explorer.records import OUTSIDE, Report, significant
 
 MIB = 2**20
@@ -77,8 +77,12 @@ def size(report: Report, base: Report | None) -> str:
 
 
 def timed_apart(report: Report, base: Report) -> str:
-    """Why times of two reports cannot be compared, "" when they can: another device, or one recorded long ago and one measured now."""
+    """Why times of two reports cannot be compared, "" when they can: another device, one recorded long ago and one measured now, or other work beside
+    one of them.
+    """
     ours, theirs = report.provenance, base.provenance
+    if busy(report) or busy(base):
+        return f"other work had the cores while {'this' if busy(report) else 'the baseline'} was timed"
     if ours.get("device") != theirs.get("device"):
         return "the baseline was measured on another device"
     return "" if bool(ours.get("recorded")) == bool(theirs.get("recorded")) else "one was recorded and one measured now"
@@ -157,10 +161,11 @@ def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> s
     bits = [float(r.value("bits_per_weight")) for r in (upper, lower)]
     worth = bits[0] + share * (bits[1] - bits[0])
     between = f"lies between {upper.name} ({significant(near)}) and {lower.name} ({significant(far)})"
-    words = f"A mean KL divergence of {significant(kld)} nats {between}: worth {worth:.1f} bits of plain rounding{cost}"
+    alike = grid(upper.experiment.spec) if grid(upper.experiment.spec) == grid(lower.experiment.spec) else ""
+    words = f"A mean KL divergence of {significant(kld)} nats {between}: worth {worth:.1f} bits of RTN {alike}".rstrip() + (f",{cost}" if cost else "")
     if stored is None or abs(worth - stored.value) < 0.15:
         return words + ", so no more and no less than its size."
-    return words + (", better than its size." if worth > stored.value else ", worse than plain rounding at that size.")
+    return words + (", better than its size." if worth > stored.value else f", worse than RTN {alike or 'on the ladder'} at that size.")
 
 
 def garbage(found: Sequence[Finding]) -> str:

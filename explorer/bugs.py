@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from explorer.records import Report
+
 
 @dataclass(frozen=True)
 class Bug:
@@ -71,3 +73,16 @@ BUGS = {
         ),
     )
 }  # fmt: skip
+
+
+def impossible(report: Report) -> dict[str, str]:
+    """The bugs that a report's configuration cannot have, each with the reason; what a report does not tell is left to whoever plants it."""
+    packed, resident = list(report.by_layer("integrity").values()), report.value("bits_per_weight_resident")
+    found = {} if report.provenance.get("reads_inputs", True) else {"calibration": "the method reads no calibration text"}
+    if packed and all(layer.get("offset_steps") is None for layer in packed):
+        found["zero"] = "its codes are indices into a table"
+    if packed and all(layer.get("transposed_error") is None for layer in packed):
+        found |= dict.fromkeys(("stale", "transposed"), "it has one scale a row, not one a group")
+    if isinstance(resident, int | float) and resident >= 8:
+        found["nibbles"] = "its codes fill whole bytes"
+    return found

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, finite
+from explorer.findings import counted
 from explorer.records import Measurement, Report
 
 KINDS = {
@@ -52,7 +53,8 @@ def of_measurement(found: Measurement, report: Report, interval: str = "") -> st
     """The chip of one number of a report, out of the tab order. interval: in words, such as "95% interval 0.1 to 0.2"."""
     p = report.provenance
     kind = kind_of(found, report)
-    facts = [interval, f"from {found.n:,} values" if found.n else "", *(str(p.get(name, "")) for name in ("device", "kernel_summary", "date"))]
+    over = counted(found, report)
+    facts = [" ".join(filter(None, (interval, over))), *(str(p.get(name, "")) for name in ("device", "kernel_summary", "date"))]
     facts += ["no low-bit kernel serves it, so it says nothing about one"] if kind == "simulated" else []
     return chip(kind, "; ".join(filter(None, facts)), reached=False)
 
@@ -64,9 +66,9 @@ def of_metrics(reports: Sequence[Report], metrics: Sequence[str]) -> str:
         for found in report.measurements:
             if found.metric in metrics:
                 p = report.provenance
-                n = f", n {found.n:,}" if found.n else ""
+                over = counted(found, report)
                 facts = behind.setdefault(kind_of(found, report), {})
-                facts[f"{report.name}{n}: {p.get('kernel_summary', '')}, {p.get('device', '')}, {p.get('date', '')}"] = None
+                facts[f"{report.name}{f', {over}' if over else ''}: {p.get('kernel_summary', '')}, {p.get('device', '')}, {p.get('date', '')}"] = None
     return " ".join(chip(kind, "; ".join(list(facts)[:5])) for kind, facts in behind.items())
 
 

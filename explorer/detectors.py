@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, beyond, in_16_bits, known, level, short, words_of
+from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, beyond, cause, in_16_bits, known, level, short, words_of
 from explorer.records import Report
 from explorer.repetition import cycle, repetition
 
@@ -178,7 +178,7 @@ def quality(e: Evidence) -> Finding:
     stands = f"3-bit rounding of this model costs {three.value:+.0f}%" if three else "no 3-bit rung of this model is known, 25% stands in"
     words = f"Perplexity changes by {delta.value:+.2f}%; {stands}."
     limit = f"Suspicious when the whole interval lies above {edge:.0f}%, broken above 100%: the model then hesitates between twice as many tokens."
-    return Finding("quality", BROKEN if low > 100 else SUSPICIOUS if low > edge else OK, words, limit)
+    return Finding("quality", BROKEN if low > 100 else SUSPICIOUS if low > edge else OK, words, limit, cause=cause(e.report, e.rungs))
 
 
 def repeats(e: Evidence) -> Finding | None:
@@ -246,5 +246,6 @@ def sentence(findings: Sequence[Finding]) -> str:
         return f"{level(bad).capitalize()}: {next(f for f in bad if f.name == named(findings)).says}"
     rest = "" if len(bad) == 1 else f" {len(bad)} of {len(findings)} checks say so."
     checked = any(f.name in ("zero", "kernel") for f in findings) and bad[-1].name != "skipped"
-    clean = " None of them looks like a bug: this is what so few bits cost." if checked else ""
+    why = next((f.cause for f in findings if f.cause), "")
+    clean = f" {'It does not look' if len(bad) == 1 else 'None of them looks'} like a bug{f': {why}' if why else ''}." if checked else ""
     return f"{level(bad).capitalize()}: {bad[0].says}{rest}{clean}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explorer.records import Measurement, Report
+from explorer.records import Measurement, QuantSpec, Report
 
 OK, UNSURE, SUSPICIOUS, BROKEN = "ok", "unknown", "suspicious", "broken"
 WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
@@ -16,7 +16,7 @@ WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
 @dataclass(frozen=True)
 class Finding:
     """What one detector says. name: the detector's, for a bug the bug's; level: ok, suspicious, broken or unknown (not measured); says: one sentence
-    with its numbers; limit: where it would have changed its mind and why there; layers: where it shows.
+    with its numbers; limit: where it would have changed its mind and why there; layers: where it shows; cause: what it comes from, if no bug.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Finding:
     says: str
     limit: str = ""
     layers: tuple[str, ...] = ()
+    cause: str = ""
 
     @property
     def bad(self) -> bool:
@@ -77,6 +78,22 @@ def short(layers: Sequence[str]) -> str:
     return " and ".join(names) if len(names) < 3 else f"{len(names)} layers from {names[0]} to {names[-1]}"
 
 
+SCORED = ("perplexity", "perplexity_delta", "kld_", "p_correct_", "top1_", "clear_flips", "calibration_perplexity")  # starts of metrics of text
+
+
+def counted(found: Measurement, report: Report) -> str:
+    """What a measurement is over, in words, "" where nothing was counted. Text is drawn in windows and an interval is over them: all tokens of a window
+    but its first are scored.
+    """
+    if not found.n:
+        return ""
+    text = report.experiment.calibration if found.metric.startswith("calibration") else report.experiment.evaluation
+    windows, rest = divmod(found.n + found.bad, max(1, text.length - 1))
+    if not found.metric.startswith(SCORED) or rest or not windows:
+        return f"over {found.n:,} values"
+    return f"over {windows:,} windows ({found.n:,} tokens)" if windows > 1 else f"over one window ({found.n:,} tokens)"
+
+
 BUSY = 10.0  # percent of their time that threads wait for a core, from which on the times are also those of other work
 
 
@@ -96,6 +113,55 @@ def in_16_bits(report: Report) -> list[str]:
         which = f"{len(names)} of {count} layers ({which})" if names[0] in refused else short(names)
         lines.append(f"{which} in 16 bits: {why}")
     return lines
+
+
+FEW = "this is what so few bits cost"
+INPUTS = {"token": "inputs rounded too, with a scale a token", "tensor": "inputs rounded too, with one scale for a whole tensor",
+          "static": "inputs rounded too, with a scale fixed beforehand"}  # fmt: skip
+
+
+def grid(spec: QuantSpec) -> str:
+    """What shares a scale, in words that follow a method's name, "" where the spec does not say."""
+    shared = {"tensor": "with one scale for a whole tensor", "channel": "with one scale a row", "block": "with one scale a block"}
+    groups = f"in groups of {spec.get('group_size')}" if spec.get("group_size") else ""
+    return shared.get(str(spec.get("granularity", "group")), groups)
+
+
+def differences(spec: QuantSpec, rung: QuantSpec) -> list[str]:
+    """In what a spec may be worse than a rung of the ladder, each in words."""
+    parts = [f"the method ({spec.method})"] if spec.method != rung.method else []
+    parts += [own.removeprefix("with ").replace("in groups", "groups")] if (own := grid(spec)) and own != grid(rung) else []
+    parts += [INPUTS[str(spec.get("activation"))]] if spec.get("activation") in INPUTS else []
+    parts += [what for name, what in (("rotate", "a rotation"), ("clip", "clipping")) if spec.get(name) and spec.method == rung.method]
+    parts += ["an asymmetric grid"] if spec.method == rung.method and spec.get("symmetric") is False else []
+    parts += [f"a KV cache in {spec.kv_bits} bits"] if spec.kv_bits != 16 else []
+    return parts + ([f"a head in {spec.head_bits} bits"] if spec.head_bits != 16 else [])
+
+
+def cause(report: Report, rungs: Sequence[Report]) -> str:
+    """What a perplexity comes from that no bug explains, judged by the rung of as many bits: the bits, where that one is not twice as good, else what
+    differs from it. "" where no such rung is known.
+    """
+    spec, stored, delta = report.experiment.spec, known(report, "bits_per_weight"), known(report, "perplexity_delta")
+    if any(r.experiment.spec == spec for r in rungs):
+        return FEW
+    near = next((r for r in rungs if r.experiment.spec.get("bits") == spec.get("bits")), None)
+    far = {id(r): abs(b.value - stored.value) for r in rungs if stored and (b := known(r, "bits_per_weight"))}
+    same = near is not None
+    near = near or min((r for r in rungs if far.get(id(r), 1.0) < 0.5), key=lambda r: far[id(r)], default=None)
+    theirs = known(near, "perplexity_delta")
+    if near is None or theirs is None or delta is None:
+        return ""
+    if theirs.value > 100 or delta.value < 2 * max(theirs.value, 0.5):
+        return FEW
+    rung, parts = near.experiment.spec, differences(spec, near.experiment.spec)
+    who = "" if spec.method == rung.method else "plain rounding "
+    costs = f"{who}{grid(rung)}".strip() + f" {'the same bits cost' if same and not who else 'costs'} {theirs.value:+.2f}%"
+    at = "" if same and not who else f" at {rung.get('bits')} bits"
+    if len(parts) == 1:
+        return f"the cause is {parts[0]}; {costs}{at}"
+    what = f"what differs is {', '.join(parts[:-1])} and {parts[-1]}" if parts else "the bits are not the cause"
+    return f"{what}; {costs}{at}"
 
 
 def beyond(name: str, hits: Sequence[str], measured: Sequence[str] | dict[str, float], words: str, wrong: str, limit: str) -> Finding:

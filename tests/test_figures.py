@@ -132,11 +132,35 @@ def test_page_keeps_a_baseline_and_four() -> None:
     page, left = arrange(page, base)
     assert [r.name for r in page] == ["none 16", "rtn 2", "rtn 3", "rtn 4", "rtn 5"] and not left and COMPARED == 4
     again, left = arrange(page, variant(3))
-    assert [r.name for r in again] == ["none 16", "rtn 2", "rtn 4", "rtn 5", "rtn 3"] and not left
+    assert again == page and not left
     more, left = arrange(page, variant(6))
-    assert [r.name for r in more] == ["none 16", "rtn 3", "rtn 4", "rtn 5", "rtn 6"] and "oldest" in left
+    assert [r.name for r in more] == ["none 16", "rtn 6", "rtn 3", "rtn 4", "rtn 5"], "the others keep their places, and so their colours"
+    assert left.startswith("rtn 2 left the page")
     other, left = arrange(page, variant(4, "another"))
     assert [r.experiment.model.name for r in other] == ["another"] and "another model" in left
+
+
+def test_a_full_page_loses_what_this_visitor_ran_first() -> None:
+    shelf = Shelf([])
+    page: list[Report] = []
+    for bits in (2, 3, 4, 5, 6, 7, 2, 3):
+        page, left = shelf.arrange(page, variant(bits))
+    assert [r.name for r in page] == ["rtn 6", "rtn 7", "rtn 2", "rtn 3"] and left.startswith("rtn 5 left")
+    assert usual(page, shelf.age) == keys_of(page)[3]
+    page, left = shelf.arrange(page, variant(6))
+    assert not left and usual(page, shelf.age) == keys_of(page)[0], "the newest run, wherever it stands"
+
+
+def test_answers_that_were_lost_are_no_negative_numbers() -> None:
+    chart = charts()["choices"]
+    axis = chart.draw({"rows": [chart.example["rows"][0] | {"lost": 37}]})["layout"]["xaxis"]
+    assert "-" not in "".join(axis["ticktext"]) and min(axis["tickvals"]) <= -37 and len(axis["tickvals"]) < 13
+
+
+def test_gptq_is_only_spoken_of_where_it_is() -> None:
+    figure = figures()["layers"]
+    assert "GPTQ" not in figure.see + figure.summary([r for r in ALL if r.experiment.spec.method != "gptq"], "")
+    assert "1.31 times the weight error of RTN 4-bit g64 and 0.62 times its output error" in figure.summary(ALL, "")
 
 
 def test_a_view_of_one_starts_with_a_sound_configuration() -> None:

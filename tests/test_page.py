@@ -105,6 +105,17 @@ def test_a_cancelled_run_says_so_last_and_a_later_one_goes_on(page: Page) -> Non
     assert "done" in list(stop.heard(page.run)(*asked))[-1][0]
 
 
+def test_cancel_says_when_nothing_is_running(page: Page) -> None:
+    stop, asked = Cancel("Cancelled"), ([], None, OPEN, "demo", "rtn", *OPTION_VALUES, "own")
+    assert "Nothing is running" in stop.press()
+    list(stop.heard(page.run)(*asked))
+    assert "Nothing is running" in stop.press()
+    events = stop.heard(page.run)(*asked)
+    next(events)
+    events.close()  # as gradio does, often before it calls the button's own function
+    assert stop.press() == "Cancelled"
+
+
 def test_every_cancel_button_has_the_last_word() -> None:
     """No tab wires one by hand: its work could still write over what it said."""
     wired = [path.name for path in (app.ASSETS.parent / "explorer" / "ui").rglob("*.py") if "cancels=" in path.read_text()]

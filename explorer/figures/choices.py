@@ -9,6 +9,14 @@ from explorer.figures import COLOURS, Chart, Plot, layout, plot
 DIRECTIONS = (("lost", "right before, wrong after", 2, -1), ("gained", "wrong before, right after", 3, 1), ("moved", "one wrong answer for another", 0, 1))
 
 
+def ticks(rows: list[dict[str, Any]]) -> Plot:
+    """An axis that counts answers to both sides: lost ones lie left of zero and are no negative number."""
+    most = max((max(row["lost"], row["gained"] + row["moved"]) for row in rows), default=0)
+    step = next((size for size in (1, 2, 5, 10, 20, 50, 100, 200) if size * 4 >= most), 500)
+    places = range(-step * (most // step + 1), step * (most // step + 2), step)
+    return {"tickvals": list(places), "ticktext": [f"{abs(place)}" for place in places]}
+
+
 def draw(data: dict[str, Any]) -> Plot:
     rows = data.get("rows", [])
     names = [row["label"] for row in rows]
@@ -17,7 +25,14 @@ def draw(data: dict[str, Any]) -> Plot:
          "customdata": [row[key] for row in rows], "hovertemplate": "%{y}: %{customdata} answers, " + title + "<extra></extra>"}
         for key, title, colour, sign in DIRECTIONS
     ] if rows else []  # fmt: skip
-    shape = layout("answers that quantizing changed (left: lost)", "", max(300, 170 + 40 * len(rows)), yaxis={"autorange": "reversed"}, barmode="relative")
+    shape = layout(
+        "answers that quantizing changed (left: lost)",
+        "",
+        max(300, 170 + 40 * len(rows)),
+        yaxis={"autorange": "reversed"},
+        xaxis=ticks(rows),
+        barmode="relative",
+    )
     return plot(traces, shape)
 
 

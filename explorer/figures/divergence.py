@@ -25,7 +25,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
 
 FIGURE = Figure(
     "divergence", "Divergence against bits",
-    "See that every step is clear here, even where the perplexity on the left cannot tell two configurations apart.",
+    "See whether configurations stand apart here that the perplexity cannot tell apart.",
     "KL divergence compares whole distributions, not only the probability of the one token that came next. Gains and losses cannot cancel in it, "
     "so it shows damage long before the perplexity moves. 0 means the same distribution at every position.",
     ("kld_mean", "top1_agreement"), draw, summary, order=1,

@@ -19,7 +19,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
              "line": {"color": COLOURS[i % 5], "dash": DASHES[i % 5]}, "marker": {"symbol": MARKERS[i % 5], "size": 7},
              "hovertemplate": "after block %{x}: %{y:.4f}"}
         )  # fmt: skip
-    shape = layout("block", "relative error of the residual stream (log)", yaxis={"type": "log"}, xaxis={"dtick": 1} if data and len(data[0]["x"]) < 13 else {})
+    shape = layout("block", "relative error (log)", yaxis={"type": "log"}, xaxis={"dtick": 1} if data and len(data[0]["x"]) < 13 else {})
     return plot(data, shape | {"showlegend": True})
 
 

@@ -19,7 +19,7 @@ def finite_points(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    shape = layout("what shares a scale (labels: stored bits per weight)", "signal to noise, dB", 380, showlegend=True)
+    shape = layout("what shares a scale (labels: stored bits)", "signal to noise, dB", 380, showlegend=True)
     traces = []
     points = finite_points(data)
     for i, bits in enumerate(sorted({p["bits"] for p in points})):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, finite, layout, picks, plot, short_layer
@@ -102,6 +103,12 @@ def draw_ranking(data: dict[str, Any]) -> Plot:
     return plot([trace] if rows else [], shape, NOTHING)
 
 
+def over(data: dict[str, Any], row: dict) -> str:
+    """What the intervals of a row are over: windows of text, as the answer's protocol counts them, and their tokens."""
+    windows = re.search(r"(\d+) windows? of ", str(data.get("text", "")))
+    return f"{windows[1]} windows ({row['tokens']:,} tokens)" if windows else f"the windows of {row['tokens']:,} tokens"
+
+
 def ranking_words(data: dict[str, Any]) -> str:
     rows = sorted((row for row in chosen(data).values() if finite(row["kld"])), key=lambda row: -row["kld"])
     if len(rows) < 2:
@@ -110,14 +117,13 @@ def ranking_words(data: dict[str, Any]) -> str:
     apart = len(rows)  # from which layer on all intervals lie below the first one's
     while apart and finite(rows[apart - 1]["kld_high"]) and rows[apart - 1]["kld_high"] < first["kld_low"]:
         apart -= 1
+    scored = over(data, first)
     if apart == len(rows):
-        return f"All intervals overlap that of {short_layer(first['layer'])}: at {first['tokens']:,} tokens the order means nothing."
+        return f"All intervals overlap that of {short_layer(first['layer'])}: over {scored} the order means nothing."
     others = [short_layer(row["layer"]) for row in rows[1:apart]]
     named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"
     alike = f"{short_layer(first['layer'])} and {named} cannot be told apart" if others else f"{short_layer(first['layer'])} is the most sensitive"
-    return (
-        f"Bars are 95% intervals over {first['tokens']:,} tokens. {alike}; from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
-    )
+    return f"Bars are 95% intervals over {scored}. {alike}; from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
 
 
 def _row(layer: str, kld: float) -> dict[str, Any]:

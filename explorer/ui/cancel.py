@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 import gradio as gr
 
+from explorer.ui.page import status
 from explorer.ui.tab import QUIET
 from explorer.ui.visitor import session
 
 REMEMBERED = 1000  # sessions whose last Cancel is known
+JUST = 5.0  # seconds for which work that gradio stopped counts as running when the button is heard
+NOTHING = status("Nothing is running, so there was nothing to stop.")
 
 
 class Cancel:
@@ -24,6 +30,8 @@ class Cancel:
 
     def __init__(self, says: str) -> None:
         self.says, self._pressed, self._running = says, dict[str, float](), list[Any]()
+        self._busy, self._lock = Counter[str](), threading.Lock()  # how much each session has running
+        self._closed = dict[str, float]()  # when a session's work was last stopped: gradio may close it before the button is heard
 
     def stops(self, start: Callable[..., Any], handler: Callable[..., Iterator[list[Any]]], inputs: Any, outputs: list[Any], **options: Any) -> None:
         """Wires an event such as `button.click` to a generator that this button stops. Its first output is the status line."""
@@ -45,18 +53,31 @@ class Cancel:
 
     def press(self) -> str:
         """The line for whoever pressed; what the session has running stops at its next event, and gradio closes it."""
-        self._pressed[session()] = time.monotonic()
-        while len(self._pressed) > REMEMBERED:
-            self._pressed.pop(next(iter(self._pressed)))
-        return self.says
+        visitor, now = session(), time.monotonic()
+        idle = not self._busy[visitor] and now - self._closed.get(visitor, -math.inf) > JUST
+        self._remember(self._pressed, visitor, now)
+        return NOTHING if idle and self.says else self.says
+
+    @staticmethod
+    def _remember(times: dict[str, float], visitor: str, now: float) -> None:
+        times[visitor] = now
+        while len(times) > REMEMBERED:
+            times.pop(next(iter(times)))
+
+    def _counts(self, visitor: str, change: int) -> None:
+        with self._lock:
+            self._busy[visitor] += change
+            if not self._busy[visitor]:
+                del self._busy[visitor]
 
     def heard(self, handler: Callable[..., Iterator[list[Any]]]) -> Callable[..., Iterator[list[Any]]]:
         """The handler, ending with the line once its session has pressed Cancel. Closing it closes the handler."""
 
         @wraps(handler)
         def running(*values: Any) -> Iterator[list[Any]]:
-            started, visitor = time.monotonic(), session()
+            started, visitor, stopped = time.monotonic(), session(), True
             updates = handler(*values)
+            self._counts(visitor, 1)
             try:
                 for update in updates:
                     if self._pressed.get(visitor, 0.0) > started:
@@ -64,7 +85,11 @@ class Cancel:
                             yield [self.says, *[gr.skip()] * (len(update) - 1)]
                         return
                     yield update
+                stopped = False
             finally:
+                self._counts(visitor, -1)
+                if stopped:
+                    self._remember(self._closed, visitor, time.monotonic())
                 updates.close()
 
         return running

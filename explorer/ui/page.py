@@ -15,7 +15,6 @@ import gradio as gr
 
 from explorer.records import Event, InputError, Progress, Report
 from explorer.ui.controls import Control, parameters
-from explorer.ui.session import arrange
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import origin
 from explorer.ui.visitor import session
@@ -150,7 +149,7 @@ class Page:
                         if isinstance(event, Report):
                             [kept] = self.shell.shelf.pick([self.shell.shelf.add(event)])
                             for report in [*turn.before, kept]:
-                                shown, note = arrange(shown, report)
+                                shown, note = self.shell.shelf.arrange(shown, report)
                             turn.before.clear()
                             turn.done(kept)
                             left = note or left

@@ -20,7 +20,7 @@ from explorer.ui.asking import data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.points_table import START, points_table, report_card
-from explorer.ui.session import arrange, ground, is_baseline, keys_of
+from explorer.ui.session import ground, is_baseline, keys_of
 from explorer.ui.tab import Shell, picked, settings
 from explorer.ui.table import model_of, origin
 
@@ -182,7 +182,7 @@ class Points:
         if found is None:
             return [gr.skip()] * 3
         self.shell.shelf.add(found)
-        shown, note = arrange(self.shell.shelf.pick(keys), found)
+        shown, note = self.shell.shelf.arrange(self.shell.shelf.pick(keys), found)
         compared, picker = self.shell.shared(self.shell.shelf.with_baseline(shown), layer)
         return [status(f"{found.name} is in Compare. {note}", "done"), gr.Dropdown(**compared), gr.Dropdown(**picker)]
 

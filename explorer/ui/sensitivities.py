@@ -14,7 +14,6 @@ from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
 from explorer.ui.kept import Kept
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
-from explorer.ui.session import arrange
 from explorer.ui.tab import Shell
 
 WHOLE = {"kv_bits": 16, "head_bits": 16}  # what the baseline keeps whatever is asked
@@ -164,7 +163,7 @@ class Sensitivities:
                     elif isinstance(event, Report):
                         if point is None or point["kind"] == "mixed":
                             self.shell.shelf.add(event)
-                            shown, _ = arrange(shown, event)
+                            shown, _ = self.shell.shelf.arrange(shown, event)
                         if point is not None:
                             found = event.find("kld_mean")
                             point |= {"kld": found.value, "low": found.low, "high": found.high}

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from explorer.records import QuantSpec, Report, key_of
+from explorer.ui.visitor import session
 
 COMPARED = 4  # configurations beside the baseline
+REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
 
 
 class Shelf:
-    """Reports by key, the least recently used dropped beyond `size`. Seeds stay."""
+    """Reports by key, the least recently used dropped beyond `size`. Seeds stay. Of the last visitors, by session, it knows in what order they ran what."""
 
     def __init__(self, seeds: Iterable[Report], size: int = 500) -> None:
         self._lock, self._size = threading.Lock(), size
         self._seeds = {key_of(r.experiment): r for r in seeds}
         self._reports: OrderedDict[str, Report] = OrderedDict()
+        self._ran: OrderedDict[str, list[str]] = OrderedDict()
 
     def first(self) -> list[Report]:
         """The reports a new page starts with."""
@@ -40,6 +43,22 @@ class Shelf:
         with self._lock:
             found = [self._reports.get(key) or self._seeds.get(key) for key in list(keys)[: COMPARED + 1]]
         return [report for report in found if report is not None]
+
+    def age(self, report: Report) -> int:
+        """When the visitor whose request this is ran a configuration: 1 for the first of all, more for later ones, 0 for none."""
+        ran, key = self._ran.get(session(), []), key_of(report.experiment)
+        return ran.index(key) + 1 if key in ran else 0
+
+    def arrange(self, shown: Sequence[Report], new: Report) -> tuple[list[Report], str]:
+        """`arrange` for the visitor whose request this is, who has just run (or opened) the new report."""
+        page = arrange(shown, new, self.age)
+        key = key_of(new.experiment)
+        with self._lock:
+            before = [other for other in self._ran.pop(session(), []) if other != key]
+            self._ran[session()] = [*before[-REMEMBERED:], key]
+            while len(self._ran) > self._size:
+                self._ran.popitem(last=False)
+        return page
 
     def find(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
         """The report on the shelf of this spec, model name, texts and calibration, or None. Seeds count only at the options they were made with."""
@@ -73,11 +92,11 @@ def is_baseline(report: Report) -> bool:
     return report.experiment.spec.is_baseline
 
 
-def usual(reports: Sequence[Report]) -> str:
+def usual(reports: Sequence[Report], age: Callable[[Report], int] = lambda report: 0) -> str:
     """The key of the configuration that a view of one starts with, "" when none is quantized: the newest measured here, else the newest recorded one that
-    still agrees with the 16-bit model on most tokens.
+    still agrees with the 16-bit model on most tokens. age: as `arrange` takes it; the last of equals.
     """
-    quantized = [r for r in reports if not is_baseline(r)]
+    quantized = sorted((r for r in reports if not is_baseline(r)), key=age)
     own = [r for r in quantized if not r.provenance.get("recorded")]
     sound = [r for r in quantized if isinstance(share := r.value("top1_agreement"), int | float) and share >= 50]
     return next(iter(keys_of((own or sound or quantized)[-1:])), "")
@@ -88,16 +107,23 @@ def ground(report: Report) -> tuple:
     return report.experiment.model, report.experiment.evaluation
 
 
-def arrange(shown: Sequence[Report], new: Report) -> tuple[list[Report], str]:
+def arrange(shown: Sequence[Report], new: Report, age: Callable[[Report], int] = lambda report: 0) -> tuple[list[Report], str]:
     """(the page with the new report on it, what left the page as a sentence or "").
 
-    One baseline, first; then at most COMPARED configurations, the newest last. Only reports on the same model and text can be compared, so a
-    new model or text starts a new page.
+    One baseline, first; then at most COMPARED configurations. Colours follow the place on the page, so each keeps its own: a new one goes to the end or,
+    on a full page, to the place of the one that came first by `age` (less is earlier, the first of equals). Only reports on the same model and text can
+    be compared, so a new model or text starts a new page.
     """
     alike = [r for r in shown if ground(r) == ground(new)]
-    others = [r for r in [*alike, new] if r is new or r.experiment != new.experiment]
-    quantized = [r for r in others if not is_baseline(r)]
-    page = [*[r for r in others if is_baseline(r)][-1:], *quantized[-COMPARED:]]
-    if len(alike) < len(shown):
-        return page, "The other configurations were of another model or text and left the page."
-    return page, "The oldest configuration left the page." if len(quantized) > COMPARED else ""
+    baselines = [r for r in [*alike, new] if is_baseline(r)][-1:]
+    quantized = [r for r in alike if not is_baseline(r)]
+    at = next((i for i, r in enumerate(quantized) if r.experiment == new.experiment), len(quantized))
+    left = "The other configurations were of another model or text and left the page." if len(alike) < len(shown) else ""
+    if not is_baseline(new):
+        if at == len(quantized) >= COMPARED:
+            at = min(range(COMPARED), key=lambda i: age(quantized[i]))
+            gone = quantized[at]
+            again = "Run or Reset brings it back" if gone.provenance.get("recorded") else "run it again to bring it back, it is stored"
+            left = f"{gone.name} left the page; {again}."
+        quantized[at : at + 1] = [new]
+    return [*baselines, *quantized[:COMPARED]], left

@@ -17,7 +17,7 @@ from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
-from explorer.ui.session import arrange, is_baseline
+from explorer.ui.session import is_baseline
 from explorer.ui.tab import QUIET, picked, tabs
 from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
@@ -141,7 +141,7 @@ def _compared(page: Page, wanted: Wanted) -> Iterator[tuple[str, list[Any] | Non
                         shelf.add(found := event)
                     elif isinstance(event, str):
                         yield event, None
-            shown, _ = arrange(shown, found)
+            shown, _ = shelf.arrange(shown, found)
     except (InputError, RuntimeError) as error:
         yield failure(error), None
     if shown:

@@ -39,6 +39,7 @@ MORE = (
     Row("p_correct_change", "Probability of the correct token, mean change", "percentage points", 3, more=None),
     Row("p_correct_rms", "Probability of the correct token, RMS change", "percentage points", 2),
 )  # the noise floor, and what llama.cpp's perplexity tool reports beside the above
+RANGES = {"time_to_first_token": "lowest to highest"}
 SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
@@ -83,12 +84,12 @@ def cell(row: Row, report: Report, base: Report | None, live: bool) -> str:
     notes, interval = [], ""
     if finite(found.low) and finite(found.high) and found.low != found.high:
         notes.append(f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}")
-        interval = f"{'20th to 80th percentile' if row.by_device else '95% interval'} {notes[0]} {row.unit}".strip()
+        interval = f"{RANGES.get(row.metric, '20th to 80th percentile' if row.by_device else '95% interval')} {notes[0]} {row.unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
-    notes += [note] if note else []
-    notes += [told] if row.metric == "decode_tokens_per_second" and (told := busy(report)) else []
+    told = busy(report) if row.metric == "decode_tokens_per_second" else ""
+    notes += [told or note] if told or note else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
     swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if live and row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
@@ -108,8 +109,8 @@ def batch_button(name: str, key: str) -> str:
 
 def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
     """(better, worse, same or "", the difference to the baseline in words)."""
-    if row.metric == "perplexity_delta" and found.low != found.high:
-        if finite(found.low) and found.low <= 0 <= found.high:
+    if row.metric == "perplexity_delta" and finite(found.low) and finite(found.high) and found.low != found.high:
+        if found.low <= 0 <= found.high:
             return "same", "no measurable change"
         return ("worse" if found.value > 0 else "better"), ""
     if row.metric == "kld_mean" and drowned(report):
@@ -124,6 +125,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     if overlap or abs(ratio - 1) < 0.005:
         return "same", f"{100 * (ratio - 1):+.0f}%, within the spread" if overlap else ""
     change = f"{ratio:.1f} times" if ratio >= 2 else f"{100 * (ratio - 1):+.0f}%"
+    if row.by_device and not (finite(found.low) and finite(start.low)):
+        return "", f"{change}, no interval"
     return ("better" if (ratio > 1) == row.more else "worse"), change
 
 
@@ -169,8 +172,9 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     second = top.replace("'compare'", "'compare more'")
     folded = reachable(f"{second}<tbody>{lines((*MORE, *further(reports)), reports, base, live)}</tbody></table>")
     legend = (
-        "Ranges are 95% intervals, for speeds the 20th to 80th percentile. ▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it. "
-        "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
+        "Ranges are 95% intervals, for speeds the 20th to 80th percentile of single tokens, for the first token the lowest to highest run. "
+        "▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it; sizes are exact; a number without an interval, or timed while other "
+        "work had the cores, gets no sign. Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")

@@ -28,7 +28,7 @@ def judged(reports: Sequence[Report]) -> list[str]:
 
 
 def about(reports: Sequence[Report], key: str | None) -> tuple[dict[str, Any], str]:
-    """(choices and value of the picker, the three answers on the picked configuration): the usual one unless another is picked."""
+    """(choices and value of the picker, the three answers on the configuration of this key): the usual one where it is not on the page."""
     quantized = [r for r in reports if not is_baseline(r)]
     keys = keys_of(quantized)
     at = keys.index(key if key in keys else usual(quantized)) if keys else -1
@@ -46,17 +46,23 @@ def build(shell: Shell) -> View:
         gr.HTML("<h2 class='figure'>Three questions everybody asks</h2>")
         picker = gr.Dropdown(**choices, label="About", elem_id="asked", filterable=False, container=False, scale=0, min_width=240)
     answers = gr.HTML(answered, elem_id="answers")
+    chosen = gr.Textbox("", visible="hidden", elem_id="asked-for")  # what the reader picked; until then the newest run is shown
     figures = report_figures("compare", first)
 
-    def render(reports: Sequence[Report], layer: str, key: str | None) -> list[Any]:
+    def draw(reports: Sequence[Report], layer: str, key: str) -> list[Any]:
         shown, told = about(reports, key)
         return [comparison(reports, judged(reports)), gr.Dropdown(**shown), told, *figures.render(reports, layer)]
 
-    def picked(keys: list[str], key: str | None) -> str:
-        return about(shell.shelf.pick(keys), key)[1]
+    drawing = View([table, picker, answers, *figures.outputs], draw, pure=True)
 
-    picker.input(picked, [shell.compared, picker], answers, show_progress="hidden", api_visibility="private")
-    return View([table, picker, answers, *figures.outputs], render, [picker], pure=True)
+    def render(reports: Sequence[Report], layer: str, picked: str) -> list[Any]:
+        return drawing.drawn(reports, layer, picked if picked in keys_of(reports) else usual(reports, shell.shelf.age))
+
+    def picked(keys: list[str], key: str | None) -> list[Any]:
+        return [about(shell.shelf.pick(keys), key)[1], key or ""]
+
+    picker.input(picked, [shell.compared, picker], [answers, chosen], show_progress="hidden", api_visibility="private")
+    return View(drawing.outputs, render, [chosen])
 
 
 TAB = Tab("compare", "Compare", build, order=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.bugs import BUGS
+from explorer.bugs import BUGS, impossible
 from explorer.chips import reachable
 from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
@@ -53,9 +53,7 @@ def build(shell: Shell) -> View:
     )
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
-        bug = gr.Dropdown(
-            [*CHOICES, ("Guess: one that is not named", GUESS)], value="zero", label="Bug", elem_id="lab-bug", filterable=False, min_width=200, scale=2
-        )
+        bug = gr.Dropdown(**possible(shell.shelf.first(), "zero"), label="Bug", elem_id="lab-bug", filterable=False, min_width=200, scale=2)
         plant = gr.Button("Plant", variant="primary", elem_id="plant", min_width=100, scale=1)
         stop = gr.Button("Cancel", variant="stop", min_width=100, scale=1)
     line = gr.HTML(status(START), padding=False, elem_id="lab-status")
@@ -73,11 +71,16 @@ def build(shell: Shell) -> View:
     stopping.by(stop, line)
     reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
 
-    def render(reports: Sequence[Report], layer: str, told: str) -> list[Any]:
-        drawn = redrawn(shell, told, layer)
-        return [gr.Dropdown(**offered(reports)), *(drawn or [gr.skip()] * len(plots))]
+    def chosen(key: str, name: str) -> Any:
+        return gr.Dropdown(**possible(shell.shelf.pick([key] if key else []), name))
 
-    return View([which, *plots], render, [state])
+    which.input(chosen, [which, bug], bug, queue=False, **QUIET)
+
+    def render(reports: Sequence[Report], layer: str, told: str, name: str) -> list[Any]:
+        drawn = redrawn(shell, told, layer)
+        return [gr.Dropdown(**offered(reports)), gr.Dropdown(**possible(reports, name)), *(drawn or [gr.skip()] * len(plots))]
+
+    return View([which, bug, *plots], render, [state, bug])
 
 
 def offered(reports: Sequence[Report]) -> dict[str, Any]:
@@ -86,6 +89,19 @@ def offered(reports: Sequence[Report]) -> dict[str, Any]:
     choices = [(r.name, key) for r, key in zip(quantized, keys_of(quantized), strict=True)]
     first = next((key for (_, key), r in zip(choices, quantized, strict=True) if r.experiment.spec.get("bits") == 4), choices[0][1] if choices else None)
     return {"choices": choices, "value": first}
+
+
+def possible(reports: Sequence[Report], chosen: str) -> dict[str, Any]:
+    """What the choice of a bug shows for the configuration that `offered` of these reports starts with: the bugs that it can have, and why not the others."""
+    first = offered(reports)["value"]
+    report = next((r for r, key in zip(reports, keys_of(reports), strict=True) if key == first), None)
+    without = impossible(report) if report else {}
+    names = [name for name in BUGS if name not in without]
+    reasons = {why: ", ".join(BUGS[name].title.lower() for name in without if without[name] == why) for why in without.values()}
+    info = "; ".join(f"not {titles}: {why}" for why, titles in reasons.items())
+    value = chosen if chosen in (*names, GUESS) else names[0]
+    choices = [*((BUGS[name].title, name) for name in names), ("Guess: one that is not named", GUESS)]
+    return {"choices": choices, "value": value, "info": f"{report.name} can have these; {info}." if info and report else ""}
 
 
 def catalogue() -> str:

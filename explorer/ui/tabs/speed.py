@@ -19,7 +19,7 @@ from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.points import survey
-from explorer.ui.session import arrange, keys_of, usual
+from explorer.ui.session import keys_of, usual
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
@@ -173,7 +173,7 @@ def brought(shell: Shell, choice: str, keys: list[str], layer: str | None) -> li
         return [gr.skip()] * 4 + [status("That configuration is no longer on the page; run it again.", "error")]
     shell.shelf.add(found)
     if key not in keys_of(shown):
-        shown = shell.shelf.with_baseline(arrange(shown, found)[0])
+        shown = shell.shelf.with_baseline(shell.shelf.arrange(shown, found)[0])
     compared, picker = shell.shared(shown, layer)
     waiting = status(f"{found.name}: sweeping the batch.", "busy")
     return [gr.Tabs(selected="speed"), gr.Dropdown(**compared), gr.Dropdown(**picker), gr.Dropdown(**choices(shown, key)), waiting]

@@ -34,8 +34,8 @@ WRITE = "Press Write for your own prompt: up to four configurations and the base
 def build(shell: Shell) -> View:
     heading(
         "The same prompt through all of them, in step",
-        "See the framed token, where a configuration leaves the baseline, and whether what follows is another good text or a broken one. Hover over a token "
-        "for its numbers.",
+        "See whether each text is still a good one. After Write a frame marks the token at which a configuration leaves the baseline, and pointing at a token "
+        "tells its numbers.",
     )
     with gr.Row(elem_id="prompt-row"):
         prompt = gr.Textbox(PROMPTS["Databases"], label="Prompt", lines=5, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
