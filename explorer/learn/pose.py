@@ -138,9 +138,9 @@ def distance(given: float, right: float, inside: bool) -> str:
         return f"Yours, {given:,.6g}, is inside the interval."
     if right == 0 or given / right <= 0:
         return f"Yours, {given:,.6g}, is off by {abs(given - right):,.3g}."
-    ratio = max(given / right, right / given)
-    far = f"{ratio:.3g} times too {'large' if given / right > 1 else 'small'}" if ratio >= 1.5 else f"off by {100 * abs(given / right - 1):.2g}%"
-    return f"Yours, {given:,.6g}, is {far}."
+    ratio, side = max(given / right, right / given), "large" if given / right > 1 else "small"
+    far = f"{ratio:.3g} times" if ratio >= 1.5 else f"{100 * abs(given / right - 1):.2g}%"
+    return f"Yours, {given:,.6g}, is {far} too {side}."
 
 
 def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
