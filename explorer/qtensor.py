@@ -129,12 +129,15 @@ class QuantizedTensor:
         return total + (0 if self.rotation is None else self.rotation.signs.numel())
 
     def grid(self, row: int = 0, group: int = 0) -> Tensor:
-        """The values that the codes of one group can represent, ascending, [2**bits] float32."""
+        """The values that the codes of one group stand for, ascending, [2**bits] float32. A symmetric grid whose scale is absmax / (2**(bits-1) - 1)
+        has no use for its lowest code: where no weight of the tensor takes that, it is left out, [2**bits - 1].
+        """
         scale = self.scale.float()[min(row, self.scale.shape[0] - 1), min(group, self.scale.shape[1] - 1)]
         if self.codebook is not None:
             return (self.codebook * scale).sort().values
         zero = self.zero.float()[min(row, self.zero.shape[0] - 1), min(group, self.zero.shape[1] - 1)] if self.zero is not None else 2 ** (self.bits - 1)
-        return (torch.arange(2**self.bits, device=scale.device) - zero) * scale
+        lowest = int(self.zero is None and bool((self.codes > 0).all()))
+        return (torch.arange(lowest, 2**self.bits, device=scale.device) - zero) * scale
 
 
 def _on(parts: Any, device: torch.device) -> Any:

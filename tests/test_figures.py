@@ -104,7 +104,7 @@ def test_layers_that_cannot_be_told_apart_are_not_told_from_themselves() -> None
 def test_every_value_of_an_8_bit_grid_is_drawn() -> None:
     eight = next(r for r in ALL if r.experiment.spec.get("bits") == 8)
     ticks = next(trace for trace in figures()["weights"].draw([eight], LAYER)["data"] if trace["name"].startswith("grid"))
-    assert len(ticks["x"]) == 256
+    assert len(ticks["x"]) == 255, "all but the lowest code, which no weight takes"
 
 
 def test_token_times_have_ticks_between_powers_of_ten() -> None:
@@ -183,3 +183,12 @@ def test_shelf_forgets_the_oldest_but_never_the_seeds() -> None:
 def test_no_two_have_one_name(kind: type, known) -> None:
     """A second one of a name would silently take the first one's place on the page."""
     assert len({id(item) for item in _found(kind)}) == len(known())
+
+
+def test_no_tick_is_drawn_for_a_code_that_no_weight_takes() -> None:
+    """The recorded report of symmetric 2 bits holds four values, of which absmax scaling uses three."""
+    two = next(r for r in ALL if r.experiment.spec.get("bits") == 2)
+    ticks = next(trace for trace in figures()["weights"].draw([two], LAYER)["data"] if trace["name"].startswith("grid"))
+    assert len(ticks["x"]) == 3 and ticks["x"][0] == -ticks["x"][2]
+    full = dataclasses.replace(two, experiment=dataclasses.replace(two.experiment, spec=QuantSpec.of("rtn", bits=2, symmetric=True, full_range=True)))
+    assert len(next(t for t in figures()["weights"].draw([full], LAYER)["data"] if t["name"].startswith("grid"))["x"]) == 4

@@ -23,10 +23,14 @@ def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, add
             page.click("#learn-reveal")
             page.locator("#learn-status", has_text="Choose a prediction first").wait_for(timeout=5000)
             page.locator("#learn-predict label").first.click()
+        else:
+            page.click("#learn-reveal")
+            page.locator("#learn-conclusion .said", has_text="You made no prediction").wait_for(timeout=5000)
+            page.locator("#learn-number input[type=number]").fill(str(step.predict.high))
         page.click("#learn-reveal")
-        page.locator("#learn-conclusion .said").wait_for(timeout=5000)
+        page.locator("#learn-conclusion .said", has_text=re.compile("Right|Close|Not so")).wait_for(timeout=5000)
         page.wait_for_selector("#plot-learn .main-svg")
-        assert "What not to conclude" in page.inner_text("#learn-conclusion") and "recorded" in page.inner_text("#learn-conclusion")
+        assert "Keep in mind" in page.inner_text("#learn-conclusion") and "recorded" in page.inner_text("#learn-conclusion")
         if at + 1 < len(stories()[STORY].steps):
             page.click("#learn-next")
     page.reload()
@@ -140,9 +144,12 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     student.locator("#class-line .said", has_text="✓ 16").wait_for(timeout=10_000)
     assert student.locator("#class-choice input").first.is_disabled() and "closed" in post(address, handler, code, f"{0:016x}", "basics:0:2")
     page.click("#present")
+    assert not page.locator("#controls").is_visible()
+    shown = [page.locator(part).bounding_box() for part in ("#class-question h2", "#invitation .code", "#plot-class", "#class-conclusion .conclusion")]
+    assert all(box["y"] >= 0 and box["y"] + box["height"] <= 900 for box in shown), "a projector shows the answer and the code without scrolling"
+    assert shown[0]["y"] < 100 and shown[1]["x"] > 1000 and page.locator("#class-reveal").bounding_box()["height"] < 30
     page.keyboard.press("ArrowRight")
     page.locator("#class-question h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
-    assert not page.locator("#controls").is_visible()
     page.keyboard.press("Escape")
     page.locator("#controls").wait_for(state="visible")
     assert "moved on" in post(address, handler, code, f"{0:016x}", "basics:0:2")

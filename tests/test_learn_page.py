@@ -14,9 +14,9 @@ import pytest
 import app
 from explorer.learn.bank import Question, questions
 from explorer.learn.interview import cards
-from explorer.learn.pose import pose
+from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
-from explorer.learn.stories import stories
+from explorer.learn.stories import judge, stories
 from explorer.records import InputError, Progress, Report, key_of
 from explorer.ui import classroom, interviewer, learn, trainer
 from explorer.ui.page import OPTIONS
@@ -57,18 +57,18 @@ def shell() -> Shell:
 def test_every_step_is_revealed_measured_and_compared(shell: Shell, story: str, at: int) -> None:
     walk, step = learn.Walk(shell), stories()[story].steps[at]
     assert step.title in walk.show(story, at, {})[2].replace("&#x27;", "'")
-    plot, _, conclusion, done, *_ = walk.reveal(story, at, 0 if step.predict.options else None, step.predict.low, {})
-    assert "What not to conclude" in conclusion and done == {story: [at]} and (plot.visible or not (step.figure or step.chart))
-    events = list(walk.measure(story, at, 0, step.predict.low))
+    plot, _, conclusion, done, *_ = walk.reveal(story, at, 0 if step.predict.options else None, step.predict.low, learn.place_of(story, at), {})
+    assert "Keep in mind" in conclusion and done == {story: [at]} and (plot.visible or not (step.figure or step.chart))
+    events = list(walk.measure(story, at, 0, step.predict.low, ""))
     assert "measured here" in events[-1][-1].value and ("fresh" in events[-1][2]) == bool(step.runs)
     assert len(walk.compare(story, at)) == 2 + len(shell.controls)
 
 
 def test_a_step_asks_for_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
     walk = learn.Walk(shell)
-    assert "Choose a prediction" in walk.reveal("basics", 0, None, 0, {})[-1].value
+    assert "Choose a prediction" in walk.reveal("basics", 0, None, 0, "", {})[-1].value
     shell.runner.error = InputError("The text is too short.")
-    assert "too short" in list(walk.measure("gptq", 0, None, 50))[-1][-1].value
+    assert "too short" in list(walk.measure("gptq", 0, None, 50, ""))[-1][-1].value
     names = list(stories())
     assert walk.turn(names[0], 4, {}, 1)[0].value == names[1] and walk.turn(names[0], 0, {}, -1)[0].value == names[-1]
     for junk in NONSENSE:
@@ -175,7 +175,7 @@ def test_a_class_can_vote_on_every_step(story: str, at: int) -> None:
     assert 2 <= len(set(names)) == len(names) <= 6 and 0 <= classroom.right_choice(step) < len(names)
     assert "The answer:</b> ✓" in classroom.answer(classroom.first_asked(story, at)[0])
     votes, plot, conclusion = classroom.Classroom().reveal({}, story, at)
-    assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "What not to conclude" in conclusion
+    assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "Keep in mind" in conclusion
 
 
 def test_a_room_from_opening_to_the_next_question() -> None:
@@ -231,3 +231,33 @@ def test_reports_of_the_shelf_are_kept_apart(shell: Shell) -> None:
     learn.Walk(shell).compare("gptq", 0)
     shown: list[Report] = shell.shelf.pick([key_of(recorded()[name].experiment) for name in ("rtn3_asym", "gptq3_asym")])
     assert [r.provenance["recorded"] for r in shown] == [True, True]
+
+
+def test_a_number_that_was_not_set_is_no_prediction(shell: Shell) -> None:
+    walk, step = learn.Walk(shell), stories()["gptq"].steps[0]
+    right = float(judge(step, None, recorded(), recorded_answers())[1].split("%")[0])
+    start = learn.widgets(step.predict)[1]["value"]
+    for moved in ("", "gptq:1", None, "symmetric:0"):
+        _, _, conclusion, done, *_ = walk.reveal("gptq", 0, None, start, moved, {})
+        assert "You made no prediction.</b> The answer:" in conclusion and "Yours" not in conclusion and done == {}
+    _, _, conclusion, done, *_ = walk.reveal("gptq", 0, None, 1.2 * right, "gptq:0", {})
+    assert "Close.</b>" in conclusion and "% too large." in conclusion and done == {"gptq": [0]} and "distance" not in conclusion
+    assert "Not so.</b>" in walk.reveal("gptq", 0, None, 1.7 * right, "gptq:0", {})[2] and walk.show("gptq", 0, {})[-1] == ""
+    assert "You made no prediction" in list(walk.measure("gptq", 0, None, right, ""))[-1][2]
+
+
+def test_a_conclusion_says_which_configuration_its_numbers_are_of(shell: Shell) -> None:
+    walk = learn.Walk(shell)
+    assert "GPTQ 3-bit g64 asymmetric; RTN 4-bit g64 asymmetric" in walk.reveal("gptq", 2, 0, 0, "", {})[2]
+    assert "1 window, 4 windows, 16 windows, 64 windows: GPTQ 3-bit g64 asymmetric." in learn.provenance(stories()["calibration"].steps[0], recorded(), {})
+    assert "<b>The answer:</b>" in classroom.Classroom().reveal({}, "gptq", 0)[2], "a class is not told that it made no prediction"
+
+
+def test_what_one_ticked_oneself_is_not_called_measured(shell: Shell) -> None:
+    explain = next(q for q in questions().values() if q.kind == "explain")
+    ended = trainer.finished(trainer.checked({"set": set_of(explain.id)["set"] | {"scores": [0.2], "at": 1}}))
+    assert "<td>20% by you</td>" in ended
+
+
+def test_one_is_not_a_plural() -> None:
+    assert [amount(n, 0, unit) for n, unit in ((1, "layers"), (2, "layers"), (1, "tokens/s"), (1, ""))] == ["1 layer", "2 layers", "1 tokens/s", "1"]

@@ -85,7 +85,7 @@ def test_handouts_stand_alone(name: str) -> None:
         assert escape(step.predict.ask) in above and escape(conclude(step, recorded(), recorded_answers()).text) in below, "an answer above the fold"
     assert all(len(set(rows)) == len(rows) for rows in (re.findall("<tr><th>(.*?)</th><td>", t) for t in page.split("<table>"))), "two runs of one name"
     assert page.startswith("<!doctype html>") and "src=" not in page and "<script" not in page and "{" not in re.sub(r"<style>.*?</style>", "", page)
-    assert page.count("<h2>") == page.count("Not to conclude") == len(stories()[name].steps) and len(re.sub("<[^>]+>", " ", page).split()) < 900, "one page"
+    assert page.count("<h2>") == page.count("Keep in mind") == len(stories()[name].steps) and len(re.sub("<[^>]+>", " ", page).split()) < 900, "one page"
 
 
 def test_recorded_reports_are_of_this_model_and_complete() -> None:

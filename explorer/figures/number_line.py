@@ -45,8 +45,8 @@ def summary(data: dict[str, Any]) -> str:
     if not data:
         return "No group is shown yet."
     names, unused = len(set(data["grid"])), ""
-    if data.get("kind") == "symmetric" and round(max(abs(data["low"]), abs(data["high"])) / data["scale"]) < 2 ** (data["bits"] - 1):
-        names, unused = names - 1, " (the largest weight is the highest code, so symmetric codes never need the lowest)"
+    if data.get("kind") == "symmetric" and names < 2 ** data["bits"]:
+        unused = " (the largest weight is the highest code, so symmetric codes never need the lowest)"
     used = len(set(data["dequantized"]))
     largest = max(map(abs, data["errors"]))
     whole = (
@@ -61,7 +61,7 @@ def summary(data: dict[str, Any]) -> str:
 CHART = Chart(
     "number_line", "One group on the number line",
     "See each weight (above) fall to the nearest value of the grid (below); what lies between two ticks cannot be kept.",
-    "All weights of a group share one scale, so the grid must reach as far as the largest of them. With b bits it has 2^b ticks, and one large "
+    "All weights of a group share one scale, so the grid must reach as far as the largest of them. With b bits it has at most 2^b ticks, and one large "
     "weight pulls them apart for all others: plant an outlier and watch the rest fall onto zero. A codebook (NF4, FP4) places its ticks unevenly, "
     "dense where weights are many.",
     draw, summary,

@@ -41,11 +41,11 @@ def _asked(number: int, step: Step) -> str:
 
 
 def _found(number: int, step: Step) -> str:
-    """What was measured, and what to conclude and what not."""
+    """What was measured, what to conclude, and what to keep in mind."""
     found = conclude(step, recorded(), recorded_answers())
     return (
         f"{_table(step)}<p><b>{number}. {'Found' if found.holds else 'Not on this model'}:</b> {escape(found.text)} "
-        f"<span class='no'>Not to conclude: {escape(step.beware)}</span></p>"
+        f"<span class='no'>Keep in mind: {escape(step.beware)}</span></p>"
     )
 
 

@@ -104,7 +104,8 @@ def amount(value: float, digits: int, unit: str) -> str:
     number = f"{value:,.{digits}f}"
     if unit == "$":
         return f"${number}"
-    return f"{number} {unit.removesuffix('s') if number == '1' and unit in ('users', 'cards', 'rows', 'tokens') else unit}".strip()
+    one = number == "1" and unit.endswith("s") and "/" not in unit
+    return f"{number} {unit.removesuffix('s') if one else unit}".strip()
 
 
 def distance_score(given: float, right: float, tolerance: float) -> float:
@@ -146,9 +147,9 @@ def distance(given: float, right: float, inside: bool) -> str:
         return f"Yours, {given:,.6g}, is inside the interval."
     if right == 0 or given / right <= 0:
         return f"Yours, {given:,.6g}, is off by {abs(given - right):,.3g}."
-    ratio = max(given / right, right / given)
-    far = f"{ratio:.3g} times too {'large' if given / right > 1 else 'small'}" if ratio >= 1.5 else f"off by {100 * abs(given / right - 1):.2g}%"
-    return f"Yours, {given:,.6g}, is {far}."
+    ratio, side = max(given / right, right / given), "large" if given / right > 1 else "small"
+    far = f"{ratio:.3g} times" if ratio >= 1.5 else f"{100 * abs(given / right - 1):.2g}%"
+    return f"Yours, {given:,.6g}, is {far} too {side}."
 
 
 def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:

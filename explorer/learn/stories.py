@@ -13,7 +13,7 @@ from typing import Any
 
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
-from explorer.learn.pose import amount, distance_score
+from explorer.learn.pose import amount, distance, distance_score
 from explorer.learn.runs import FOLDER
 from explorer.records import Answer, Report
 
@@ -39,7 +39,8 @@ class Step:
     """One step. runs and answers: names in runs.toml; figure: a name in explorer.figures, or chart: a drawing of explorer.learn.charts.
 
     values: name -> expression, for the texts. holds: the predicate; yes and no: what to conclude when it is true and when not, where `no` names a
-    model on which it is. beware: what not to conclude.
+    model on which it is. beware: a caution that is
+    true whichever of the two is.
     """
 
     title: str
@@ -108,12 +109,15 @@ def conclude(step: Step, reports: Mapping[str, Report], answers: Mapping[str, An
     return Conclusion(holds, (step.yes if holds else step.no).format(**numbers), numbers)
 
 
-def judge(step: Step, prediction: Any, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> tuple[float, str]:
-    """(score in [0, 1], what was right in words) of a prediction: the position of an option, or a number."""
+def judge(step: Step, prediction: Any, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> tuple[float, str, str]:
+    """(score in [0, 1], what was right in words, how far off it was in words) of a prediction: the position of an option, or a number."""
     functions, predict = Facts(reports, answers).functions(), step.predict
     if predict.options:
         right = int(evaluate(predict.right, {}, functions))
-        return float(prediction == right), predict.options[right]
+        return float(prediction == right), predict.options[right], ""
     right = float(evaluate(predict.answer, {}, functions))
     given = float(prediction) if isinstance(prediction, int | float) else float("nan")
-    return distance_score(given, right, 0.1), amount(right, predict.digits, predict.unit)
+    text = amount(right, predict.digits, predict.unit)
+    if amount(given, predict.digits, predict.unit) == text:  # the answer as it is printed is right
+        return 1.0, text, ""
+    return distance_score(given, right, 0.1), text, distance(given, right, False)

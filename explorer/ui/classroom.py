@@ -19,7 +19,7 @@ from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, conclude, judge, stories
 from explorer.records import InputError
 from explorer.ui.frame import plotted
-from explorer.ui.learn import chips, drawn, place, revealed
+from explorer.ui.learn import chips, concluded, drawn, place
 from explorer.ui.page import status
 
 BINS = 5  # choices that a number to be predicted is offered as
@@ -66,7 +66,7 @@ def bars(names: Sequence[str], counts: Sequence[int], right: int | None = None) 
 
 def enlarged(plot: dict[str, Any]) -> dict[str, Any]:
     """The plot for the back row: larger type and markers."""
-    shape = plot["layout"] | {"font": plot["layout"].get("font", {}) | {"size": 18}, "height": max(420, plot["layout"].get("height", 0))}
+    shape = plot["layout"] | {"font": plot["layout"].get("font", {}) | {"size": 18}, "height": max(520, plot["layout"].get("height", 0))}
     traces = [t | ({"marker": t["marker"] | {"size": 12}} if isinstance(t.get("marker", {}).get("size"), int) else {}) for t in plot["data"]]
     return plot | {"layout": shape, "data": traces}
 
@@ -112,14 +112,17 @@ def own_step(asked: Asked) -> Step:
     return stories()[asked.story].steps[asked.step]
 
 
+def right_answer(asked: Asked) -> str:
+    """The right choice, of a number with its value, HTML."""
+    own, reports, answers = own_step(asked), recorded(), recorded_answers()
+    exact = "" if own.predict.options else f": {judge(own, None, reports, answers)[1]}"
+    return f"<p class='said'><b>The answer:</b> ✓ {escape(asked.choices[right_choice(own)])}{escape(exact)} {chips(own, reports, answers)}</p>"
+
+
 def answer(asked: Asked) -> str:
     """What students read once the answer is out: the right choice and the conclusion."""
-    own = own_step(asked)
-    right, reports, answers = right_choice(own), recorded(), recorded_answers()
-    exact = "" if own.predict.options else f": {judge(own, 0, reports, answers)[1]}"
-    said = f"<p class='said'><b>The answer:</b> ✓ {escape(asked.choices[right])}{escape(exact)} {chips(own, reports, answers)}</p>"
-    found = conclude(own, reports, answers)
-    return f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p>{escape(found.text)}</p></div>"
+    found = conclude(own_step(asked), recorded(), recorded_answers())
+    return f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{right_answer(asked)}<p>{escape(found.text)}</p></div>"
 
 
 def counted(asked: Asked, counts: Sequence[int]) -> str:
@@ -133,7 +136,7 @@ def staged(asked: Asked, counts: Sequence[int]) -> list[Any]:
     steps = [(str(i + 1), i) for i in range(len(found.steps))]
     plot = drawn(own, recorded(), recorded_answers())[0] if asked.revealed else None
     shown = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
-    conclusion = revealed(own, None, recorded(), recorded_answers())[2] if asked.revealed else ""
+    conclusion = concluded(own, right_answer(asked), recorded(), recorded_answers())[2] if asked.revealed else ""
     return [found.name, gr.Radio(choices=steps, value=asked.step), question(found.name, asked.step), counted(asked, counts), shown, conclusion]
 
 
@@ -247,7 +250,7 @@ def keys_script() -> str:
   document.addEventListener('keydown', event => {
     if (!document.body.classList.contains('presenting') || /^(INPUT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'radio') return;
     const button = {ArrowRight: 'class-next', PageDown: 'class-next', ArrowLeft: 'class-back', PageUp: 'class-back', r: 'class-reveal'}[event.key];
-    if (button) { event.preventDefault(); document.getElementById(button).click(); }
+    if (button) { event.preventDefault(); document.getElementById(button).click(); window.scrollTo(0, 0); }
     if (event.key === 'Escape') document.body.classList.remove('presenting');
   });
 }"""

@@ -22,6 +22,7 @@ from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
 
 Done = dict[str, list[int]]
+CLOSE = 0.5  # a score: a number within a factor of about 1.5
 
 
 def checked(done: Any) -> Done:
@@ -53,6 +54,11 @@ def place(story: Any, step: Any) -> tuple[Story, int]:
 def address(story: Story, at: int) -> str:
     """The address of a step, relative to the page."""
     return f"?tab=learn&story={story.name}&step={at + 1}"
+
+
+def place_of(story: Any, step: Any) -> str:
+    """A step as the page names the one whose number was set."""
+    return f"{story}:{step}"
 
 
 def titled(tab: str) -> str:
@@ -113,21 +119,41 @@ def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, 
     if not step.runs:
         return "Arithmetic; what is called a limit is estimated, not measured."
     report = reports[step.runs[0]]
-    return f"{origin(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
+    where = f"{origin(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
+    return f"{configurations(step, reports)}. {where}"
+
+
+def configurations(step: Step, reports: Mapping[str, Report]) -> str:
+    """The configurations of a step's runs, short; where the chart has names of its own, each with those that it stands for."""
+    shown = (step.chart.get("names") or step.runs) if step.chart.get("kind") == "dots" else step.runs
+    named = dict[str, list[str]]()
+    for run, name in zip(step.runs, shown, strict=True):
+        named.setdefault(reports[run].name, []).append(name)
+    return "; ".join(report if shown is step.runs else f"{', '.join(names)}: {report}" for report, names in named.items())
+
+
+def predicted(step: Step, choice: Any, amount: Any, moved: bool) -> Any:
+    """What was predicted: the chosen option, or the number once it was set; None before, as where the slider starts is nobody's prediction."""
+    if step.predict.options:
+        return choice if isinstance(choice, int) else None
+    return amount if moved else None
 
 
 def revealed(step: Step, prediction: Any, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> list[Any]:
-    """Updates of plot, words and conclusion after a prediction (None: none was made)."""
+    """Updates of plot, words and conclusion after a prediction (None: none was made, and none is graded)."""
+    score, right, off = judge(step, prediction, reports, answers)
+    verdict = "You made no prediction" if prediction is None else "Right" if score == 1 else "Close" if score > CLOSE else "Not so"
+    said = f"<p class='said'><b>{verdict}.</b> The answer: {escape(right)} {chips(step, reports, answers)} {escape(off)}</p>"
+    return concluded(step, said, reports, answers)
+
+
+def concluded(step: Step, said: str, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> list[Any]:
+    """Updates of plot, words and conclusion below `said`, HTML."""
     found = conclude(step, reports, answers)
-    said = ""
-    if prediction is not None:
-        score, right = judge(step, prediction, reports, answers)
-        verdict = "Right" if score == 1 else f"Close: {100 * score:.0f}% by distance" if score > 0 else "Not so"
-        said = f"<p class='said'><b>{verdict}.</b> The answer: {escape(right)} {chips(step, reports, answers)}</p>"
     mark = "holds here" if found.holds else "does not hold on this model"
     body = (
         f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{mark}</span> {escape(found.text)}</p>"
-        f"<p class='beware'><b>What not to conclude.</b> {escape(step.beware)}</p>"
+        f"<p class='beware'><b>Keep in mind.</b> {escape(step.beware)}</p>"
         f"<p class='hint'>{chips(step, reports, answers)} {escape(provenance(step, reports, answers))}</p></div>"
     )
     plot, said_in_words = drawn(step, reports, answers)
@@ -144,11 +170,11 @@ class Walk:
         self.runner: Runner = shell.runner
 
     def show(self, story: Any, step: Any, done: Any) -> list[Any]:
-        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status."""
+        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, no number set."""
         found, at = place(story, step)
         steps = [(str(i + 1), i) for i in range(len(found.steps))]
         picker = gr.Dropdown(choices=listed(checked(done)), value=found.name)
-        return [picker, gr.Radio(choices=steps, value=at), *asked(found, at), gr.Plot(visible=False), "", "", gr.HTML("", visible=False)]
+        return [picker, gr.Radio(choices=steps, value=at), *asked(found, at), gr.Plot(visible=False), "", "", gr.HTML("", visible=False), ""]
 
     def turn(self, story: Any, step: Any, done: Any, by: int) -> list[Any]:
         """The step after or before this one; at the end of a story the next story."""
@@ -159,25 +185,26 @@ class Walk:
         other = names[(names.index(found.name) + by) % len(names)]
         return self.show(other, 0 if by > 0 else len(stories()[other].steps) - 1, done)
 
-    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, done: Any) -> list[Any]:
-        """What was recorded, at once: plot, words, conclusion, done, story, status."""
+    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any, done: Any) -> list[Any]:
+        """What was recorded, at once: plot, words, conclusion, done, story, status. moved: the `place_of` the step whose number was set last."""
         found, at = place(story, step)
         own = found.steps[at]
-        prediction = choice if own.predict.options else amount
-        if own.predict.options and not isinstance(choice, int):
+        prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
+        if own.predict.options and prediction is None:
             asks = status("Choose a prediction first.", "error")
             return [gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.HTML(asks, visible=True)]
         state = checked(done)
-        state = state | {found.name: sorted({*state.get(found.name, []), at})}
+        if prediction is not None:
+            state = state | {found.name: sorted({*state.get(found.name, []), at})}
         shown = revealed(own, prediction, recorded(), recorded_answers())
         return [*shown, state, gr.Dropdown(choices=listed(state), value=found.name), gr.HTML("", visible=False)]
 
-    def measure(self, story: Any, step: Any, choice: Any, amount: Any) -> Iterator[list[Any]]:
+    def measure(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any) -> Iterator[list[Any]]:
         """Runs the step's experiments and tasks here, from the store where it has them: plot, words, conclusion, status."""
         found, at = place(story, step)
         own, clock = found.steps[at], Clock()
         reports, answers = dict[str, Report](), dict[str, Answer]()
-        prediction = choice if own.predict.options else amount
+        prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
         try:
             for name in own.runs:
                 for event in run_named(self.shell, name, clock):

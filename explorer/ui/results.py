@@ -52,7 +52,7 @@ def finished(state: State) -> str:
         verdict = grade(posed, None, recorded())
         right = escape(told) or f"{escape(verdict.right)} {chips(posed)}"  # what was told says itself where it was measured
         rows.append(
-            f"<tr><td>{100 * (score or 0):.0f}% {OWN}</td><td><b>{escape(posed.ask)}</b> {right}<br>"
+            f"<tr><td>{100 * (score or 0):.0f}% {'by you' if posed.question.kind == 'explain' else OWN}</td><td><b>{escape(posed.ask)}</b> {right}<br>"
             f"<span class='hint'>{escape(verdict.why)} "
             f"{see(posed.question.see)}</span></td></tr>"
         )

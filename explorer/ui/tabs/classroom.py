@@ -18,6 +18,11 @@ NEW_TICKET = (
     "(seen, ticket, choice) => [seen, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"
 )
 
+# The chart takes the width that it has then.
+PRESENT = (
+    "() => { document.body.classList.toggle('presenting'); window.scrollTo(0, 0); requestAnimationFrame(() => window.dispatchEvent(new Event('resize'))); }"
+)
+
 
 def build(shell: Shell) -> View | None:
     """Lays out the student's side first, then the teacher's."""
@@ -67,7 +72,7 @@ def _teacher(room: Classroom) -> None:
             [(s.title, name) for name, s in stories().items()], value=first, label="Walkthrough", filterable=False, elem_id="class-story", scale=4
         )
         step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="class-step", scale=3)
-    with gr.Row():
+    with gr.Row(elem_id="class-buttons"):
         opened = gr.Button("Open a room", variant="primary", elem_id="open-room", min_width=120)
         present = gr.Button("Present", elem_id="present", min_width=120)
         back = gr.Button("Back", elem_id="class-back", min_width=70)
@@ -91,7 +96,7 @@ def _teacher(room: Classroom) -> None:
     for button, by in ((back, -1), (following, 1)):
         button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK)
     reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK)
-    present.click(None, None, None, js="() => document.body.classList.toggle('presenting')")
+    present.click(None, None, None, js=PRESENT)
     Context.root_block.load(None, None, None, js=keys_script())
     again = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
     Context.root_block.load(room.resume, [address, mine], [invite, timer, *turned], js=again, **QUICK)

@@ -16,6 +16,8 @@ from explorer.ui.tab import QUIET, Shell, Tab, View
 # On a phone the controls stand above the tabs: a link leads to what it names.
 TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
 
+MOVED = "(story, step) => `${story}:${step}`"
+
 
 def build(shell: Shell) -> View | None:
     """Lays out the story picker, one step, and what it reveals."""
@@ -28,6 +30,7 @@ def build(shell: Shell) -> View | None:
     text = gr.HTML(heading(*place(first, 0)), elem_id="learn-text")
     choices = gr.Radio(**choice, elem_id="learn-predict")
     slider = gr.Slider(**amount, elem_id="learn-number")
+    moved = gr.Textbox("", visible="hidden", max_length=80)  # the step whose number was set: where the slider starts is no prediction
     with gr.Row():
         reveal = gr.Button("Reveal", variant="primary", elem_id="learn-reveal", min_width=110)
         measure = gr.Button("Measure here", elem_id="learn-measure", min_width=130)
@@ -39,14 +42,15 @@ def build(shell: Shell) -> View | None:
     words = gr.HTML("", elem_classes=["summary"], padding=False)
     conclusion = gr.HTML("", elem_id="learn-conclusion")
     handout = gr.HTML(handout_link(first), elem_id="learn-handout")
-    shown = [story, step, text, choices, slider, plot, words, conclusion, line]
+    shown = [story, step, text, choices, slider, plot, words, conclusion, line, moved]
     quick = QUIET | {"queue": False}
     story.input(lambda name, state: walk.show(name, 0, state), [story, done], shown, **quick)
     step.input(walk.show, [story, step, done], shown, **quick)
     back.click(partial(walk.turn, by=-1), [story, step, done], shown, **quick)
     following.click(partial(walk.turn, by=1), [story, step, done], shown, **quick)
-    reveal.click(walk.reveal, [story, step, choices, slider, done], [plot, words, conclusion, done, story, line], **quick)
-    measure.click(walk.measure, [story, step, choices, slider], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
+    slider.input(None, [story, step], moved, js=MOVED)
+    reveal.click(walk.reveal, [story, step, choices, slider, moved, done], [plot, words, conclusion, done, story, line], **quick)
+    measure.click(walk.measure, [story, step, choices, slider, moved], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
     compare.click(walk.compare, [story, step], [shell.bar, shell.compared, *shell.controls], **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
 
