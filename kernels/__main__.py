@@ -126,6 +126,8 @@ def _shown(rows, show, quiet: bool):
 
 
 def show_check(r: dict) -> str:
+    if "why" in r:
+        return f"skip {r['op']:17s} {r['form']:18s} {r['why']}"
     mark = "ok  " if r["ok"] else "FAIL"
     return f"{mark} {r['op']:17s} {r['form']:18s} {r['dtype']:9s} {r['cases']:3d} cases, error {r['worst']:.1e} <= {r['limit']:.0e}"
 

@@ -22,8 +22,13 @@ class Timing(NamedTuple):
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    """The GPU's name; or the CPU's with the number of threads and the instructions that torch found, such as "AMD EPYC, 2 threads, AVX2": machines of
+    one name may run other kernels, and results are kept and compared by this name.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'' if threads == 1 else 's'}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @cache

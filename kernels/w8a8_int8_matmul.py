@@ -2,15 +2,22 @@
 
 y[m, n] = scale_x[m] scale_w[n] sum_k codes_x[m, k] codes_w[n, k]: exact up to the two scales. Outlier columns of the inputs, named beforehand or
 found by a threshold, are taken out and multiplied in 16 bits with the same, dequantized weights (LLM.int8).
+
+A CPU form is chosen only where extreme codes come out of it exactly. x86 without VNNI adds two products of an unsigned and a signed byte in 16 bits,
+which saturate: 2 * 255 * 127 does not fit. With positive and negative inputs apart no input exceeds 127, and two products fit.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from kernels import scaled_matmul
-from kernels.op import Activation, Form, LowBitWeight, Packed, round_activation, split_outliers
+from kernels.op import Activation, Form, LowBitWeight, Packed, dequantize, round_activation, split_outliers
 from kernels.product import Case, product_op
 
 
@@ -39,21 +46,62 @@ def _triton_run(x: Tensor, packed: Packed) -> Tensor:
     return y.to(x.dtype)
 
 
-def _plain_run(x: Tensor, packed: Packed) -> Tensor:
-    """torch's integer matmul, for outliers found at run time: any column may be one."""
-    codes, scale, activation = packed.tensors["codes"], packed.tensors["scale"], packed.meta[0]
+Product = Callable[[Tensor, dict[str, Tensor]], Tensor]  # int8 [M, K], a form's packed tensors -> float32 [M, N], the int32 sums
+
+
+def _int_mm(rounded: Tensor, t: dict[str, Tensor]) -> Tensor:
+    return torch._int_mm(rounded, t["codes"].T).float()
+
+
+def _onednn(rounded: Tensor, t: dict[str, Tensor]) -> Tensor:
+    """oneDNN multiplies unsigned by signed bytes: 128 stands for 0."""
+    return _unsigned(rounded.view(torch.uint8) ^ 128, 128, rounded, t)
+
+
+def _signs_apart(rounded: Tensor, t: dict[str, Tensor]) -> Tensor:
+    """Positive and negative inputs as rows of their own, one product of 2 M rows: no more than 2 * 127 * 128 is added in 16 bits."""
+    apart = torch.cat([rounded.clamp(min=0), rounded.clamp(max=0).neg()])
+    y = _unsigned(apart.view(torch.uint8), 0, apart, t)
+    return y[: len(rounded)] - y[len(rounded) :]
+
+
+def _unsigned(inputs: Tensor, zero: int, signed: Tensor, t: dict[str, Tensor]) -> Tensor:
+    """uint8 [M, K] minus zero times oneDNN's blocked [K, N]; signed: the same as int8 where oneDNN has no primitive for this shape or this CPU."""
+    try:
+        return torch.ops.onednn.qlinear_pointwise(inputs, 1.0, zero, t["codes"], t["one"], t["none"], None, 1.0, 0, torch.float32, "none", [], "")
+    except RuntimeError:
+        return torch._int_mm(signed, t["codes"].to_dense()).float()
+
+
+@cache
+def exact(product: Product, pack: Callable[[LowBitWeight], Packed]) -> bool:
+    """Whether a product of extreme codes comes out of a form exactly on this CPU. Tried once a process, for few and for many rows and for whole and
+    cut blocks, because a library may take another kernel for another shape.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for m, (n, k) in itertools.product((1, 5, 16, 130), ((64, 64), (37, 80))):
+        x, codes = (torch.randint(0, 2, shape, generator=generator, dtype=torch.uint8) * 255 for shape in ((m, k), (n, k)))
+        x[0], codes[0], codes[1] = 255, 255, 0  # all of one sign: the largest sums
+        rounded, weight = (x.to(torch.int16) - 128).clamp(min=-127).to(torch.int8), LowBitWeight(codes, torch.ones(n, 1), None, 8, None, TENSOR)
+        if not torch.equal(product(rounded, pack(weight).tensors).double(), rounded.double() @ dequantize(weight).double().T):
+            return False
+    return True
+
+
+def _run(product: Product, x: Tensor, packed: Packed) -> Tensor:
+    t, activation = packed.tensors, packed.meta[0]
     rest, columns = split_outliers(x, activation)
     rounded, scale_x = round_activation(rest, activation)
-    y = torch._int_mm(rounded, codes.T).float() * scale_x * scale
+    y = product(rounded, t) * scale_x
     if columns is not None:
-        y += x[:, columns].float() @ (codes[:, columns].float() * scale[:, None]).T
-    return y.to(x.dtype)
+        kept = t["kept"] if activation.columns else t["codes"][:, columns]  # found at run time, any column may be one
+        y += x[:, columns].float() @ kept.T.float()
+    return (y * t["scale"]).to(x.dtype)
 
 
-def _onednn_refuses(w: LowBitWeight) -> str:
-    if w.activation.threshold and not w.activation.columns:
-        return "packed for oneDNN, columns cannot be picked out at run time"
-    return _refuses(w) or ("" if torch.backends.mkldnn.is_available() else "this torch was built without oneDNN")
+def _run_rounded(product: Product, x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
+    t = packed.tensors
+    return (product(rounded, t) * scale_x * t["scale"]).to(x.dtype)
 
 
 def _onednn_pack(w: LowBitWeight) -> Packed:
@@ -64,30 +112,23 @@ def _onednn_pack(w: LowBitWeight) -> Packed:
     return packed._replace(tensors=t | {"codes": blocked, "one": torch.ones_like(t["scale"]), "none": torch.zeros(len(t["scale"]), dtype=torch.int32)})
 
 
-def _onednn_run(x: Tensor, packed: Packed) -> Tensor:
-    t, activation = packed.tensors, packed.meta[0]
-    rest, columns = split_outliers(x, activation)
-    rounded, scale_x = round_activation(rest, activation)
-    y = integer_product(rounded, t["codes"], t["one"], t["none"]) * scale_x
-    if columns is not None:
-        y += x[:, columns].float() @ t["kept"].T.float()
-    return (y * t["scale"]).to(x.dtype)
+def _onednn_refuses(product: Product, inexact: str, w: LowBitWeight) -> str:
+    if w.activation.threshold and not w.activation.columns:
+        return "packed for oneDNN, columns cannot be picked out at run time"
+    if refusal := _refuses(w) or ("" if torch.backends.mkldnn.is_available() else "this torch was built without oneDNN"):
+        return refusal
+    return "" if exact(product, _onednn_pack) else inexact
 
 
-def _onednn_rounded(x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
-    t = packed.tensors
-    return (integer_product(rounded, t["codes"], t["one"], t["none"]) * scale_x * t["scale"]).to(x.dtype)
+def _int_mm_refuses(w: LowBitWeight) -> str:
+    return _refuses(w) or ("" if exact(_int_mm, _pack) else "this CPU's torch._int_mm gives other sums than int32's")
 
 
-def integer_product(rounded: Tensor, blocked: Tensor, one: Tensor, none: Tensor) -> Tensor:
-    """int8 [M, K] times oneDNN's blocked [K, N] -> float32 [M, N], the int32 sums. oneDNN multiplies unsigned by signed bytes: 128 stands for 0."""
-    unsigned = rounded.view(torch.uint8) ^ 128
-    try:
-        return torch.ops.onednn.qlinear_pointwise(unsigned, 1.0, 128, blocked, one, none, None, 1.0, 0, torch.float32, "none", [], "")
-    except RuntimeError:  # it has no primitive for this shape or this CPU
-        return torch._int_mm(rounded, blocked.to_dense()).float()
+def _cpu_form(name: str, product: Product, refuses: Callable[[LowBitWeight], str], pack: Callable[[LowBitWeight], Packed], note: str) -> Form:
+    return Form(name, refuses, pack, partial(_run, product), note, rounded=partial(_run_rounded, product))
 
 
+SATURATES = "this CPU's oneDNN adds int8 products in 16 bits and saturates"
 TOKEN, TENSOR = Activation("int8"), Activation("int8", "tensor")
 
 OP = product_op(
@@ -95,8 +136,12 @@ OP = product_op(
     "y = x W^T, x and W in int8",
     gpu=(Form("triton", _refuses, _pack, _triton_run, "int32 sums", rounded=scaled_matmul.run_rounded),),
     cpu=(
-        Form("oneDNN", _onednn_refuses, _onednn_pack, _onednn_run, "int32 sums", rounded=_onednn_rounded),
-        Form("cpu", _refuses, _pack, _plain_run, "torch's integer matmul, int32 sums"),
+        _cpu_form("oneDNN", _onednn, partial(_onednn_refuses, _onednn, SATURATES), _onednn_pack, "int32 sums"),
+        _cpu_form(
+            "oneDNN by sign", _signs_apart, partial(_onednn_refuses, _signs_apart, f"{SATURATES} even where signs are apart"), _onednn_pack,
+            "int32 sums on CPUs without VNNI: positive and negative inputs as rows of their own",
+        ),
+        _cpu_form("cpu", _int_mm, _int_mm_refuses, _pack, "torch's integer matmul, int32 sums"),
     ),
     bits=(8, 8),
     activation="int8",

@@ -9,9 +9,9 @@ import torch
 
 from explorer.methods import build
 from explorer.qlinear import QuantizedLinear
-from kernels import read_out
-from kernels.bench.check import relative_error, served, tolerance
-from kernels.op import choose, ops
+from kernels import read_out, w8a8_int8_matmul
+from kernels.bench.check import relative_error, served, tolerance, unable
+from kernels.op import REFERENCE, Activation, LowBitWeight, choose, ops
 from kernels.product import Case, random_weight
 
 CPU = torch.device("cpu")
@@ -55,3 +55,52 @@ def test_turning_and_rounding_in_one_pass_is_turning_then_rounding(which: str, m
     assert (turned.rows(x) - apart).norm() < 2e-3 * apart.norm()
     exact = x @ weight.T
     assert (turned.rows(x) - exact).norm() < 0.5 * (plain.rows(x) - exact).norm()
+
+
+@pytest.mark.parametrize("form", [form for form in ops()["w8a8_int8_matmul"].cpu if form is not REFERENCE], ids=lambda form: form.name)
+def test_extreme_codes_come_out_as_int32_sums(form) -> None:
+    """The largest codes of either sign, few and many rows: what an addition in 16 bits would cut off. Dynamic, static and rounded beforehand."""
+    if told := unable(ops()["w8a8_int8_matmul"], form):
+        pytest.skip(told)
+    generator, scale = torch.Generator().manual_seed(0), torch.ones(1, 1)
+    for m, n, k in ((1, 64, 64), (2, 37, 80), (17, 48, 1024), (256, 64, 384)):
+        signs, codes = (torch.randint(0, 2, size, generator=generator) for size in ((m, k), (n, k)))
+        signs[-1], codes[0], codes[1] = 1, 1, 0
+        weight = LowBitWeight(codes.to(torch.uint8) * 255, torch.ones(n, 1), None, 8, None, Activation("int8"))
+        x, exact = 254.0 * signs - 127, (254 * signs - 127) @ (255 * codes - 128).T
+        for activation in (Activation("int8"), Activation("int8", "tensor"), Activation("int8", "tensor", 1.0), Activation("int8", columns=(3, 9))):
+            packed = form.pack(weight._replace(activation=activation))
+            assert torch.equal(form.run(x, packed).long(), exact), (activation, m)
+        assert torch.equal(form.rounded(x, x.to(torch.int8), scale.expand(m, 1), form.pack(weight)).long(), exact)
+
+
+def test_a_product_that_saturates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without VNNI: pairs of products added in 16 bits. The form that keeps signs apart takes its place, else torch's own product."""
+    weight = random_weight(Case(1, 48, 256, 8, 0, activation=Activation("int8")), torch.Generator().manual_seed(0))
+
+    def pairs(inputs, scale, zero, blocked, *rest: object):
+        codes = blocked.to_dense().double()
+        each = (inputs.double().unflatten(1, (-1, 2)).unsqueeze(-1) * codes.unflatten(0, (-1, 2))).sum(2).clamp(-32768, 32767)
+        return (each.sum(1) - zero * codes.sum(0)).float()
+
+    name, forms = "qlinear_pointwise", ops()["w8a8_int8_matmul"].cpu
+    for product, chosen in ((pairs, "oneDNN by sign"), (lambda *args: 2 * pairs(*args), "cpu")):
+        w8a8_int8_matmul.exact.cache_clear()
+        monkeypatch.setattr(torch.ops.onednn, name, product)
+        assert choose(weight, torch.device("cpu"))[1].name == chosen
+        assert "in 16 bits and saturates" in forms[0].refuses(weight)
+    monkeypatch.undo()
+    w8a8_int8_matmul.exact.cache_clear()
+
+
+def test_products_without_a_primitive_take_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = random_weight(Case(1, 48, 256, 8, 0, activation=Activation("int8")), torch.Generator().manual_seed(0))
+    forms = [form for form in ops()["w8a8_int8_matmul"].cpu if form.name.startswith("oneDNN") and not form.refuses(weight)]
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    expected = [form.run(x, form.pack(weight)) for form in forms]
+
+    def none(*args: object) -> None:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", none)
+    assert forms and all(torch.equal(form.run(x, form.pack(weight)), same) for form, same in zip(forms, expected, strict=True))

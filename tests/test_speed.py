@@ -139,6 +139,12 @@ def test_rates_are_measured_and_positive() -> None:
     assert 0 < devices.free_memory(CPU) <= devices.total_memory(CPU)
 
 
+def test_a_cpus_name_tells_threads_and_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, words in ((1, "1 thread"), (2, "2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert devices.device_name(CPU).endswith(f", {words}, {torch.backends.cpu.get_cpu_capability()}")
+
+
 def test_a_run_beside_other_work_says_so() -> None:
 
     def timed(lost: float) -> Report:

@@ -38,6 +38,12 @@ def served(op: Op, form: Form) -> list[Any]:
     return [case for case in op.cases if not form.refuses(op.problem(case, torch.Generator().manual_seed(0))[1])]
 
 
+def unable(op: Op, form: Form) -> str:
+    """Why this machine cannot run a form on any of its op's cases, "" where it can or where the reason is not the machine."""
+    reasons = [form.refuses(op.problem(case, torch.Generator().manual_seed(0))[1]) for case in op.cases]
+    return next((why for why in reasons if why.startswith(("this CPU", "this torch"))), "") if all(reasons) else ""
+
+
 def forms_on(op: Op, device: torch.device) -> list[Form]:
     """The forms of an op that this device runs, the reference among them."""
     able = compute_capability(device)
@@ -45,11 +51,16 @@ def forms_on(op: Op, device: torch.device) -> list[Form]:
 
 
 def check(device: torch.device, names: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """The worst relative error of each op, form and dtype on this device; of the named ops only where there are names."""
+    """The worst relative error of each op, form and dtype on this device; of the named ops only where there are names. A form that this machine
+    cannot run has no cases and says why.
+    """
     for op in ops().values():
         if names and op.name not in names:
             continue
         for form in forms_on(op, device):
+            if why := unable(op, form):
+                yield {"op": op.name, "form": form.name, "dtype": "", "cases": 0, "why": why, "ok": True}
+                continue
             for dtype in (torch.float16, torch.bfloat16) if device.type == "cuda" and form is not REFERENCE else (torch.bfloat16,):
                 cases = served(op, form)
                 errors = [relative_error(op, form, case, dtype, device) for case in cases]
