@@ -51,7 +51,7 @@ class Store:
             self._migrate()
         except (sqlite3.Error, OSError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise InputError(f"Another process is writing to the result store {path} and does not end; try again when it is done.") from error
+                raise InputError(f"Another process is writing to the result store {path}; try again when it is done.") from error
             raise InputError(f"The result store {path} cannot be opened ({error}); choose another place or remove the file.") from error
 
     def _migrate(self) -> None:
