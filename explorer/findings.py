@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explorer.records import Measurement, Report
+from explorer.records import BUSY, Measurement, Report
 
 OK, UNSURE, SUSPICIOUS, BROKEN = "ok", "unknown", "suspicious", "broken"
 WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
@@ -75,9 +75,6 @@ def short(layers: Sequence[str]) -> str:
     """Layers in words: one or two by name, more by number."""
     names = [" ".join(part for part in name.split(".") if part.isdigit() or part.endswith("proj")) or name for name in layers]
     return " and ".join(names) if len(names) < 3 else f"{len(names)} layers from {names[0]} to {names[-1]}"
-
-
-BUSY = 10.0  # percent of their time that threads wait for a core, from which on the times are also those of other work
 
 
 def busy(report: Report) -> str:
