@@ -164,6 +164,7 @@ def test_a_point_above_the_roof_says_why() -> None:
     roof, op = ROOF | {"cache": 32 * 2**20}, {"op": "head", "kernel": "k", "shape": [8, 8], "calls": 1, "flops": 1e6, "bytes": 3 * 2**20, "seconds": 1e-4}
     assert above(op, roof) == "from cache: 3.0 MiB fit in 32" and not above(op | {"seconds": 1.0}, roof)
     assert above(op | {"bytes": 2**26, "seconds": 6e-3}, roof) == "the roof was measured too low" and "or the roof" in above(op, ROOF)
+    assert "or the roof" in above(op, roof | {"doubt": "the machine was busy"})
     data = figure.EXAMPLE | {"roof": roof, "ops": [op]}
     assert figure.draw(data)["data"][-1]["name"] == "head (from cache)" and "head (from cache: 3.0 MiB fit in 32)" in figure.summary(data)
 

@@ -18,7 +18,9 @@ def above(op: dict[str, Any], roof: dict[str, Any]) -> str:
     cache = roof.get("cache", 0)
     if cache and op["bytes"] > cache:
         return "the roof was measured too low"
-    return f"from cache: {op['bytes'] / 2**20:.1f} MiB fit in {cache / 2**20:.0f}" if cache else "from cache, or the roof was measured too low"
+    if not cache or roof.get("doubt"):
+        return "from cache, or the roof was measured too low"
+    return f"from cache: {op['bytes'] / 2**20:.1f} MiB fit in {cache / 2**20:.0f}"
 
 
 def draw(data: dict[str, Any]) -> Plot:
