@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
 from explorer.findings import Finding, busy, drowned, grid, known, level
-from explorer.records import OUTSIDE, Report, significant
+from explorer.records import BUSY, OUTSIDE, Report, significant
 
 MIB = 2**20
 
@@ -102,6 +102,9 @@ def speed(report: Report, base: Report | None) -> str:
         why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
         moved = known(report, "decode_bandwidth")
         at = f" at {moved.value / 1e9:.1f} GB/s, {'measured in the same process' if moved.how == 'measured' else 'the data sheet'}" if moved else ""
+        lost = known(report, "decode_bandwidth_waited")
+        if moved and lost and lost.value > BUSY:
+            at += f" while threads waited {lost.value:.0f}% of their time for a core, so memory may be faster: measure again"
         words += f", {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}"
     if theirs is None or (why := timed_apart(report, base)):
         return words + f"; there is nothing to compare it with: {'the baseline has no speed' if theirs is None else why}."

@@ -1,20 +1,20 @@
-"""What the hardware can do: memory bandwidth by data sheet or by measurement, and the roofline bound on decoding that follows."""
+"""What the hardware can do: memory bandwidth by data sheet or by measurement."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from functools import cache
+import time
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from explorer.accelerators import sheet_of
-from kernels.timing import (
-    device_name,  # noqa: F401 - the name that identifies results, where everything about devices is looked for
-    time_call,
-)
+from explorer.records import BUSY
+from kernels.op import Activation, LowBitWeight, choose
+from kernels.timing import best_time, copy_bandwidth, device_name, read_bandwidth  # noqa: F401 - everything about devices is looked for here
 
 
 def default_device() -> torch.device:
@@ -29,39 +29,71 @@ def data_sheet(device: torch.device) -> tuple[float, str] | None:
     return None if known is None else (known[1] * 1e9, f"data sheet of {known[0]}")
 
 
-@cache
-def bandwidth(device: torch.device) -> tuple[float, str]:
-    """(bytes/s, source): the data sheet's for a known GPU, else the best of five measured reads of 256 MiB."""
-    return data_sheet(device) or (read_rate(device), "measured read of 256 MiB")
+class Rate(NamedTuple):
+    """Bytes/s at which memory was read, and the percentage of their time that this process's threads waited for a core meanwhile."""
+
+    value: float
+    waited: float = 0.0
+
+    def doubt(self) -> str:
+        """That other work may have slowed the reads, "" where it did not."""
+        return "" if self.waited <= BUSY else f"the machine was busy: threads waited {self.waited:.0f}% of their time for a core while memory was read"
 
 
-def read_rate(device: torch.device) -> float:
-    """Bytes/s of summing 256 MiB, the best of five."""
-    block = torch.ones(32 * 2**20, dtype=torch.int64, device=device)
-    return block.nbytes / _best(block.sum, device)
+def bandwidth(device: torch.device) -> tuple[Rate, str]:
+    """(rate, source): the data sheet's for a known GPU, else `read_rate`."""
+    sheet = data_sheet(device)
+    return (Rate(sheet[0]), sheet[1]) if sheet else (read_rate(device), "measured read of 256 MiB")
 
 
-def copy_rate(device: torch.device) -> float:
-    """Bytes/s, read and written, of copying 128 MiB, the best of five."""
-    source = torch.ones(16 * 2**20, dtype=torch.int64, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+_reads: dict[tuple[torch.device, int], Rate] = {}
+
+
+def read_rate(device: torch.device) -> Rate:
+    """The one read rate of this process, on as many threads as it runs on now: whatever shows it shows the same. Measured again as long as threads
+    waited for a core meanwhile; the best is kept, because other work only ever slows reads.
+    """
+    key = device, torch.get_num_threads()
+    known = _reads.get(key)
+    if known is None or known.waited > BUSY:
+        idle, used = waited(), time.process_time()
+        found = read_bandwidth(device)
+        lost = max(0.0, waited() - idle) if device.type == "cpu" else 0.0  # NaN gives 0: where the system does not say, the rate is believed
+        found = Rate(found, 100 * lost / (lost + time.process_time() - used + 1e-9))
+        _reads[key] = found if known is None else Rate(max(known.value, found.value), min(known.waited, found.waited))
+    return _reads[key]
+
+
+def cache_size(device: torch.device) -> int:
+    """Bytes of the last cache before memory, 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    try:
+        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+        return max((int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]] for size in sizes), default=0)
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s (a multiplication and an addition are two) of a square matmul of bfloat16 or int8, the best of five; None where torch has none."""
+    """FLOP/s (a multiplication and an addition are two) of a square matmul of bfloat16 or int8, the best measured; None where there is none. int8 on a
+    CPU by the form that multiplies here: torch's own is a plain loop where there is no VNNI.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).mul_(32).to(dtype) for _ in range(2))  # not ones: a GPU multiplies those at a higher clock
+    if dtype == torch.int8 and device.type == "cpu":
+        one = torch.ones(size, 1)
+        weight = LowBitWeight((b.to(torch.int16) + 128).to(torch.uint8), one, None, 8, None, Activation("int8"))
+        form = choose(weight, device)[1]
+        if form.rounded is None:
+            return None
+        call = partial(form.rounded, one, a, one, form.pack(weight))
+    else:
+        call = (lambda: torch._int_mm(a, b.T)) if dtype == torch.int8 else (lambda: a @ b.T)
     try:
-        return 2 * size**3 / _best((lambda: torch._int_mm(a, b.T)) if dtype == torch.int8 else (lambda: a @ b.T), device)
+        return 2 * size**3 / best_time(call, device)
     except RuntimeError:
         return None
-
-
-def _best(call: Callable[[], object], device: torch.device) -> float:
-    """The shortest of five times, after a warm-up: what else runs on the machine only ever adds to it."""
-    call()
-    return min(time_call([call], device, 1).median for _ in range(5))
 
 
 def waited() -> float:
@@ -70,11 +102,6 @@ def waited() -> float:
         return sum(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat")) / 1e9
     except (OSError, IndexError, ValueError):
         return math.nan
-
-
-def decode_limit(bytes_per_token: float, device: torch.device) -> float:
-    """Tokens/s if reading the weights and the cache from memory were all that takes time (roofline, bandwidth side)."""
-    return bandwidth(device)[0] / bytes_per_token
 
 
 def free_memory(device: torch.device) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explorer.records import Measurement, QuantSpec, Report
+from explorer.records import BUSY, Measurement, QuantSpec, Report
 
 OK, UNSURE, SUSPICIOUS, BROKEN = "ok", "unknown", "suspicious", "broken"
 WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
@@ -92,9 +92,6 @@ def counted(found: Measurement, report: Report) -> str:
     if not found.metric.startswith(SCORED) or rest or not windows:
         return f"over {found.n:,} values"
     return f"over {windows:,} windows ({found.n:,} tokens)" if windows > 1 else f"over one window ({found.n:,} tokens)"
-
-
-BUSY = 10.0  # percent of their time that threads wait for a core, from which on the times are also those of other work
 
 
 def busy(report: Report) -> str:

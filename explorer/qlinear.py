@@ -16,6 +16,7 @@ from explorer.rotation import Rotation
 from kernels.hadamard import Turn
 from kernels.hadamard import refuses as fused_refuses
 from kernels.op import Activation, Form, Packed, choose, ops
+from kernels.read_out import NEVER
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input, in the model's order
 HEAD = "lm_head"  # the output head's name in every supported family
@@ -37,7 +38,8 @@ class QuantizedLinear(nn.Module):
         packed = form.pack(weight)
         for name, tensor in packed.tensors.items():
             self.register_buffer(name, tensor.to(device))
-        self.many = (form.crossing(packed), form.many) if form.crossing else None  # rows from which it runs another way, and which
+        first = form.crossing(packed) if form.crossing else NEVER
+        self.many = None if first == NEVER else (first, form.many)  # rows from which it runs another way, and which
         self._packed, self._run = Packed({name: getattr(self, name) for name in packed.tensors}, packed.meta), form.run
         self.register_buffer("inverse", None if qtensor.channel_scale is None else (1 / qtensor.channel_scale).bfloat16().to(device))
         turn = qtensor.rotation

@@ -98,7 +98,7 @@ def _nibbles_run(x: Tensor, packed: Packed) -> Tensor:
 NIBBLES = Form(
     "summed 4-bit codes", _nibbles_refuse, _nibbles_pack, _nibbles_run,
     "bf16 activations; a weight is the sum of two codes on torch's 4-bit operator, 8 bits resident, or of three, 12 bits, for tables such as NF4's",
-    many="summed 4-bit codes read out to bfloat16", crossing=lambda packed: packed.meta[2],
+    many="summed 4-bit codes read out to bfloat16", crossing=lambda packed: read_out.begins(packed.meta[2]),
 )  # fmt: skip
 
 

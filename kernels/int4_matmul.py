@@ -60,7 +60,7 @@ TRITON = Form("triton", _triton_refuses, formats.pack, low_bit_matmul.run, "code
 
 CPU = Form(
     "cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 1- to 3-bit codes occupy 4 bits",
-    many="4-bit codes read out to bfloat16", crossing=lambda packed: packed.meta[1],
+    many="4-bit codes read out to bfloat16", crossing=lambda packed: read_out.begins(packed.meta[1]),
 )  # fmt: skip
 
 OP = product_op(

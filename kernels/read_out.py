@@ -17,6 +17,7 @@ from kernels import table
 
 KEY = "read_out"  # in the table
 COLUMNS, RUN = 64, 32  # outputs of a block of the layout; inputs that are read out together, the operator's smallest group
+NEVER = 1 << 62  # rows
 
 product = torch.ops.aten._weight_int4pack_mm_for_cpu  # (x [M, K] bf16, blocked [N, K/2] uint8, G, [K/G, N, 2] bf16) -> [M, N]
 
@@ -40,7 +41,12 @@ def crossing(n: int, k: int, parts: int = 1) -> int:
     return found.rows if found else 96 // parts + (1 << 17) // k
 
 
-def multiply(x: Tensor, blocked: Tensor, group: int, pairs: Tensor, parts: int = 1, first: int = 1 << 62) -> Tensor:
+def begins(first: int) -> int:
+    """`first` where the layout can be read out, else NEVER. Where torch has no AVX-512 it is cut into 32 outputs, and bfloat16 products are slower."""
+    return first if readable() else NEVER
+
+
+def multiply(x: Tensor, blocked: Tensor, group: int, pairs: Tensor, parts: int = 1, first: int = NEVER) -> Tensor:
     """x [M, K] bfloat16 times weights [N, parts * K] in the layout, those of all parts added up -> [M, N]; read out where M >= first."""
     if len(x) >= first and readable():
         return in_blocks(x, blocked, group, pairs, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -69,11 +70,29 @@ def busy() -> str:
     return "" if waiting + torch.get_num_threads() <= cores + 0.5 else f"{waiting:.1f} processes run or wait on {cores} cores"
 
 
-def copy_bandwidth(device: torch.device, samples: int = 9) -> float:
-    """Bytes/s that a copy of 256 MiB reads and writes: what a kernel can reach on this device, measured."""
+def best_time(call: Callable[[], object], device: torch.device, patience: int = 8, limit: float = 0.7) -> float:
+    """Seconds of the fastest call after a warm-up: what else runs on the machine only ever adds to it. Ends once `patience` calls in a row were not 1%
+    faster, or after `limit` seconds.
+    """
+    call()
+    best, since, end = math.inf, 0, time.perf_counter() + limit
+    while since < patience and (time.perf_counter() < end or best == math.inf):
+        taken = time_call([call], device, 1).median
+        best, since = min(best, taken), 0 if taken < 0.99 * best else since + 1
+    return best
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes/s that a copy of 256 MiB reads and writes: what a kernel can reach on this device, the best measured."""
     source = torch.ones(64 * 2**20, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / time_call([lambda: target.copy_(source)], device, samples).median
+    return 2 * source.nbytes / best_time(lambda: target.copy_(source), device)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes/s of summing 256 MiB, the best measured, on as many threads as everything else here runs on."""
+    block = torch.ones(32 * 2**20, dtype=torch.int64, device=device)
+    return block.nbytes / best_time(block.sum, device)
 
 
 def _plain_round(calls: Sequence[Callable[[], object]]) -> Callable[[], float]:

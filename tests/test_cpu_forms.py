@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", ["int4_matmul", "int8_matmul"])
 def test_many_rows_read_out_mean_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every case by either way within the same tolerance; the form says which way many rows go."""
-    assert read_out.readable()
+    if not read_out.readable():
+        pytest.skip("this CPU's 4-bit layout is not the one that is read out")
     monkeypatch.setattr(read_out, "crossing", lambda n, k, parts=1: 1)
     op = ops()[name]
     for form in (form for form in op.cpu if form.crossing):
@@ -36,6 +37,7 @@ def test_a_layout_that_is_not_as_assumed_is_never_read_out(monkeypatch: pytest.M
     expected = form.run(x, form.pack(w))
     monkeypatch.setattr(read_out, "crossing", lambda n, k, parts=1: 1)
     monkeypatch.setattr(read_out, "readable", lambda: False)
+    assert form.runs(form.pack(w), 9) == form.name
     assert torch.equal(form.run(x, form.pack(w)), expected)
 
 

@@ -12,9 +12,12 @@ import torch
 
 from explorer import devices, models, tasks
 from explorer.__main__ import main
+from explorer.answers import speed
 from explorer.commands.run import table
 from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner
+from explorer.figures import roofline as figure
+from explorer.figures.roofline import above
 from explorer.findings import busy
 from explorer.hub import Hub
 from explorer.kvcache import bytes_at
@@ -81,8 +84,8 @@ def runner(store: Store, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
     """A runner on a device whose rates are given, so that nothing reads 256 MiB, and whose times pass for undisturbed however busy it is."""
     monkeypatch.setattr(batch, "NOISE", math.inf)
     monkeypatch.setattr(roofline, "NOISE", math.inf)
-    monkeypatch.setattr(devices, "read_rate", lambda device: ROOF["read"])
-    monkeypatch.setattr(devices, "copy_rate", lambda device: ROOF["copy"])
+    monkeypatch.setattr(devices, "read_rate", lambda device: devices.Rate(ROOF["read"]))
+    monkeypatch.setattr(devices, "copy_bandwidth", lambda device: ROOF["copy"])
     monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
     return LocalRunner(store, Loader(CPU))
 
@@ -134,9 +137,36 @@ def test_profile_writes_a_trace_with_named_ranges(tiny_folder: Path, tmp_path: P
 
 
 def test_rates_are_measured_and_positive() -> None:
-    assert devices.read_rate(CPU) > 1e8 and devices.copy_rate(CPU) > 1e8 and devices.data_sheet(CPU) is None
-    assert devices.matmul_rate(CPU, torch.bfloat16) > 1e8
+    assert devices.read_rate(CPU).value > 1e8 and devices.copy_bandwidth(CPU) > 1e8 and devices.data_sheet(CPU) is None
+    assert devices.matmul_rate(CPU, torch.bfloat16) > 1e8 and devices.matmul_rate(CPU, torch.int8) > 1e8
     assert 0 < devices.free_memory(CPU) <= devices.total_memory(CPU)
+
+
+def test_one_read_rate_a_process_measured_again_while_threads_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_reads", {})
+    rates, waits = iter((12e9, 44e9, 40e9)), iter((0.0, 5.0, 5.0, 5.0))
+    monkeypatch.setattr(devices, "read_bandwidth", lambda device: next(rates))
+    monkeypatch.setattr(devices, "waited", lambda: next(waits))
+    first = devices.read_rate(CPU)
+    assert first.value == 12e9 and "the machine was busy" in first.doubt()
+    found = [devices.read_rate(CPU), devices.bandwidth(CPU)[0], devices.read_rate(CPU)]
+    assert found == [devices.Rate(44e9, 0.0)] * 3 and not found[0].doubt(), "undisturbed, it stays"
+
+    def told(waited: float) -> str:
+        kept = tuple(m for m in SEED.measurements if m.metric not in ("decode_bandwidth", "decode_limit"))
+        given = Measurement("decode_bandwidth", 12e9, "bytes/s"), Measurement("decode_bandwidth_waited", waited, "%"), Measurement("decode_limit", 9e3)
+        return speed(Report(SEED.experiment, (*kept, *given), SEED.provenance), None)
+
+    assert "12.0 GB/s, measured in the same process while threads waited 40%" in told(40.0) and "threads" not in told(3.0)
+
+
+def test_a_point_above_the_roof_says_why() -> None:
+    roof, op = ROOF | {"cache": 32 * 2**20}, {"op": "head", "kernel": "k", "shape": [8, 8], "calls": 1, "flops": 1e6, "bytes": 3 * 2**20, "seconds": 1e-4}
+    assert above(op, roof) == "from cache: 3.0 MiB fit in 32" and not above(op | {"seconds": 1.0}, roof)
+    assert above(op | {"bytes": 2**26, "seconds": 6e-3}, roof) == "the roof was measured too low" and "or the roof" in above(op, ROOF)
+    assert "or the roof" in above(op, roof | {"doubt": "the machine was busy"})
+    data = figure.EXAMPLE | {"roof": roof, "ops": [op]}
+    assert figure.draw(data)["data"][-1]["name"] == "head (from cache)" and "head (from cache: 3.0 MiB fit in 32)" in figure.summary(data)
 
 
 def test_a_cpus_name_tells_threads_and_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +205,7 @@ def test_kernel_tables_show_what_is_there(tmp_path: Path) -> None:
 
 
 def test_speed_command_prints_both_answers(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(devices, "read_rate", lambda device: ROOF["read"])
+    monkeypatch.setattr(devices, "read_rate", lambda device: devices.Rate(ROOF["read"]))
     monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
     asked = ["speed", "--model", str(tiny_folder), "--granularity", "channel", "--store", str(tmp_path / "s.db")]
     assert main(asked) == 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from explorer.commands import Command, document, runner_of, show
 from explorer.commands.run import add_method, parameters
+from explorer.figures.roofline import above
 from explorer.records import plain
 
 RECORDED = Path(__file__).parent.parent.parent / "assets" / "speed.json"
@@ -56,8 +57,7 @@ def limits(data: dict[str, Any]) -> str:
     for op in data["ops"]:
         rate, share = op["bytes"] / op["seconds"], op["bytes"] / op["seconds"] / roof["read"]
         rows.append(f"{op['op']:18s} {1e3 * op['seconds']:8.3f} ms  {op['bytes'] / 1e6:9.2f} MB  {rate / 1e9:7.1f} GB/s  {share:5.0%}  {op['kernel']}")
-    if any(op["bytes"] > op["seconds"] * roof["read"] for op in data["ops"]):
-        rows.append("More than 100%: what that operation reads stays in a cache, which is faster than the memory that the roof is measured on.")
+    rows += [f"{op['op']} reads faster than the roof: {why}" for op in data["ops"] if (why := above(op, roof))]
     return "\n".join([*rows, data["sentence"]])
 
 

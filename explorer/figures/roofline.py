@@ -11,6 +11,18 @@ def _line(xs: list[float], ys: list[float], name: str, colour: str, dash: str = 
     return {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "name": name, "line": {"color": colour, "dash": dash, "width": 2}, "hoverinfo": "name"}
 
 
+def above(op: dict[str, Any], roof: dict[str, Any]) -> str:
+    """Why an operation reads faster than the measured roof, "" where it does not."""
+    if op["bytes"] / op["seconds"] < 1.005 * roof["read"]:
+        return ""
+    cache = roof.get("cache", 0)
+    if cache and op["bytes"] > cache:
+        return "the roof was measured too low"
+    if not cache or roof.get("doubt"):
+        return "from cache, or the roof was measured too low"
+    return f"from cache: {op['bytes'] / 2**20:.1f} MiB fit in {cache / 2**20:.0f}"
+
+
 def draw(data: dict[str, Any]) -> Plot:
     traces: list[dict] = []
     roof = data.get("roof")
@@ -22,12 +34,13 @@ def draw(data: dict[str, Any]) -> Plot:
             corner = peak / roof["sheet"][0]
             traces.append(_line([0.25, corner], [roof["sheet"][0] * 0.25, peak], f"{roof['sheet'][1]} (estimate)", COLOURS[0], "dash"))
         for i, op in enumerate(data["ops"]):
-            share = op["bytes"] / op["seconds"] / roof["read"]
+            share, why = op["bytes"] / op["seconds"] / roof["read"], above(op, roof)
             traces.append(
-                {"type": "scatter", "mode": "markers", "x": [op["flops"] / op["bytes"]], "y": [op["flops"] / op["seconds"]], "name": op["op"],
+                {"type": "scatter", "mode": "markers", "x": [op["flops"] / op["bytes"]], "y": [op["flops"] / op["seconds"]],
+                 "name": f"{op['op']} ({why.split(':')[0]})" if why else op["op"],
                  "marker": {"color": COLOURS[1 + i % 4], "symbol": MARKERS[i % 5], "size": 12},
                  "hovertemplate": f"{op['op']}, {op['kernel']}<br>{op['calls']} calls of {op['shape'][0]} x {op['shape'][1]}: {op['seconds'] * 1e3:.3f} ms"
-                 f"<br>{op['bytes'] / op['seconds'] / 1e9:.1f} GB/s, {share:.0%} of the measured read rate<extra></extra>"}
+                 f"<br>{op['bytes'] / op['seconds'] / 1e9:.1f} GB/s, {share:.0%} of the measured read rate{f'<br>{why}' if why else ''}<extra></extra>"}
             )  # fmt: skip
     axis = {"type": "log", "tickformat": "~s", "dtick": 1}
     return unmeasured(plot(traces, layout("FLOP per byte read (log)", "FLOP/s (log)", height=380, xaxis=axis, yaxis=axis)), "What limits it")
@@ -46,9 +59,9 @@ def summary(data: dict[str, Any]) -> str:
         return "Not measured yet."
     roof = data["roof"]
     parts = [f"{op['op']} {op['bytes'] / op['seconds'] / roof['read']:.0%}" for op in data["ops"]]
-    cached = any(op["bytes"] / op["seconds"] > 1.1 * roof["read"] for op in data["ops"])
     reach = f" Of the measured read rate of memory, {roof['read'] / 1e9:.1f} GB/s: {', '.join(parts)}." if parts else ""
-    reach += " More than 100% means that these weights stay in the processor's cache from token to token." if cached else ""
+    higher = [f"{op['op']} ({why})" for op in data["ops"] if (why := above(op, roof))]
+    reach += f" More than 100%: {', '.join(higher)}." if higher else ""
     return f"**{data['label']} on {data['model']}, {data['loop']}.** {data['sentence']}{reach}"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from explorer.decode import Decoder
-from explorer.devices import bandwidth, decode_limit, waited
+from explorer.devices import bandwidth, waited
 from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
@@ -66,14 +66,16 @@ def summarise(firsts: list[float], latencies: list[float], bytes_per_token: floa
     """Tokens/s is that of the median token, which a stall of the machine does not move; its bounds are the 20th and 80th percentile of single tokens."""
     n, rate = len(latencies), 1 / quantile(latencies, 0.5)
     low, high = 1 / quantile(latencies, 0.8), 1 / quantile(latencies, 0.2)
-    limit, (moved, source) = decode_limit(bytes_per_token, subject.loaded.device), bandwidth(subject.loaded.device)
+    moved, source = bandwidth(subject.loaded.device)
+    limit = moved.value / bytes_per_token
     yield Measurement("decode_tokens_per_second", rate, "tokens/s", low=low, high=high, n=n)
     yield Measurement("time_to_first_token", statistics.median(firsts), "s", low=min(firsts), high=max(firsts), n=len(firsts))
     yield Measurement("decode_latency_p50", quantile(latencies, 0.5), "s", n=n)
     yield Measurement("decode_latency_p95", quantile(latencies, 0.95), "s", n=n)
     yield Measurement("decode_latencies", [round(v, 6) for v in latencies], "s", n=n)
     yield Measurement("decode_limit", limit, "tokens/s", how="estimated")
-    yield Measurement("decode_bandwidth", moved, "bytes/s", how="measured" if source.startswith("measured") else "estimated")
+    yield Measurement("decode_bandwidth", moved.value, "bytes/s", how="measured" if source.startswith("measured") else "estimated")
+    yield Measurement("decode_bandwidth_waited", moved.waited, "%")
     yield Measurement("decode_bound", "bandwidth" if rate > limit / 2 else "overhead", how="estimated")
 
 

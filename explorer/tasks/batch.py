@@ -49,8 +49,11 @@ def work(
         arms.append({"role": role, "label": name_of(experiment.spec, chosen), "points": points})
     noise = disturbance(arms)
     found = {} if noise else {arm["role"]: crossing(arms[0]["points"], arm["points"]) for arm in arms[1:]}
-    data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found, "disturbed": bool(noise)}
-    yield Answer("batch", data | {"sentence": noise or sentence(arms, found)}, circumstances(engine.load.device))
+    data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found, "disturbed": bool(noise or roof["doubt"])}
+    said = noise or sentence(arms, found)
+    if roof["doubt"]:
+        said += f" But {roof['doubt']}, so the dotted lines may be too low: measure again."
+    yield Answer("batch", data | {"sentence": said}, circumstances(engine.load.device))
 
 
 def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) -> Iterator[Any]:

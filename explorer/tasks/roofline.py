@@ -28,7 +28,8 @@ OVERHEAD = 0.5  # of a token's time outside the matrix products: from here on th
 
 
 def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bits: int = 16, head_bits: int = 16) -> Iterator[Event]:
-    """Answer data: label, model, loop, why; roof (read, copy: bytes/s; matmul_16, matmul_8: FLOP/s or None; sheet: [bytes/s, source] or None);
+    """Answer data: label, model, loop, why; roof (read, copy: bytes/s; matmul_16, matmul_8: FLOP/s or None; sheet: [bytes/s, source] or None;
+    cache: bytes, 0 unknown; doubt: why the read rate may be too low, or "");
     step (latencies, p50, p95: s; bytes: weights and cache a token reads); ops (op, kernel, shape, calls, seconds of all calls, bytes, flops; the
     products and ATTENTION, whose shape is tokens x channels of the queries);
     limit ("overhead", "bandwidth", "compute", "kernels" or "other work") and sentence.
@@ -49,18 +50,23 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bit
         data = {"label": name_of(experiment.spec, chosen), "model": model, "loop": decoder.loop, "why": decoder.why, "roof": roof, "ops": ops}
         data["step"] = {"latencies": latencies, "p50": statistics.median(latencies), "p95": quantile(latencies, 0.95), "bytes": read}
         del subject, decoder
-    yield Answer("roofline", data | verdict(data), circumstances(device))
+    found = verdict(data)
+    if roof["doubt"]:
+        found |= {"disturbed": True, "sentence": f"{found['sentence']} But {roof['doubt']}, so memory may be faster than drawn: measure again."}
+    yield Answer("roofline", data | found, circumstances(device))
 
 
 def measured_roof(device: torch.device) -> Iterator[Any]:
-    """Yields Progress, returns the roof; measured anew each time, because what else runs on the machine changes it."""
-    roof: dict[str, Any] = {}
+    """Yields Progress, returns the roof. The read rate is the process's one; the others are measured anew each time."""
+    yield Progress("roof", 0, 4, "read")
+    read = devices.read_rate(device)
+    roof: dict[str, Any] = {"read": read.value, "doubt": read.doubt(), "cache": devices.cache_size(device)}
     wanted = {
-        "read": devices.read_rate, "copy": devices.copy_rate,
+        "copy": devices.copy_bandwidth,
         "matmul_16": partial(devices.matmul_rate, dtype=torch.bfloat16), "matmul_8": partial(devices.matmul_rate, dtype=torch.int8),
     }  # fmt: skip
-    for name, rate in wanted.items():
-        yield Progress("roof", len(roof), len(wanted), name)
+    for i, (name, rate) in enumerate(wanted.items()):
+        yield Progress("roof", 1 + i, 4, name)
         roof[name] = rate(device)
     sheet = devices.data_sheet(device)
     return roof | {"sheet": None if sheet is None else list(sheet)}
