@@ -116,7 +116,11 @@ def test_run_adds_a_column_and_returns_from_the_store_at_once(desk: tuple) -> No
     page.locator("#status progress").wait_for(timeout=30_000)
     wait_for_status(page, "RTN 3-bit g64: measured now")
     heads = page.locator("#comparison table:not(.more) thead th").all_inner_texts()
-    assert len(heads) == 6 and "RTN 3-bit g64" in " ".join(heads[-1].split()) and "16-bit baseline" in " ".join(heads[1].split())
+    names = [" ".join(head.split()) for head in heads]
+    assert len(names) == 6 and "RTN 3-bit g64" in names[2] and "16-bit baseline" in names[1] and "RTN 2-bit g64" in names[-1], "the others keep their places"
+    assert "RTN 8-bit per-channel left the page" in page.inner_text("#status") and "RTN 3-bit g64" in page.inner_text("#answers h3")
+    page.evaluate("scrollTo(0, 1500)")
+    assert page.locator("#run").bounding_box()["y"] < 900, "the controls stay in sight"
     page.click("#reset")
     wait_for_status(page, "recorded results")
     page.click("#run")

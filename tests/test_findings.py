@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from explorer.answers import place, slower_start, speed
+from explorer.bugs import impossible
 from explorer.detectors import sentence, verdicts
 from explorer.docs import SEEDS
 from explorer.figures import charts
@@ -13,6 +14,7 @@ from explorer.figures.ladder import rungs_for
 from explorer.findings import FEW, cause, counted
 from explorer.records import QuantSpec, Report, report_from
 from explorer.ui.table import SECTIONS, cell
+from explorer.ui.tabs import failures
 
 RECORDED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 BASE, FOUR = RECORDED[0], next(r for r in RECORDED if r.name == "RTN 4-bit g64")
@@ -56,3 +58,12 @@ def test_bars_of_layers_are_over_windows() -> None:
     chart = charts()["sensitivity_ranking"]
     said = chart.summary({**chart.example, "text": "bundled calibration text, 4 windows of 512 tokens drawn at random, float32 arithmetic"})
     assert "intervals over 4 windows (2,044 tokens)" in said
+
+
+def test_only_bugs_that_a_configuration_can_have_are_offered() -> None:
+    wide, gptq = RECORDED[1], next(r for r in RECORDED if r.experiment.spec.method == "gptq")
+    assert set(impossible(wide)) == {"calibration", "stale", "transposed", "nibbles"} and not impossible(gptq)
+    assert set(impossible(FOUR)) == {"calibration"}
+    shown = failures.possible([BASE, wide], "nibbles")
+    assert [name for _, name in shown["choices"]] == ["zero", "overflow", "fallback", failures.GUESS] and shown["value"] == "zero"
+    assert "its codes fill whole bytes" in shown["info"] and failures.possible([BASE, gptq], "nibbles")["info"] == ""
