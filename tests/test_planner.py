@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -240,6 +241,8 @@ def test_the_tab_answers_or_says_why_not() -> None:
     )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
     assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])
+    rows = re.findall("<tr.*?</tr>", table)
+    assert len({len(re.findall("<t[hd]", row)) for row in rows}) == 1 and "4.38&nbsp;+&nbsp;0.66" in table
     for position, value, said in (
         (1, "{", "no JSON"),
         (6, None, "Context needs a number"),
@@ -255,7 +258,7 @@ def test_the_tab_answers_or_says_why_not() -> None:
 def test_a_number_outside_a_slider_counts_as_its_end() -> None:
     """The page sends what is typed before it moves it to the bound: the answer is that of the bound."""
     slider = bounded(gr.Slider(512, 131072, 8192, step=512))
-    assert [slider.preprocess(value) for value in (-5, 1024, 10**9)] == [512, 1024, 131072]
+    assert [slider.preprocess(value) for value in (-5, 1024, 10**9, None, float("nan"))] == [512, 1024, 131072, None, None]
 
 
 def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
