@@ -50,6 +50,24 @@ def test_published_counts(name: str) -> None:
     assert shipped(name).parameters == PUBLISHED[name]
 
 
+# hidden, intermediate, layers, heads, key and value heads, vocabulary, the rest; the last number as the publishers count it
+OTHERS = [
+    ("qwen3", (4096, 12288, 36, 32, 8, 151936), {"head_dim": 128}, 8_190_735_360), ("phi3", (5120, 17920, 40, 40, 10, 100352), {}, 14_659_507_200),
+    ("qwen3_moe", (2048, 6144, 48, 32, 4, 151936), {"head_dim": 128, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+     30_532_122_624),
+    ("gemma2", (3584, 14336, 42, 16, 8, 256000), {"head_dim": 256}, 9_241_705_984),
+    ("gemma3_text", (1152, 6912, 26, 4, 1, 262144), {"head_dim": 256, "sliding_window": 512}, 999_885_952),
+    ("gpt_oss", (2880, 2880, 24, 64, 8, 201088), {"head_dim": 64, "num_local_experts": 32, "num_experts_per_tok": 4}, 20_914_757_184),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "sizes", "more", "count"), OTHERS)
+def test_published_counts_of_families_that_are_not_shipped(family: str, sizes: tuple, more: dict, count: int) -> None:
+    """Qwen3-8B, Phi-4, Qwen3-30B-A3B, Gemma-2-9B, Gemma-3-1B, gpt-oss-20b."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    assert architecture({"model_type": family, **dict(zip(names, sizes, strict=True)), **more}).parameters == count
+
+
 MIXED = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LATENT = {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}
 CONFIGS = [

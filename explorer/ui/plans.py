@@ -173,24 +173,24 @@ HEADS = (
     "memory, GB",
     "GB/s",
     "TFLOP/s, 16 bits",
-    "FP8 and FP4 units",
+    "FP8, FP4 units",
     "needed",
     "users that fit",
-    "decoded tokens/s, at most, and what binds",
+    "decoded tokens/s, at most",
     "each user",
     "prompt tokens/s, at most",
     "$ an hour",
-    "$ a million tokens, decoded + prompt, at {share} of the bounds",
+    "$ a million tokens, decoded + prompt, at {share}",
 )
 NOTE = (
-    "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, "
-    "which is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. "
-    "Counts in powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold "
-    "copies of the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or "
-    "multiplying in 16 bits, whichever takes longer, were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 bits "
-    "(W8A8) can pass a bound by compute, at most twice. Prompt tokens/s: by compute alone. A million tokens cost what they take at {share} of that, the share "
-    "set above; the first price is for decoding only, a prompt costs the second. Prices are public list prices of the date under the name; what is bought "
-    "and not rented has none, and nor do computers with unified memory, of which only one is counted, because no link joins several."
+    "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, which "
+    "is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. Counts in"
+    " powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold copies of "
+    "the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or multiplying "
+    "in 16 bits, whichever takes longer (named beside it), were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 "
+    "bits (W8A8) can pass a bound by compute, at most twice. Prompt tokens/s: by compute alone. A million tokens cost what they take at {share} of that, "
+    "the share set above; the first price is for decoding only, a prompt costs the second. Prices are public list prices of the date under the name; what"
+    " is bought and not rented has none, and nor do computers with unified memory, of which only one is counted, because no link joins several."
 )
 
 
@@ -201,7 +201,7 @@ def cells(one: Fit, plan: Plan) -> list[str]:
     if not one.count:
         return [*shown, f"more than {one.most}", *[""] * 6]
     needed = f"{one.count}" if one.together == one.count else f"{one.count} = {one.count // one.together}&nbsp;×&nbsp;{one.together}"
-    busy = "memory" if one.limit == "bandwidth" else one.limit
+    busy = "read" if one.limit == "bandwidth" else "compute"
     shown += [needed, f"{one.users:,}", f"{one.bound:,.0f}&nbsp;({busy})", f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}"]
     return shown + (["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}&nbsp;+&nbsp;{one.prompt_dollars:,.2f}"])
 
