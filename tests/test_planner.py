@@ -285,6 +285,6 @@ def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert document["parameters"] == PUBLISHED["llama-3.1-70b"] and document["need"]["weights"]["output head"] == 2 * 128256 * 8192
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "model_type": "llama"}))
     assert main(["plan", "--model", str(tmp_path)]) == 0 and "estimated" in capsys.readouterr().out
-    assert main(["plan", "--reached", "0.4"]) == 0 and "a million tokens at 40% of that" in capsys.readouterr().out
+    assert main(["plan", "--reached", "0.4"]) == 0 and "a million decoded tokens at 40% of that" in capsys.readouterr().out
     assert main(["plan", "--model", "nothing"]) == 2 and main(["plan", "--bits", "7"]) == 2 and main(["plan", "--price", "nan"]) == 2
     assert dataclasses.asdict(Plan())["bits"] == 16
