@@ -58,7 +58,8 @@ def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:
     start = time.monotonic()
     page.locator("#plan-status", has_text="Weights 141 GB").wait_for(timeout=5000)
     assert time.monotonic() - start < 2 and page.evaluate("document.documentElement.scrollWidth") <= 390 and not wrong
-    page.locator("#plan-context input[type=number]").fill("-5")
+    page.locator("#plan-context input[type=number]").press("Control+a")
+    page.keyboard.type("-5\t")
     page.locator("#plan-status", has_text="a user at 512 tokens").wait_for(timeout=5000)
     assert not page.locator(".toast-body").count() and not wrong
     page.close()

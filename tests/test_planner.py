@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -47,6 +48,24 @@ def shipped(name: str) -> Architecture:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name: str) -> None:
     assert shipped(name).parameters == PUBLISHED[name]
+
+
+# hidden, intermediate, layers, heads, key and value heads, vocabulary, the rest; the last number as the publishers count it
+OTHERS = [
+    ("qwen3", (4096, 12288, 36, 32, 8, 151936), {"head_dim": 128}, 8_190_735_360), ("phi3", (5120, 17920, 40, 40, 10, 100352), {}, 14_659_507_200),
+    ("qwen3_moe", (2048, 6144, 48, 32, 4, 151936), {"head_dim": 128, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+     30_532_122_624),
+    ("gemma2", (3584, 14336, 42, 16, 8, 256000), {"head_dim": 256}, 9_241_705_984),
+    ("gemma3_text", (1152, 6912, 26, 4, 1, 262144), {"head_dim": 256, "sliding_window": 512}, 999_885_952),
+    ("gpt_oss", (2880, 2880, 24, 64, 8, 201088), {"head_dim": 64, "num_local_experts": 32, "num_experts_per_tok": 4}, 20_914_757_184),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "sizes", "more", "count"), OTHERS)
+def test_published_counts_of_families_that_are_not_shipped(family: str, sizes: tuple, more: dict, count: int) -> None:
+    """Qwen3-8B, Phi-4, Qwen3-30B-A3B, Gemma-2-9B, Gemma-3-1B, gpt-oss-20b."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    assert architecture({"model_type": family, **dict(zip(names, sizes, strict=True)), **more}).parameters == count
 
 
 MIXED = {"num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -240,6 +259,8 @@ def test_the_tab_answers_or_says_why_not() -> None:
     )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
     assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])
+    rows = re.findall("<tr.*?</tr>", table)
+    assert len({len(re.findall("<t[hd]", row)) for row in rows}) == 1 and "4.38&nbsp;+&nbsp;0.66" in table
     for position, value, said in (
         (1, "{", "no JSON"),
         (6, None, "Context needs a number"),
@@ -255,7 +276,7 @@ def test_the_tab_answers_or_says_why_not() -> None:
 def test_a_number_outside_a_slider_counts_as_its_end() -> None:
     """The page sends what is typed before it moves it to the bound: the answer is that of the bound."""
     slider = bounded(gr.Slider(512, 131072, 8192, step=512))
-    assert [slider.preprocess(value) for value in (-5, 1024, 10**9)] == [512, 1024, 131072]
+    assert [slider.preprocess(value) for value in (-5, 1024, 10**9, None, float("nan"))] == [512, 1024, 131072, None, None]
 
 
 def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -264,6 +285,6 @@ def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert document["parameters"] == PUBLISHED["llama-3.1-70b"] and document["need"]["weights"]["output head"] == 2 * 128256 * 8192
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "model_type": "llama"}))
     assert main(["plan", "--model", str(tmp_path)]) == 0 and "estimated" in capsys.readouterr().out
-    assert main(["plan", "--reached", "0.4"]) == 0 and "a million tokens at 40% of that" in capsys.readouterr().out
+    assert main(["plan", "--reached", "0.4"]) == 0 and "a million decoded tokens at 40% of that" in capsys.readouterr().out
     assert main(["plan", "--model", "nothing"]) == 2 and main(["plan", "--bits", "7"]) == 2 and main(["plan", "--price", "nan"]) == 2
     assert dataclasses.asdict(Plan())["bits"] == 16

@@ -50,7 +50,8 @@ def line(found: Fit, reached: float) -> str:
         return f"{found.accelerator.name:22s} more than {found.most} needed{'' if found.accelerator.linked else ', and no link joins them'}"
     price = ""
     if found.dollars is not None:
-        price = f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million tokens at {reached:.0%} of that, ${found.prompt_dollars:,.2f} of prompt"
+        price = f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million decoded tokens at {reached:.0%} of that"
+        price += f", ${found.prompt_dollars:,.2f} of prompt"
     users, groups = "user fits" if found.users == 1 else "users fit", "" if found.together == found.count else f" in groups of {found.together}"
     rate = f"decode at most {found.bound:9,.0f} tokens/s ({found.limit}){price}"
     return f"{found.accelerator.name:22s} {found.count:2d} needed{groups}, {found.users:5,d} {users}, {rate}"

@@ -54,7 +54,7 @@ def bounded(control: Any) -> Any:
     inner = control.preprocess
 
     def preprocess(value: Any) -> Any:
-        return inner(min(max(value, control.minimum), control.maximum) if finite(value) else value)
+        return inner(min(max(value, control.minimum), control.maximum)) if finite(value) else None  # an empty box, or a minus alone
 
     control.preprocess = preprocess
     return control
@@ -173,26 +173,24 @@ HEADS = (
     "memory, GB",
     "GB/s",
     "TFLOP/s, 16 bits",
-    "FP8 and FP4 units",
+    "FP8, FP4 units",
     "needed",
     "users that fit",
     "decoded tokens/s, at most",
-    "bound by",
     "each user",
     "prompt tokens/s, at most",
     "$ an hour",
-    "$ a million decoded tokens, at {share} of the bound",
-    "$ a million prompt tokens, at {share}",
+    "$ a million tokens, decoded + prompt, at {share}",
 )
 NOTE = (
-    "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, "
-    "which is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. "
-    "Counts in powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold "
-    "copies of the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or "
-    "multiplying in 16 bits, whichever takes longer, were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 bits "
-    "(W8A8) can pass a bound by compute, at most twice. Prompt tokens/s: by compute alone. A million tokens cost what they take at {share} of that, the share "
-    "set above; a prompt and its answer cost both prices. Prices are public list prices of the date under the name; what is bought and not rented has "
-    "none, and nor do computers with unified memory, of which only one is counted, because no link joins several."
+    "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, which "
+    "is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. Counts in"
+    " powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold copies of "
+    "the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or multiplying "
+    "in 16 bits, whichever takes longer (named beside it), were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 "
+    "bits (W8A8) can pass a bound by compute, at most twice. Prompt tokens/s: by compute alone. A million tokens cost what they take at {share} of that, "
+    "the share set above; the first price is for decoding only, a prompt costs the second. Prices are public list prices of the date under the name; what"
+    " is bought and not rented has none, and nor do computers with unified memory, of which only one is counted, because no link joins several."
 )
 
 
@@ -201,10 +199,11 @@ def cells(one: Fit, plan: Plan) -> list[str]:
     a = one.accelerator
     shown = [f"{a.memory:,}", f"{a.bandwidth:,}", f"{a.compute:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
     if not one.count:
-        return [*shown, f"more than {one.most}", *[""] * 8]
+        return [*shown, f"more than {one.most}", *[""] * 6]
     needed = f"{one.count}" if one.together == one.count else f"{one.count} = {one.count // one.together}&nbsp;×&nbsp;{one.together}"
-    shown += [needed, f"{one.users:,}", f"{one.bound:,.0f}", one.limit, f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}"]
-    return shown + [("" if value is None else f"{value:,.2f}") for value in (one.dollars_hour, one.dollars, one.prompt_dollars)]
+    busy = "read" if one.limit == "bandwidth" else "compute"
+    shown += [needed, f"{one.users:,}", f"{one.bound:,.0f}&nbsp;({busy})", f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}"]
+    return shown + (["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}&nbsp;+&nbsp;{one.prompt_dollars:,.2f}"])
 
 
 def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:

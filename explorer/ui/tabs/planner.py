@@ -5,11 +5,22 @@ from __future__ import annotations
 import gradio as gr
 
 from explorer.accelerators import ACCELERATORS
-from explorer.families import FAMILIES
+from explorer.families import FAMILIES, TEXT_LIMIT
 from explorer.figures.plan import CHART
 from explorer.ui.frame import chart, heading
 from explorer.ui.plans import Plans, bars, bounded, first, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
+
+
+def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
+    """The controls that take a model which is not in the list: (name, button that reads its configuration, text of the configuration)."""
+    with gr.Accordion("Another model: by name or pasted config.json", open=False):
+        with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
+            name = gr.Textbox(label="Hub id or folder", max_length=200, min_width=240, placeholder="organisation/model")
+            fetch = gr.Button("Read its configuration", min_width=180)
+        families = f"config.json of one of these families: {', '.join(FAMILIES)}"
+        config = gr.Textbox(label=families, lines=4, max_lines=10, max_length=TEXT_LIMIT, placeholder="Paste here; empty it to go back to the list above.")
+    return name, fetch, config
 
 
 def build(shell: Shell) -> View | None:
@@ -36,17 +47,7 @@ def build(shell: Shell) -> View | None:
         reached = bounded(
             gr.Slider(5, 100, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
         )
-    with gr.Accordion("Another model: by name or pasted config.json", open=False):
-        with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
-            name = gr.Textbox(label="Hub id or folder", max_length=200, min_width=240, placeholder="organisation/model")
-            fetch = gr.Button("Read its configuration", min_width=180)
-        config = gr.Textbox(
-            label=f"config.json ({', '.join(FAMILIES)})",
-            lines=4,
-            max_lines=10,
-            max_length=100_000,
-            placeholder="Paste here; empty it to go back to the list above.",
-        )
+    name, fetch, config = another()
     asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached]
     shell.linked["planner"] = {
         "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
