@@ -14,9 +14,17 @@ AWQ_PAPER = "Lin et al. 2023, arXiv 2306.00978, table of LLaMA on WikiText-2"
 ROW = {"granularity": "channel", "symmetric": False}  # one asymmetric grid a row, as in the GPTQ paper
 G128 = {"granularity": "group", "group_size": 128, "symmetric": False}
 COLUMNS = {"act_order": False}  # the GPTQ paper rounds columns in their own order
-# WikiText-2 raw test, all of it, windows of 2,048 that are cut from the text with the tokenizer's BOS once before it, as in the papers' code; GPTQ and AWQ
-# calibrated on 128 windows of C4.
+# WikiText-2 raw test, all of it, windows of 2,048 that are cut from the text with the tokenizer's BOS once before it; what reads calibration text reads
+# 128 windows of C4.
 PROTOCOL = {"evaluation": "wikitext2", "calibration": "c4", "sequences": 128, "length": 2048, "tokens": 0, "bos": "text"}
+
+# In what a calibrated row here departs from its authors' code.
+NOTES = {
+    "gptq": "GPTQ: its authors crop each calibration window from one document of C4 that is long enough; here documents are joined and then cut. "
+    "Layers read what the rounded ones of their own block give, which is an option there.",
+    "awq": "AWQ: its authors calibrate on 512 windows of 512 tokens of pileval, with the 16-bit model's inputs; here 128 of 2,048 of C4, documents joined, "
+    "and inputs from the layers already quantized.",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,11 @@ class Published:
     tolerance: float
     source: str
     options: dict[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
+
+    @property
+    def note(self) -> str:
+        """In what its run departs from the paper's, "" where it does not."""
+        return NOTES.get(self.method, "")
 
     def title(self) -> str:
         """Such as "facebook/opt-125m gptq bits=4"."""

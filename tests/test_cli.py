@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -156,6 +157,9 @@ def test_reproduce_says_what_agrees_what_differs_and_what_cannot_be_run(tmp_path
     monkeypatch.setattr(reproduce, "PUBLISHED", (row(rows[0]["found"], "some/model"),))
     assert main([*argv, "--folder", str(tiny_folder)]) == 0
     assert "agrees" in (out := capsys.readouterr().out) and "1 of 1 rows could be run, 1 agree" in out
+    monkeypatch.setattr(reproduce, "PUBLISHED", tuple(dataclasses.replace(row(1.0, "no/such/model"), method=method) for method in ("awq", "gptq", "rtn")))
+    assert main(argv) == 0 and (out := capsys.readouterr().out.splitlines())[-3].startswith("0 of 3 rows")
+    assert out[-2].startswith("AWQ: its authors calibrate on 512 windows") and "crop each" in out[-1]
     assert main([*argv, "--model", "unheard"]) == 2
 
 

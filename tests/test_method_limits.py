@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from explorer import models
+from explorer.data import bundled_text
+from explorer.hub import Hub
 from explorer.methods import build, label_of
 from explorer.methods.qat import LearnedStepLinear
+from explorer.qlinear import put
 from kernels.op import Activation, multiply
 
 
@@ -22,6 +29,15 @@ class OneLinear(torch.nn.Module):
 
     def forward(self, batch: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         return SimpleNamespace(logits=self.layer(self.inputs[batch]))
+
+
+def drained(steps: Iterator) -> Any:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def test_block_weights_round_inputs_in_blocks() -> None:
@@ -57,6 +73,21 @@ def test_learned_steps_stay_positive_at_every_rate(bits: int, rate: float) -> No
             lowest = min(lowest, model.layer.step.min().item())
     assert lowest > 0 and made["layer"].scale.isfinite().all() and (made["layer"].scale > 0).all()
     assert rate > 1e-3 or losses[-1] < losses[0]
+
+
+def test_the_default_rate_still_teaches_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no step of it comes so near to zero that it is held."""
+    loaded = models.load(models.resolve("demo", Hub()), torch.device("cpu"), Hub())
+    layers, windows = models.linears(loaded.model), models.windows(loaded, bundled_text("calibration"), 128, 64)
+    held, keep = [], LearnedStepLinear.keep_positive
+
+    def watched(student: LearnedStepLinear) -> None:
+        held.append((student.step < student.least).any().item())
+        keep(student)
+
+    monkeypatch.setattr(LearnedStepLinear, "keep_positive", watched)
+    _, losses = drained(build("qat", {"steps": 4}).train(loaded.model, layers, functools.partial(put, loaded.model), windows))
+    assert losses[-1] < 0.9 * losses[0] and len(held) == 4 * len(layers) and not any(held)
 
 
 @pytest.mark.parametrize("rotate", [True, False])

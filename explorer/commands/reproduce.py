@@ -36,10 +36,12 @@ def work(args: argparse.Namespace) -> int:
             ours = f"{outcome.found:.2f}{ends}" if outcome.found is not None else outcome.why_not
             print(f"{verdict:8s} {outcome.row.title()}: published {outcome.row.perplexity} (within {outcome.row.tolerance:.1%}), here {ours}", flush=True)
     if args.json:
-        print(json.dumps({"rows": [plain(outcome) | {"agrees": outcome.agrees} for outcome in outcomes]}, indent=1))
+        print(json.dumps({"rows": [plain(outcome) | {"agrees": outcome.agrees, "note": outcome.row.note} for outcome in outcomes]}, indent=1))
     else:
         count = sum(outcome.found is not None for outcome in outcomes)
         print(f"{count} of {len(outcomes)} rows could be run, {sum(outcome.agrees is True for outcome in outcomes)} agree")
+        for note in dict.fromkeys(outcome.row.note for outcome in outcomes if outcome.row.note):
+            print(note)
     return int(any(outcome.agrees is False for outcome in outcomes))
 
 

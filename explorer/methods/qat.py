@@ -14,6 +14,7 @@ from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
 from explorer.records import Progress
 
 BATCH = 4  # windows a step
+LEAST = 0.01  # of where a step starts: what it can shrink to
 
 
 class _Round(torch.autograd.Function):
@@ -54,12 +55,18 @@ class LearnedStepLinear(nn.Module):
         groups = group_view(layer.weight.detach().float(), "group", group_size)
         self.weight = nn.Parameter(groups.clone())
         self.step = nn.Parameter(best_step(groups, bits))
+        self.least = LEAST * self.step.detach()
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] in x's dtype."""
         weight = _Round.apply(self.weight, self.step, *grid_of(self.bits)).view(self.shape)
         return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """After an update, which may take a step to zero or beyond, where its grid is turned around: raises such steps to their least."""
+        self.step.copy_(torch.maximum(self.step, self.least))
 
     def tensor(self) -> QuantizedTensor:
         """The codes and steps that training ended with."""
@@ -129,6 +136,8 @@ class Qat(Method):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
             optimiser.step()
+            for student in students.values():
+                student.keep_positive()
             schedule.step()
             losses.append(loss.item())
             yield Progress("train", step + 1, self.steps, f"divergence {losses[-1]:.3f} nats")
