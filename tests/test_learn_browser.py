@@ -30,7 +30,7 @@ def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, add
         page.click("#learn-reveal")
         page.locator("#learn-conclusion .said", has_text=re.compile("Right|Close|Not so")).wait_for(timeout=5000)
         page.wait_for_selector("#plot-learn .main-svg")
-        assert "Keep in mind" in page.inner_text("#learn-conclusion") and "recorded" in page.inner_text("#learn-conclusion")
+        assert "Keep in mind" in page.inner_text("#learn-conclusion") and "Recorded" in page.inner_text("#learn-conclusion")
         if at + 1 < len(stories()[STORY].steps):
             page.click("#learn-next")
     page.reload()

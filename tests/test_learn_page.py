@@ -257,6 +257,7 @@ def test_what_one_ticked_oneself_is_not_called_measured(shell: Shell) -> None:
     explain = next(q for q in questions().values() if q.kind == "explain")
     ended = trainer.finished(trainer.checked({"set": set_of(explain.id)["set"] | {"scores": [0.2], "at": 1}}))
     assert "<td>20% by you</td>" in ended
+    assert "See it: the Failure lab tab" in trainer.see("tab:failures")
 
 
 def test_one_is_not_a_plural() -> None:

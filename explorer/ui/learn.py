@@ -120,7 +120,7 @@ def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, 
         return "Arithmetic; what is called a limit is estimated, not measured."
     report = reports[step.runs[0]]
     where = f"{origin(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
-    return f"{configurations(step, reports)}. {where}"
+    return f"{configurations(step, reports)}. {where[:1].upper()}{where[1:]}"
 
 
 def configurations(step: Step, reports: Mapping[str, Report]) -> str:

@@ -14,6 +14,7 @@ from explorer.learn.bank import areas, questions
 from explorer.learn.pose import Posed, grade, pose
 from explorer.learn.runs import recorded
 from explorer.records import Report
+from explorer.ui.learn import titled
 
 OWN = chip("measured", "counted from your own answers, in this browser", reached=False)
 State = dict[str, Any]
@@ -30,7 +31,7 @@ def see(target: str) -> str:
     return (
         f"<a href='?tab=learn&amp;story={escape(name)}'>See it: the walkthrough</a>"
         if kind == "story"
-        else f"<a href='?tab={escape(name)}'>See it: the {escape(name)} tab</a>"
+        else f"<a href='?tab={escape(name)}'>See it: the {escape(titled(name))} tab</a>"
     )
 
 
