@@ -83,7 +83,11 @@ def survey_table() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
     order = "Most whole stored bits first (4.00 to 4.99 are one class), within a class the least divergence first."
-    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make survey`."
+    origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)}"
+    later = [r for r in reports if r.provenance["device"] != p["device"]]
+    if later:
+        origin += f" Measured again on {later[0].provenance['device']}, {later[0].provenance['date']}: {', '.join(r.name for r in later)}."
+    origin += " Command: `make survey`."
     return "\n".join([*rows, "", f"{order} {origin}"])
 
 

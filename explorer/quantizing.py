@@ -36,8 +36,9 @@ def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) 
         yield from architectures.making(loaded.ref.name, loaded.model, wanted, kept, getattr(method, "bits", 8), loaded.device)
     start = time.perf_counter()
     try:
-        asked = (calibration.tokens, calibration.length, calibration.seed or None, calibration.bos)
-        rows = models.windows(loaded, text, *asked) if method.reads_inputs() else None
+        rows = None
+        if method.reads_inputs():
+            rows = models.windows(loaded, text, calibration.tokens, calibration.length, calibration.seed or None, calibration.bos)
         if method.of_model and loaded.offloaded:
             raise InputError(f"{method.title} trains the whole model, and {loaded.ref.name!r} does not fit this device whole; choose another method or model.")
         if method.of_model:

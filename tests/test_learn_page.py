@@ -87,7 +87,7 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     right = next(
         (i for i, text in enumerate(posed.shown()) if question.options and any(o.right and o.text.format(**posed.values) == text for o in question.options)), 0
     )
-    number = trainer.grade(posed, 0, recorded()).right.split()[0].replace(",", "") if question.kind == "numeric" else "0"
+    number = trainer.grade(posed, 0, recorded()).right.split()[0].strip("$").replace(",", "") if question.kind == "numeric" else "0"
     fields = [question.example.get(name, values[0]) for name, values in question.fields.items()]
     given = (right, float(number), order, "text", list(range(len(question.checklist))), 80, False, *fields)
     final = list(coach.answer(state, *given))[-1]

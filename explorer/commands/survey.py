@@ -20,7 +20,7 @@ SPECS = (
     *((method, {"bits": bits, "full_range": True}) for method, bits in (("rtn", 2), ("gptq", 2), ("gptq", 3), ("gptq", 4))),
     ("gptq", {"bits": 2, "symmetric": False, "rotate": True}), ("nf4", {"double_quant": True}),
     ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
-    ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}),
+    ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}), ("fp8", {"granularity": "block"}),
 )  # fmt: skip
 SURVEYED = (
     "bits_per_weight",
@@ -38,18 +38,27 @@ SURVEYED = (
 )
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--methods", default="", help="comma-separated: measure only the rows of these and keep the others as they are")
+
+
 def work(args: argparse.Namespace) -> None:
     from explorer.experiment import last_report
-    from explorer.methods import methods
+    from explorer.methods import build, methods
 
+    wanted = args.methods.split(",") if args.methods else list(methods())
+    for method in wanted:
+        build(method, {})  # refuses a name that is none
     runner = runner_of(args.store)
-    reports = [last_report(runner.run("demo", method, params), show) for method, params in (*((name, {}) for name in methods()), *SPECS)]
+    asked = [(method, params) for method, params in (*((name, {}) for name in methods()), *SPECS) if method in wanted]
+    reports = [last_report(runner.run("demo", method, params), show) for method, params in asked]
     reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in SURVEYED)) for r in reports]
     rows = [plain(report) for report in reports]
     for row in rows:
         row["provenance"] = {name: row["provenance"].get(name) for name in ("label", "device", "torch", "date", "kernel_summary", "text")}
-    SURVEY.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    print(f"wrote {SURVEY.name}: {len(reports)} reports", file=sys.stderr)
+    kept = [row for row in json.loads(SURVEY.read_text()) if row["experiment"]["spec"]["method"] not in wanted] if args.methods else []
+    SURVEY.write_text("[\n" + ",\n".join(map(json.dumps, [*kept, *rows])) + "\n]\n")
+    print(f"wrote {SURVEY.name}: {len(reports)} reports, {len(kept)} kept", file=sys.stderr)
 
 
-COMMAND = Command("survey", "measure every method on the bundled model and write the README's table to assets/", lambda parser: None, work)
+COMMAND = Command("survey", "measure every method on the bundled model and write the README's table to assets/", arguments, work)
