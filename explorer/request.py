@@ -43,10 +43,10 @@ class Request:
 
     def prepare(self, hub: Hub) -> tuple[Experiment, Method, dict[str, str]]:
         """(experiment, method, {"evaluation": text, "calibration": text}). Raises InputError with one sentence on anything impossible."""
-        method = build(self.method, self.params)
+        method, text = build(self.method, self.params), self.text or ""  # a box of the page that nobody opened sends None
         if method.reads_inputs() and self.calibration == self.evaluation == "pasted":
             raise InputError("Your text cannot calibrate and evaluate at once, the result would flatter the method; choose another text for one of the two.")
-        if not self.text.strip() and "pasted" in (self.evaluation, self.calibration if method.reads_inputs() else ""):
+        if not text.strip() and "pasted" in (self.evaluation, self.calibration if method.reads_inputs() else ""):
             raise InputError("There is no text of yours to read; paste one (from a shell, give --text FILE) or choose another source.")
         if not (whole(self.sequences, 1, 1024) and whole(self.seed, 0, 2**31 - 1)):
             raise InputError(f"Calibration takes 1 to 1,024 sequences and a seed from 0 up, not {str(self.sequences)[:20]} and {str(self.seed)[:20]}.")
@@ -68,8 +68,8 @@ class Request:
         if not ref.random:
             models.enough(self.tokens or ALL_TOKENS, length)
         further = {"bos": self.bos, "limit": self.text_limit}
-        evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, self.text, **further)
-        calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, self.text, self.seed, **further)
+        evaluated, evaluation = data.reference(self.evaluation, "evaluation", self.tokens or ALL_TOKENS, length, text, **further)
+        calibrated, calibration = data.reference(self.calibration, "calibration", self.sequences * length, length, text, self.seed, **further)
         spec = dataclasses.replace(spec_of(method), kv_bits=self.kv_bits, head_bits=self.head_bits)
         return Experiment(ref, spec, evaluated, calibrated), method, {"evaluation": evaluation, "calibration": calibration}
 

@@ -112,3 +112,9 @@ def test_the_bundled_model_knows_no_bos() -> None:
     for bos in ("window", "text", ""):
         assert torch.equal(models.windows(loaded, TEXT, 4096, 512, bos=bos).flatten(), ids[:4096])
     assert models.prompt(loaded, "The table").tolist() == [loaded.tokenizer("The table", add_special_tokens=False).input_ids]
+
+
+def test_a_box_that_nobody_opened_is_no_text() -> None:
+    """The page sends None for it."""
+    experiment, _, texts = Request("demo", "rtn", text=None).prepare(Hub())
+    assert experiment.evaluation.source == "bundled" and texts["evaluation"]
