@@ -38,7 +38,7 @@ def choose(page, label: str) -> None:
     page.locator("#controls .method fieldset label:visible").get_by_text(label, exact=True).first.click()
 
 
-def wait_for_status(page, words: str, seconds: float = 90) -> None:
+def wait_for_status(page, words: str, seconds: float = 240) -> None:
     page.locator("#status .status", has_text=words).wait_for(timeout=1000 * seconds)
 
 

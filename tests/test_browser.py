@@ -91,7 +91,7 @@ def test_cancel_stops_the_work_and_the_next_run_starts(browser, address: str) ->
     settle(page)
     choose(page, "2")
     page.click("#run")
-    wait_for_status(page, "quantize", 60)
+    wait_for_status(page, "quantize", 240)
     page.click("#cancel")
     wait_for_status(page, "Cancelled", 2)
     page.wait_for_timeout(2000)
