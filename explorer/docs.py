@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from explorer import sizes
+from explorer.families import architecture
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
 from explorer.records import Report, report_from, significant
@@ -163,7 +165,17 @@ def large_table() -> str:
         table.append(f"{start} {most:.1f} | {row['packed_bytes'] / 1e9:.1f} |")
     origins = {f"{row['device']}, torch {row['torch']}, {row['date']}" for row in rows}
     told = f"Memory that only swap could free; pages of files, which the system may drop, are not counted. {'; '.join(sorted(origins)) or 'Not measured yet'}."
+    guessed = ", ".join(f"{name} {offloaded_gb(name):.0f} GB" for name in ("llama-3.1-8b", "llama-3.1-70b"))
+    told = f"Estimated need of a GPU at 4 bits, offloaded: {guessed}. {told}"
     return "\n".join([*table, "", f"{told} Command: `python -m tests.big_model --gigabytes GB --methods METHOD --write`."])
+
+
+def offloaded_gb(name: str) -> float:
+    """GB of a GPU that an architecture is reckoned to need at 4 bits when it is offloaded; what a run is refused by."""
+    model = architecture(json.loads((ROOT / "assets" / "architectures" / f"{name}.json").read_text())["config"])
+    inside = [one.outputs * one.inputs for one in model.matrices()]
+    outside = model.parameters - sum(one.parameters for one in model.matrices())
+    return sizes.offloaded(sizes.Weight({"BF16": model.parameters}, max(inside), outside), on_gpu=True) / 1e9
 
 
 def machine_code_table() -> str:

@@ -1,9 +1,10 @@
-"""Runs that measure a part of what a run measures, for tests that look at no more."""
+"""Runs that measure a part of what a run measures, for tests that look at no more; and what a generator returns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,12 @@ def measuring(*names: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "metrics", lambda: {name: metric for name, metric in metrics().items() if name in names})
         yield
+
+
+def drained(steps: Iterator) -> Any:
+    """What a generator returns, without what it yields."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

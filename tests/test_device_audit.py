@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from explorer.models import LoadedModel, linears
 from explorer.qlinear import quantized_head
 from explorer.quantizing import quantize
 from explorer.records import ModelRef, TextRef
+from tests.measuring import drained
 
 
 @pytest.fixture
@@ -39,15 +39,7 @@ def quantized(loaded: LoadedModel, name: str, monkeypatch: pytest.MonkeyPatch, l
     monkeypatch.setattr("explorer.models.windows", lambda *_: rows)
     originals = {path: layer for path, layer in linears(loaded.model).items() if path.endswith(layers)}
     subject = Subject(loaded, {}, {}, originals, rows, 0.0)
-    return returned(quantize(subject, build(name, params), TextRef("bundled", "0", 64, 16), ""))[0]
-
-
-def returned(steps: Iterator) -> object:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return drained(quantize(subject, build(name, params), TextRef("bundled", "0", 64, 16), ""))[0]
 
 
 @pytest.mark.parametrize("name", [name for name in methods() if name != "none"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from explorer.methods import build, label_of
 from explorer.methods.qat import LearnedStepLinear
 from explorer.qlinear import put
 from kernels.op import Activation, multiply
+from tests.measuring import drained
 
 
 class OneLinear(torch.nn.Module):
@@ -29,15 +28,6 @@ class OneLinear(torch.nn.Module):
 
     def forward(self, batch: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         return SimpleNamespace(logits=self.layer(self.inputs[batch]))
-
-
-def drained(steps: Iterator) -> Any:
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def test_block_weights_round_inputs_in_blocks() -> None:

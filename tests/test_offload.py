@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from explorer.records import InputError, Report, TextRef
 from explorer.saving import Prepared, choose, save
 from explorer.store import Store
 from tests import architectures
+from tests.measuring import drained
 
 CPU = torch.device("cpu")
 CALIBRATION = TextRef("bundled", "0", 256, 64)
@@ -49,14 +49,6 @@ def quantized(model: models.LoadedModel, name: str, **params: Any) -> Subject:
     rows = models.windows(model, bundled_text("evaluation"), 128, 64)
     bare = Subject(model, {}, {}, models.linears(model.model), rows, 0.0)
     return drained(quantizing.quantize(bare, build(name, params), CALIBRATION, bundled_text("calibration")))[0]
-
-
-def drained(steps: Iterator) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def report(folder: Path, store: Path, method: str, **params: Any) -> Report:
