@@ -12,6 +12,7 @@ from pathlib import Path
 
 from explorer.commands import UNSAVED, commands
 from explorer.records import InputError
+from explorer.sizes import out_of_memory
 from explorer.store import place_from
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk or device that takes no more
@@ -58,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     except sqlite3.Error as error:
         print(f"The result store could not be used ({error}); choose another --store, or try again.", file=sys.stderr)
         return 3
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print("The memory was not enough; what was measured before is kept. Choose a smaller model or less text.", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -1,4 +1,6 @@
-"""What a checkpoint weighs, and the memory that quantizing it takes: whole on the device, or offloaded, a layer at a time. Standard library only."""
+"""What a checkpoint weighs, and the memory that quantizing it takes: whole on the device, or offloaded, a layer at a time; and how a want of memory shows.
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -58,3 +60,9 @@ def offloaded(weight: Weight, on_gpu: bool, bits: int = 4) -> float:
     """
     inside = weight.total - weight.outside
     return 1.1 * inside * bits / 8 + (2 * weight.outside if on_gpu or not weight.mapped else 0) + BESIDE * weight.largest + ROOM
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough, of the device or of the process: torch says it in several ways."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(sign in text for sign in ("OutOfMemory", "out of memory", "can't allocate memory"))

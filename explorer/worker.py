@@ -24,6 +24,7 @@ from typing import Any
 from explorer import rights
 from explorer.hub import HubSettings
 from explorer.records import Event, InputError
+from explorer.sizes import out_of_memory
 from explorer.store import LIMIT
 
 NICENESS = 5  # below the web process, so that a page answers while every core computes
@@ -68,7 +69,7 @@ def explain(error: BaseException) -> Failure:
     kept = "What was measured before is kept."
     if isinstance(error, InputError):
         return Failure("input", str(error))
-    if isinstance(error, MemoryError) or "OutOfMemory" in text or "out of memory" in text or "can't allocate memory" in text:
+    if out_of_memory(error):
         return Failure("memory", f"The memory was not enough. {kept} Choose a smaller model, less text, or a shorter length.", fatal=True)
     if "CUDA" in text or "AcceleratorError" in text or "Triton Error" in text:
         return Failure("device", f"The GPU reported a fault and its worker was restarted. {kept} Run again, or choose another method.", fatal=True)

@@ -43,4 +43,6 @@ def test_the_baseline_against_itself_never_differs(store: Store, tiny_folder: Pa
     assert found["only_base"] == found["only_quantized"] == 0 and found["moved"] == 0 and found["prompts"] > 5
     again = list(runner.do("perturb", asked | {"method": "rtn", "params": {"bits": 2, "granularity": "channel"}}))[-1].data
     assert again["base"] == found["base"], "the same prompts whatever the method"
+    head = list(runner.do("perturb", asked | {"options": {"head_bits": 4}}))[-1].data
+    assert head["label"] == "16-bit weights, head 4-bit" and head["base"] == found["base"] and head["moved"] > 0, "the head is rounded too"
     assert all(isinstance(layer, torch.nn.Linear) for layer in linears(next(iter([load._last])).model).values())

@@ -67,7 +67,7 @@ def test_grids_that_cannot_be(methods: list[str], bits: list[int], groups: list[
 
 
 class FakeEngine:
-    """Reports from the seeds; refuses 5 bits."""
+    """Reports from the seeds; refuses 5 bits, has no memory for 6 and a bug at 7."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict]] = []
@@ -77,6 +77,10 @@ class FakeEngine:
         yield Progress("quality", 1, 2)
         if params.get("bits") == 5:
             raise InputError("This layer will not have it.")
+        if params.get("bits") == 6:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if params.get("bits") == 7:
+            raise RuntimeError("the kernel is wrong")
         yield REPORTS[0 if method == "none" else 2]
 
 
@@ -86,6 +90,13 @@ def test_sweep_streams_a_report_each_and_passes_over_what_is_refused() -> None:
     assert [type(e) for e in events if not isinstance(e, Progress)] == [Report, Report, Answer]
     assert len(engine.asked) == 3 and events[-1].data["done"] == 2 and list(events[-1].data["failed"].values()) == ["This layer will not have it."]
     assert all(e.total == 3 for e in events if isinstance(e, Progress))
+
+
+def test_sweep_goes_on_where_memory_was_not_enough_and_hides_no_bug() -> None:
+    *_, answer = sweep.work(FakeEngine(), "demo", ["rtn"], [4, 6], [64])
+    assert answer.data["done"] == 2 and [row["error"] for row in answer.data["refused"]] == [sweep.TOO_LARGE]
+    with pytest.raises(RuntimeError, match="kernel is wrong"):
+        list(sweep.work(FakeEngine(), "demo", ["rtn"], [7], [64]))
 
 
 def test_sweep_command_resumes_and_writes_csv_and_json(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture) -> None:

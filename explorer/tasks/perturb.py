@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from explorer import models
-from explorer.methods import label_of
-from explorer.metrics import Subject
 from explorer.models import LoadedModel
-from explorer.provenance import circumstances
-from explorer.quantizing import quantize
+from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, Progress
 from explorer.request import Request
+from explorer.subjects import subject_of
 from explorer.tasks import Engine, Task
 
 PROMPTS, LENGTH, KEPT = 1024, 32, 4  # prompts, their tokens, and the words at their end that stay as they are
@@ -61,10 +59,9 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     prompts whose next token the quantization itself changes, percent), kinds.
     """
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
-    loaded = yield from engine.load.checked(experiment.model)
+    subject = yield from subject_of(engine.load, experiment, chosen, texts)
+    loaded, name = subject.loaded, name_of(experiment.spec, chosen)
     rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed, bos="")
-    subject = Subject(loaded, {}, {}, models.linears(loaded.model), rows, 0.0)
-    subject, _ = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])
     draw, pairs = random.Random(0), []
     for i, row in enumerate(rows):
         text = loaded.tokenizer.decode(row)
@@ -75,7 +72,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     moved = 0
     for i, (text, other) in enumerate(pairs):
         if i % 16 == 0:
-            yield Progress("perturbed prompts", i, len(pairs), label_of(chosen))
+            yield Progress("perturbed prompts", i, len(pairs), name)
         clean = next_token(loaded, text)
         flips["base"].append(clean != next_token(loaded, other))
         with subject.quantized():
@@ -83,7 +80,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
             flips["quantized"].append(first != next_token(loaded, other))
         moved += first != clean
     yield Answer("perturb", summary(flips["base"], flips["quantized"]) | {
-        "label": label_of(chosen), "moved": 100 * moved / len(pairs), "kinds": list(KINDS)},
+        "label": name, "moved": 100 * moved / len(pairs), "kinds": list(KINDS)},
         circumstances(loaded.device))  # fmt: skip
 
 

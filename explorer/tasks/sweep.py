@@ -11,7 +11,10 @@ from explorer.grid import LIMIT, Configuration, grid
 from explorer.methods import build, catalogue, spec_of
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress
+from explorer.sizes import out_of_memory
 from explorer.tasks import Engine, Task
+
+TOO_LARGE = "The memory was not enough for this configuration."
 
 
 def work(
@@ -22,7 +25,7 @@ def work(
     failed as `explorer.wide` has it in a row).
 
     options: the further fields of a Request, such as kv_bits. further: as in `grid`. seeds: draws of calibration text, each a run of the configurations
-    that read it. again: measure speeds and sizes once more. A configuration that this model refuses is noted and passed over.
+    that read it. again: measure speeds and sizes once more. A configuration that this model refuses, or that does not fit the memory, is noted and passed over.
     """
     asked, start = drawn(grid(catalogue(), methods, bits, groups, further), seeds or []), time.perf_counter()
     failed: dict[str, str] = {}
@@ -37,11 +40,11 @@ def work(
                     share = event.done / max(1, event.total)
                     event = Progress("sweep", done, len(asked), f"{name}, {event.stage} {share:.0%}" if event.stage != "waiting" else event.detail)
                 yield event
-        except InputError as error:
-            if one.method == "none":
+        except Exception as error:
+            if one.method == "none" or not (isinstance(error, InputError) or out_of_memory(error)):
                 raise
-            failed[name] = str(error)
-            refused.append(named(one, given, drawing) | {"error": str(error)})
+            failed[name] = str(error) if isinstance(error, InputError) else TOO_LARGE
+            refused.append(named(one, given, drawing) | {"error": failed[name]})
     yield Answer("sweep", {"done": len(asked) - len(failed), "failed": failed, "refused": refused, "seconds": time.perf_counter() - start})
 
 

@@ -96,7 +96,7 @@ def build(shell: Shell) -> View:
     first = shell.shelf.first()
     gr.HTML("<p class='see'>Choose a configuration and measure it on this machine; what was measured before comes back at once.</p>")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
-        which = gr.Dropdown(**choices(first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
+        which = gr.Dropdown(**choices(shell, first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
         stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
     line = gr.HTML(status(at_first()), elem_id="speed-status", padding=False)
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
@@ -130,7 +130,7 @@ def build(shell: Shell) -> View:
     stopping.by(stop, line)
 
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
-        return [gr.Dropdown(**choices(reports, chosen))]
+        return [gr.Dropdown(**choices(shell, reports, chosen))]
 
     return View([which], render, [which], pure=True)
 
@@ -176,13 +176,13 @@ def brought(shell: Shell, choice: str, keys: list[str], layer: str | None) -> li
         shown = shell.shelf.with_baseline(shell.shelf.arrange(shown, found)[0])
     compared, picker = shell.shared(shown, layer)
     waiting = status(f"{found.name}: sweeping the batch.", "busy")
-    return [gr.Tabs(selected="speed"), gr.Dropdown(**compared), gr.Dropdown(**picker), gr.Dropdown(**choices(shown, key)), waiting]
+    return [gr.Tabs(selected="speed"), gr.Dropdown(**compared), gr.Dropdown(**picker), gr.Dropdown(**choices(shell, shown, key)), waiting]
 
 
-def choices(reports: Sequence[Report], chosen: str | None) -> dict[str, Any]:
+def choices(shell: Shell, reports: Sequence[Report], chosen: str | None) -> dict[str, Any]:
     """What the list of configurations shows: those on the page, the usual one unless another was chosen."""
     keys = keys_of(reports)
-    value = chosen if chosen in keys else usual(reports) or next(iter(keys), None)
+    value = chosen if chosen in keys else usual(reports, shell.shelf.age) or next(iter(keys), None)
     return {"choices": [(report.name, key) for key, report in zip(keys, reports, strict=True)], "value": value}
 
 

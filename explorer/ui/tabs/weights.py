@@ -51,15 +51,19 @@ def build(shell: Shell) -> View:
     stop.stops(whole.click, maps.whole, subject, outputs)
     stop.by(cancel, maps_line)
 
-    def render(reports: Sequence[Report], layer: str, shown: str) -> list[Any]:
-        quantized = {key: r for key, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")}
-        wanted = settings(shown).get("key")
-        at_once = [r for r in quantized.values() if not maps.reads(r)]  # whose maps need no pass over the model, so that something is there to see
-        key = wanted if wanted in quantized else usual(at_once or list(quantized.values()))
+    def draw(reports: Sequence[Report], layer: str, key: str) -> list[Any]:
         now = json.dumps({"model": model_of(reports), "layer": layer, "key": key})
-        return [*figures.render(reports, layer), gr.Dropdown(choices=[(r.name, k) for k, r in quantized.items()], value=key or None), now]
+        listed = [(r.name, k) for k, r in zip(keys_of(reports), reports, strict=True) if r.by_layer("weight_error")]
+        return [*figures.render(reports, layer), gr.Dropdown(choices=listed, value=key or None), now]
 
-    return View([*figures.outputs, configuration, told], render, [told], pure=True)
+    drawing = View([*figures.outputs, configuration, told], draw, pure=True)
+
+    def render(reports: Sequence[Report], layer: str, shown: str) -> list[Any]:
+        quantized, wanted = [r for r in reports if r.by_layer("weight_error")], settings(shown).get("key")
+        at_once = [r for r in quantized if not maps.reads(r)]  # whose maps need no pass over the model, so that something is there to see
+        return drawing.drawn(reports, layer, wanted if wanted in keys_of(quantized) else usual(at_once or quantized, shell.shelf.age))
+
+    return View(drawing.outputs, render, [told])
 
 
 class Maps:
