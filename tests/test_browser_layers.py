@@ -63,3 +63,16 @@ def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:
     page.locator("#plan-status", has_text="a user at 512 tokens").wait_for(timeout=5000)
     assert not page.locator(".toast-body").count() and not wrong
     page.close()
+
+
+def test_a_link_brings_back_what_a_tab_is_set_to(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900, query="&tab=layers&layers.budget=4&layers.width=2")
+    page.locator("#tab-layers .prose.summary", has_text="at 4 bits").wait_for(timeout=20_000)
+    assert page.input_value("#budget input[type=number]") == "4" and not wrong
+    open_tab(page, "weights")
+    box = page.locator("#ms-planted input[type=number]")
+    box.fill("40")
+    box.press("Enter")
+    page.click("#copy-link")
+    page.locator("#status", has_text="weights.planted=40").wait_for(timeout=10_000)
+    page.close()

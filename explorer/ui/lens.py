@@ -72,6 +72,9 @@ class Lens:
             label="Your own values", info="They take the place of the group's first weights; Enter shows them.", placeholder="0.01 -0.2 0.05", max_length=3000,
             elem_id="ms-typed",
         )  # fmt: skip
+        own = {f"{control.method}_{control.field['name']}": control.component for control in self.fields}
+        own |= {"row": self.row, "group": self.group, "planted": self.planted, "share": self.clip, "values": self.typed}
+        self.shell.linked["weights"] = {"method": self.method} | own
         with gr.Row():
             self.take = gr.Button("Edit this group's values", size="sm", min_width=120)
             self.clear = gr.Button("Back to the model's", size="sm", min_width=120)

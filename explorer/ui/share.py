@@ -145,12 +145,13 @@ def _compared(page: Page, wanted: Wanted) -> Iterator[tuple[str, list[Any] | Non
     except (InputError, RuntimeError) as error:
         yield failure(error), None
     if shown:
-        yield status("Opened from a link.", "done"), page.view(shown, wanted.layer or None, wanted.tab or tabs()[0].name, _defaults(page))
+        yield status("Opened from a link.", "done"), page.view(shown, wanted.layer or None, wanted.tab or tabs()[0].name, _set_to(page, wanted))
 
 
-def _defaults(page: Page) -> Sequence[Any]:
-    """Values of the tabs' own inputs on a page that has just been opened."""
-    return [component.value for component in page.shell.inputs()]
+def _set_to(page: Page, wanted: Wanted) -> Sequence[Any]:
+    """Values of the tabs' own inputs on a page that a link has just opened."""
+    asked = {id(part): wanted.own[name] for name, part in page.shell.linked.get(wanted.tab, {}).items() if name in wanted.own}
+    return [asked.get(id(component), component.value) for component in page.shell.inputs()]
 
 
 def build(page: Page) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Bench:
                 0, 8, 0, step=1, label="Plant outliers", info="Power of two: 0 is none, 8 makes 256 times larger.", min_width=240, elem_id="strength"
             )
             self.count = gr.Slider(1, 16, 4, step=1, label="Channels", info="How many; the largest ones grow.", min_width=240, elem_id="channels")
+        shell.linked["activations"] = {"transform": self.transform, "alpha": self.alpha, "strength": self.power, "channels": self.count}
         self.line = gr.HTML("", elem_id="activations-status", padding=False)
         self.charts: list[Any] = []
         for pair in (("channels", "int8_error"), ("tokens", "input_histogram")):

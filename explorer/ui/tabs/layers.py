@@ -60,7 +60,8 @@ def build(shell: Shell) -> View:
     stop.by(cancel, line)
     for control in (width, what):
         control.input(handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
-    allocator(shell, handlers, key, title)
+    budget = allocator(shell, handlers, key, title)
+    shell.linked["layers"] = {"method": method, "group": group, "asymmetric": asymmetric, "width": width, "measure": what, "budget": budget}
 
     def render(reports: Sequence[Report], layer: str, seen: str, key: str, width: int, what: str) -> list[Any]:
         return [*view.drawn(reports, layer), *handlers.arrived(model_of(reports), seen, key, width, what)]
@@ -68,8 +69,10 @@ def build(shell: Shell) -> View:
     return View([*view.outputs, line, key, *maps, seen], render, [seen, key, width, what])
 
 
-def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> None:
-    """Lays out and wires the budget, its map, its rules and the comparison with one width for all. title: the heading of the sensitivity."""
+def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> Any:
+    """Lays out and wires the budget, its map, its rules and the comparison with one width for all; gives the budget's control. title: the heading of the
+    sensitivity.
+    """
     own_title = gr.HTML(handlers.titles(key.value)[1])
     budget = gr.Slider(2.0, 8.5, BUDGET, step=0.05, label="Budget, stored bits a weight", info="Codes, scales and zeros counted.", elem_id="budget")
     start = handlers.allocated(key.value, BUDGET) if key.value else {}
@@ -85,7 +88,7 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> No
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
     sentence = "Runs the allocation and the two nearest uniform widths on the evaluation text, and adds the allocation to Compare."
     line = gr.HTML(status(sentence), padding=False, elem_id="allocation-status")
-    for event in (budget.input, key.change):
+    for event in (budget.change, key.change):  # a link moves the budget, too
         event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
     key.change(handlers.titles, key, [title, own_title], **QUIET)
     shared = [shell.compared, shell.layer]
@@ -93,6 +96,7 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> No
     stop = Cancel(status("Cancelled. What was measured before is kept."))
     stop.stops(run.click, handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16)
     stop.by(cancel, line)
+    return budget
 
 
 TAB = Tab("layers", "Layers", build, order=30)

@@ -36,6 +36,7 @@ def build(shell: Shell) -> View:
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, scale=2, elem_id="axes")
         quality = gr.Radio(QUALITY, value="kld_mean", label="Quality", min_width=260)
+    shell.linked["tradeoffs"] = {"axes": view, "quality": quality}
     plotted = chart(tradeoffs.CHART, handlers.data(start, "bits", "kld_mean"))
     card = gr.HTML(START, elem_id="point-report")
     heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
