@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels import read_out
 from kernels.formats import group_of, integers
+from kernels.linear16 import linear
 from kernels.op import Form, LowBitWeight, Packed, dequantize, per_group, round_activation
 
 CPU_GROUPS = (256, 128, 64, 32)  # what torch's 4-bit CPU operator takes
@@ -105,12 +106,12 @@ NIBBLES = Form(
 def _copy_run(x: Tensor, packed: Packed) -> Tensor:
     narrow, (activation,) = x.bfloat16(), packed.meta
     if activation is None:
-        return torch.nn.functional.linear(narrow, packed.tensors["weight"]).to(x.dtype)
+        return linear(narrow, packed.tensors["weight"]).to(x.dtype)
     codes, scale = round_activation(x, activation)
     codes = codes.to(torch.bfloat16)
     if activation.per == "block":
-        return torch.nn.functional.linear((codes.float() * per_group(scale, *codes.shape)).bfloat16(), packed.tensors["weight"]).to(x.dtype)
-    return (torch.nn.functional.linear(codes, packed.tensors["weight"]).float() * scale).to(x.dtype)
+        return linear((codes.float() * per_group(scale, *codes.shape)).bfloat16(), packed.tensors["weight"]).to(x.dtype)
+    return (linear(codes, packed.tensors["weight"]).float() * scale).to(x.dtype)
 
 
 def _copy_refuses(w: LowBitWeight) -> str:

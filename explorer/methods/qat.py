@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
 from explorer.records import Progress
+from kernels.linear16 import linear
 
 BATCH = 4  # windows a step
 LEAST = 0.01  # of where a step starts: what it can shrink to
@@ -61,7 +62,7 @@ class LearnedStepLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N] in x's dtype."""
         weight = _Round.apply(self.weight, self.step, *grid_of(self.bits)).view(self.shape)
-        return nn.functional.linear(x, weight.to(x.dtype), self.bias)
+        return linear(x, weight.to(x.dtype), self.bias)
 
     @torch.no_grad()
     def keep_positive(self) -> None:

@@ -1,0 +1,61 @@
+"""bfloat16 products on a CPU that has no units for them: the same numbers by way of float32, for one row and for many, forward and backward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from explorer import models
+from explorer.hub import Hub
+from explorer.models import Dense
+from kernels import linear16
+
+
+@pytest.fixture(autouse=True)
+def no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear16, "has_units", lambda: False)
+    monkeypatch.setattr(models, "has_units", lambda: False)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 50])
+@pytest.mark.parametrize(("n", "k"), [(96, 64), (37, 33)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_it_is_the_product_to_a_rounding(rows: int, n: int, k: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear16, "PART", 10 * k)  # several parts, the last one shorter
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((2, rows, k), (n, k), (n,)))
+    y = linear16.linear(x, weight, bias if biased else None)
+    exact = nn.functional.linear(x.double(), weight.double(), bias.double() if biased else None)
+    assert y.shape == exact.shape and y.dtype == torch.bfloat16 and ((y - exact).norm() / exact.norm()).item() < 4e-3
+
+
+def test_gradients_are_those_of_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=generator).bfloat16().requires_grad_() for shape in ((16, 64), (32, 64)))
+    linear16.linear(x, weight).float().square().sum().backward()
+    wide = [t.detach().double().requires_grad_() for t in (x, weight)]
+    nn.functional.linear(*wide).square().sum().backward()
+    for ours, exact in zip((x, weight), wide, strict=True):
+        assert ((ours.grad - exact.grad).norm() / exact.grad.norm()).item() < 1e-2
+
+
+def test_float32_and_a_cpu_with_units_go_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(16, 8), torch.randn(4, 8)
+    assert torch.equal(linear16.linear(x, weight), nn.functional.linear(x, weight))
+    monkeypatch.setattr(linear16, "has_units", lambda: True)
+    x, weight = x.bfloat16(), weight.bfloat16()
+    assert torch.equal(linear16.linear(x, weight), nn.functional.linear(x, weight))
+
+
+def test_a_model_is_loaded_with_such_layers_and_scores_the_same(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = models.resolve(str(tiny_folder), Hub())
+    ours = models.load(ref, torch.device("cpu"), Hub()).model
+    monkeypatch.setattr(models, "has_units", lambda: True)
+    plain = models.load(ref, torch.device("cpu"), Hub()).model
+    assert all(type(layer) is Dense for layer in models.linears(ours).values()) and type(ours.lm_head) is Dense
+    tokens = torch.randint(0, 1000, (2, 64), generator=torch.Generator().manual_seed(0))
+    first, second = (model(tokens).logits.float().log_softmax(-1) for model in (ours, plain))
+    assert (first - second).abs().max() < 0.05 and torch.equal(*(p.argmax(-1)[:, :4] for p in (first, second)))
