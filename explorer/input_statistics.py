@@ -36,8 +36,8 @@ class InputSums:
     """The sums behind InputStatistics while inputs come in. gram: whether the Gram matrix is summed too, which takes 4 K^2 bytes, at K = 28,672 3.3 GB, and
     most of the time.
 
-    float32 is enough: a product adds up at most ROWS tokens, and products are then added to one another, so that rounding does not grow with the tokens.
-    Beside float64, a Gram matrix of 262,144 tokens is off by 4e-7 of its norm; one batch of 2,048 tokens already by 3e-7.
+    float32 is enough: beside float64 a Gram matrix is off by 2e-7 of its norm after 2,048 tokens and by 5e-7 after 262,144 (measured, 256 channels), where
+    bfloat16 has rounded each input by up to 4e-3.
     """
 
     def __init__(self, gram: bool) -> None:
