@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from explorer import architectures, models, offload, sizes
-from explorer.calibration import sequential_inputs
+from explorer.calibration import sequential_statistics
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, refuses_all
 from explorer.metrics import Subject
 from explorer.models import LoadedModel
@@ -65,7 +66,7 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     qtensors: dict[str, QuantizedTensor] = {}
     least = sizes.ROOM + sizes.BESIDE * max((layer.weight.numel() for layer in wanted.values()), default=0)
 
-    def convert(names: Sequence[str], inputs: torch.Tensor | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
+    def convert(names: Sequence[str], inputs: InputStatistics | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
         weights = {name: _weight(loaded, name, wanted[name]) for name in names}
         for name, weight in weights.items():
             finite(weight, "weights", name)
@@ -81,13 +82,14 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
             yield from convert(names, None)
         return qtensors, layers
     yield Progress("quantize", 0, len(wanted), "reading the calibration text")
-    for group, before in sequential_inputs(loaded, rows):
+    asked = {name: method.reads_gram(name) for name in wanted}
+    for group, inputs, before in sequential_statistics(loaded, rows, asked):
         names = [name for name in group if name in wanted]
-        if names:
-            shared = finite(group[names[0]], "inputs", names[0]).float()
-            yield from convert(names, shared, before.rows.to(loaded.device) if before and len(names) == len(group) else None)
+        finite(inputs.absmax, "inputs", names[0])  # the largest of values that hold NaN or infinity is one of them
+        yield from convert(names, inputs, before.rows.to(loaded.device) if before and len(names) == len(group) else None)
         for name in names:
             put(loaded.model, name, layers[name])
+        del inputs  # two Gram matrices need not be held at once
     return qtensors, layers
 
 

@@ -83,6 +83,10 @@ class Rotation:
             return turn_by_kernel(x.reshape(-1, x.shape[-1]), self.signs, self.left, self.right.shape[0], "")[0].view(x.shape)
         return self._turn(x.float() * self.signs, self.left.T, self.right).to(x.dtype)
 
+    def conjugate(self, matrix: Tensor) -> Tensor:
+        """R^T S R for a symmetric S [K, K] where `apply` is x -> x R: the Gram matrix of turned inputs from that of the inputs."""
+        return self.apply(self.apply(matrix).T)
+
     def invert(self, x: Tensor) -> Tensor:
         """The inverse of `apply`, [..., K] -> [..., K]."""
         return (self._turn(x.float(), self.left, self.right.T) * self.signs).to(x.dtype)

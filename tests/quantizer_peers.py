@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods.awq import Awq
 from explorer.methods.gptq import Gptq, hessian, quantize_with_hessian
 from explorer.methods.hqq import Hqq
@@ -44,7 +45,7 @@ def matrices(n: int, k: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def own_gptq(weight: Tensor, inputs: Tensor, order: bool) -> Work:
-    method, h = Gptq(bits=BITS, group_size=GROUP, symmetric=True, full_range=True, act_order=order, static_groups=True), hessian(inputs)
+    method, h = Gptq(bits=BITS, group_size=GROUP, symmetric=True, full_range=True, act_order=order, static_groups=True), hessian(InputStatistics.of(inputs))
     return lambda: quantize_with_hessian(method, weight, h).dequantize()
 
 
@@ -53,7 +54,7 @@ def llm_compressor(weight: Tensor, inputs: Tensor, order: bool) -> Work:
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 
-    scale, h = weight.unflatten(1, (-1, GROUP)).abs().amax(-1) / 7.5, hessian(inputs)
+    scale, h = weight.unflatten(1, (-1, GROUP)).abs().amax(-1) / 7.5, hessian(InputStatistics.of(inputs))
     asked = QuantizationArgs(num_bits=BITS, group_size=GROUP, strategy="group", symmetric=True, actorder="weight" if order else None)
 
     def work() -> Tensor:
@@ -67,8 +68,8 @@ def own_awq(weight: Tensor, inputs: Tensor, clip: bool) -> Work:
     """Either search alone: that of the channels' scale, or that of the clipping range without a scale."""
     method = Awq(bits=BITS, group_size=GROUP, clip=clip)
     if clip:
-        return lambda: dict(method.quantize_together({"": weight}, inputs, None))[""].dequantize()
-    return lambda: method.quantize(weight, inputs).dequantize()
+        return lambda: dict(method.quantize_together({"": weight}, InputStatistics.of(inputs), None))[""].dequantize()
+    return lambda: method.quantize(weight, InputStatistics.of(inputs)).dequantize()
 
 
 @torch.no_grad()

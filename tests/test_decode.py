@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from explorer import llama, products
 from explorer.decode import Decoder, TransformersLoop
+from explorer.input_statistics import InputStatistics
 from explorer.kvcache import packed_tokens
 from explorer.llama import LlamaLoop
 from explorer.methods import build
@@ -171,7 +172,7 @@ def test_a_shared_input_scale_goes_into_the_norm_before(method: str) -> None:
         for block in range(2):
             names = [f"layers.{block}.{place}.{part}" for part in parts]
             inputs = torch.randn(64, 128, generator=draw) * torch.rand(128, generator=draw).mul(3).exp()
-            made = build(method, {}).quantize_together({name: whole[name].weight.detach() for name in names}, inputs, torch.arange(128))
+            made = build(method, {}).quantize_together({name: whole[name].weight.detach() for name in names}, InputStatistics.of(inputs), torch.arange(128))
             layers |= {name: QuantizedLinear(q, None, CPU) for name, q in made}
     with swapped(model, layers, whole), torch.no_grad():
         own, theirs = LlamaLoop(model, 32), TransformersLoop(model, 32)

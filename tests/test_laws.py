@@ -13,6 +13,7 @@ from explorer import models
 from explorer.calibration import first_inputs, record_inputs
 from explorer.data import text_of
 from explorer.hub import Hub
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build
 from explorer.models import DEMO, blocks, linears
 from explorer.rotation import Rotation
@@ -57,7 +58,7 @@ def output_error(gram: Tensor, rounded: Tensor, weight: Tensor) -> float:
 def errors(layers: list[Layer], method: str, **params: object) -> tuple[list[float], list[float]]:
     """Output error of every layer, (on the calibration text, on held-out text)."""
     chosen = build(method, params)
-    rounded = [chosen.quantize(layer.weight, layer.seen if chosen.reads_inputs() else None, layer.name).dequantize() for layer in layers]
+    rounded = [chosen.quantize(layer.weight, InputStatistics.of(layer.seen) if chosen.reads_inputs() else None, layer.name).dequantize() for layer in layers]
     pairs = list(zip(layers, rounded, strict=True))
     return tuple([output_error(gram(layer), w, layer.weight) for layer, w in pairs] for gram in (lambda at: at.gram_seen, lambda at: at.gram_held_out))
 
@@ -119,7 +120,7 @@ def test_smoothquant_beats_naive_int8_where_outliers_are_planted(layers: list[La
         exact = x @ layer.weight.T
         found = {}
         for method in ("dynamic_int8", "smoothquant", "llm_int8"):
-            q = build(method, {}).quantize(layer.weight, x)
+            q = build(method, {}).quantize(layer.weight, InputStatistics.of(x))
             found[method] = ((multiply(q.transform(x), q.weight()) - exact).norm() / exact.norm()).item()
         worse += found["smoothquant"] > found["dynamic_int8"] or found["llm_int8"] > found["dynamic_int8"]
     assert worse == 0

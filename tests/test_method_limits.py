@@ -11,6 +11,7 @@ import torch
 from explorer import models
 from explorer.data import bundled_text
 from explorer.hub import Hub
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build, label_of
 from explorer.methods.qat import LearnedStepLinear
 from explorer.qlinear import put
@@ -83,8 +84,8 @@ def test_the_default_rate_still_teaches_the_bundled_model(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("rotate", [True, False])
 def test_quip_on_inputs_of_zeros_rounds_to_the_nearest(rotate: bool) -> None:
     weight = 0.02 * torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
-    q = build("quip", {"rotate": rotate}).quantize(weight, torch.zeros(20, 64))
+    q = build("quip", {"rotate": rotate}).quantize(weight, InputStatistics.of(torch.zeros(20, 64)))
     plain = build("quip", {"rotate": rotate, "feedback": False}).quantize(weight, None)
     assert (q.dequantize() - weight).norm() < 1.05 * (plain.dequantize() - weight).norm()
     with pytest.raises(ValueError, match="NaN or infinities"):
-        build("quip", {"rotate": rotate}).quantize(weight, torch.full((20, 64), torch.nan))
+        build("quip", {"rotate": rotate}).quantize(weight, InputStatistics.of(torch.full((20, 64), torch.nan)))

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build, fields_of, label_of, methods, spec_of
 from explorer.methods.gptq import hessian
 from explorer.qlinear import QuantizedLinear
@@ -36,24 +37,28 @@ def inputs() -> torch.Tensor:
     return x
 
 
+@pytest.fixture(scope="module")
+def seen(inputs: torch.Tensor) -> InputStatistics:
+    return InputStatistics.of(inputs)
+
+
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
 def every_setting(method: type) -> list:
-    grids = [field.choices or (field.default,) for field in fields_of(method)]
-    names = [field.name for field in fields_of(method)]
-    all_of_them = [method(**dict(zip(names, values, strict=True))) for values in itertools.product(*grids)]
+    grids = {field.name: field.choices or (field.default,) for field in fields_of(method)}
+    all_of_them = [method(**dict(zip(grids, values, strict=True))) for values in itertools.product(*grids.values())]
     return [one for one in all_of_them if not one.check()]
 
 
 @pytest.mark.parametrize("method", REAL, ids=lambda m: m.name)
-def test_codes_fit_and_bits_are_counted(method: type, weight: torch.Tensor, inputs: torch.Tensor) -> None:
+def test_codes_fit_and_bits_are_counted(method: type, weight: torch.Tensor, seen: InputStatistics) -> None:
     settings = every_setting(method)
     for chosen in settings[:: max(1, len(settings) // 24)]:
         if chosen.refuses(tuple(weight.shape)):
             continue
-        q = chosen.quantize(weight, inputs)
+        q = chosen.quantize(weight, seen)
         assert q.codes.dtype == torch.uint8 and int(q.codes.max()) < 2**q.bits
         assert q.dequantize().isfinite().all()
         assert q.stored_bits() > (q.code_bits or q.bits) * weight.numel()
@@ -88,7 +93,7 @@ def test_codes_fit_and_bits_are_counted(method: type, weight: torch.Tensor, inpu
 )
 def test_stored_bits_are_exact(name: str, params: dict, bits_per_weight: float) -> None:
     w = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    q = build(name, params).quantize(w, torch.randn(600, 256, generator=torch.Generator().manual_seed(1)))
+    q = build(name, params).quantize(w, InputStatistics.of(torch.randn(600, 256, generator=torch.Generator().manual_seed(1))))
     assert q.stored_bits() / w.numel() == bits_per_weight
 
 
@@ -120,8 +125,8 @@ def test_nf4_double_quantization_costs_4_127_bits() -> None:
 
 def test_nf4_beats_symmetric_int4_on_a_normal_weight() -> None:
     w = torch.randn(128, 1024, generator=torch.Generator().manual_seed(0))
-    nf4 = error(build("nf4", {}).quantize(w, None).dequantize(), w)
-    int4 = error(build("rtn", {"bits": 4, "group_size": 64}).quantize(w, None).dequantize(), w)
+    formats = (("nf4", {}), ("rtn", {"bits": 4, "group_size": 64}))
+    nf4, int4 = (error(build(name, params).quantize(w, None).dequantize(), w) for name, params in formats)
     assert nf4 < int4
 
 
@@ -139,10 +144,10 @@ def naive_gptq(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor, bits: int,
     return result
 
 
-def test_gptq_agrees_with_the_direct_float64_solution(weight: torch.Tensor, inputs: torch.Tensor) -> None:
+def test_gptq_agrees_with_the_direct_float64_solution(weight: torch.Tensor, seen: InputStatistics) -> None:
     method = build("gptq", {"bits": 4, "granularity": "channel", "act_order": False})
-    q = method.quantize(weight, inputs)
-    naive = naive_gptq(weight, hessian(inputs), q.scale.float(), 4, method.damping)
+    q = method.quantize(weight, seen)
+    naive = naive_gptq(weight, hessian(seen), q.scale.float(), 4, method.damping)
     differing = (q.dequantize() != naive.float()).float().mean()
     assert differing < 0.01, "float32 rounding may flip a few codes on a tie, not more"
 
@@ -150,10 +155,10 @@ def test_gptq_agrees_with_the_direct_float64_solution(weight: torch.Tensor, inpu
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gptq_trades_weight_error_for_output_error(weight, inputs, act_order: bool, granularity: str, symmetric: bool) -> None:
+def test_gptq_trades_weight_error_for_output_error(weight, inputs, seen, act_order: bool, granularity: str, symmetric: bool) -> None:
     common = {"bits": 3, "granularity": granularity, "group_size": 64, "symmetric": symmetric}
     rtn = build("rtn", common).quantize(weight, None).dequantize()
-    gptq = build("gptq", {**common, "act_order": act_order}).quantize(weight, inputs).dequantize()
+    gptq = build("gptq", {**common, "act_order": act_order}).quantize(weight, seen).dequantize()
     assert error(inputs @ gptq.T, inputs @ weight.T) < error(inputs @ rtn.T, inputs @ weight.T)
     assert error(gptq, weight) > error(rtn, weight)
 
@@ -162,9 +167,9 @@ def test_gptq_survives_dead_and_duplicate_channels(weight: torch.Tensor, inputs:
     x = inputs.clone()
     x[:, 10] = 0
     x[:, 20] = x[:, 21]
-    assert build("gptq", {"damping": 0.0001}).quantize(weight, x).dequantize().isfinite().all()
+    assert build("gptq", {"damping": 0.0001}).quantize(weight, InputStatistics.of(x)).dequantize().isfinite().all()
     with pytest.raises(ValueError, match="NaN"):
-        build("gptq", {}).quantize(weight, x * float("nan"))
+        build("gptq", {}).quantize(weight, InputStatistics.of(x * float("nan")))
 
 
 @pytest.mark.parametrize(
@@ -211,28 +216,28 @@ def test_label_is_short_and_tells_configurations_apart(name: str, params: dict, 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_calibrated_methods_lower_the_output_error(weight: torch.Tensor, inputs: torch.Tensor, name: str, bits: int) -> None:
+def test_calibrated_methods_lower_the_output_error(weight: torch.Tensor, inputs: torch.Tensor, seen: InputStatistics, name: str, bits: int) -> None:
     rtn = build("rtn", {"bits": bits, "symmetric": False}).quantize(weight, None).dequantize()
-    ours = build(name, {"bits": bits, "symmetric": False}).quantize(weight, inputs).dequantize()
+    ours = build(name, {"bits": bits, "symmetric": False}).quantize(weight, seen).dequantize()
     assert error(inputs @ ours.T, inputs @ weight.T) < error(inputs @ rtn.T, inputs @ weight.T)
 
 
 @pytest.mark.parametrize(("name", "params"), [("awq", {}), ("smoothquant", {}), ("rtn", {"rotate": True}), ("gptq", {"rotate": True})])
-def test_transforms_preserve_the_function(weight: torch.Tensor, inputs: torch.Tensor, name: str, params: dict) -> None:
+def test_transforms_preserve_the_function(weight: torch.Tensor, inputs: torch.Tensor, seen: InputStatistics, name: str, params: dict) -> None:
     """Before rounding: transformed inputs times transformed weights are the old product, to 1e-5 in float32."""
-    q = build(name, params).quantize(weight, inputs)
+    q = build(name, params).quantize(weight, seen)
     moved = weight if q.channel_scale is None else weight * q.channel_scale
     moved = moved if q.rotation is None else q.rotation.apply(moved)
     assert error(q.transform(inputs) @ moved.T, inputs @ weight.T) < 1e-5
 
 
 @pytest.mark.parametrize("method", REAL, ids=lambda m: m.name)
-def test_layer_computes_what_the_tensor_means(method: type, weight: torch.Tensor, inputs: torch.Tensor) -> None:
+def test_layer_computes_what_the_tensor_means(method: type, weight: torch.Tensor, inputs: torch.Tensor, seen: InputStatistics) -> None:
     """The packed layer that runs agrees with dequantize(), with activations rounded as the tensor says, to the precision of its inputs."""
     settings = [chosen for chosen in every_setting(method) if not chosen.refuses(tuple(weight.shape))]
     x = inputs[:40].bfloat16()
     for chosen in settings[:: max(1, len(settings) // 12)]:
-        q = chosen.quantize(weight, inputs)
+        q = chosen.quantize(weight, seen)
         layer = QuantizedLinear(q, None, torch.device("cpu"))
         expected = multiply(q.transform(x.float()), q.weight())
         assert error(layer(x).float(), expected) < (0.02 if q.activation else 0.008), chosen
@@ -247,18 +252,18 @@ def test_smoothquant_beats_naive_int8_once_outliers_are_planted(weight: torch.Te
             multiply(q.transform(x), q.weight())
             for q in (
                 build("dynamic_int8", {"granularity": granularity}).quantize(weight, None),
-                build("smoothquant", {"granularity": granularity}).quantize(weight, x),
+                build("smoothquant", {"granularity": granularity}).quantize(weight, InputStatistics.of(x)),
                 build("llm_int8", {}).quantize(weight, None),
             )
         )
         assert error(smooth, exact) < error(naive, exact) and error(kept, exact) < error(naive, exact)
 
 
-def test_static_scale_clips_what_calibration_did_not_see(weight: torch.Tensor, inputs: torch.Tensor) -> None:
+def test_static_scale_clips_what_calibration_did_not_see(weight: torch.Tensor, inputs: torch.Tensor, seen: InputStatistics) -> None:
     for name in ("smoothquant", "fp8"):
-        q = build(name, {"activation": "static"}).quantize(weight, inputs)
-        seen, beyond = (error(multiply(q.transform(x), q.weight()), x @ weight.T) for x in (inputs, 10 * inputs))
-        assert seen < 0.05 < beyond
+        q = build(name, {"activation": "static"}).quantize(weight, seen)
+        within, beyond = (error(multiply(q.transform(x), q.weight()), x @ weight.T) for x in (inputs, 10 * inputs))
+        assert within < 0.05 < beyond
 
 
 def test_error_falls_from_binary_to_int8(weight: torch.Tensor) -> None:
@@ -285,11 +290,11 @@ def test_llm_int8_without_outliers_is_plain_int8(weight: torch.Tensor, inputs: t
 
 
 @pytest.mark.parametrize("method", REAL, ids=lambda m: m.name)
-def test_degenerate_weights_give_a_defined_result(method: type, inputs: torch.Tensor) -> None:
+def test_degenerate_weights_give_a_defined_result(method: type, seen: InputStatistics) -> None:
     """All zeros, a constant row, one huge value, tiny values: finite, and zeros stay zeros wherever the format has a zero."""
     zeros, huge = torch.zeros(16, 256), torch.randn(16, 256, generator=torch.Generator().manual_seed(0)) * 0.02
     huge[3], huge[5, 7], huge[6] = 0.5, 1e4, 1e-30
     for w in (zeros, huge):
-        q = build(method.name, {}).quantize(w, inputs)
+        q = build(method.name, {}).quantize(w, seen)
         assert q.dequantize().isfinite().all(), "not finite"
         assert w is not zeros or q.dequantize().abs().max() < 1e-6, "a weight of zeros must stay zero"

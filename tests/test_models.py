@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from explorer import checkpoint, data, models, sizes
-from explorer.calibration import first_inputs, sequential_inputs
+from explorer.calibration import first_inputs, sequential_statistics
 from explorer.checkpoint import SUPPORTED
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.hub import Hub, HubSettings
@@ -100,17 +100,18 @@ def test_each_set_of_layers_sees_the_layers_replaced_before_it(tiny_folder: Path
     """q/k/v, o, gate/up, down of block 0, then block 1; zeroing a set changes what the next one reads, and only from then on."""
     loaded = models.load(models.resolve(str(tiny_folder), Hub()), CPU, Hub())
     rows = torch.randint(0, 4096, (2, 64), generator=torch.Generator().manual_seed(0))
-    plain = [{name: x.clone() for name, x in group.items()} for group, _ in sequential_inputs(loaded, rows)]
-    kinds = [sorted(name.rsplit(".", 1)[1] for name in group) for group in plain]
+    asked = dict.fromkeys(models.linears(loaded.model), True)
+    plain = list(sequential_statistics(loaded, rows, asked))
+    kinds = [sorted(name.rsplit(".", 1)[1] for name in group) for group, *_ in plain]
     assert kinds == [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * 2
     original = models.linears(loaded.model)["layers.0.self_attn.o_proj"]
     changed = []
-    for group, _ in sequential_inputs(loaded, rows):
-        changed.append({name: x.clone() for name, x in group.items()})
+    for group, seen, _ in sequential_statistics(loaded, rows, asked):
+        changed.append(seen.gram)
         if "layers.0.self_attn.o_proj" in group:
             silent = torch.nn.Linear(original.in_features, original.out_features, bias=False, dtype=original.weight.dtype)
             put(loaded.model, "layers.0.self_attn.o_proj", silent.requires_grad_(False))
-    same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(plain, changed, strict=True)]
+    same = [torch.equal(seen.gram, gram) for (_, seen, _), gram in zip(plain, changed, strict=True)]
     assert same == [True, True] + [False] * 6
 
 

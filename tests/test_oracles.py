@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build
 from explorer.methods.nf4 import NF4
 from explorer.qtensor import QuantizedTensor, dynamic_code
@@ -113,7 +114,7 @@ def test_awq_scale_has_the_least_output_error_of_the_grid(weight: torch.Tensor) 
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(300, 256, generator=generator) * torch.rand(256, generator=generator).mul(4).exp()
     method = build("awq", {"bits": 3, "clip": False})
-    chosen = method.quantize(weight, x)
+    chosen = method.quantize(weight, InputStatistics.of(x))
     loss = lambda w: (((w.double() - weight.double()) @ x.double().T) ** 2).sum().item()  # noqa: E731
     candidates = []
     for step in range(20):
@@ -243,7 +244,8 @@ def test_k_quants_err_as_llama_cpp_does(name: str, importance: bool, theirs: flo
     i = torch.arange(16 * 512)
     w = (((i * 7919 % 1009) - 504).float() / 2**13 * (1 + (i % 13 == 0) * 3)).view(16, 512)
     squares = ((torch.arange(512) * 31 % 17) + 1).float() / 16
-    q = build("kquant", {"format": name, "importance": importance}).quantize(w, squares.sqrt().expand(2, -1) if importance else None)
+    seen = InputStatistics.of(squares.sqrt().expand(2, -1)) if importance else None
+    q = build("kquant", {"format": name, "importance": importance}).quantize(w, seen)
     assert ((q.dequantize() - w).square() * squares).sum().item() == pytest.approx(theirs, rel=1.5e-3)
 
 
@@ -253,5 +255,5 @@ def test_k_quant_search_beats_rounding_and_importance_pays() -> None:
     plain = build("kquant", {}).quantize(w, None).dequantize()
     rounded = build("rtn", {"symmetric": False, "group_size": 32}).quantize(w, None).dequantize()
     assert error(plain, w) < error(rounded, w)
-    weighted = build("kquant", {"importance": True}).quantize(w, x).dequantize()
+    weighted = build("kquant", {"importance": True}).quantize(w, InputStatistics.of(x)).dequantize()
     assert error(x @ weighted.T, x @ w.T) < error(x @ plain.T, x @ w.T)

@@ -13,6 +13,7 @@ from explorer import models
 from explorer.experiment import LocalRunner
 from explorer.figures import charts
 from explorer.hub import Hub
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build
 from explorer.metrics.activations import kurtosis, outliers
 from explorer.models import LoadedModel
@@ -156,7 +157,7 @@ def test_llm_int8_static_list_is_the_channels_that_reach_the_threshold() -> None
     weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(50, 64, generator=generator)
     inputs[7, [5, 40]] = torch.tensor([6.0, -30.0])
     assert outliers(inputs.abs().amax(0))["llm_int8"] == [5, 40], "the metric names the channels that the method takes out"
-    static = build("llm_int8", {"outliers": "static"}).quantize(weight, inputs)
+    static = build("llm_int8", {"outliers": "static"}).quantize(weight, InputStatistics.of(inputs))
     assert static.activation.columns == (5, 40) and not static.activation.threshold
     dynamic = build("llm_int8", {}).quantize(weight, None)
     assert torch.allclose(multiply(inputs, static.weight()), multiply(inputs, dynamic.weight()), rtol=1e-4, atol=1e-3)

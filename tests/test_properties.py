@@ -12,6 +12,7 @@ from torch import Tensor
 
 from explorer import lattice
 from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, build, fields_of, methods
 from explorer.records import InputError
 from explorer.store import Store
@@ -70,7 +71,7 @@ def test_any_weight_gives_a_defined_tensor_or_is_refused(kind: type[Method], dat
     if refusal := method.refuses(tuple(w.shape), "layers.0.mlp.up_proj"):
         assert refusal[0].islower() or refusal[0].isdigit(), "a clause that follows a layer's name"
         return
-    q = method.quantize(w, data.draw(calibration(w.shape[1])), "layers.0.mlp.up_proj")
+    q = method.quantize(w, InputStatistics.of(data.draw(calibration(w.shape[1]))), "layers.0.mlp.up_proj")
     restored = q.dequantize()
     assert restored.shape == w.shape and restored.isfinite().all()
     assert q.codes.dtype == torch.uint8 and q.codes.shape == w.shape and int(q.codes.max()) < 2**q.bits
@@ -82,7 +83,7 @@ def test_any_weight_gives_a_defined_tensor_or_is_refused(kind: type[Method], dat
 @given(st.data())
 def test_a_calibrated_method_is_deterministic(data: st.DataObject) -> None:
     w, method = data.draw(weights()), build("gptq", {"granularity": "channel"})
-    x = data.draw(calibration(w.shape[1]))
+    x = InputStatistics.of(data.draw(calibration(w.shape[1])))
     assert torch.equal(method.quantize(w, x).dequantize(), method.quantize(w, x).dequantize())
 
 
@@ -118,7 +119,7 @@ def test_lattice_points_are_points_of_e8_and_fit_two_bytes() -> None:
 def test_two_bits_are_enough_for_what_quip_stores() -> None:
     """Every run of eight 4-bit codes of a QuIP# tensor is one of the 65,536 points, so it fits in 16 bits and comes back from them."""
     w, x = (torch.randn(*shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(((24, 128), (400, 128))))
-    q = build("quip", {}).quantize(w, x)
+    q = build("quip", {}).quantize(w, InputStatistics.of(x))
     points = (q.codes.reshape(-1, 8).float() - lattice.MIDDLE) * lattice.CODE_STEP
     stored = lattice.pack(*lattice.nearest_point(points))
     assert int(stored.max()) < 2**16

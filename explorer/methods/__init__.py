@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, QuantSpec, key_of, plain
 
@@ -57,7 +58,7 @@ def text(default: str, *, title: str, help: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods. needs_inputs: `quantize` gets calibration inputs of the layer, [M, K] float32, else None."""
+    """Base of all methods. needs_inputs: `quantize` gets what calibration text shows of the layer's inputs, else None."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -67,11 +68,11 @@ class Method:
     of_model: ClassVar[bool] = False  # whether it sees the whole model, by `train` as in qat.py, instead of one layer at a time
     by_name: ClassVar[bool] = False  # whether a layer's name decides how it is rounded
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         """weight [N, K] float32 of the named layer -> QuantizedTensor. `refuses` has been asked before."""
         raise NotImplementedError
 
-    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """Yields (layer, QuantizedTensor) for layers that read the same inputs, all that there are of q/k/v or gate/up among them. weights [N, K] in the
         model's dtype by layer. rows [K] int64: which output of the operator before them each input channel is, None where no operator could take a
         scale of these channels, see explorer/flow.py, or nothing was calibrated.
@@ -82,6 +83,10 @@ class Method:
     def reads_inputs(self) -> bool:
         """Whether this configuration needs the layer's inputs; only methods with `needs_inputs` may."""
         return self.needs_inputs
+
+    def reads_gram(self, layer: str) -> bool:
+        """Whether of the named layer's inputs it also needs the Gram matrix, which is most of the work and 4 K^2 bytes; only if it reads inputs at all."""
+        return False
 
     def check(self) -> str:
         """A sentence that says why these parameters mean nothing together, "" when they do."""

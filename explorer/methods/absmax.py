@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 
@@ -24,5 +25,5 @@ class Absmax(Method):
 
     granularity: str = choice("channel", "tensor", "channel", title="Granularity", help="How many weights share one scale.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         return quantize_affine(weight, 8, self.granularity, 0, symmetric=True)

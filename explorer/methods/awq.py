@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, affine_parameters, affine_values, group_view, quantize_affine
 
-RATIOS, CLIPS, SHRINK, CLIP_TOKENS = 20, 20, 0.5, 512
+RATIOS, CLIPS, SHRINK = 20, 20, 0.5
 
 
 @dataclass(frozen=True)
@@ -40,50 +41,53 @@ class Awq(Method):
         help="Folded: one for all layers that read the same inputs, where the operator before can take it, as a checkpoint needs. Own: one for each layer.",
     )  # fmt: skip
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        x = self._checked(inputs)
-        return self._rounded(weight, x, self._search_scale([weight], x, torch.arange(weight.shape[1], device=weight.device)), layer)
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
+        known = self._checked(inputs)
+        return self._rounded(weight, known, self._search_scale([weight], known, torch.arange(weight.shape[1], device=weight.device)), layer)
 
-    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """One scale for all, least in the sum of their errors; none where no operator before could take it."""
         if self.scales == "own":
             yield from super().quantize_together(weights, inputs, rows)
             return
-        x = self._checked(inputs)
-        scale = None if rows is None else self._search_scale(list(weights.values()), x, rows)
+        known = self._checked(inputs)
+        scale = None if rows is None else self._search_scale(list(weights.values()), known, rows)
         for layer, weight in weights.items():
-            yield layer, dataclasses.replace(self._rounded(weight.float(), x, scale, layer), channel_bits=0)
+            yield layer, dataclasses.replace(self._rounded(weight.float(), known, scale, layer), channel_bits=0)
 
-    def _checked(self, inputs: Tensor | None) -> Tensor:
-        if inputs is None or inputs.shape[0] == 0:
-            raise ValueError("AWQ needs calibration inputs of the layer, [M, K]")
-        return inputs.float()
+    def reads_gram(self, layer: str) -> bool:
+        return True
 
-    def _rounded(self, weight: Tensor, x: Tensor, scale: Tensor | None, layer: str) -> QuantizedTensor:
+    def _checked(self, inputs: InputStatistics | None) -> InputStatistics:
+        if inputs is None or inputs.gram is None:
+            raise ValueError("AWQ needs the Gram matrix of the layer's calibration inputs")
+        return inputs
+
+    def _rounded(self, weight: Tensor, inputs: InputStatistics, scale: Tensor | None, layer: str) -> QuantizedTensor:
         scaled = weight if scale is None else weight * scale
         if self.clip and not layer.endswith(("q_proj", "k_proj")):
-            some = x[:: max(1, len(x) // CLIP_TOKENS)]
-            scaled = self._search_clip(scaled, some if scale is None else some / scale)
+            scaled = self._search_clip(scaled, group_gram(inputs.gram, self.group_size, scale))
         return dataclasses.replace(self._round(scaled), channel_scale=scale)
 
     def _round(self, weight: Tensor) -> QuantizedTensor:
         return quantize_affine(weight, self.bits, "group", self.group_size, self.symmetric)
 
-    def _search_scale(self, weights: list[Tensor], x: Tensor, rows: Tensor) -> Tensor:
+    def _search_scale(self, weights: list[Tensor], inputs: InputStatistics, rows: Tensor) -> Tensor:
         """[K]: the channel scale of least sum of ||(W' - W) X^T||, equal in channels of one row. The squared norm is tr(D G D^T) with the inputs' Gram
-        matrix G, which is the smaller product where there are more inputs than channels.
+        matrix G, a product of its own size however many inputs there were.
 
         The authors compare the outputs of what holds the layers, such as the whole attention. On the bundled model that was no better at 4, 3 and 2
         bits than the sum, within what another calibration text changes, and took twice as long.
         """
-        squared, magnitude = _squared(x), x.abs().mean(0)
+        magnitude = inputs.mean_abs
         magnitude = (torch.zeros_like(magnitude).index_add(0, rows, magnitude) / rows.bincount(minlength=len(rows)).clamp(min=1))[rows]
         best, least = torch.ones_like(magnitude), torch.inf
         for step in range(RATIOS):
             scale = magnitude.pow(step / RATIOS).clamp(min=1e-4)
             scale = scale / (scale.max() * scale.min()).sqrt()
             scale = 1 / (1 / scale).bfloat16().float()  # what the layer multiplies by is kept in bfloat16
-            loss = sum(squared(self._rescaled(weight.float(), scale).sub_(weight)) for weight in weights)
+            moved = (self._rescaled(weight.float(), scale).sub_(weight) for weight in weights)
+            loss = sum((difference @ inputs.gram).mul_(difference).sum().item() for difference in moved)
             if loss < least:
                 best, least = scale, loss
         return best
@@ -96,11 +100,9 @@ class Awq(Method):
         groups = group_view(weight, "group", self.group_size)
         return affine_values(groups, *affine_parameters(groups, self.bits, self.symmetric), self.bits).view_as(weight)
 
-    def _search_clip(self, weight: Tensor, x: Tensor) -> Tensor:
-        """The weight [N, K] clamped group by group to the share of its range that gives the least output error of that group."""
+    def _search_clip(self, weight: Tensor, gram: Tensor) -> Tensor:
+        """The weight [N, K] clamped group by group to the share of its range that gives the least output error of that group; gram as `group_gram`."""
         groups = group_view(weight, "group", self.group_size)
-        inputs = x.reshape(len(x), -1, self.group_size)
-        gram = torch.einsum("tgi,tgj->gij", inputs, inputs)
         limit = groups.abs().amax(-1, keepdim=True)
         best, least = limit, torch.full_like(limit, torch.inf)
         for step in range(int(SHRINK * CLIPS)):
@@ -112,9 +114,8 @@ class Awq(Method):
         return groups.clamp(-best, best).reshape(weight.shape)
 
 
-def _squared(x: Tensor) -> Callable[[Tensor], float]:
-    """A function of D [N, K]: ||D X^T||^2 for inputs x [M, K]."""
-    if len(x) < x.shape[1]:
-        return lambda difference: (difference @ x.T).square().sum().item()
-    gram = x.T @ x
-    return lambda difference: (difference @ gram).mul_(difference).sum().item()
+def group_gram(gram: Tensor, size: int, scale: Tensor | None) -> Tensor:
+    """[K/size, size, size]: the Gram matrix of each group's inputs, cut out of that of all [K, K]; of inputs divided by a channel scale [K]."""
+    blocks = gram.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    inverse = torch.ones_like(gram[0]) if scale is None else 1 / scale
+    return blocks * inverse.view(-1, size, 1) * inverse.view(-1, 1, size)

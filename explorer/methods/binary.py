@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, group_view
 
@@ -24,7 +25,7 @@ class Binary(Method):
     granularity: str = choice("channel", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         scale = group_view(weight, self.granularity, self.group_size).abs().mean(-1).bfloat16()
         book = torch.tensor([-1.0, 1.0], device=weight.device)
         return QuantizedTensor((weight >= 0).to(torch.uint8), scale, 1, codebook=book)

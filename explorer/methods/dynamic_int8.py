@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 from explorer.rotation import Rotation
@@ -29,7 +30,7 @@ class DynamicInt8(Method):
     activation: str = choice("token", "token", "tensor", title="Inputs", help="Scale per token or per tensor.")
     rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
         rounded = quantize_affine(weight if rotation is None else rotation.apply(weight), 8, self.granularity, 0, symmetric=True)
         return dataclasses.replace(rounded, rotation=rotation, activation=Activation("int8", self.activation))

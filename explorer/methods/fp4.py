@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import NestedScale, QuantizedTensor, quantize_codebook
 
@@ -30,7 +31,7 @@ class Fp4(Method):
     group_size: int = choice(64, 32, 64, 128, title="Block size", help="Weights that share one scale.")
     double_quant: bool = choice(False, title="Double quantization", help="Store the block scales in 8 bits too.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         absmax = weight.reshape(weight.shape[0], -1, self.group_size).abs().amax(-1)
         nested = NestedScale.of(absmax) if self.double_quant else None
         book = torch.tensor([FP4[0], *FP4], device=weight.device)  # 15 different values; the 16th code is minus zero and stays unused

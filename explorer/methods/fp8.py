@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from explorer.floats import quantize_float
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor
 from kernels.op import LIMIT, Activation
@@ -45,7 +46,7 @@ class Fp8(Method):
             return f"fp8: block weights take inputs in blocks or in 16 bits; choose block or none, not {self.activation}, or another granularity."
         return ""
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         absmax = weight.abs().amax(-1, keepdim=True)
         if self.granularity == "tensor":
             absmax = absmax.amax().view(1, 1)
@@ -54,11 +55,11 @@ class Fp8(Method):
         scale = torch.where(absmax > 0, absmax / LIMIT[self.element], 1.0)
         return quantize_float(weight, scale, self.element, activation=self._activation(inputs))
 
-    def _activation(self, inputs: Tensor | None) -> Activation | None:
+    def _activation(self, inputs: InputStatistics | None) -> Activation | None:
         if self.activation == "none":
             return None
         if self.activation == "static":
-            return Activation(self.element, "tensor", max(inputs.abs().max().item() / LIMIT[self.element], 1e-12))
+            return Activation(self.element, "tensor", max(inputs.absmax.max().item() / LIMIT[self.element], 1e-12))
         return Activation(self.element, self.activation)
 
     def reads_inputs(self) -> bool:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, affine_parameters, group_view
 from explorer.rotation import Rotation
@@ -45,27 +46,31 @@ class Gptq(Method):
     damping: float = amount(0.01, 0.0001, 1.0, title="Damping", help="Share of the mean diagonal added to the Hessian, for stability.")
     rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        if inputs is None or inputs.shape[0] == 0:
-            raise ValueError("GPTQ needs calibration inputs of the layer, [M, K]")
-        rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
-        if rotation is None:
-            return quantize_with_hessian(self, weight, hessian(inputs))
-        q = quantize_with_hessian(self, rotation.apply(weight), hessian(rotation.apply(inputs)))
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
+        h = hessian(inputs)
+        if not self.rotate:
+            return quantize_with_hessian(self, weight, h)
+        rotation = Rotation.of(weight.shape[1], weight.device)
+        q = quantize_with_hessian(self, rotation.apply(weight), rotation.conjugate(h))
         return dataclasses.replace(q, rotation=rotation)
 
+    def reads_gram(self, layer: str) -> bool:
+        return True
 
-def hessian(inputs: Tensor) -> Tensor:
-    """H = 2/n X^T X, [K, K] float32, of inputs [n, K]."""
-    x = inputs.float()
-    return x.T @ x * (2.0 / x.shape[0])
+
+def hessian(inputs: InputStatistics | None) -> Tensor:
+    """H = 2/n X^T X, [K, K] float32, of n inputs X [n, K]."""
+    if inputs is None or inputs.gram is None:
+        raise ValueError("no Hessian without the Gram matrix of calibration inputs")
+    return inputs.gram * (2.0 / inputs.tokens)
 
 
 def inverse_factor(h: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the inverse of the damped H [K, K]; damping grows tenfold until H is positive definite."""
     mean = h.diagonal().mean()
     for _ in range(8):
-        damped = h + torch.eye(h.shape[0], device=h.device) * (damping * mean)
+        damped = h.clone()
+        damped.diagonal().add_(damping * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)

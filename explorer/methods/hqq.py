@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, group_view
 
@@ -30,7 +31,7 @@ class Hqq(Method):
     bits: int = choice(4, 2, 3, 4, 5, 6, 8, title="Bits", help="A code of b bits names 2^b grid points.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale and a zero.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         groups = group_view(weight, "group", self.group_size)
         low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
         top = 2**self.bits - 1

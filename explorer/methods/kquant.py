@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor
 
@@ -33,9 +34,9 @@ class KQuant(Method):
         False, title="Importance matrix", help="Weigh errors by the mean squared input of each channel on calibration text; Q8_0 has nothing to weigh."
     )
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         name = self.format if weight.shape[1] % SUPER == 0 else FALLBACK.get(self.format, self.format)
-        importance = inputs.float().square().mean(0) if self.importance else None
+        importance = inputs.mean_square if self.importance else None
         return {"q4_k": _q4_k, "q6_k": _q6_k, "q5_0": _q5_0, "q8_0": _q8_0}[name](weight, importance)
 
     def reads_inputs(self) -> bool:

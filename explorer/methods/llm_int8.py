@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 from kernels.op import Activation
@@ -35,10 +36,10 @@ class LlmInt8(Method):
     def reads_inputs(self) -> bool:
         return self.outliers == "static"
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         if inputs is None:
             activation = Activation("int8", threshold=self.threshold)
         else:
-            found = (inputs.abs() >= self.threshold).any(0).nonzero().flatten().tolist() if self.threshold else []
+            found = (inputs.absmax >= self.threshold).nonzero().flatten().tolist() if self.threshold else []
             activation = Activation("int8", columns=tuple(found))
         return dataclasses.replace(quantize_affine(weight, 8, "channel", 0, symmetric=True), activation=activation)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, build, from_text, methods, text
 from explorer.qtensor import QuantizedTensor
 from explorer.records import UNNAMED, InputError
@@ -48,6 +49,10 @@ class Mixed(Method):
     def reads_inputs(self) -> bool:
         return any(method.reads_inputs() for _, method in parsed(self.rules))
 
+    def reads_gram(self, layer: str) -> bool:
+        method = self.of(layer)
+        return method is not None and method.reads_gram(layer)
+
     def modules(self) -> set[str]:
         return super().modules().union(*(method.modules() for _, method in parsed(self.rules)))
 
@@ -55,13 +60,13 @@ class Mixed(Method):
         method = self.of(layer)
         return UNNAMED if method is None else method.refuses(shape, layer)
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         method = self.of(layer)
         if method is None:
             raise ValueError(f"no rule names {layer!r}")
         return method.quantize(weight, inputs if method.reads_inputs() else None, layer)
 
-    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """What one method has of the layers goes to it together; a scale that all of them must share only where it has all."""
         for method in dict.fromkeys(map(self.of, weights)):
             own = {layer: weight for layer, weight in weights.items() if self.of(layer) == method}

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import NestedScale, QuantizedTensor, group_view, quantize_codebook
 
@@ -34,7 +35,7 @@ class Nf4(Method):
     group_size: int = choice(64, 32, 64, 128, title="Block size", help="Weights that share one scale; the paper's value is 64.")
     double_quant: bool = choice(False, title="Double quantization", help="Store the block scales in 8 bits too.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         code = torch.tensor(NF4, device=weight.device)
         absmax = group_view(weight, "group", self.group_size).abs().amax(-1)
         safe = torch.where(absmax > 0, absmax, 1.0)

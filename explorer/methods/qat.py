@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
 from explorer.records import Progress
@@ -110,7 +111,7 @@ class Qat(Method):
     steps: int = amount(100, 1, 2000, title="Steps", help="Optimiser steps of 4 windows each; more sequences of calibration text help.")
     rate: float = amount(1e-3, 1e-6, 1e-2, title="Learning rate", help="Of Adam, falling to zero along a cosine.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         """Where training starts from: plain rounding."""
         return quantize_affine(weight, self.bits, "group", self.group_size, symmetric=True)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer import lattice
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.methods.gptq import hessian, inverse_factor
 from explorer.qtensor import QuantizedTensor
@@ -38,18 +39,19 @@ class Quip(Method):
     def reads_inputs(self) -> bool:
         return self.feedback
 
+    def reads_gram(self, layer: str) -> bool:
+        return self.feedback
+
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"runs of {lattice.WIDTH} do not divide its {shape[1]} inputs" if shape[1] % lattice.WIDTH else ""
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        if self.feedback and (inputs is None or inputs.shape[0] == 0):
-            raise ValueError("QuIP# with feedback needs calibration inputs of the layer, [M, K]")
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
-        turn = rotation.apply if rotation else lambda x: x
-        w = turn(weight)
+        w = rotation.apply(weight) if rotation else weight
         scale = root_mean_square(w) * STEP
         if self.feedback:
-            scale, points = with_feedback(w, scale, hessian(turn(inputs.float())))
+            h = hessian(inputs)
+            scale, points = with_feedback(w, scale, rotation.conjugate(h) if rotation else h)
         else:
             points = lattice.coordinates(*lattice.nearest_point(w.reshape(-1, lattice.WIDTH) / scale.repeat_interleave(w.shape[1] // lattice.WIDTH, 0)))
         codes, zero = lattice.to_codes(points.reshape(w.shape)), torch.full_like(scale, lattice.MIDDLE)

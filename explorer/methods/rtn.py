@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 from explorer.rotation import Rotation
@@ -36,7 +37,7 @@ class Rtn(Method):
     clip: bool = choice(False, title="MSE clip", help="Search the range with the least |error|^2.4 instead of min to max.")
     rotate: bool = choice(False, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.")
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         rotation = Rotation.of(weight.shape[1], weight.device) if self.rotate else None
         weight = rotation.apply(weight) if rotation else weight
         q = quantize_affine(weight, self.bits, self.granularity, self.group_size, self.symmetric, self.clip, self.full_range)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, quantize_affine
 from kernels.op import LIMIT, Activation
@@ -37,11 +38,11 @@ class SmoothQuant(Method):
         help="Folded: one for all layers that read the same inputs, where the operator before can take it, as a checkpoint needs. Own: one for each layer.",
     )  # fmt: skip
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         peaks = self._peaks(inputs)
         return self._rounded(weight, peaks, self._scale([weight], peaks, torch.arange(len(peaks), device=weight.device)))
 
-    def quantize_together(self, weights: dict[str, Tensor], inputs: Tensor | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
+    def quantize_together(self, weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """One scale for all, from their largest weights, as in the authors' code; none where no operator before could take it."""
         if self.scales == "own":
             yield from super().quantize_together(weights, inputs, rows)
@@ -51,10 +52,10 @@ class SmoothQuant(Method):
         for layer, weight in weights.items():
             yield layer, dataclasses.replace(self._rounded(weight.float(), peaks, scale), channel_bits=0)
 
-    def _peaks(self, inputs: Tensor | None) -> Tensor:
-        if inputs is None or inputs.shape[0] == 0:
-            raise ValueError("SmoothQuant needs calibration inputs of the layer, [M, K]")
-        return inputs.float().abs().amax(0).clamp(min=1e-5)
+    def _peaks(self, inputs: InputStatistics | None) -> Tensor:
+        if inputs is None:
+            raise ValueError("SmoothQuant needs calibration inputs of the layer")
+        return inputs.absmax.clamp(min=1e-5)
 
     def _scale(self, weights: list[Tensor], peaks: Tensor, rows: Tensor) -> Tensor:
         """[K], equal in channels of one row."""

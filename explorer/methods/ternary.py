@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, group_view
 
@@ -26,7 +27,7 @@ class Ternary(Method):
     granularity: str = choice("tensor", "tensor", "channel", "group", title="Granularity", help="How many weights share one scale; BitNet has one a tensor.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.", when=("granularity", ("group",)))
 
-    def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
+    def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         groups = group_view(weight, self.granularity, self.group_size)
         scale = groups.abs().mean(-1)
         scale = torch.where(scale > 0, scale, 1.0).bfloat16()

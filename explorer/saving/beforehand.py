@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, label_of
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Experiment, InputError
@@ -44,4 +45,5 @@ def tried(method: Method) -> QuantizedTensor | None:
         return None
     made = torch.Generator().manual_seed(0)
     weight, inputs = 0.02 * torch.randn(TRIAL, generator=made), torch.randn(TOKENS, TRIAL[1], generator=made)
-    return next(q for _, q in method.quantize_together({"": weight}, inputs if method.reads_inputs() else None, None))
+    known = InputStatistics.of(inputs) if method.reads_inputs() else None
+    return next(q for _, q in method.quantize_together({"": weight}, known, None))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from explorer import models
+from explorer.input_statistics import InputStatistics
 from explorer.methods.smoothquant import SmoothQuant
 from explorer.metrics import histogram
 from explorer.metrics.activations import kurtosis
@@ -62,7 +63,7 @@ class Pair:
 
     def factor(self, alpha: float) -> Tensor:
         """What SmoothQuant multiplies the inputs by, [K]; its scales depend on the largest weight of each column only."""
-        return 1 / SmoothQuant(alpha=alpha).quantize(self.columns, self.peaks.unsqueeze(0)).channel_scale
+        return 1 / SmoothQuant(alpha=alpha).quantize(self.columns, InputStatistics.of(self.peaks.unsqueeze(0), gram=False)).channel_scale
 
     def smoothed(self, alpha: float) -> Pair:
         """As SmoothQuant scales them."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from explorer import data, models
-from explorer.calibration import sequential_inputs
+from explorer.calibration import sequential_statistics
+from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, build, fields_of, label_of, methods
 from explorer.metrics import mean_interval
 from explorer.metrics.floor import fits_in_float32, in_float32
@@ -112,14 +113,15 @@ def checked(method: str, params: dict[str, Any], bits: tuple[int, ...], windows:
     return {width: build(method, {**params, "bits": width}) for width in sorted(set(bits))}
 
 
-def inputs_of(loaded: LoadedModel, method: Method, rows: Tensor) -> Iterator[tuple[str, Tensor | None]]:
-    """(layer, its inputs in the unchanged model [M, K] float32, or None for a method that reads none), in the model's order."""
+def inputs_of(loaded: LoadedModel, method: Method, rows: Tensor) -> Iterator[tuple[str, InputStatistics | None]]:
+    """(layer, what its inputs are like in the unchanged model, or None for a method that reads none), in the model's order."""
     if not method.reads_inputs():
         yield from ((name, None) for name in models.linears(loaded.model))
         return
-    for group, _ in sequential_inputs(loaded, rows):  # nothing is replaced in between, so all inputs are those of the 16-bit model
-        for name, inputs in group.items():
-            yield name, finite(inputs, "inputs", name).float()
+    asked = {name: method.reads_gram(name) for name in models.linears(loaded.model)}
+    for group, inputs, _ in sequential_statistics(loaded, rows, asked):  # nothing is replaced in between, so all inputs are those of the 16-bit model
+        finite(inputs.absmax, "inputs", group[0])
+        yield from ((name, inputs) for name in group)
 
 
 def work(
@@ -159,7 +161,7 @@ def work(
     }, circumstances(loaded.device))  # fmt: skip
 
 
-def _layer(engine: Engine, key: str, scorer: Scorer, chosen: dict[int, Method], name: str, inputs: Tensor | None) -> list[dict[str, Any]]:
+def _layer(engine: Engine, key: str, scorer: Scorer, chosen: dict[int, Method], name: str, inputs: InputStatistics | None) -> list[dict[str, Any]]:
     """The rows of one layer, from the store when it was measured before."""
     stored = engine.store.get(key)
     if stored is not None:
