@@ -5,6 +5,8 @@ all windows, [B, T, H] a batch on the model's device (128 x 2,048 x 8,192 in bfl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +19,60 @@ BATCH = 4  # windows a forward pass, at most
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the inputs of the first block are known."""
+    """Ends a forward pass once what was looked for is known."""
 
 
 @torch.no_grad()
-def first_inputs(loaded: LoadedModel, windows: Tensor) -> tuple[list[Tensor], dict]:
-    """(hidden states entering block 0, one [B, T, H] a batch; the keyword arguments every block gets). windows [W, T] int64, W >= 1: all are run."""
+def first_inputs(loaded: LoadedModel, windows: Tensor) -> tuple[list[Tensor], list[dict]]:
+    """(hidden states entering block 0, one [B, T, H] a batch; for each block the keyword arguments it gets: blocks of one model may see through different
+    windows and at different rotary frequencies, as Gemma's do). windows [W, T] int64, W >= 1: all are run.
+    """
     size = max(n for n in range(1, BATCH + 1) if len(windows) % n == 0)  # equal batches, because all share the keyword arguments
-    batches: list[Tensor] = []
-    arguments: dict = {}
+    first, *others = windows.split(size)
+    all_blocks, batches = blocks(loaded.model), list[Tensor]()
+    arguments = _arguments(loaded, first)
 
     def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
         batches.append(args[0] if args else kwargs["hidden_states"])
-        arguments.update({k: v for k, v in kwargs.items() if k not in ("hidden_states", *CACHE_ARGUMENTS, "use_cache")})
         raise _Stop
 
-    handle = blocks(loaded.model)[0].register_forward_pre_hook(stop, with_kwargs=True)
+    handle = all_blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        for batch in windows.split(size):
-            try:
+        for batch in (first, *others):
+            with suppress(_Stop):
                 loaded.model(batch, use_cache=False)
-            except _Stop:
-                pass
     finally:
         handle.remove()
     return batches, arguments
+
+
+def _arguments(loaded: LoadedModel, batch: Tensor) -> list[dict]:
+    """What each block gets beside its hidden states when the model runs on a batch [B, T] int64. Only the first block computes, to show whether blocks
+    give a tensor or a tuple; the others hand on what they get.
+    """
+    all_blocks, found, tuples = blocks(loaded.model), list[dict](), list[bool]()
+
+    def passing(forward: Callable) -> Callable:
+        def passed(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            found.append({name: v for name, v in kwargs.items() if name not in ("hidden_states", *CACHE_ARGUMENTS, "use_cache")})
+            if len(found) == len(all_blocks):
+                raise _Stop
+            if not tuples:
+                tuples.append(isinstance(forward(*args, **kwargs), tuple))
+            return (hidden,) if tuples[0] else hidden
+
+        return passed
+
+    for block in all_blocks:
+        block.forward = passing(block.forward)
+    try:
+        with suppress(_Stop):
+            loaded.model(batch, use_cache=False)
+    finally:
+        for block in all_blocks:
+            del block.forward  # the class's own is there again
+    return found
 
 
 def _forward(block: nn.Module, hidden: Tensor, arguments: dict) -> Tensor:
@@ -88,8 +119,8 @@ def block_inputs(loaded: LoadedModel, windows: Tensor, wanted: dict[str, nn.Modu
     all_blocks = blocks(loaded.model)
     for index, block in enumerate(all_blocks):
         inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
-        yield index, len(all_blocks), record_inputs(block, batches, arguments, inside)
-        advance(block, batches, arguments)
+        yield index, len(all_blocks), record_inputs(block, batches, arguments[index], inside)
+        advance(block, batches, arguments[index])
 
 
 @torch.no_grad()
@@ -97,8 +128,8 @@ def flowing(loaded: LoadedModel, windows: Tensor) -> Iterator[tuple[Tensor, list
     """Yields (what enters it, [B, T, H]; its groups of linear layers) for each block, in order. windows [W, T] int64: the first of them are run."""
     batches, arguments = first_inputs(loaded, windows)
     hidden = batches[0]
-    for block in blocks(loaded.model):
-        found, after = groups(block, hidden, arguments), _forward(block, hidden, arguments)
+    for block, given in zip(blocks(loaded.model), arguments, strict=True):
+        found, after = groups(block, hidden, given), _forward(block, hidden, given)
         yield hidden, found
         hidden = after
 
@@ -113,13 +144,13 @@ def sequential_statistics(loaded: LoadedModel, windows: Tensor, asked: Mapping[s
     """
     batches, arguments = first_inputs(loaded, windows)
     names = {id(layer): name for name, layer in linears(loaded.model).items()}
-    for block in blocks(loaded.model):
-        for group in groups(block, batches[0], arguments):
+    for block, given in zip(blocks(loaded.model), arguments, strict=True):
+        for group in groups(block, batches[0], given):
             layers = sorted(names[id(layer)] for layer in group.layers)
             if not asked.keys().isdisjoint(layers):
                 gram = any(asked.get(name, False) for name in layers)
-                yield layers, _statistics(block, batches, arguments, group.layers[0], gram), group.before
-        advance(block, batches, arguments)
+                yield layers, _statistics(block, batches, given, group.layers[0], gram), group.before
+        advance(block, batches, given)
 
 
 def _statistics(block: nn.Module, batches: list[Tensor], arguments: dict, layer: nn.Module, gram: bool) -> InputStatistics:

@@ -91,11 +91,16 @@ class KiviLayer(DynamicLayer):
 
 
 def kivi_cache(config: Any, bits: int) -> Cache:
-    """An empty cache of `bits` (8, 4 or 2) for a model of this configuration. Raises InputError where no group divides the channels of a head."""
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if size % GROUP:
-        raise InputError(f"A cache in {bits} bits groups {GROUP} channels, and this model's heads have {size}; leave the cache at 16 bits.")
+    """An empty cache of `bits` (8, 4 or 2) for a model of this configuration. Raises InputError as `check_heads`."""
+    check_heads(config, bits)
     return Cache(layers=[KiviLayer(bits) for _ in range(config.num_hidden_layers)])
+
+
+def check_heads(config: Any, bits: int) -> None:
+    """Raises InputError where no group divides the channels of a head of a model of this configuration, and its cache cannot have so few bits."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if bits != 16 and size % GROUP:
+        raise InputError(f"A cache in {bits} bits groups {GROUP} channels, and this model's heads have {size}; leave the cache at 16 bits.")
 
 
 def packed_tokens(length: int) -> int:

@@ -21,6 +21,7 @@ from explorer.records import InputError, ModelRef, Progress
 from kernels.linear16 import has_units, linear
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo-model"
+READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cache since 5.24, and before
 
 
@@ -50,7 +51,8 @@ def _content_hash(folder: Path, stamp: tuple) -> str:
 
 
 def _folder_ref(name: str, folder: Path) -> ModelRef:
-    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json"))
+    """By everything that changes a number: weights, configuration, and what the tokenizer reads, such as whether texts begin with BOS."""
+    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in READ)
     return ModelRef(name, _content_hash(folder, tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)))
 
 
@@ -110,6 +112,14 @@ def configuration(ref: ModelRef, hub: Hub) -> Any:
     if folder is not None:
         return check_config(folder)
     return hub.config(hub.listing(f"{ref.name}@{ref.revision}"))
+
+
+def typed_configuration(ref: ModelRef, hub: Hub) -> Any:
+    """The same as transformers reads it, with every name that a family gives to a size."""
+    from transformers import AutoConfig
+
+    clean = {key: value for key, value in configuration(ref, hub).items() if not key.startswith("_")}
+    return AutoConfig.for_model(clean.pop("model_type"), **clean)
 
 
 def check_size(ref: ModelRef, device: torch.device, hub: Hub) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from explorer import data, models
 from explorer.hub import Hub
-from explorer.kvcache import WIDTHS
+from explorer.kvcache import WIDTHS, check_heads
 from explorer.methods import Method, build, spec_of
 from explorer.records import Experiment, InputError
 
@@ -65,6 +65,8 @@ class Request:
         if ref.random and (method.reads_inputs() or method.of_model):
             raise InputError(f"{ref.name} has random weights, on which calibration or training means nothing; choose a method that needs no text, such as rtn.")
         length = self._length(models.context(ref, hub))
+        if self.kv_bits != 16:
+            check_heads(models.typed_configuration(ref, hub), self.kv_bits)
         if not ref.random:
             models.enough(self.tokens or ALL_TOKENS, length)
         further = {"bos": self.bos, "limit": self.text_limit}

@@ -10,7 +10,7 @@ import torch
 from pretended_gpu import gpu  # noqa: F401 - a fixture
 
 from explorer import models
-from explorer.calibration import sequential_statistics
+from explorer.calibration import block_inputs, sequential_statistics
 from explorer.data import bundled_text
 from explorer.hub import Hub
 from explorer.input_statistics import ROWS, InputStatistics, InputSums
@@ -116,3 +116,31 @@ def test_memory_grows_with_the_windows_by_the_hidden_states_alone(method: str, t
         del subject
     more = 16 * TOKENS  # tokens
     assert peaks[1] - peaks[0] < 1.1 * more * (2 * 64 + 8), "bytes of hidden states in bfloat16, and of the tokens"
+
+
+MANY_KINDS = {  # models whose blocks do not all get the same masks and rotary frequencies
+    "gemma3_text": {"num_hidden_layers": 7, "sliding_window": 32},
+    "gemma2": {"num_hidden_layers": 4, "sliding_window": 32},
+    "qwen2": {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]},
+}
+
+
+@pytest.mark.parametrize("kind", architectures.CONFIGS)
+def test_every_block_sees_what_it_sees_when_the_model_runs(kind: str, tmp_path: Path) -> None:
+    """Inputs of each layer, gathered block by block, beside those of a plain pass over windows longer than the sliding one."""
+    folder = architectures.make(kind, tmp_path, **MANY_KINDS.get(kind, {}))
+    loaded = models.load(models.resolve(str(folder), Hub()), CPU, Hub())
+    loaded.model.float()
+    windows = torch.randint(0, 500, (6, 96), generator=torch.Generator().manual_seed(0))
+    wanted, seen = models.linears(loaded.model), {}
+    handles = [layer.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args[0].flatten(0, -2)})) for name, layer in wanted.items()]
+    with torch.no_grad():
+        loaded.model(windows, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    ours = {name: x for _, _, inputs in block_inputs(loaded, windows, wanted) for name, x in inputs.items()}
+    assert ours.keys() == wanted.keys()
+    for name, inputs in ours.items():
+        assert ((inputs - seen[name]).norm() / seen[name].norm()).item() < 1e-4, name
+    assert all("forward" not in vars(block) for block in models.blocks(loaded.model))

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 from explorer.commands import Command, loader, runner_of, show, shown
-from explorer.commands.run import add_method, parameters
+from explorer.commands.run import add_circumstances, add_method, circumstances, parameters
 from explorer.records import InputError, plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
-    parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2 or c4; for methods that need inputs")
-    parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    add_circumstances(parser)
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
     parser.add_argument("--to", type=Path, required=True, help="a new folder")
     forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, gguf, or bfloat16"
@@ -37,13 +36,13 @@ def work(args: argparse.Namespace) -> None:
     if args.kv_bits != 16 or args.head_bits != 16:
         raise InputError("A cache in low bits is a choice of the program that runs a model, and no format here holds a head in low bits; leave both at 16.")
     check(args.to, args.form)
-    options = {name: getattr(args, name) for name in ("calibration", "sequences", "seed")}
+    options = circumstances(args)
     load, report = loader(), None
     load.held.limit = 1 << 62  # what is measured is what is written: quantized once, however large
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare(load.hub)
     check_asked(experiment, method, models.configuration(experiment.model, load.hub), args.form)
     if args.measure:
-        report = last_report(runner_of(args.store, load).run(args.model, args.method, given, **options), show)
+        report = last_report(runner_of(args.store, load).run(args.model, args.method, given, again=args.remeasure, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
     form = choose(made, args.form)
     words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)

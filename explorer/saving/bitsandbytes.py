@@ -59,4 +59,4 @@ def _config(layers: Mapping[str, QuantizedTensor], rest: Sequence[str]) -> dict[
     }  # fmt: skip
 
 
-FORMAT = Format("bitsandbytes", "bitsandbytes", _refuses, _tensors, _config, "transformers and vLLM with the package bitsandbytes")
+FORMAT = Format("bitsandbytes", "bitsandbytes", _refuses, _tensors, _config, "transformers and vLLM (not tried there yet) with the package bitsandbytes")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer import data, models
-from explorer.calibration import first_inputs, record_inputs
+from explorer.calibration import advance, first_inputs, record_inputs
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.tasks import Engine, Task, do
 
@@ -31,13 +31,12 @@ def work(engine: Engine, model: str, layer: str) -> Iterator[Event]:
     for index, block in enumerate(blocks):
         yield Progress("inputs", index, len(blocks), f"block {index}")
         if any(module is layers[layer] for module in block.modules()):
-            seen = record_inputs(block, hidden, arguments, {layer: layers[layer]})[layer].bfloat16().cpu()
+            seen = record_inputs(block, hidden, arguments[index], {layer: layers[layer]})[layer].bfloat16().cpu()
             words = [loaded.tokenizer.decode([token]) for token in rows.flatten().tolist()]
             packed = base64.b64encode(seen.contiguous().view(torch.uint8).numpy().tobytes()).decode()
             yield Answer("inputs", {"layer": layer, "tokens": seen.shape[0], "channels": seen.shape[1], "words": words, "inputs": packed})
             return
-        output = [block(batch, **arguments) for batch in hidden]
-        hidden = [o[0] if isinstance(o, tuple) else o for o in output]
+        advance(block, hidden, arguments[index])
 
 
 def inputs_of(engine: Engine, model: str, layer: str) -> Iterator[Any]:

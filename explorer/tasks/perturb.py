@@ -12,12 +12,13 @@ import torch
 from explorer import models
 from explorer.models import LoadedModel
 from explorer.provenance import circumstances, name_of
-from explorer.records import Answer, Event, Progress
+from explorer.records import Answer, Event, InputError, Progress
 from explorer.request import Request
 from explorer.subjects import subject_of
 from explorer.tasks import Engine, Task
 
 PROMPTS, LENGTH, KEPT = 1024, 32, 4  # prompts, their tokens, and the words at their end that stay as they are
+LEAST = 5  # prompts of which a share says anything
 KINDS = ("two letters swapped", "a word left out", "a word in capitals")
 
 
@@ -31,6 +32,19 @@ def changed(text: str, kind: str, draw: random.Random) -> str:
     word = words[at]
     new = {"two letters swapped": [word[0] + word[2] + word[1] + word[3:]], "a word left out": [], "a word in capitals": [word.upper()]}[kind]
     return " ".join([*words[:at], *new, *words[at + 1 :]])
+
+
+def changeable(loaded: LoadedModel, rows: torch.Tensor) -> list[tuple[str, str]]:
+    """(prompt, prompt with one word changed) of the rows [P, T] int64 that have a word to change. Raises InputError where almost none has."""
+    draw, pairs = random.Random(0), []
+    for i, row in enumerate(rows):
+        text = loaded.tokenizer.decode(row)
+        other = changed(text, KINDS[i % len(KINDS)], draw)
+        if other != text:
+            pairs.append((text, other))
+    if len(pairs) < LEAST:
+        raise InputError("This text has almost no words between spaces to change; choose another, such as the bundled one.")
+    return pairs
 
 
 def next_token(loaded: LoadedModel, text: str) -> int:
@@ -58,16 +72,11 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     Answer data: label, prompts, base and quantized (each: flips, percent, low, high), only_base, only_quantized, p (exact McNemar), moved (clean
     prompts whose next token the quantization itself changes, percent), kinds.
     """
+    models.trained(model, engine.load.hub)
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
+    loaded, name = (yield from engine.load.checked(experiment.model)), name_of(experiment.spec, chosen)
+    pairs = changeable(loaded, models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed, bos=""))
     subject = yield from subject_of(engine.load, experiment, chosen, texts)
-    loaded, name = subject.loaded, name_of(experiment.spec, chosen)
-    rows = models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed, bos="")
-    draw, pairs = random.Random(0), []
-    for i, row in enumerate(rows):
-        text = loaded.tokenizer.decode(row)
-        other = changed(text, KINDS[i % len(KINDS)], draw)
-        if other != text:
-            pairs.append((text, other))
     flips: dict[str, list[bool]] = {"base": [], "quantized": []}
     moved = 0
     for i, (text, other) in enumerate(pairs):

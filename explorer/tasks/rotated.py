@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from explorer import data, models
-from explorer.calibration import first_inputs, record_inputs
+from explorer.calibration import advance, first_inputs, record_inputs
 from explorer.metrics.activations import kurtosis
 from explorer.models import blocks, linears
 from explorer.provenance import circumstances
@@ -38,15 +38,14 @@ def work(engine: Engine, model: str) -> Iterator[Event]:
     for index, block in enumerate(blocks(loaded.model)):
         yield Progress("rotate inputs", index, loaded.model.config.num_hidden_layers, f"block {index}")
         inside = {names[id(m)]: m for m in block.modules() if id(m) in names}
-        for name, inputs in record_inputs(block, batches, arguments, inside).items():
+        for name, inputs in record_inputs(block, batches, arguments[index], inside).items():
             x = inputs.float()
             turned = Rotation.of(x.shape[1], x.device).apply(x)
             found["layers"].append(name.removeprefix("layers.").replace(".self_attn", "").replace(".mlp", "").replace(".", " "))
             for key, value in (("before", x), ("after", turned)):
                 found[f"kurtosis_{key}"].append(round(kurtosis(value), 3))
                 found[f"peak_{key}"].append(round(peak_ratio(value), 3))
-        output = [block(hidden, **arguments) for hidden in batches]
-        batches = [o[0] if isinstance(o, tuple) else o for o in output]
+        advance(block, batches, arguments[index])
     yield Answer("rotated", found, circumstances(loaded.device) | {"tokens": rows.numel()})
 
 
