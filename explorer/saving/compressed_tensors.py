@@ -170,4 +170,5 @@ def _not_in_vllm(made: Prepared) -> str:
 TRANSFORMERS = (
     "transformers with the package compressed-tensors (a grid with zero-points wants `quantization_config=CompressedTensorsConfig(dequantize=True)` there)"
 )
-FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, f"{TRANSFORMERS}, and vLLM (`vllm serve FOLDER`; written for it, not tried there yet)", readers=_readers)
+BOTH = f"{TRANSFORMERS}, and vLLM (`vllm serve FOLDER`; written for it, not tried there yet)"
+FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, BOTH, readers=_readers)
