@@ -80,6 +80,17 @@ class Method:
         for layer, weight in weights.items():
             yield layer, self.quantize(weight.float(), inputs, layer)
 
+    @classmethod
+    def quantize_each(
+        cls, own: Mapping[str, Method], weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None
+    ) -> Iterator[tuple[str, QuantizedTensor]]:
+        """As `quantize_together`, for layers that each have a method of this class with parameters of its own, own[layer]. What layers with one input
+        share is shared among those of equal parameters, and a scale of the input only where these are all.
+        """
+        for method in dict.fromkeys(own[layer] for layer in weights):
+            alike = {layer: weight for layer, weight in weights.items() if own[layer] == method}
+            yield from method.quantize_together(alike, inputs if method.reads_inputs() else None, rows if len(alike) == len(weights) else None)
+
     def reads_inputs(self) -> bool:
         """Whether this configuration needs the layer's inputs; only methods with `needs_inputs` may."""
         return self.needs_inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,22 +43,37 @@ class Awq(Method):
 
     def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         known = self._checked(inputs)
-        return self._rounded(weight, known, self._search_scale([weight], known, torch.arange(weight.shape[1], device=weight.device)), layer)
+        return self._rounded(weight, known, self._search_scale([(self, weight)], known, torch.arange(weight.shape[1], device=weight.device)), layer)
 
     def quantize_together(self, weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
         """One scale for all, least in the sum of their errors; none where no operator before could take it."""
         if self.scales == "own":
             yield from super().quantize_together(weights, inputs, rows)
             return
-        known = self._checked(inputs)
-        scale = None if rows is None else self._search_scale(list(weights.values()), known, rows)
+        yield from self._sharing(dict.fromkeys(weights, self), weights, inputs, rows)
+
+    @classmethod
+    def quantize_each(
+        cls, own: Mapping[str, Awq], weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None
+    ) -> Iterator[tuple[str, QuantizedTensor]]:
+        """Layers of different widths share a scale, too."""
+        shared = all(method.scales == "folded" for method in own.values())
+        yield from (cls._sharing if shared else super().quantize_each)(own, weights, inputs, rows)
+
+    @classmethod
+    def _sharing(
+        cls, own: Mapping[str, Awq], weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None
+    ) -> Iterator[tuple[str, QuantizedTensor]]:
+        known = cls._checked(inputs)
+        scale = None if rows is None else cls._search_scale([(own[layer], weight) for layer, weight in weights.items()], known, rows)
         for layer, weight in weights.items():
-            yield layer, dataclasses.replace(self._rounded(weight.float(), known, scale, layer), channel_bits=0)
+            yield layer, dataclasses.replace(own[layer]._rounded(weight.float(), known, scale, layer), channel_bits=0)
 
     def reads_gram(self, layer: str) -> bool:
         return True
 
-    def _checked(self, inputs: InputStatistics | None) -> InputStatistics:
+    @staticmethod
+    def _checked(inputs: InputStatistics | None) -> InputStatistics:
         if inputs is None or inputs.gram is None:
             raise ValueError("AWQ needs the Gram matrix of the layer's calibration inputs")
         return inputs
@@ -72,9 +87,10 @@ class Awq(Method):
     def _round(self, weight: Tensor) -> QuantizedTensor:
         return quantize_affine(weight, self.bits, "group", self.group_size, self.symmetric)
 
-    def _search_scale(self, weights: list[Tensor], inputs: InputStatistics, rows: Tensor) -> Tensor:
-        """[K]: the channel scale of least sum of ||(W' - W) X^T||, equal in channels of one row. The squared norm is tr(D G D^T) with the inputs' Gram
-        matrix G, a product of its own size however many inputs there were.
+    @staticmethod
+    def _search_scale(weights: list[tuple[Awq, Tensor]], inputs: InputStatistics, rows: Tensor) -> Tensor:
+        """[K]: the channel scale of least sum of ||(W' - W) X^T||, each W' rounded by its own method, equal in channels of one row. The squared norm is
+        tr(D G D^T) with the inputs' Gram matrix G, a product of its own size however many inputs there were.
 
         The authors compare the outputs of what holds the layers, such as the whole attention. On the bundled model that was no better at 4, 3 and 2
         bits than the sum, within what another calibration text changes, and took twice as long.
@@ -86,7 +102,7 @@ class Awq(Method):
             scale = magnitude.pow(step / RATIOS).clamp(min=1e-4)
             scale = scale / (scale.max() * scale.min()).sqrt()
             scale = 1 / (1 / scale).bfloat16().float()  # what the layer multiplies by is kept in bfloat16
-            moved = (self._rescaled(weight.float(), scale).sub_(weight) for weight in weights)
+            moved = (method._rescaled(weight.float(), scale).sub_(weight) for method, weight in weights)
             loss = sum((difference @ inputs.gram).mul_(difference).sum().item() for difference in moved)
             if loss < least:
                 best, least = scale, loss

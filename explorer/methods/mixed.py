@@ -67,10 +67,11 @@ class Mixed(Method):
         return method.quantize(weight, inputs if method.reads_inputs() else None, layer)
 
     def quantize_together(self, weights: dict[str, Tensor], inputs: InputStatistics | None, rows: Tensor | None) -> Iterator[tuple[str, QuantizedTensor]]:
-        """What one method has of the layers goes to it together; a scale that all of them must share only where it has all."""
-        for method in dict.fromkeys(map(self.of, weights)):
-            own = {layer: weight for layer, weight in weights.items() if self.of(layer) == method}
-            yield from method.quantize_together(own, inputs if method.reads_inputs() else None, rows if len(own) == len(weights) else None)
+        """What methods of one name have of the layers goes to them together; a scale that all of them must share only where these are all."""
+        for kind in dict.fromkeys(type(self.of(layer)) for layer in weights):
+            own = {layer: method for layer in weights if type(method := self.of(layer)) is kind}
+            alike = {layer: weights[layer] for layer in own}
+            yield from kind.quantize_each(own, alike, inputs, rows if len(own) == len(weights) else None)
 
 
 @cache

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from explorer.metrics.layers import relative
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
 from explorer.provenance import circumstances
+from explorer.qtensor import QuantizedTensor
 from explorer.quantizing import finite
 from explorer.records import Answer, Event, InputError, Measurement, Progress, key_of, plain
 from explorer.tasks import Engine, Task, task_key
@@ -113,15 +115,28 @@ def checked(method: str, params: dict[str, Any], bits: tuple[int, ...], windows:
     return {width: build(method, {**params, "bits": width}) for width in sorted(set(bits))}
 
 
-def inputs_of(loaded: LoadedModel, method: Method, rows: Tensor) -> Iterator[tuple[str, InputStatistics | None]]:
-    """(layer, what its inputs are like in the unchanged model, or None for a method that reads none), in the model's order."""
-    if not method.reads_inputs():
-        yield from ((name, None) for name in models.linears(loaded.model))
-        return
-    asked = {name: method.reads_gram(name) for name in models.linears(loaded.model)}
-    for group, inputs, _ in sequential_statistics(loaded, rows, asked):  # nothing is replaced in between, so all inputs are those of the 16-bit model
-        finite(inputs.absmax, "inputs", group[0])
-        yield from ((name, inputs) for name in group)
+def rounded(loaded: LoadedModel, chosen: dict[int, Method], rows: Tensor) -> Iterator[tuple[str, Callable[[int], QuantizedTensor]]]:
+    """(layer, its tensor at a width) in the model's order, as a run of that width would round it: with the layers that read the same inputs, whose scales
+    it may share. Inputs are those of the unchanged model, because nothing is replaced in between.
+    """
+    one, layers = next(iter(chosen.values())), models.linears(loaded.model)
+    if one.reads_inputs():
+        found = sequential_statistics(loaded, rows, {name: one.reads_gram(name) for name in layers})
+    else:
+        found = (([name], None, None) for name in layers)
+    for group, inputs, before in found:
+        if inputs is not None:
+            finite(inputs.absmax, "inputs", group[0])
+        able = [name for name in group if not one.refuses(tuple(layers[name].weight.shape), name)]
+        taken = before.rows if before and len(able) == len(group) else None
+
+        @cache
+        def together(width: int, able: tuple[str, ...] = tuple(able), inputs: InputStatistics | None = inputs, taken: Tensor | None = taken) -> dict:
+            weights = {name: finite(layers[name].weight, "weights", name).float() for name in able}
+            return dict(chosen[width].quantize_together(weights, inputs, taken))
+
+        for name in group:
+            yield name, lambda width, name=name, together=together: together(width)[name]
 
 
 def work(
@@ -146,13 +161,13 @@ def work(
     small = fits_in_float32(loaded)  # a larger model keeps bfloat16 and its rounding noise
     with in_float32(loaded.model) if small else nullcontext():
         scorer = Scorer(loaded, rows[-windows:])
-        for done, (name, inputs) in enumerate(inputs_of(loaded, one, rows[:-windows])):
+        for done, (name, tensor) in enumerate(rounded(loaded, chosen, rows[:-windows])):
             yield Progress("sensitivity", done, len(scorer.originals), name)
             shape = tuple(scorer.originals[name].weight.shape)
             if one.refuses(shape, name):
                 kept[name] = shape[0] * shape[1]
                 continue
-            for row in _layer(engine, key_of(key, name), scorer, chosen, name, inputs):
+            for row in _layer(engine, key_of(key, name), scorer, tuple(chosen), name, tensor):
                 found.append(row)
                 yield Measurement("sensitivity", row, "nats", name, n=row["tokens"], bad=row["bad"])
     yield Answer("sensitivity", {
@@ -161,16 +176,16 @@ def work(
     }, circumstances(loaded.device))  # fmt: skip
 
 
-def _layer(engine: Engine, key: str, scorer: Scorer, chosen: dict[int, Method], name: str, inputs: InputStatistics | None) -> list[dict[str, Any]]:
+def _layer(engine: Engine, key: str, scorer: Scorer, widths: tuple[int, ...], name: str, tensor: Callable[[int], QuantizedTensor]) -> list[dict[str, Any]]:
     """The rows of one layer, from the store when it was measured before."""
     stored = engine.store.get(key)
     if stored is not None:
         return stored[1]["rows"]
     original, rows = scorer.originals[name], []
-    for width, method in chosen.items():
-        tensor = method.quantize(finite(original.weight, "weights", name).float(), inputs, name)
-        scored = scorer.score(name, tensor.dequantize())
-        rows.append({"layer": name, "bits": width, "stored_bits": tensor.stored_bits(), "weights": original.weight.numel(), **scored})
+    for width in widths:
+        q = tensor(width)
+        scored = scorer.score(name, q.dequantize())
+        rows.append({"layer": name, "bits": width, "stored_bits": q.stored_bits(), "weights": original.weight.numel(), **scored})
     with suppress(sqlite3.Error):  # the answer of all layers says when the store takes nothing
         engine.store.put(key, "sensitivity of a layer", [], {"rows": rows})
     return rows
