@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build, spec_of
 from explorer.records import InputError
 from explorer.store import Store
@@ -60,3 +61,24 @@ def test_bad_rules_are_a_sentence(rules: object, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as caught:
         build("mixed", {"rules": rules})
     assert str(caught.value).endswith(".")
+
+
+def test_awq_of_several_widths_shares_one_scale(draw: torch.Generator) -> None:
+    """q and k at 3 bits, v at 4: layers that read the same input divide it by the same numbers, or the norm before could not take them."""
+    weights = {name: torch.randn(64, 64, generator=draw) for name in ("q_proj", "k_proj", "v_proj")}
+    inputs = InputStatistics.of(torch.randn(256, 64, generator=draw) * torch.linspace(0.2, 4, 64))
+    rows = torch.arange(64)
+    made = dict(build("mixed", {"rules": "*v_proj: awq bits=4; *: awq bits=3"}).quantize_together(weights, inputs, rows))
+    assert list(made) == list(weights) and [q.bits for q in made.values()] == [3, 3, 4]
+    scales = [q.channel_scale for q in made.values()]
+    assert scales[0] is not None and all(torch.equal(scales[0], scale) for scale in scales) and scales[0].std() > 0.1
+    alike = dict(build("mixed", {"rules": "*: awq bits=3"}).quantize_together(weights, inputs, rows))
+    plain = dict(build("awq", {"bits": 3}).quantize_together(weights, inputs, rows))
+    assert all(torch.equal(alike[name].codes, plain[name].codes) and torch.equal(alike[name].channel_scale, plain[name].channel_scale) for name in weights)
+    split = dict(build("mixed", {"rules": "*v_proj: rtn bits=4; *: awq bits=3"}).quantize_together(weights, inputs, rows))
+    assert all(q.channel_scale is None for q in split.values()), "nothing can divide the input of some of its readers only"
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
