@@ -15,7 +15,7 @@ from explorer.data import bundled_text
 from explorer.hub import Hub
 from explorer.input_statistics import ROWS, InputStatistics, InputSums
 from explorer.methods import build
-from explorer.methods.awq import group_gram
+from explorer.methods.awq import STRIP, group_gram, output_error
 from explorer.methods.gptq import hessian
 from explorer.metrics import Subject
 from explorer.quantizing import quantize
@@ -78,6 +78,14 @@ def test_awq_cuts_the_gram_matrices_of_scaled_groups_out_of_one(inputs: torch.Te
     groups = (inputs.double() / scale).unflatten(1, (-1, 32))
     found = group_gram(InputStatistics.of(inputs).gram, 32, scale)
     assert found.shape == (3, 32, 32) and apart(found, torch.einsum("tgi,tgj->gij", groups, groups)) < 1e-6
+
+
+def test_awq_has_the_output_error_from_half_of_the_gram_matrix() -> None:
+    """With a last strip that is not full, and fewer inputs than channels."""
+    draw, width = torch.Generator().manual_seed(2), 2 * STRIP + 40
+    x, difference = torch.randn(300, width, generator=draw) + torch.randn(300, 1, generator=draw), torch.randn(5, width, generator=draw)
+    exact = (difference.double() @ x.double().T).square().sum().item()
+    assert output_error(difference, InputStatistics.of(x).gram) == pytest.approx(exact, rel=1e-4)
 
 
 def test_a_set_of_layers_of_which_none_is_asked_is_left_out(tiny_folder: Path) -> None:

@@ -15,6 +15,7 @@ from explorer.methods import Method, choice
 from explorer.qtensor import QuantizedTensor, affine_parameters, affine_values, group_view, quantize_affine
 
 RATIOS, CLIPS, SHRINK = 20, 20, 0.5
+STRIP = 512  # columns of D G that are held at once
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class Awq(Method):
 
     @staticmethod
     def _search_scale(weights: list[tuple[Awq, Tensor]], inputs: InputStatistics, rows: Tensor) -> Tensor:
-        """[K]: the channel scale of least sum of ||(W' - W) X^T||, each W' rounded by its own method, equal in channels of one row. The squared norm is
-        tr(D G D^T) with the inputs' Gram matrix G, a product of its own size however many inputs there were.
+        """[K]: the channel scale of least sum of ||(W' - W) X^T||^2, each W' rounded by its own method, equal in channels of one row.
 
         The authors compare the outputs of what holds the layers, such as the whole attention. On the bundled model that was no better at 4, 3 and 2
         bits than the sum, within what another calibration text changes, and took twice as long.
@@ -103,7 +103,7 @@ class Awq(Method):
             scale = scale / (scale.max() * scale.min()).sqrt()
             scale = 1 / (1 / scale).bfloat16().float()  # what the layer multiplies by is kept in bfloat16
             moved = (method._rescaled(weight.float(), scale).sub_(weight) for method, weight in weights)
-            loss = sum((difference @ inputs.gram).mul_(difference).sum().item() for difference in moved)
+            loss = sum(output_error(difference, inputs.gram) for difference in moved)
             if loss < least:
                 best, least = scale, loss
         return best
@@ -128,6 +128,19 @@ class Awq(Method):
             loss = torch.einsum("ngi,gij,ngj->ng", difference, gram, difference).unsqueeze(-1)
             best, least = torch.where(loss < least, bound, best), torch.minimum(loss, least)
         return groups.clamp(-best, best).reshape(weight.shape)
+
+
+def output_error(difference: Tensor, gram: Tensor) -> float:
+    """||D X^T||^2 = tr(D G D^T) for D [N, K] and G = X^T X [K, K]. G is symmetric, so what lies above its diagonal counts twice and what lies below is
+    not multiplied: little more than half of the product, as quick as D X^T itself where K is twice the number of inputs.
+    """
+    total = difference.new_zeros(())
+    for start in range(0, len(gram), STRIP):
+        part = difference[:, start : start + STRIP]
+        along = part @ gram[start : start + STRIP, start : start + STRIP]
+        along.addmm_(difference[:, :start], gram[:start, start : start + STRIP], alpha=2)
+        total += along.mul_(part).sum()
+    return total.item()
 
 
 def group_gram(gram: Tensor, size: int, scale: Tensor | None) -> Tensor:
