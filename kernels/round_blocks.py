@@ -79,6 +79,10 @@ class Case:
     k: int
     activation: Activation
 
+    def format(self) -> str:
+        """Such as "e2m1 per mx block"."""
+        return self.activation.name()
+
 
 def refuses(a: Activation, k: int) -> str:
     """Why inputs [M, K] cannot be rounded so, "" when they can."""
