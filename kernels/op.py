@@ -172,7 +172,7 @@ def power_of_two(absmax: Tensor, kind: str) -> Tensor:
 
 def round_to_blocks(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
     """(elements [M, K / size, size], scales [M, K / size, 1]) float32 of inputs [M, K] rounded to block floats."""
-    blocks = x.float().unflatten(1, (-1, BLOCKS[a.per]))
+    blocks = x.float().reshape(len(x), -1, BLOCKS[a.per])
     absmax = blocks.abs().amax(-1, keepdim=True)
     if a.per == "mx":
         scale = divisor = power_of_two(absmax, a.kind)

@@ -99,7 +99,7 @@ def torch_values(x: Tensor, a: Activation) -> Tensor:
     bfloat16 rounds away.
     """
     elements, scale = round_to_blocks(x, a)
-    return elements.mul_(scale if a.per == "mx" else scale / factor(a)).flatten(1).to(x.dtype)
+    return elements.mul_(scale if a.per == "mx" else scale / factor(a)).view(x.shape).to(x.dtype)
 
 
 def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, Activation]:

@@ -156,3 +156,14 @@ def test_names_and_what_is_read() -> None:
     assert build("mxfp", {"activation": "e4m3"}).quantize(weight, None).activation == Activation("e4m3", "mx")
     unread = build("nvfp4", {"activation": "block"}).quantize(weight, torch.zeros(4, 64))  # calibration text that never reached the layer
     assert unread.activation.scale > 0 and multiply(torch.zeros(2, 64), unread.weight()).abs().max() == 0
+
+
+def test_nvfp4_clips_inputs_beyond_what_calibration_saw_and_mx_does_not(inputs: Tensor) -> None:
+    weight, x = torch.randn(32, 256, generator=torch.Generator().manual_seed(8)), inputs.float()
+    errors = {}
+    for method in ("nvfp4", "mxfp"):
+        q = build(method, {"activation": "block"}).quantize(weight, x)
+        for times in (1, 16):
+            exact = times * x @ weight.T
+            errors[method, times] = ((multiply(times * x, q.weight()) - exact).norm() / exact.norm()).item()
+    assert errors["nvfp4", 1] < 0.2 and errors["nvfp4", 16] > 0.5 and errors["mxfp", 16] == pytest.approx(errors["mxfp", 1]) < 0.3

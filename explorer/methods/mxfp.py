@@ -29,7 +29,6 @@ class Mxfp(Method):
     paper: ClassVar[str] = "OCP Microscaling Formats (MX) 1.0, sections 5 and 6.3; Rouhani et al. 2023, arXiv 2310.10537"
 
     element: str = choice("e2m1", "e2m1", "e2m3", "e3m2", "e4m3", "e5m2", title="Element", help="Exponent and mantissa bits: e2m1 is MXFP4, e4m3 MXFP8.")
-
     activation: str = choice(
         "none", "none", "block", "e4m3", title="Inputs",
         help="16 bits; blocks of 32 in the weights' element (with e2m1 W4A4, with e4m3 W8A8); or blocks of 32 in e4m3 (with e2m1 W4A8).",

@@ -29,7 +29,6 @@ class Nvfp4(Method):
     title: ClassVar[str] = "NVFP4"
     short: ClassVar[str] = "NVFP4"
     paper: ClassVar[str] = "Alvarez et al. 2025, Introducing NVFP4 for Efficient and Accurate Low-Precision Inference"
-
     needs_inputs: ClassVar[bool] = True
 
     activation: str = choice("none", "none", "block", title="Inputs", help="16 bits, or NVFP4 too (W4A4): blocks of 16 under one scale that calibration finds.")
