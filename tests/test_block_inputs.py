@@ -166,4 +166,5 @@ def test_nvfp4_clips_inputs_beyond_what_calibration_saw_and_mx_does_not(inputs: 
         for times in (1, 16):
             exact = times * x @ weight.T
             errors[method, times] = ((multiply(times * x, q.weight()) - exact).norm() / exact.norm()).item()
-    assert errors["nvfp4", 1] < 0.2 and errors["nvfp4", 16] > 0.5 and errors["mxfp", 16] == pytest.approx(errors["mxfp", 1]) < 0.3
+    assert errors["nvfp4", 1] < 0.2 and errors["nvfp4", 16] > 0.5
+    assert errors["mxfp", 1] < 0.3 and errors["mxfp", 16] == pytest.approx(errors["mxfp", 1])
