@@ -154,7 +154,8 @@ def _on(parts: Any, device: torch.device) -> Any:
 def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor | None:
     """The weights [N1, K], [N2, K], ... one below the other as one tensor that means the same; None where formats, groups or input transforms differ.
 
-    For running, not for storing: a scale of a whole tensor becomes one a row, and `stored_bits` counts the result's own.
+    For running, not for storing: a scale of a whole tensor becomes one a row, and `stored_bits` counts the result's own. The unit of scales stays where
+    all parts share it.
     """
     first = parts[0]
     for part in parts:
@@ -172,9 +173,12 @@ def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor | None:
 
     zero = None if first.zero is None else stack("zero")
     codes = torch.cat([part.codes for part in parts])
+    units = [part.scale_unit for part in parts]
+    unit = units[0] if all(one is not None and torch.equal(one, units[0]) for one in units) else None
     return QuantizedTensor(
-        codes, stack("scale"), first.bits, zero, first.codebook, channel_scale=first.channel_scale, rotation=first.rotation, activation=first.activation
-    )
+        codes, stack("scale"), first.bits, zero, first.codebook, scale_unit=unit, channel_scale=first.channel_scale, rotation=first.rotation,
+        activation=first.activation,
+    )  # fmt: skip
 
 
 def _signs(part: QuantizedTensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Small floats of 4 to 8 bits: their values by bit pattern, and which of them a codebook is."""
+"""Small floats of 4 to 8 bits: their values by bit pattern, rounding to them, and which of them a codebook is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FORMATS = {"e2m1": (4, 1), "e2m3": (6, 3), "e3m2": (6, 2), "e4m3": (8, 3), "e5m2": (8, 2)}  # stored bits, mantissa bits; the first bit is the sign
+LARGEST = {"e2m1": 6.0, "e2m3": 7.5, "e3m2": 28.0, "e4m3": 448.0, "e5m2": 57344.0}
 
 
 @cache
@@ -33,3 +34,10 @@ def bias(name: str) -> int:
 def float_format(codebook: Tensor) -> str:
     """The name of the float that a codebook [2**bits] is the table of, "" for any other codebook."""
     return next((name for name in FORMATS if torch.equal(codebook.cpu(), float_values(name))), "")
+
+
+def nearest(x: Tensor, name: str) -> Tensor:
+    """x float32 rounded to a float's numbers, half to even, float32; what is larger than the largest becomes that one, NaN stays."""
+    x = x.clamp(-LARGEST[name], LARGEST[name])
+    step = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=2.0 ** (1 - bias(name))).mul_(2.0 ** -FORMATS[name][1])
+    return x.div_(step).round_().mul_(step)

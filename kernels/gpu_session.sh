@@ -32,7 +32,7 @@ mkdir -p "$logs"
 export TRITON_DEFAULT_FP_FUSION=1 TRITON_INTERPRET=0 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PATH="$PATH:/usr/local/cuda/bin"
 llama=arch:llama-3.1-8b
 four=(--method rtn --bits 4 --group-size 128)
-ops=(int4_matmul int8_matmul w8a8_int8_matmul w8a8_fp8_matmul kv_attention hadamard round_inputs)
+ops=(int4_matmul int8_matmul w8a8_int8_matmul w8a8_fp8_matmul block_float_matmul kv_attention hadamard round_inputs round_blocks)
 
 ends=$((SECONDS + ${SECONDS_AT_MOST:-1620}))
 
@@ -112,7 +112,7 @@ for name in ${@:-check w4 decode tests quantize model large bench tune again san
             ;;
         large) step large 120 "$python" -m tests.big_model --gigabytes 13.5 --methods rtn --offloaded --device cuda --limit 8 --score 512 --write ;;
         bench)
-            rest=w8a8_fp8_matmul,w8a8_int8_matmul,int8_matmul,kv_attention,hadamard,round_inputs
+            rest=w8a8_fp8_matmul,w8a8_int8_matmul,block_float_matmul,int8_matmul,kv_attention,hadamard,round_inputs,round_blocks
             step "bench of the other ops" 180 bash -c "$python -m kernels --peers --ops $rest --shapes 8192 --rows 1,16,1024,8192 --write --add | tee '$logs/bench.txt'"
             step "bench of the other shapes" 120 bash -c "$python -m kernels --peers --ops int4_matmul --format '4-bit g128' --shapes layer --rows 1,16,64,1024 --write --add | tee -a '$logs/bench.txt'"
             ;;
@@ -128,7 +128,7 @@ for name in ${@:-check w4 decode tests quantize model large bench tune again san
             command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed: skipped"; continue; }
             for tool in memcheck racecheck; do # without torch's allocator, inside whose blocks a step beyond the end would not be seen
                 step "$tool" 75 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file "$logs/sanitizer-$tool.txt" \
-                    "$python" -m kernels --check --ops kv_attention,w8a8_int8_matmul,hadamard,round_inputs,int8_matmul
+                    "$python" -m kernels --check --ops kv_attention,w8a8_int8_matmul,hadamard,round_inputs,round_blocks,int8_matmul
             done
             ;;
         *) echo "there is no step named $name" && failed=$((failed + 1)) ;;

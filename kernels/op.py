@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.floats import LARGEST, nearest
+
 
 class Activation(NamedTuple):
-    """How the inputs [M, K] of a product are rounded. kind: "int8", "e4m3" or "e5m2"; per: "token" (one scale a row), "tensor", or "block" (one
-    scale for BLOCK consecutive inputs of a row, float8 only).
+    """How the inputs [M, K] of a product are rounded. kind: "int8" or a float of kernels/floats.py; per: "token" (one scale a row), "tensor", or for
+    floats the consecutive inputs of a row that share a scale: "block" (128, float32), "mx" (32, a power of two: OCP MX 1.0, section 6.3) or
+    "nvfp4" (16, an E4M3 number times `scale`).
 
-    scale: a static scale found beforehand (per tensor only), 0 for a dynamic one. threshold: input columns with a magnitude of at least it are
-    left out of the rounding and multiplied in 16 bits (LLM.int8, arXiv 2208.07339, section 3.2); 0 for none. columns: the same for columns
-    named beforehand; then nothing depends on the data at hand, and a GPU need not wait for it.
+    scale: a static scale found beforehand (per tensor; for nvfp4 what its scales are multiples of), 0 for a dynamic one. threshold: input columns with
+    a magnitude of at least it are left out of the rounding and multiplied in 16 bits (LLM.int8, arXiv 2208.07339, section 3.2); 0 for none. columns:
+    the same for columns named beforehand; then nothing depends on the data at hand, and a GPU need not wait for it.
     """
 
     kind: str
@@ -30,7 +34,11 @@ class Activation(NamedTuple):
 
     def name(self) -> str:
         """Such as "int8 per token"."""
-        return f"{self.kind} per {self.per}{', static' if self.scale else ''}"
+        return f"{self.kind} per {self.per}{' block' if self.small_blocks() else ', static' if self.scale else ''}"
+
+    def small_blocks(self) -> bool:
+        """Whether they are block floats, whose products are weight-only ones of the rounded values."""
+        return self.per in ("mx", "nvfp4")
 
 
 class Nested(NamedTuple):
@@ -118,7 +126,7 @@ class Op:
     problem(case, generator) -> (x float32, operand): random and complete. reference(x, operand) -> float64: what the op means, in plain
     PyTorch. value(result) -> Tensor: the numbers a result stands for, when it is codes. flops(case): floating-point operations.
     baseline(case, generator): the 16-bit operation it replaces. bits: where the operand is a weight, the widths of codes it stores without
-    loss, narrowest and widest. activation: the kind of rounded inputs it multiplies ("int8" or "fp8"), "" for 16-bit ones.
+    loss, narrowest and widest. activation: the kind of rounded inputs it multiplies ("int8", "fp8" or "block float"), "" for 16-bit ones.
     """
 
     name: str
@@ -146,16 +154,42 @@ def per_group(values: Tensor, n: int, k: int) -> Tensor:
     return rows.float().repeat_interleave(k // values.shape[1], dim=1)
 
 
-LIMIT = {"int8": 127.0, "e4m3": 448.0, "e5m2": 57344.0}
+LIMIT = {"int8": 127.0, **LARGEST}
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 BLOCK = 128  # inputs of a row that share a scale per block; a weight's block is BLOCK x BLOCK
+BLOCKS = {"block": BLOCK, "mx": 32, "nvfp4": 16}
+
+
+def power_of_two(absmax: Tensor, kind: str) -> Tensor:
+    """The scales that OCP MX 1.0 (section 6.3) gives blocks with these largest magnitudes, float32: 2**(floor(log2 absmax) - e), 2**e the power of two
+    in the kind's largest number, at least 2**-127 as E8M0 has it. Infinite for a block that holds infinities or NaN: all its values are then NaN.
+    """
+    power = (absmax.view(torch.int32) & 0x7F800000).view(torch.float32)
+    return (power * 2.0 ** (1 - math.frexp(LIMIT[kind])[1])).clamp_(min=2.0**-127)
+
+
+def round_to_blocks(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
+    """(elements [M, K / size, size], scales [M, K / size, 1]) float32 of inputs [M, K] rounded to block floats."""
+    blocks = x.float().reshape(len(x), -1, BLOCKS[a.per])
+    absmax = blocks.abs().amax(-1, keepdim=True)
+    if a.per == "mx":
+        scale = divisor = power_of_two(absmax, a.kind)
+    else:
+        scale = nearest(absmax / LIMIT[a.kind] / a.scale, "e4m3") * a.scale + (absmax - absmax)  # NaN where there are infinities, as above
+        divisor = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return nearest(blocks / divisor, a.kind), scale
 
 
 def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
-    """(codes [M, K] int8 or float8, scale [M, 1], [1, 1] or [M, K / BLOCK] float32) with x = codes * scale; absmax scales or the given one."""
+    """(codes [M, K] int8, float8, or of block floats the elements in float32; scale [M, 1], [1, 1] or [M, K / block] float32) with x = codes * scale;
+    absmax scales or the given one.
+    """
     x = x.float()
+    if a.small_blocks():
+        elements, scale = round_to_blocks(x, a)
+        return elements.flatten(1), scale.squeeze(-1)
     if a.per == "block":
         codes, scale = round_activation(x.reshape(-1, BLOCK), a._replace(per="token"))
         return codes.view(x.shape), scale.view(len(x), -1)
@@ -196,7 +230,7 @@ def multiply(x: Tensor, w: LowBitWeight) -> Tensor:
     rest, columns = split_outliers(x.float(), w.activation)
     codes, scale = round_activation(rest, w.activation)
     codes = codes.float()
-    y = (codes * per_group(scale, *codes.shape)) @ weight.T if w.activation.per == "block" else codes @ weight.T * scale
+    y = (codes * per_group(scale, *codes.shape)) @ weight.T if w.activation.per in BLOCKS else codes @ weight.T * scale
     return y if columns is None else y + x.float()[:, columns] @ weight[:, columns].T
 
 
@@ -248,7 +282,8 @@ def serving(op: Op, operand: Any, device: torch.device) -> tuple[Form | None, li
 def choose(weight: LowBitWeight, device: torch.device) -> tuple[str, Form, str]:
     """(op name, form, why) for a weight on a device: the narrowest op with a fast form that serves it, else the reference and why nothing did."""
     reasons = []
-    wanted = "" if weight.activation is None else "int8" if weight.activation.kind == "int8" else "fp8"
+    a = weight.activation
+    wanted = "" if a is None else "block float" if a.small_blocks() else "int8" if a.kind == "int8" else "fp8"
     for op in sorted((op for op in ops().values() if op.bits), key=lambda op: op.bits):
         if weight.bits > op.bits[1] or wanted != op.activation:
             continue

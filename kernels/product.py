@@ -62,7 +62,7 @@ def random_weight(case: Case, generator: torch.Generator) -> LowBitWeight:
     zero = None if case.symmetric else torch.randint(0, 2**case.bits, (rows, groups), generator=generator).float()
     if case.fractional:
         zero = (zero + torch.rand(zero.shape, generator=generator)).half().float()
-    name = case.activation.kind if case.activation is not None and case.activation.kind in FLOAT8 else case.codebook
+    name = case.codebook or (case.activation.kind if case.activation is not None and case.activation.kind in FLOAT8 else "")
     book = None
     if name == "table":
         book = torch.erfinv(torch.linspace(-0.96, 0.96, 2**case.bits))  # quantiles of a normal distribution, as NF4 has

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ from kernels.formats import FOLDED, block_of
 from kernels.hadamard import hadamard_kernel, warps
 from kernels.kv_attention import join_splits_kernel, kv_attention_kernel
 from kernels.low_bit_matmul import add_splits_kernel, default_tile, dequantize_kernel, low_bit_matmul_kernel
+from kernels.op import LIMIT
+from kernels.round_blocks import round_blocks_kernel
 from kernels.round_inputs import grid, round_rows_kernel
 from kernels.scaled_matmul import default_tile as scaled_tile
 from kernels.scaled_matmul import scaled_matmul_kernel
@@ -135,6 +138,10 @@ def others(capability: int) -> list[dict]:
              "part_size": "i32"},
             {"WIDTH": 4096, "KEEP": False, "GIVEN": False} | grid(kind), capability, 4,
         )  # fmt: skip
+    for kind, powers in (("e2m1", True), ("e2m1", False), ("e4m3", True)):
+        constants = {"WIDTH": 1024, "SIZE": 32 if powers else 16, "POWERS": powers, "TOP": math.frexp(LIMIT[kind])[1] - 1} | grid(kind)
+        types = {"x_ptr": "*bf16", "y_ptr": "*bf16", "k_size": "i32", "stride_x": "i32", "unit": "fp32", "lift": "fp32"}
+        rows[f"rounding blocks {kind} {'mx' if powers else 'nvfp4'}"] = machine_code(round_blocks_kernel, types, constants, capability, 4)
     for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e4m3", 512), ("e5m2", 16)):
         if kind in kinds:
             rows[f"{kind} product rows {m}"] = scaled(capability, kind, m, kinds[kind])

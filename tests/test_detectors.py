@@ -64,7 +64,10 @@ def test_wrong_calibration_is_named_and_right_calibration_is_not(lab: Lab) -> No
     assert lab.report("gptq", "calibration", bits=4).find("kld_mean").low > healthy.find("kld_mean").value
 
 
-@pytest.mark.parametrize(("method", "params"), [("rtn", {"bits": 4}), ("nf4", {}), ("rtn", {"bits": 3, "symmetric": False})])
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("rtn", {"bits": 4}), ("nf4", {}), ("rtn", {"bits": 3, "symmetric": False}), ("nvfp4", {"activation": "block"}), ("mxfp", {"activation": "block"})],
+)
 def test_healthy_runs_have_no_finding(lab: Lab, method: str, params: dict) -> None:
     found = verdicts(lab.report(method, **params), None)
     assert [f.name for f in found if f.bad] == [] and len(found) >= 10 and "No sign of failure" in sentence(found)

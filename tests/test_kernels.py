@@ -178,6 +178,9 @@ def test_dispatch_names_what_runs_and_why() -> None:
     assert name(mxfp8, cpu) == "int8_matmul (16-bit copy)" and name(fp8, cpu) == "w8a8_fp8_matmul (16-bit copy)"
     assert {name(case, cuda) for case in (nf4, mxfp4, nvfp4)} == {"int4_matmul (triton)"} and name(q6k, cuda) == name(mxfp8, cuda) == "int8_matmul (triton)"
     assert name(fp8, cuda) == "w8a8_fp8_matmul (triton)"
+    assert {name(case, cuda) for case in ops()["block_float_matmul"].cases} == {"block_float_matmul (triton 16-bit)"}
+    mx4, mx8 = (Case(1, 64, 256, bits, 32, codebook=kind, activation=Activation(kind, "mx")) for bits, kind in ((4, "e2m1"), (8, "e4m3")))
+    assert name(mx4, cpu) == "block_float_matmul (summed 4-bit codes)" and name(mx8, cpu) == "block_float_matmul (16-bit copy)"
     odd = choose(weight_of(Case(1, 64, 240, 8, 48, activation=Activation("int8"))), cuda)
     assert odd[1] is REFERENCE and "groups" in odd[2] and "reference" not in odd[0]
 

@@ -124,3 +124,22 @@ def test_smoothquant_beats_naive_int8_where_outliers_are_planted(layers: list[La
             found[method] = ((multiply(q.transform(x), q.weight()) - exact).norm() / exact.norm()).item()
         worse += found["smoothquant"] > found["dynamic_int8"] or found["llm_int8"] > found["dynamic_int8"]
     assert worse == 0
+
+
+def test_rounded_inputs_cost_something_and_eight_bits_little(layers: list[Layer]) -> None:
+    """Outputs on held-out text, summed over layers: 16-bit inputs first, then MXFP8, NVFP4 and MXFP4, each with the same weights' own error in it."""
+    from kernels.op import multiply
+
+    found: dict[tuple[str, str], float] = {}
+    for method, activation in (("mxfp", "none"), ("mxfp", "e4m3"), ("mxfp", "block"), ("nvfp4", "none"), ("nvfp4", "block")):
+        made = build(method, {"activation": activation})
+        total = 0.0
+        for layer in layers[::4]:
+            x = layer.held_out[:512].bfloat16()
+            q = made.quantize(layer.weight, layer.seen if made.reads_inputs() else None)
+            exact = x.float() @ layer.weight.T
+            total += ((multiply(x, q.weight()) - exact).square().sum() / exact.square().sum()).item()
+        found[method, activation] = total
+    plain, wide, narrow = (found["mxfp", activation] for activation in ("none", "e4m3", "block"))
+    assert plain < wide < narrow and wide - plain < 0.1 * (narrow - plain)
+    assert found["nvfp4", "none"] < found["nvfp4", "block"] < narrow and found["nvfp4", "none"] < plain

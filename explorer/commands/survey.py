@@ -21,6 +21,8 @@ SPECS = (
     ("gptq", {"bits": 2, "symmetric": False, "rotate": True}), ("nf4", {"double_quant": True}),
     ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
     ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}), ("fp8", {"granularity": "block"}),
+    *((method, {"activation": "block"}) for method in ("nvfp4", "mxfp")), ("mxfp", {"activation": "e4m3"}),
+    ("mxfp", {"element": "e4m3", "activation": "block"}),
 )  # fmt: skip
 SURVEYED = (
     "bits_per_weight",

@@ -188,9 +188,10 @@ NOTE = (
     " powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold copies of "
     "the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or multiplying "
     "in 16 bits, whichever takes longer (named beside it), were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 "
-    "bits (W8A8) can pass a bound by compute, at most twice. Prompt tokens/s: by compute alone. A million tokens cost what they take at {share} of that, "
-    "the share set above; the first price is for decoding only, a prompt costs the second. Prices are public list prices of the date under the name; what"
-    " is bought and not rented has none, and nor do computers with unified memory, of which only one is counted, because no link joins several."
+    "bits (W8A8) can pass a bound by compute, at most twice, in 4 bits (W4A4, where FP4 is named) by more. Prompt tokens/s: by compute alone. A "
+    "million tokens cost what they take at {share} of that, the share set above; the first price is for decoding only, a prompt costs the second. Prices "
+    "are public list prices of the date under the name; what is bought and not rented has none, and nor do computers with unified memory, of which only "
+    "one is counted, because no link joins several."
 )
 
 

@@ -70,10 +70,10 @@ def tuned(
     formats: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), of the named ops and formats where there are names, each as
-    it is found.
+    it is found. Block floats take the tiles of weight-only products.
     """
     seen = set()
-    for op in (op for op in ops().values() if op.bits and (not names or op.name in names)):
+    for op in (op for op in ops().values() if op.bits and op.activation != "block float" and (not names or op.name in names)):
         for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows}), formats):
             x, weight = op.problem(case, torch.Generator().manual_seed(0))
             form, weight_only = op.gpu[0], not op.activation

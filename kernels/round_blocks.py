@@ -1,0 +1,139 @@
+"""Rounds inputs to block floats, MX or NVFP4, in one pass, and gives their values in 16 bits: what products without units for such floats read.
+
+A value is an element times a power of two (MX) or times an E4M3 number (NVFP4): at most six significant bits, exact in bfloat16. NVFP4's float32 factor
+is split: the power of two in it stays with the values, so that they are as large as the inputs were, and what is left, 1 to 2, goes to the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.op import BLOCKS, LIMIT, Activation, Baseline, Form, Op, Packed, per_group, round_activation, round_to_blocks
+from kernels.round_inputs import grid, rounded
+
+PROGRAM = 1024  # inputs of a row that one program rounds, at most
+
+
+def factor(a: Activation) -> float:
+    """What the values that the forms here give are multiplied by to be the rounded inputs: 1 to 2, a factor of the weight's scales."""
+    return 2 * math.frexp(a.scale)[0] if a.scale else 1.0
+
+
+@triton.jit
+def round_blocks_kernel(
+    x_ptr, y_ptr, k_size, stride_x, unit, lift,  # [M, K] act twice; unit, lift: f32, NVFP4's factor and the power of two in it
+    WIDTH: tl.constexpr, SIZE: tl.constexpr, POWERS: tl.constexpr, TOP: tl.constexpr,
+    LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """WIDTH inputs of a row a program, SIZE of them share a scale. POWERS: it is a power of two, 2**TOP the one in the largest element; else E4M3."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + row * stride_x + k, mask=k < k_size, other=0.0).to(tl.float32)
+    blocks = tl.reshape(x, (WIDTH // SIZE, SIZE))
+    bits = tl.max(tl.abs(blocks).to(tl.int32, bitcast=True), 1, keep_dims=True)  # of numbers that are not negative in their order, NaN above all
+    if POWERS:
+        exponent = tl.maximum((bits >> 23) - TOP, 0)
+        scale = tl.where(exponent > 0, exponent << 23, 1 << 22).to(tl.float32, bitcast=True)
+        times = scale
+    else:
+        peak = tl.div_rn(tl.div_rn(bits.to(tl.float32, bitcast=True), tl.full((), LARGEST, tl.float32)), unit)
+        number = rounded(peak, tl.full((), 1.0, tl.float32), 448.0, 3, 0.001953125)
+        scale = tl.where(number > 0, number * unit, 1.0)
+        times = number * lift
+    times = tl.where(bits < 0x7F800000, times, float("nan"))
+    y = rounded(blocks, tl.broadcast_to(scale, (WIDTH // SIZE, SIZE)), LARGEST, MANTISSA, STEP) * times
+    tl.store(y_ptr + row * k_size + k, tl.reshape(y, (WIDTH,)).to(y_ptr.dtype.element_ty), mask=k < k_size)
+
+
+@torch.library.custom_op("quantization_explorer::round_blocks", mutates_args=())
+def round_blocks(x: Tensor, kind: str, per: str, given: float) -> Tensor:
+    """x [M, K] bf16, fp16 or fp32 -> its rounded values over `factor`, in the same dtype."""
+    m, k = x.shape
+    x, size = x.contiguous(), BLOCKS[per]
+    y = torch.empty(m, k, dtype=x.dtype, device=x.device)
+    width = min(PROGRAM, triton.next_power_of_2(k))
+    a = Activation(kind, per, given)
+    round_blocks_kernel[(m, triton.cdiv(k, width))](
+        x, y, k, x.stride(0), given or 1.0, (given or 1.0) / factor(a),
+        WIDTH=width, SIZE=size, POWERS=per == "mx", TOP=math.frexp(LIMIT[kind])[1] - 1, num_warps=4, **grid(kind),
+    )  # fmt: skip
+    return y
+
+
+@round_blocks.register_fake
+def _(x, kind, per, given):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs [M, K] and how they are rounded."""
+
+    m: int
+    k: int
+    activation: Activation
+
+    def format(self) -> str:
+        """Such as "e2m1 per mx block"."""
+        return self.activation.name()
+
+
+def refuses(a: Activation, k: int) -> str:
+    """Why inputs [M, K] cannot be rounded so, "" when they can."""
+    return f"blocks of {BLOCKS[a.per]} do not divide {k} inputs" if k % BLOCKS[a.per] else ""
+
+
+def triton_values(x: Tensor, a: Activation) -> Tensor:
+    """Rounded inputs [M, K] over `factor`, in x's dtype, by Triton."""
+    return round_blocks(x, a.kind, a.per, a.scale)
+
+
+def torch_values(x: Tensor, a: Activation) -> Tensor:
+    """As `triton_values`, by torch's operators one after the other. Scales over the unit are E4M3 numbers but for the last bit of float32, which
+    bfloat16 rounds away.
+    """
+    elements, scale = round_to_blocks(x, a)
+    return elements.mul_(scale if a.per == "mx" else scale / factor(a)).view(x.shape).to(x.dtype)
+
+
+def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, Activation]:
+    """Random inputs with a row of zeros, blocks of very different size, and numbers halfway between two elements."""
+    x = torch.randn(case.m, case.k, generator=generator)
+    x[0] = 0
+    x[1, : case.k // 2] *= 2.0**-9
+    x[-1] = (x[-1] * 4).round() / 4
+    return x, case.activation
+
+
+def _reference(x: Tensor, a: Activation) -> Tensor:
+    elements, scale = round_activation(x, a)
+    return elements.double() * per_group(scale, *elements.shape).double() / factor(a)
+
+
+def _pack(a: Activation) -> Packed:
+    return Packed({}, (a,))
+
+
+MX, NV = Activation("e2m1", "mx"), Activation("e2m1", "nvfp4", 0.002)
+
+OP = Op(
+    name="round_blocks",
+    title="x rounded to block floats, in 16 bits",
+    gpu=(Form("triton", lambda a: "", _pack, lambda x, packed: triton_values(x, *packed.meta), "one pass"),),
+    cpu=(Form("cpu", lambda a: "", _pack, lambda x, packed: torch_values(x, *packed.meta), "torch operators, one after the other"),),
+    cases=(
+        *(Case(m, k, Activation(kind, "mx")) for m, k in ((3, 64), (5, 1120)) for kind in ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2")),
+        *(Case(m, k, NV) for m, k in ((3, 80), (5, 2048))),
+    ),
+    timed=tuple(Case(m, k, a) for m in (1, 16, 1024) for k in (4096, 14336) for a in (MX, NV)),
+    problem=_problem,
+    reference=_reference,
+    flops=lambda case: 3.0 * case.m * case.k,
+    baseline=lambda case, generator: Baseline("copy", {}, lambda x, tensors: x.clone()),
+)  # fmt: skip
