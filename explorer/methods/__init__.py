@@ -83,6 +83,10 @@ class Method:
         """Whether this configuration needs the layer's inputs; only methods with `needs_inputs` may."""
         return self.needs_inputs
 
+    def for_model(self, config: Mapping[str, Any]) -> Method:
+        """The method for a model with this config.json: itself, unless a layer's place in the model decides how it is rounded. Raises InputError."""
+        return self
+
     def check(self) -> str:
         """A sentence that says why these parameters mean nothing together, "" when they do."""
         return ""

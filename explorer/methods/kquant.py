@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from explorer.block_search import search_scale, search_scale_and_minimum, settled, widths
 from explorer.methods import Method, choice
+from explorer.methods.mixed import Mixed
 from explorer.qtensor import QuantizedTensor
+from explorer.records import InputError
 
 SUPER = 256  # weights that share the 16-bit scale of all scales
 FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # what llama.cpp stores where 256 does not divide a row
+MIXTURES = {"q3_k_m": "q3_k", "q4_k_m": "q4_k", "q5_k_m": "q5_k"}  # by what most layers get
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types that the recipes are checked for
 
 
 @dataclass(frozen=True)
 class KQuant(Method):
     """Small blocks need many scales, and 16 bits each is too much; so the scales are quantized as well, to 4, 6 or 8 bits, under one 16-bit scale
     per 256 weights. Scales and minima come from a search for the least weighted error: large weights count more, or, with calibration, weights
-    that meet large inputs (the importance matrix). Rows that 256 does not divide become Q4_0, Q5_0, Q5_1 or Q8_0, as in llama.cpp.
+    that meet large inputs (the importance matrix). Rows that 256 does not divide become Q4_0, Q5_0, Q5_1 or Q8_0, as in llama.cpp, and the mixtures
+    (M) give values and down-projections a wider format, in some blocks or in all.
     """
 
     name: ClassVar[str] = "kquant"
@@ -29,15 +36,31 @@ class KQuant(Method):
     needs_inputs: ClassVar[bool] = True
 
     format: str = choice(
-        "q4_k", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q5_0", "q8_0",
-        title="Format", help="2.625, 3.4375, 4.5, 5.5, 6.5625, 5.5 and 8.5 bits a weight; 4.5 to 8.5 where 256 does not divide a layer's inputs.",
+        "q4_k", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q5_0", "q8_0", *MIXTURES, title="Format",
+        help="2.625, 3.4375, 4.5, 5.5, 6.5625, 5.5 and 8.5 bits a weight; 4.5 to 8.5 where 256 does not divide a layer's inputs. M: llama.cpp's mixtures.",
     )  # fmt: skip
     importance: bool = choice(
         False, title="Importance matrix", help="Weigh errors by the mean squared input of each channel on calibration text; Q8_0 has nothing to weigh."
     )
 
+    @property
+    def by_name(self) -> bool:
+        return self.format in MIXTURES
+
+    def for_model(self, config: Mapping[str, Any]) -> Method:
+        if not self.by_name:
+            return self
+        if config.get("model_type") not in FAMILIES:
+            raise InputError(f"The mixture {self.format} is known for {', '.join(FAMILIES)} here; choose {MIXTURES[self.format]} for this model.")
+        rules = [(f"*layers.{i}.*{part}", name) for i in range(config["num_hidden_layers"]) for part, name in _wider(self.format, i, config).items()]
+        rules.append(("*", MIXTURES[self.format]))
+        return Mixed("\n".join(f"{pattern}: kquant format={name} importance={self.importance}" for pattern, name in rules))
+
     def quantize(self, weight: Tensor, inputs: Tensor | None, layer: str = "") -> QuantizedTensor:
-        name = self.format if weight.shape[1] % SUPER == 0 else FALLBACK.get(self.format, self.format)
+        if self.by_name and layer:
+            raise ValueError(f"which format {layer} has in {self.format} depends on the model: see for_model")
+        name = MIXTURES.get(self.format, self.format)
+        name = name if weight.shape[1] % SUPER == 0 else FALLBACK.get(name, name)
         importance = inputs.float().square().mean(0) if self.importance else None
         if name in MINIMA:
             return _with_minima(weight, importance, MINIMA[name])
@@ -48,6 +71,21 @@ class KQuant(Method):
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:
         return f"blocks of 32 do not divide its {shape[1]} inputs" if shape[1] % 32 else ""
+
+
+def _wider(mixture: str, block: int, config: Mapping[str, Any]) -> dict[str, str]:
+    """The layers of a block that get another format than most: llama_tensor_get_type_impl of llama.cpp's llama-quant.cpp, for models whose queries, keys
+    and values are layers of their own. A model that it takes for Llama-2-70B or Qwen2-72B has few rows of values, which then get Q5_K.
+    """
+    blocks = config["num_hidden_layers"]
+    eighth = blocks // 8
+    more = block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
+    shared = config["model_type"] == "qwen2" or config["num_attention_heads"] != (config.get("num_key_value_heads") or config["num_attention_heads"])
+    seventy = blocks == 80 and shared and config["model_type"] != "qwen3"
+    if mixture == "q3_k_m":
+        return {"v_proj": "q5_k" if block < 2 or seventy else "q4_k", "o_proj": "q4_k", "down_proj": "q5_k" if block < blocks // 16 else "q4_k"}
+    wider = {"v_proj": "q6_k", "down_proj": "q6_k"} if more else {}
+    return wider or ({"v_proj": "q5_k"} if seventy and mixture == "q4_k_m" else {})
 
 
 class Minima(NamedTuple):
@@ -64,16 +102,12 @@ class Minima(NamedTuple):
     spread: int = 2
 
 
-def _widths(first: float, step: float, count: int) -> Tensor:
-    return first + step * torch.arange(count)
-
-
 MINIMA = {
-    "q2_k": Minima(2, 16, 15, _widths(-0.5, 0.1, 16), absolute=True, spread=1),
-    "q4_k": Minima(4, 32, 63, _widths(-1.0, 0.1, 21)),
-    "q5_k": Minima(5, 32, 63, _widths(-0.5, 0.1, 16)),
+    "q2_k": Minima(2, 16, 15, widths(-0.5, 0.1, 16), absolute=True, spread=1),
+    "q4_k": Minima(4, 32, 63, widths(-1.0, 0.1, 21)),
+    "q5_k": Minima(5, 32, 63, widths(-0.5, 0.1, 16)),
 }
-WIDER = _widths(-0.9, 0.05, 37)  # with importance, for every format with minima
+WIDER = widths(-0.9, 0.05, 37)  # with importance, for every format with minima
 
 
 def _weighed(groups: Tensor, importance: Tensor, spread: Tensor) -> Tensor:
@@ -115,7 +149,7 @@ def _blocks_of_32(weight: Tensor, importance: Tensor | None, bits: int) -> Quant
         codes = (groups / torch.where(scale != 0, scale, 1.0) + (half + 0.5)).floor().clamp(0, 2 * half - 1)
     else:
         errors = _weighed(groups, importance, groups.square().mean((1, 2), keepdim=True))
-        scale, codes = _search_scale(groups, errors, half)
+        scale, codes = search_scale(groups, errors, half)
     return QuantizedTensor(codes.to(torch.uint8).reshape(weight.shape), _half(scale.squeeze(-1)), bits, scale_bits=16)
 
 
@@ -128,7 +162,7 @@ def _q5_1(weight: Tensor, importance: Tensor | None) -> QuantizedTensor:
         codes = ((groups - low.unsqueeze(-1)) / torch.where(scale > 0, scale, 1.0).unsqueeze(-1) + 0.5).floor()
     else:
         errors = _weighed(groups, importance, groups.square().mean((1, 2), keepdim=True))
-        scale, low, codes = _search_scale_and_minimum(groups, errors, 31, WIDER)
+        scale, low, codes = search_scale_and_minimum(groups, errors, 31, WIDER)
     return _shifted(codes, _half(scale), -_half(low), 5, scale_bits=16, zero_bits=16)
 
 
@@ -145,7 +179,7 @@ def _q6_k(weight: Tensor, importance: Tensor | None) -> QuantizedTensor:
     """16 blocks of 16: symmetric 6-bit codes, 8-bit block scales, one 16-bit scale."""
     groups = weight.unflatten(1, (-1, 16))
     errors = groups.square() if importance is None else importance.view(1, *groups.shape[1:]).expand_as(groups)
-    best, _ = _search_scale(groups, errors, 32)
+    best, _ = search_scale(groups, errors, 32)
     return _under_one_scale(groups, *_divided(best, 128), 6, 8)
 
 
@@ -155,11 +189,11 @@ def _q3_k(weight: Tensor, importance: Tensor | None) -> QuantizedTensor:
     if importance is None:
         errors, peak = groups.square(), groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
         codes = (groups * (-4 / torch.where(peak != 0, peak, 1.0))).round().clamp(-4, 3)
-        best, _ = _settled(groups, errors, codes, -4, 3)
+        best, _ = settled(groups, errors, codes, -4, 3)
         return _under_one_scale(groups, *_divided(best, 32), 3, 6)
     errors = _weighed(groups, importance, 2 * _mean_squares(groups))
-    best, _ = _search_scale(groups, errors, 4)
-    whole, small = _search_scale(best.view(len(best), -1, SUPER // 16), errors.sum(-1).unflatten(1, (-1, SUPER // 16)), 32)
+    best, _ = search_scale(groups, errors, 4)
+    whole, small = search_scale(best.view(len(best), -1, SUPER // 16), errors.sum(-1).unflatten(1, (-1, SUPER // 16)), 32)
     return _under_one_scale(groups, whole, small - 32, 3, 6)
 
 
@@ -179,51 +213,16 @@ def _under_one_scale(groups: Tensor, whole: Tensor, small: Tensor, bits: int, sc
     return QuantizedTensor(codes.to(torch.uint8).flatten(1), scale, bits, scale_bits=scale_bits, extra_bits=16 * whole.numel())
 
 
-def _search_scale(groups: Tensor, errors: Tensor, half: int) -> tuple[Tensor, Tensor]:
-    """(scale [N, groups, 1], codes of groups' shape, `half` for zero) of least sum errors * (scale * (code - half) - w)^2: for 19 widths of the code
-    range, round, then solve for the scale.
-    """
-    peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    safe = torch.where(peak != 0, peak, 1.0)
-    best, most, kept = torch.zeros_like(peak), torch.full_like(peak, -torch.inf), torch.zeros_like(groups)
-    for wide in half + 0.1 * torch.tensor(sorted(range(-9, 10), key=bool)):  # the plain width first: another has to be better
-        codes = (groups * (-wide / safe)).round().clamp(-half, half - 1)
-        product, square = (errors * groups * codes).sum(-1, keepdim=True), (errors * codes.square()).sum(-1, keepdim=True)
-        scale = torch.where(square > 0, product / square.clamp(min=1e-38), 0.0)
-        gain = scale * product  # how much of the weighted square the codes explain
-        better = gain > most
-        best, most, kept = torch.where(better, scale, best), torch.where(better, gain, most), torch.where(better, codes, kept)
-    return best, kept + half
-
-
-def _settled(x: Tensor, errors: Tensor, codes: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """(scale [..., 1], codes) of less sum errors * (scale * code - x)^2, all [..., members]: one code at a time goes to where the rest would have it,
-    for five rounds. Only where codes and x agree in sign, as in llama.cpp: not in a block of Q3_K whose largest magnitude is positive.
-    """
-    x, w, codes = (part.movedim(-1, 0).contiguous() for part in (x, errors, codes))
-    product, square = (w * x * codes).sum(0), (w * codes.square()).sum(0)
-    for i in list(range(len(x))) * 5:
-        rest, squares = product - w[i] * x[i] * codes[i], square - w[i] * codes[i].square()
-        able = (rest > 0) & (squares > 0)
-        new = (x[i] * squares / torch.where(able, rest, 1.0)).round().clamp(low, high)
-        rest, squares = rest + w[i] * x[i] * new, squares + w[i] * new.square()
-        better = able & (new != codes[i]) & (rest.square() * square > product.square() * squares)
-        codes[i] = torch.where(better, new, codes[i])
-        product, square = torch.where(better, rest, product), torch.where(better, squares, square)
-    scale = torch.where(square > 0, product / square.clamp(min=1e-38), 0.0)
-    return scale.unsqueeze(-1), codes.movedim(0, -1)
-
-
 def _with_minima(weight: Tensor, importance: Tensor | None, made: Minima) -> QuantizedTensor:
     """Codes [N, K] with block scales and minima as whole numbers, and a 16-bit scale for each of the two in every super-block."""
     groups, most = weight.unflatten(1, (-1, made.members)), 2**made.bits - 1
     if importance is None:
         errors = groups.abs() if made.absolute else groups.square().mean(-1, keepdim=True).sqrt() + groups.abs()
-        scale, low, _ = _search_scale_and_minimum(groups, errors, most, made.wider, made.absolute)
+        scale, low, _ = search_scale_and_minimum(groups, errors, most, made.wider, made.absolute)
         wholes = [_round_scales(part, made) for part in (scale, -low)]
     else:
         errors = _weighed(groups, importance, made.spread * _mean_squares(groups))
-        scale, low, _ = _search_scale_and_minimum(groups, errors, most, WIDER)
+        scale, low, _ = search_scale_and_minimum(groups, errors, most, WIDER)
         wholes = [_search_scales(part, errors.sum(-1), made) for part in (scale, -low)]
     scale, minimum = wholes  # [N, groups]
     codes = ((groups + minimum.unsqueeze(-1)) / torch.where(scale > 0, scale, 1.0).unsqueeze(-1)).round().clamp(0, most)
@@ -250,35 +249,5 @@ def _search_scales(values: Tensor, errors: Tensor, made: Minima) -> Tensor:
         inverse = wide / safe
         loss = (w * (x - (inverse * x).round().clamp(max=made.top) / inverse).square()).sum(-1, keepdim=True)
         best, least = torch.where(loss < least, inverse, best), torch.minimum(loss, least)
-    whole, small = _settled(x, w, (best * x).round().clamp(0, made.top), 0, made.top)
+    whole, small = settled(x, w, (best * x).round().clamp(0, made.top), 0, made.top)
     return (_half(whole) * small).flatten(1)
-
-
-def _search_scale_and_minimum(groups: Tensor, errors: Tensor, most: int, wider: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """(scale, minimum <= 0, both [N, groups], codes up to `most` of groups' shape) of least sum errors * (scale * code + minimum - w)^2, or of
-    magnitudes instead of squares: for each code range of most + `wider` above the least weight, round, then solve the weighted least squares for both.
-    """
-    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True)
-    scale = (high - low) / most
-    codes = ((groups - low) / torch.where(scale > 0, scale, 1.0)).round().clamp(0, most)
-    size = torch.abs if absolute else torch.square
-    least = (errors * size(scale * codes + low - groups)).sum(-1, keepdim=True)
-    total, linear = errors.sum(-1, keepdim=True), (errors * groups).sum(-1, keepdim=True)
-    kept = codes
-    for wide in most + wider:  # as tensors: torch divides a number by multiplying, and at half steps the largest weight is on a tie
-        width = torch.where(high > low, high - low, 1.0)
-        codes = ((groups - low) * (wide / width)).round().clamp(0, most)
-        first, second = (errors * codes).sum(-1, keepdim=True), (errors * codes.square()).sum(-1, keepdim=True)
-        cross = (errors * groups * codes).sum(-1, keepdim=True)
-        determinant = total * second - first.square()
-        solvable = determinant > 0
-        divisor = torch.where(solvable, determinant, 1.0)
-        slope, shift = (total * cross - linear * first) / divisor, (second * linear - first * cross) / divisor
-        positive = shift > 0  # no minimum above zero can be stored
-        slope = torch.where(positive, torch.where(second > 0, cross / second.clamp(min=1e-38), 0.0), slope)
-        shift = shift.clamp(max=0)
-        loss = (errors * size(slope * codes + shift - groups)).sum(-1, keepdim=True)
-        better = solvable & (loss < least) & (high > low)
-        scale, low, least = torch.where(better, slope, scale), torch.where(better, shift, low), torch.where(better, loss, least)
-        kept = torch.where(better, codes, kept)
-    return scale.clamp(min=0).squeeze(-1), low.squeeze(-1), kept

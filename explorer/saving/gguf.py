@@ -7,6 +7,7 @@ which reads such files into its own models.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     folder.mkdir(parents=True, exist_ok=True)
     file = gguf.GGUFWriter(folder / "model.gguf", family)
     _describe(file, config, loaded.ref.name)
+    file.add_file_type(_file_type(layers))
     _vocabulary(file, loaded.tokenizer, config.vocab_size)
     tied = config.tie_word_embeddings
     for path, tensor in state.items():
@@ -84,6 +86,17 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+
+
+def _file_type(layers: Mapping[str, QuantizedTensor]) -> gguf.LlamaFileType:
+    """The name of the mixture: by what most weights are stored in, of K-quants M where some layers have a wider one, else S. Q6_K has no such letter."""
+    kinds = Counter[str]()
+    for q in layers.values():
+        kinds[layout(q)] += q.codes.numel()
+    kind = kinds.most_common(1)[0][0]
+    wider = any(other[-2:] == "_K" and other > kind for other in kinds)
+    letter = ("_M" if wider and kind != "Q2_K" else "_S") if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K") else ""
+    return gguf.LlamaFileType[f"MOSTLY_{kind}{letter}"]
 
 
 def _stored(q: QuantizedTensor) -> tuple[str, int]:
