@@ -23,7 +23,9 @@ KINDS = {"llama": {}, "mistral": {"head_dim": 64}, "qwen2": {}, "qwen3": {"head_
 METHODS = [
     ("rtn", {"bits": 4}, "Q4_0"), ("rtn", {"bits": 3, "symmetric": False}, "Q4_0"), ("rtn", {"symmetric": False}, "Q5_0"),
     ("rtn", {"bits": 8, "granularity": "tensor"}, "Q8_0"), ("gptq", {"bits": 4, "group_size": 32}, "Q4_0"), ("awq", {"symmetric": True}, "Q4_0"),
-    ("kquant", {}, "Q4_K"), ("kquant", {"format": "q6_k"}, "Q6_K"), ("kquant", {"format": "q5_0"}, "Q5_0"),
+    ("kquant", {}, "Q4_K"), ("kquant", {"format": "q6_k"}, "Q6_K"), ("kquant", {"format": "q5_0"}, "Q5_0"), ("kquant", {"format": "q2_k"}, "Q2_K"),
+    ("kquant", {"format": "q3_k", "importance": True}, "Q3_K"), ("kquant", {"format": "q5_k", "importance": True}, "Q5_K"),
+    ("kquant", {"format": "q3_k_m"}, "Q5_K"), ("kquant", {"format": "q4_k_m", "importance": True}, "Q6_K"), ("kquant", {"format": "q8_0"}, "Q8_0"),
 ]  # fmt: skip
 TEXT = "def f(x):\n    return x**2  # naïve, 12345 of them\n\n  Who'd say that?"
 

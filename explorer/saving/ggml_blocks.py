@@ -10,7 +10,7 @@ from explorer.qtensor import QuantizedTensor
 
 BLOCK, SUPER = 32, 256  # weights of a block and of a K-quant's super-block
 RANGES = {"Q4_0": (-8, 7), "Q5_0": (-16, 15), "Q8_0": (-128, 127)}  # of an integer times a scale, by how much they store
-EXACT = 1e-6  # relative, of block scales that are whole numbers times one 16-bit float: what float32 loses
+EXACT = 1e-6  # relative: what float32 loses of products with 16-bit floats, such as a block's scale or minimum
 SUBNORMAL = 3e-8  # what a scale below 6e-5 may lose as a 16-bit float
 
 
@@ -42,7 +42,7 @@ def super_blocks(q: QuantizedTensor) -> str:
 
 
 def _fits_half(values: Tensor) -> bool:
-    return bool((values.half().float() - values).abs().max() <= SUBNORMAL)
+    return bool(((values.half().float() - values).abs() <= SUBNORMAL + EXACT * values.abs()).all())
 
 
 def _has_minima(q: QuantizedTensor) -> bool:

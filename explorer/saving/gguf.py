@@ -66,7 +66,6 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     folder.mkdir(parents=True, exist_ok=True)
     file = gguf.GGUFWriter(folder / "model.gguf", family)
     _describe(file, config, loaded.ref.name)
-    file.add_file_type(_file_type(layers))
     _vocabulary(file, loaded.tokenizer, config.vocab_size)
     tied = config.tie_word_embeddings
     for path, tensor in state.items():
@@ -75,10 +74,13 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
             values = _interleaved(path, tensor, config).float() if flat else _interleaved(path, tensor, config).bfloat16().view(torch.int16)
             kind = gguf.GGMLQuantizationType.F32 if flat else gguf.GGMLQuantizationType.BF16
             file.add_tensor(names.get_name(path, (".weight", ".bias")), values.cpu().numpy(), raw_dtype=kind)
+    kinds = Counter[str]()
     for path, q in layers.items():
         kind, rows = packed(q)
+        kinds[kind] += q.codes.numel()
         order = _interleaved(f"{path}.weight", torch.arange(len(rows)), config).numpy()
         file.add_tensor(names.get_name(f"{path}.weight", (".weight",)), numpy.ascontiguousarray(rows[order]), raw_dtype=gguf.GGMLQuantizationType[kind])
+    file.add_file_type(_file_type(kinds))
     slower = _slowed(loaded.model)
     if not torch.equal(slower, torch.ones_like(slower)):
         file.add_tensor("rope_freqs.weight", slower.cpu().numpy())
@@ -88,14 +90,11 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     file.close()
 
 
-def _file_type(layers: Mapping[str, QuantizedTensor]) -> gguf.LlamaFileType:
-    """The name of the mixture: by what most weights are stored in, of K-quants M where some layers have a wider one, else S. Q6_K has no such letter."""
-    kinds = Counter[str]()
-    for q in layers.values():
-        kinds[layout(q)] += q.codes.numel()
+def _file_type(kinds: Counter[str]) -> gguf.LlamaFileType:
+    """The name of the mixture, from how many weights are stored in which layout: that of most, of K-quants M where some have a wider one, else S."""
     kind = kinds.most_common(1)[0][0]
     wider = any(other[-2:] == "_K" and other > kind for other in kinds)
-    letter = ("_M" if wider and kind != "Q2_K" else "_S") if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K") else ""
+    letter = "" if kind[-2:] != "_K" or kind == "Q6_K" else "_M" if wider and kind != "Q2_K" else "_S"  # Q2_K has no M there, Q6_K no letter
     return gguf.LlamaFileType[f"MOSTLY_{kind}{letter}"]
 
 
