@@ -13,6 +13,7 @@ from torch import Tensor
 
 from explorer import models
 from explorer.methods import Method, build, label_of
+from explorer.methods.mixed import Mixed
 from explorer.qtensor import QuantizedTensor, affine_codes, affine_parameters, group_view
 from explorer.records import Answer, Event, InputError
 from explorer.tasks import Engine, Task
@@ -134,6 +135,8 @@ def work(
     if not 0 <= row < original.shape[0]:
         raise InputError(f"The layer has rows 0 to {original.shape[0] - 1}; row {row} is not one of them.")
     placed = chosen.for_model(models.configuration(ref, engine.load.hub))
+    if isinstance(placed, Mixed):
+        placed = placed.of(layer) or placed  # by itself, a method with a long search is run on a sample
     sample = Sample.of(original, placed, layer, row, clip)
     row, group = sample.where(pick) if pick else (row, group)
     width, groups = sample.width(), sample.tensor.scale.shape[1]
