@@ -25,9 +25,11 @@ from explorer.records import BY_CHOICE, InputError, Progress, TextRef
 def quantize(subject: Subject, method: Method, calibration: TextRef, text: str) -> Iterator[Any]:
     """Quantizes every layer the method accepts; yields Progress, returns (subject with quantized layers, {layer: why it was skipped}).
 
-    Leaves the model with its original layers in place. Raises InputError where the weights' shapes let the method accept none.
+    Leaves the model with its original layers in place. Raises InputError where the weights' shapes let the method accept none, or the method does not
+    know the model.
     """
     loaded, originals = subject.loaded, subject.originals
+    method = method.for_model(loaded.model.config.to_dict())
     skipped = {name: why for name, layer in originals.items() if (why := method.refuses(tuple(layer.weight.shape), name))}
     wanted = {name: layer for name, layer in originals.items() if name not in skipped}
     if not wanted and any(why not in BY_CHOICE for why in skipped.values()):  # rules that name no layer are the guard's to find

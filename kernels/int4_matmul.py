@@ -79,6 +79,7 @@ OP = product_op(
         Case(7, 37, 128, 4, 32), Case(2, 16, 80, 4, 0), Case(2, 21, 80, 3, 0, False), Case(2, 21, 300, 2, 0), Case(130, 21, 300, 3, -1, False),
         Case(5, 64, 4096, 4, 128), Case(130, 64, 256, 4, 64, False),
         *(Case(m, 64, 256, 4, g, False, fractional=True) for m in (1, 33) for g in (64, 0)),
+        *(Case(m, 48, 256, bits, 16, bits == 3, fractional=bits == 2, scale="float32") for m in (1, 33) for bits in (2, 3)),
         *(Case(m, 64, 256, 4, g, codebook="table", scale="float32") for m in (1, 9) for g in (16, 64, 0)),
         Case(130, 33, 96, 4, 32, codebook="table"), Case(9, 33, 96, 4, 32, codebook="table"), Case(1, 16, 64, 2, 32, codebook="table"),
         *(Case(m, 48, 256, 4, 64, codebook="table", scale="nested") for m in (1, 130)), Case(3, 300, 256, 4, 64, codebook="table", scale="nested"),

@@ -55,6 +55,7 @@ OP = product_op(
         *(Case(m, 64, 256, 8, g, s) for m in (1, 5, 33) for g in (64, 0, -1) for s in (True, False)),
         Case(3, 32, 2048, 8, 0), Case(130, 48, 384, 6, 128, False), Case(2, 48, 384, 6, 16), Case(33, 48, 96, 8, 32, scale="float32"),
         Case(3, 48, 384, 5, 0), Case(3, 48, 384, 6, 128, False), Case(7, 37, 128, 8, 32), Case(2, 21, 80, 7, 0, False),
+        Case(3, 48, 256, 5, 32, False, fractional=True, scale="float32"),
         Case(5, 64, 256, 8, 64, False, fractional=True), Case(5, 64, 256, 8, 0, False, fractional=True), Case(3, 21, 90, 8, 0), Case(5, 40, 84, 6, -1, False),
         *(Case(m, 48, 128, bits, 32, codebook=name, scale="e8m0") for m in (1, 130) for name, bits in (("e2m3", 6), ("e3m2", 6), ("e4m3", 8), ("e5m2", 8))),
         Case(3, 128, 256, 8, -128, codebook="e4m3", scale="float32"), Case(3, 37, 80, 8, 0, codebook="table"),

@@ -10,12 +10,14 @@ from pretended_gpu import OnGpu, Refused, gpu  # noqa: F401 - a fixture
 
 from explorer.decode import Decoder
 from explorer.llama import LlamaLoop
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build, methods
 from explorer.metrics import Subject, metrics
 from explorer.models import LoadedModel, linears
 from explorer.qlinear import quantized_head
 from explorer.quantizing import quantize
 from explorer.records import ModelRef, TextRef
+from kernels.op import choose
 from tests.measuring import drained
 
 
@@ -49,6 +51,17 @@ def test_every_method_stays_on_one_device_and_has_a_kernel(name: str, loaded: Lo
     with torch.no_grad(), subject.quantized():
         logits = loaded.model(subject.windows[:1]).logits
     assert isinstance(logits, OnGpu) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("importance", [False, True])
+@pytest.mark.parametrize("name", ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
+def test_searches_of_k_quants_stay_on_one_device(name: str, importance: bool, gpu: torch.device) -> None:  # noqa: F811
+    """The tiny model's rows are too short for super-blocks; a row of 512 has two, one of 96 none."""
+    for width in (512, 96):
+        weight, inputs = torch.randn(16, width).to(gpu), torch.randn(8, width).to(gpu)
+        q = build("kquant", {"format": name, "importance": importance}).quantize(weight, InputStatistics.of(inputs) if importance else None)
+        form = choose(q.weight(), gpu)[1]
+        assert form.name == "triton" and isinstance(q.codes, OnGpu) and all(isinstance(t, OnGpu) for t in form.pack(q.weight()).tensors.values())
 
 
 def test_every_metric_stays_on_one_device(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

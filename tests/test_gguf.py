@@ -23,7 +23,9 @@ KINDS = {"llama": {}, "mistral": {"head_dim": 64}, "qwen2": {}, "qwen3": {"head_
 METHODS = [
     ("rtn", {"bits": 4}, "Q4_0"), ("rtn", {"bits": 3, "symmetric": False}, "Q4_0"), ("rtn", {"symmetric": False}, "Q5_0"),
     ("rtn", {"bits": 8, "granularity": "tensor"}, "Q8_0"), ("gptq", {"bits": 4, "group_size": 32}, "Q4_0"), ("awq", {"symmetric": True}, "Q4_0"),
-    ("kquant", {}, "Q4_K"), ("kquant", {"format": "q6_k"}, "Q6_K"), ("kquant", {"format": "q5_0"}, "Q5_0"),
+    ("kquant", {}, "Q4_K"), ("kquant", {"format": "q6_k"}, "Q6_K"), ("kquant", {"format": "q5_0"}, "Q5_0"), ("kquant", {"format": "q2_k"}, "Q2_K"),
+    ("kquant", {"format": "q3_k", "importance": True}, "Q3_K"), ("kquant", {"format": "q5_k", "importance": True}, "Q5_K"),
+    ("kquant", {"format": "q3_k_m"}, "Q5_K"), ("kquant", {"format": "q4_k_m", "importance": True}, "Q6_K"), ("kquant", {"format": "q8_0"}, "Q8_0"),
 ]  # fmt: skip
 TEXT = "def f(x):\n    return x**2  # naïve, 12345 of them\n\n  Who'd say that?"
 
@@ -63,8 +65,12 @@ def same(made: saving.Prepared, to: Path) -> Any:
 def test_every_layout_means_what_the_codes_mean(load: Loader, folder: Path, tmp_path: Path, method: str, params: dict[str, Any], kind: str) -> None:
     made = prepared(load, folder, method, params)
     same(made, tmp_path / "out")
-    tensors = [tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors if tensor.name.startswith("blk") and len(tensor.shape) == 2]
+    read = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    tensors = [tensor for tensor in read.tensors if tensor.name.startswith("blk") and len(tensor.shape) == 2]
     assert kind in {tensor.tensor_type.name for tensor in tensors}
+    small = f"{kind}_S" if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K") else kind
+    mixture = params.get("format", "").upper() if params.get("format", "").endswith("_m") else small
+    assert gguf.LlamaFileType(read.fields["general.file_type"].contents()).name == f"MOSTLY_{mixture}"
     form = saving.formats()["gguf"]
     assert saving.written_bits(form, made) == 8 * sum(tensor.n_bytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
     assert f"codes as {kind} (" in saving.note(form, made) and saving.written_bits(saving.formats()["bfloat16"], made) == 16

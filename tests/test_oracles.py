@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy
 import pytest
 import torch
 
 from explorer.input_statistics import InputStatistics
 from explorer.methods import build
 from explorer.methods.nf4 import NF4
-from explorer.qtensor import QuantizedTensor, dynamic_code
+from explorer.qtensor import dynamic_code
 from explorer.rotation import PALEY, Rotation, hadamard
 
 
@@ -159,101 +158,3 @@ def test_nf4_agrees_with_bitsandbytes(weight: torch.Tensor) -> None:
 def test_dynamic_code_agrees_with_bitsandbytes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional", reason="needs bitsandbytes, the oracle of the dynamic code")
     assert torch.allclose(dynamic_code(), functional.create_dynamic_map(signed=True).float(), atol=1e-6)
-
-
-def gguf_bytes(q: QuantizedTensor, name: str) -> numpy.ndarray:
-    """Codes and scales of our tensor in the byte layout of a GGUF block, [N, bytes] uint8; what was quantized twice is recovered exactly."""
-    n = len(q.codes)
-    codes, half = q.codes.numpy(), lambda x: numpy.ascontiguousarray(x.numpy().astype(numpy.float16)).view(numpy.uint8)
-    if name == "q8_0":
-        blocks = (codes.astype(numpy.int16) - 128).astype(numpy.int8).view(numpy.uint8).reshape(n, -1, 32)
-        return numpy.concatenate([half(q.scale.unsqueeze(-1)), blocks], -1).reshape(n, -1)
-    if name == "q5_0":
-        blocks = codes.reshape(n, -1, 32)
-        high = numpy.packbits(blocks >> 4, axis=-1, bitorder="little")
-        return numpy.concatenate([half(q.scale.unsqueeze(-1)), high, blocks[..., :16] & 15 | (blocks[..., 16:] & 15) << 4], -1).reshape(n, -1)
-    raise ValueError(name)
-
-
-@pytest.mark.parametrize("name", ["q8_0", "q5_0"])
-def test_simple_gguf_formats_agree_both_ways(weight: torch.Tensor, name: str) -> None:
-    gguf = pytest.importorskip("gguf", reason="needs gguf, the oracle of llama.cpp's formats")
-    kind = gguf.GGMLQuantizationType[name.upper()]
-    ours = build("kquant", {"format": name}).quantize(weight, None)
-    theirs = gguf.quants.quantize(weight.numpy(), kind)
-    packed = gguf_bytes(ours, name)
-    assert (packed != theirs.reshape(packed.shape)).mean() < 0.002, "a code on a tie may differ"
-    assert numpy.allclose(gguf.quants.dequantize(packed, kind), ours.dequantize().numpy(), atol=1e-6)
-    assert error(ours.dequantize(), torch.from_numpy(gguf.quants.dequantize(theirs, kind))) < 1e-3
-
-
-def pack_q4_k(codes: numpy.ndarray, small: numpy.ndarray, minima: numpy.ndarray, d: float, dmin: float) -> bytes:
-    """One Q4_K block of 256: two fp16, twelve bytes of 6-bit scales and minima, 128 bytes of codes (low and high nibble 32 apart)."""
-    first = [int(small[j]) | (int(small[j + 4]) >> 4) << 6 for j in range(4)]
-    second = [int(minima[j]) | (int(minima[j + 4]) >> 4) << 6 for j in range(4)]
-    third = [(int(small[j + 4]) & 15) | (int(minima[j + 4]) & 15) << 4 for j in range(4)]
-    pairs = codes.reshape(4, 2, 32)
-    return numpy.array([d, dmin], numpy.float16).tobytes() + bytes(first + second + third) + (pairs[:, 0] | pairs[:, 1] << 4).astype(numpy.uint8).tobytes()
-
-
-def test_q4_k_block_decodes_the_same_in_gguf() -> None:
-    gguf = pytest.importorskip("gguf", reason="needs gguf, the oracle of llama.cpp's formats")
-    w = torch.randn(6, 512, generator=torch.Generator().manual_seed(8)) * 0.05
-    q = build("kquant", {}).quantize(w, None)
-    scale, minimum = q.scale.double().reshape(6, 2, 8), (q.zero * q.scale).double().reshape(6, 2, 8)
-    rows = []
-    for row in range(6):
-        for block in range(2):
-            d, dmin = (x[row, block].max().item() / 63 for x in (scale, minimum))
-            small, minima = ((x[row, block] / whole).round().numpy() for x, whole in ((scale, d), (minimum, dmin)))
-            rows.append(pack_q4_k(q.codes[row, 256 * block : 256 * block + 256].numpy(), small, minima, d, dmin))
-    packed = numpy.frombuffer(b"".join(rows), numpy.uint8).reshape(6, -1)
-    assert packed.shape[1] * 8 / 512 == 4.5 == q.stored_bits() / w.numel()
-    theirs = torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_K))
-    assert error(q.dequantize(), theirs) < 1e-5
-
-
-def test_q6_k_block_decodes_the_same_in_gguf() -> None:
-    gguf = pytest.importorskip("gguf", reason="needs gguf, the oracle of llama.cpp's formats")
-    w = torch.randn(4, 256, generator=torch.Generator().manual_seed(9)) * 0.05
-    q = build("kquant", {"format": "q6_k"}).quantize(w, None)
-    rows = []
-    for row in range(4):
-        extreme = q.scale[row][q.scale[row].abs().argmax()].item()
-        whole = numpy.float16(extreme / -128)
-        small = (q.scale[row] / float(whole)).round().to(torch.int8).numpy()
-        halves = q.codes[row].numpy().reshape(2, 4, 32)
-        low = numpy.concatenate([halves[:, 0] & 15 | (halves[:, 2] & 15) << 4, halves[:, 1] & 15 | (halves[:, 3] & 15) << 4], 1)
-        high = halves[:, 0] >> 4 | (halves[:, 1] >> 4) << 2 | (halves[:, 2] >> 4) << 4 | (halves[:, 3] >> 4) << 6
-        rows.append(low.astype(numpy.uint8).tobytes() + high.astype(numpy.uint8).tobytes() + small.tobytes() + whole.tobytes())
-    packed = numpy.frombuffer(b"".join(rows), numpy.uint8).reshape(4, -1)
-    assert packed.shape[1] * 8 / 256 == 6.5625 == q.stored_bits() / w.numel()
-    theirs = torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q6_K))
-    assert error(q.dequantize(), theirs) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("name", "importance", "theirs"),
-    [("q4_k", False, 0.074483), ("q4_k", True, 0.069954), ("q6_k", False, 0.0071575), ("q6_k", True, 0.0067287),
-     ("q5_0", False, 0.034032), ("q5_0", True, 0.031963), ("q8_0", False, 0.00052465), ("q8_0", True, 0.00052465)],
-)  # fmt: skip
-def test_k_quants_err_as_llama_cpp_does(name: str, importance: bool, theirs: float) -> None:
-    """Squared errors weighted by the importance, on these numbers, as llama.cpp's ggml-quants.c (of llama-cpp-python 0.3.36, compiled by hand, read by
-    gguf) leaves them; sums in another order move a few codes.
-    """
-    i = torch.arange(16 * 512)
-    w = (((i * 7919 % 1009) - 504).float() / 2**13 * (1 + (i % 13 == 0) * 3)).view(16, 512)
-    squares = ((torch.arange(512) * 31 % 17) + 1).float() / 16
-    seen = InputStatistics.of(squares.sqrt().expand(2, -1)) if importance else None
-    q = build("kquant", {"format": name, "importance": importance}).quantize(w, seen)
-    assert ((q.dequantize() - w).square() * squares).sum().item() == pytest.approx(theirs, rel=1.5e-3)
-
-
-def test_k_quant_search_beats_rounding_and_importance_pays() -> None:
-    w = torch.randn(32, 512, generator=torch.Generator().manual_seed(10)) * 0.02
-    x = torch.randn(600, 512, generator=torch.Generator().manual_seed(11)) * torch.rand(512).mul(3).exp()
-    plain = build("kquant", {}).quantize(w, None).dequantize()
-    rounded = build("rtn", {"symmetric": False, "group_size": 32}).quantize(w, None).dequantize()
-    assert error(plain, w) < error(rounded, w)
-    weighted = build("kquant", {"importance": True}).quantize(w, InputStatistics.of(x)).dequantize()
-    assert error(x @ weighted.T, x @ w.T) < error(x @ plain.T, x @ w.T)

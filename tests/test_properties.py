@@ -17,14 +17,15 @@ from explorer.methods import Method, build, fields_of, methods
 from explorer.records import InputError
 from explorer.store import Store
 
+LLAMA = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 4}
 REAL = [m for m in methods().values() if m.name != "none"]
 RELAXED = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def any_method(kind: type[Method]) -> st.SearchStrategy[Method]:
-    """The method with any choice of its listed parameters; numbers and texts keep their defaults."""
+    """The method with any choice of its listed parameters, as a Llama has it; numbers and texts keep their defaults."""
     listed = {field.name: st.sampled_from(field.choices) for field in fields_of(kind) if field.choices}
-    return st.fixed_dictionaries(listed).map(lambda params: build(kind.name, params))
+    return st.fixed_dictionaries(listed).map(lambda params: build(kind.name, params).for_model(LLAMA))
 
 
 @st.composite

@@ -19,6 +19,7 @@ SPECS = (
     *((method, {"bits": bits, "symmetric": False}) for method in ("rtn", "gptq") for bits in (2, 3, 4)),
     *((method, {"bits": bits, "full_range": True}) for method, bits in (("rtn", 2), ("gptq", 2), ("gptq", 3), ("gptq", 4))),
     ("gptq", {"bits": 2, "symmetric": False, "rotate": True}), ("nf4", {"double_quant": True}),
+    *(("kquant", {"format": name}) for name in ("q2_k", "q3_k", "q5_k", "q6_k", "q4_k_m")), ("kquant", {"format": "q2_k", "importance": True}),
     ("mxfp", {"element": "e3m2"}), ("mxfp", {"element": "e4m3"}), ("dynamic_int8", {"granularity": "tensor", "activation": "tensor"}),
     ("smoothquant", {"activation": "static"}), ("fp8", {"element": "e5m2"}), ("fp8", {"granularity": "block"}),
     *((method, {"activation": "block"}) for method in ("nvfp4", "mxfp")), ("mxfp", {"activation": "e4m3"}),

@@ -99,6 +99,10 @@ class Method:
         """Whether of the named layer's inputs it also needs the Gram matrix, which is most of the work and 4 K^2 bytes; only if it reads inputs at all."""
         return False
 
+    def for_model(self, config: Mapping[str, Any]) -> Method:
+        """The method for a model with this config.json: itself, unless a layer's place in the model decides how it is rounded. Raises InputError."""
+        return self
+
     def check(self) -> str:
         """A sentence that says why these parameters mean nothing together, "" when they do."""
         return ""

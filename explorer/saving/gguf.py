@@ -7,6 +7,7 @@ which reads such files into its own models.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,13 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
             values = _interleaved(path, tensor, config).float() if flat else _interleaved(path, tensor, config).bfloat16().view(torch.int16)
             kind = gguf.GGMLQuantizationType.F32 if flat else gguf.GGMLQuantizationType.BF16
             file.add_tensor(names.get_name(path, (".weight", ".bias")), values.cpu().numpy(), raw_dtype=kind)
+    kinds = Counter[str]()
     for path, q in layers.items():
         kind, rows = packed(q)
+        kinds[kind] += q.codes.numel()
         order = _interleaved(f"{path}.weight", torch.arange(len(rows)), config).numpy()
         file.add_tensor(names.get_name(f"{path}.weight", (".weight",)), numpy.ascontiguousarray(rows[order]), raw_dtype=gguf.GGMLQuantizationType[kind])
+    file.add_file_type(_file_type(kinds))
     slower = _slowed(loaded.model)
     if not torch.equal(slower, torch.ones_like(slower)):
         file.add_tensor("rope_freqs.weight", slower.cpu().numpy())
@@ -84,6 +88,14 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+
+
+def _file_type(kinds: Counter[str]) -> gguf.LlamaFileType:
+    """The name of the mixture, from how many weights are stored in which layout: that of most, of K-quants M where some have a wider one, else S."""
+    kind = kinds.most_common(1)[0][0]
+    wider = any(other[-2:] == "_K" and other > kind for other in kinds)
+    letter = "" if kind[-2:] != "_K" or kind == "Q6_K" else "_M" if wider and kind != "Q2_K" else "_S"  # Q2_K has no M there, Q6_K no letter
+    return gguf.LlamaFileType[f"MOSTLY_{kind}{letter}"]
 
 
 def _stored(q: QuantizedTensor) -> tuple[str, int]:

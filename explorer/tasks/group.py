@@ -13,6 +13,7 @@ from torch import Tensor
 
 from explorer import models
 from explorer.methods import Method, build, label_of
+from explorer.methods.mixed import Mixed
 from explorer.qtensor import QuantizedTensor, affine_codes, affine_parameters, group_view
 from explorer.records import Answer, Event, InputError
 from explorer.tasks import Engine, Task
@@ -127,13 +128,16 @@ def work(
     (how many values are not the model's), sigma (of the model's weights), zeros and zeros_all (share of the unchanged weights that become 0
     in the group, and in the matrix), sqnr and sqnr_group (dB, of the unchanged weights), weight_error (relative), bits_per_weight, rows_seen.
     """
-    chosen = build(method, params)
-    original = models.weight_of(models.trained(model, engine.load.hub), layer, engine.load.hub).float()
+    chosen, ref = build(method, params), models.trained(model, engine.load.hub)
+    original = models.weight_of(ref, layer, engine.load.hub).float()
     if pick not in PICKS or not 0.05 <= clip <= 1 or not 0 <= planted <= 1000:
         raise InputError("Pick one of error, outlier and random, keep 0.05 to 1 of the range, and plant at most 1,000 standard deviations.")
     if not 0 <= row < original.shape[0]:
         raise InputError(f"The layer has rows 0 to {original.shape[0] - 1}; row {row} is not one of them.")
-    sample = Sample.of(original, chosen, layer, row, clip)
+    placed = chosen.for_model(models.configuration(ref, engine.load.hub))
+    if isinstance(placed, Mixed):
+        placed = placed.of(layer) or placed  # by itself, a method with a long search is run on a sample
+    sample = Sample.of(original, placed, layer, row, clip)
     row, group = sample.where(pick) if pick else (row, group)
     width, groups = sample.width(), sample.tensor.scale.shape[1]
     if not 0 <= group < groups:
@@ -142,7 +146,7 @@ def work(
     if count and sample.tensor.rotation:
         raise InputError("A rotation spreads a typed value over the whole row; switch it off to change single values.")
     if count or row not in sample.rows:
-        sample = Sample.of(weight, chosen, layer, row, clip)
+        sample = Sample.of(weight, placed, layer, row, clip)
     facts = _group(sample, row, group, count) | _matrix(sample, row, group, count)
     yield Answer("group", {"label": label_of(chosen), "shape": list(weight.shape), "changed": count, "sigma": original.std().item()} | facts)
 
