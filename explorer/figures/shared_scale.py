@@ -7,7 +7,7 @@ from typing import Any
 from explorer.figures import COLOURS, TEXT, WAITING, Chart, Plot, finite, layout, plot
 
 FINE = 63  # points of a grid beyond which those out of reach are not drawn
-SLOT = 0.27  # of the distance between two lines
+SLOT = 0.3  # of the distance between two lines
 SCALES = {"tensor": "one scale for the tensor", "channel": "one scale for the row", "group": "one scale for the group"}
 
 
@@ -32,7 +32,7 @@ def lost(grid: dict[str, Any]) -> str:
 def draw(data: dict[str, Any]) -> Plot:
     lines, lanes = whole(data), data.get("lanes", [])
     slots = 1 + len(lanes)
-    shape = layout("weight", "", max(340, 120 + 12 * slots * len(lines)), showlegend=True, margin={"r": 96})
+    shape = layout("weight", "", max(340, 120 + 13 * slots * len(lines)), showlegend=True, margin={"r": 96})
     if not lines:
         return plot([], shape, WAITING)
     reached = [value for line in lines for grid in line["grids"] for value in points(grid, data["available"])[0]]
@@ -54,7 +54,7 @@ def draw(data: dict[str, Any]) -> Plot:
                 {"text": f"{codes} · {lost(grid)}", "xref": "paper", "x": 1.01, "xanchor": "left", "y": i + place, "showarrow": False,
                  "font": {"size": 10.5, "color": TEXT}}
             )  # fmt: skip
-        mark = {"symbol": "line-ns", "size": 9, "color": tone, "line": {"width": 2.4, "color": tone}}
+        mark = {"symbol": "line-ns", "size": 8, "color": tone, "line": {"width": 2.4, "color": tone}}
         traces += [
             {"type": "scatter", "mode": "markers", "x": near[0], "y": near[1], "name": f"{SCALES[name]}: points in reach", "marker": mark,
              "hovertemplate": f"%{{x:.4g}}<extra>{SCALES[name]}</extra>"},
