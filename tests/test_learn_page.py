@@ -89,7 +89,7 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     )
     number = trainer.grade(posed, 0, recorded()).right.split()[0].strip("$").replace(",", "") if question.kind == "numeric" else "0"
     fields = [question.example.get(name, values[0]) for name, values in question.fields.items()]
-    given = (right, float(number), order, "text", list(range(len(question.checklist))), 80, False, *fields)
+    given = (right, float(number), order, list(range(len(question.checklist))), 80, False, *fields)
     final = list(coach.answer(state, *given))[-1]
     if question.kind == "explain":
         assert "A model answer" in final[4]
@@ -104,14 +104,11 @@ def test_answers_that_are_none_are_asked_for_again(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
     state = coach.start({}, [], "daily")[0]
     assert len(state["set"]["ids"]) == 5
-    last = list(coach.answer(state, None, None, [], "", [], 50, False))[-1]
+    last = list(coach.answer(state, None, None, [], [], 50, False))[-1]
     assert "first" in last[4] and "progress" not in last[0]
     for junk in NONSENSE:
         assert (
-            trainer.checked(junk)["set"] is None
-            and coach.show(junk)
-            and coach.following(junk)
-            and list(coach.answer(junk, junk, junk, junk, junk, junk, junk, junk))
+            trainer.checked(junk)["set"] is None and coach.show(junk) and coach.following(junk) and list(coach.answer(junk, junk, junk, junk, junk, junk, junk))
         )
     broken = state | {"set": state["set"] | {"ids": ["nothing"]}}
     assert trainer.checked(broken)["set"] is None
@@ -124,7 +121,7 @@ def set_of(name: str) -> dict:
 
 @pytest.mark.parametrize(("name", "number", "order"), [("eval-predict", 3.0, []), ("kv-order", None, [0, 1, 2])])
 def test_an_answer_about_runs_is_graded_by_running_them(shell: Shell, name: str, number: float | None, order: list[int]) -> None:
-    coach, given = trainer.Trainer(shell), (None, number, order, "", [], 50, False)
+    coach, given = trainer.Trainer(shell), (None, number, order, [], 50, False)
     events = list(coach.answer(set_of(name), *given))
     assert any("quantize" in event[4] and event[-1]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
     live = events[-1]
@@ -144,14 +141,14 @@ def test_a_run_that_fails_grades_nothing(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
     state = set_of("gran-run")
     shell.runner.error = RuntimeError("the worker died")
-    last = list(coach.answer(state, None, None, [], "", [], 50, False, "rtn", 4, 64, True))[-1]
+    last = list(coach.answer(state, None, None, [], [], 50, False, "rtn", 4, 64, True))[-1]
     assert "worker died" in last[4]
 
 
 def test_explanations_can_wait(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
     state = set_of("int-bit-db")
-    last = list(coach.answer(state, 0, None, [], "", [], 50, True))[-1]
+    last = list(coach.answer(state, 0, None, [], [], 50, True))[-1]
     assert "Noted" in last[4] and "Source" not in last[4] and "The step halves" in coach.following(last[0])[1]
 
 
