@@ -191,6 +191,12 @@ def test_a_room_from_opening_to_the_next_question() -> None:
     assert "moved on" in late[2] and late[0] == turned[2] and "0 votes" in room.watch(mine), "a tap on an old question is no vote on the new one"
 
 
+def test_joining_without_a_code_is_told_how() -> None:
+    room = classroom.Classroom()
+    assert all("five letters" in room.enter(empty)[2] and "error" in room.enter(empty)[2] for empty in ("", "  ", None)) and room.join("")[2] == ""
+    assert "no room with this code" in room.enter("ZZZZZ")[2] and "Worse weights" in room.enter(room.open("", "gptq", 1)[0]["code"])[0]
+
+
 def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
     room = classroom.Classroom()
     mine = room.open("", "gptq", 1)[0]

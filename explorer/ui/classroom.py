@@ -22,6 +22,7 @@ from explorer.ui.frame import plotted
 from explorer.ui.learn import chips, concluded, drawn, place
 from explorer.ui.page import status
 
+NO_CODE = "Enter the room's code first: five letters, on the screen of whoever leads the class."
 BINS = 5  # choices that a number to be predicted is offered as
 ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,120}(/[\w./-]{0,120})?", re.ASCII)
 CHOICE = re.compile(r"[\w-]{1,60}:\d{1,3}:\d{1,3}", re.ASCII)
@@ -210,6 +211,11 @@ class Classroom:
         choices = [(name, named(asked, i)) for i, name in enumerate(asked.choices)]
         radio = gr.Radio(choices=choices, value=None, visible=True, interactive=not asked.revealed)
         return [question(asked.story, asked.step), radio, line, now, gr.Timer(active=True)]
+
+    def enter(self, code: Any) -> list[Any]:
+        """The same for whoever presses Join: an empty code gets a sentence, on a page that has just opened it gets none."""
+        shown = self.join(code)
+        return shown if str(code or "").strip() else [*shown[:2], status(NO_CODE, "error"), *shown[3:]]
 
     def follow(self, seen: Any) -> list[Any]:
         """The same for a student who has joined, every few seconds."""

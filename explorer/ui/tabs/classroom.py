@@ -51,7 +51,7 @@ def _student(room: Classroom) -> list:
     seen, timer = gr.Textbox("", visible="hidden", max_length=40), gr.Timer(FOLLOW, active=False)
     shown = [asked, choice, line, seen, timer]
     for happens in (join.click, code.submit):
-        happens(room.join, code, shown, **QUICK)
+        happens(room.enter, code, shown, **QUICK)
     timer.tick(room.follow, seen, shown, **QUICK)
 
     def cast(seen: object, ticket: object, choice: object) -> list:
