@@ -22,9 +22,9 @@ def test_a_planted_outlier_empties_its_group(browser, address: str) -> None:
     for name in ("number_line", "error_map", "scales", "projections", "granularity", "shared_scale", "clipping", "weights"):
         page.locator(f"#plot-{name} .main-svg .trace, #plot-{name} .main-svg .hm").first.wait_for(state="attached", timeout=WAIT)
     words = page.locator(".summary", has_text="With one scale for the tensor the narrowest")
-    words.filter(has_text="4-bit RTN").wait_for(timeout=WAIT)
+    words.filter(has_text="4-bit RTN").first.wait_for(timeout=WAIT)
     page.locator("#scale-each label", has_text="Group").click()
-    page.locator(".summary", has_text="With one scale for the group the narrowest").wait_for(timeout=WAIT)
+    page.locator(".summary", has_text="With one scale for the group the narrowest").first.wait_for(timeout=WAIT)
     drag(page, "#ms-planted", "150")
     group.locator(".ms-facts div", has_text="become exactly 0, group").locator("b", has_text="100%").wait_for(timeout=WAIT)
     page.click("#ms-outlier")

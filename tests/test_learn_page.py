@@ -214,6 +214,24 @@ def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
     assert "The answer:" in room.join(mine["code"])[2], "whoever comes late reads it as well"
 
 
+def test_a_teacher_s_own_question_is_voted_on_and_has_no_right_choice() -> None:
+    room = classroom.Classroom()
+    assert "Open a room first" in room.pose({}, "Which?", "a\nb")[-1]
+    mine = room.open("", "gptq", 1)[0]
+    wrong = (("", "a\nb"), ("x" * 301, "a\nb"), ("Q", "a"), ("Q", "a\na"), ("Q", "a\nb\nc\nd\ne"), ("Q", "a\n" + "b" * 81), (None, None))
+    assert all("error" in room.pose(mine, *bad)[-1] for bad in wrong) and "error" in room.pose(mine | {"key": "guess"}, "Q", "a\nb")[-1]
+    assert "Worse weights" in room.join(mine["code"])[0], "what was refused leaves the question as it was"
+    *screen, line = room.pose(mine, "Which <b>?", " a \n\n<i>b")
+    assert "Which &lt;b&gt;?" in screen[2] and "0 votes" in screen[3] and "&lt;i&gt;b" in screen[3] and "done" in line
+    asked, choice, _, seen, _ = room.join(mine["code"])
+    assert "Which &lt;b&gt;?" in asked and [name for name, _ in choice.choices] == ["a", "<i>b"]
+    assert "Voted: <i>b" in room.vote(mine["code"], "a" * 32, choice.choices[1][1]) and "&lt;i&gt;b" in room.voted(seen, "a" * 32, choice.choices[1][1])[2]
+    votes, plot, said = room.reveal(mine, "gptq", 1)
+    assert "1 vote<" in votes and "class='right'" not in votes and not plot.visible and "The votes are in" in said
+    assert "The votes are in" in room.follow(seen)[2] and "closed" in room.voted(seen, "b" * 32, choice.choices[0][1])[2]
+    assert "A question of your teacher" in room.resume("", mine)[4] and "Worse weights" in room.turn(mine, "gptq", 1)[2] and "0 votes" in room.watch(mine)
+
+
 def test_nonsense_is_no_vote() -> None:
     room = classroom.Classroom()
     mine = room.open("", "gptq", 1)[0]
@@ -221,6 +239,8 @@ def test_nonsense_is_no_vote() -> None:
         assert (
             room.turn(junk, junk, junk)
             and room.reveal(junk, junk, junk)
+            and "error" in room.pose(mine, junk, junk)[-1]
+            and room.pose(junk, junk, junk)
             and room.join(junk)
             and "error" in room.voted(mine["code"], "a" * 32, junk)[2]
             and room.voted(junk, junk, junk)
