@@ -19,8 +19,12 @@ def test_a_planted_outlier_empties_its_group(browser, address: str) -> None:
     group = page.locator("#microscope-group")
     group.locator("h3", has_text="RTN 4-bit g64, row 0, group 0").wait_for(timeout=WAIT)
     assert group.locator("tbody tr").count() == 64 and group.locator(".ms-words > div").count() == 8
-    for name in ("number_line", "error_map", "scales", "projections", "granularity", "clipping", "weights"):
+    for name in ("number_line", "error_map", "scales", "projections", "granularity", "shared_scale", "clipping", "weights"):
         page.locator(f"#plot-{name} .main-svg .trace, #plot-{name} .main-svg .hm").first.wait_for(state="attached", timeout=WAIT)
+    words = page.locator(".summary", has_text="With one scale for the tensor the narrowest")
+    words.filter(has_text="4-bit RTN").first.wait_for(timeout=WAIT)
+    page.locator("#scale-each label", has_text="Group").click()
+    page.locator(".summary", has_text="With one scale for the group the narrowest").first.wait_for(timeout=WAIT)
     drag(page, "#ms-planted", "150")
     group.locator(".ms-facts div", has_text="become exactly 0, group").locator("b", has_text="100%").wait_for(timeout=WAIT)
     page.click("#ms-outlier")

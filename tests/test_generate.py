@@ -162,6 +162,9 @@ def test_the_lab_hides_a_guess_and_reveals_it() -> None:
     last = list(failures.planted(shell, keys_of([healthy])[0], failures.GUESS, "layers.3.mlp.down_proj"))[-1]
     drawn = [title for title, _ in failures.CHOICES if title.lower() in last[0].lower()]
     assert "Which one?" in last[0] and not drawn and len(last) == failures.RESULTS
+    assert last[2].startswith(failures.POSSIBLE.format(failures.catalogue())), "whoever guesses may look the bugs up"
+    seen = next(iter(failures.BUGS.values())).seen
+    assert failures.catalogue().count("<details>") == len(failures.BUGS) and f"<details><summary>What gives it away</summary><p>{seen}" in failures.catalogue()
     state = shell.sealed.open(last[-1])
     assert state["bug"] in failures.BUGS and len(last[-1]) == 32 and shell.sealed.open("no ticket") == shell.sealed.open(None) == {}
     html = failures.report([healthy, broken], state["bug"])

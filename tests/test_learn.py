@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from explorer import families, planner
+from explorer.accelerators import ACCELERATORS, fit
 from explorer.architectures import FOLDER as ARCHITECTURES
 from explorer.kvcache import bytes_at
-from explorer.learn import answers
+from explorer.learn import answers, planned
 from explorer.learn.bank import KINDS, LEVELS, Question, areas, questions
 from explorer.learn.expression import evaluate
 from explorer.learn.pose import distance_score, grade, number_asked, pose, run_of
 from explorer.learn.runs import named_runs, recorded
-from explorer.learn.stories import stories
+from explorer.learn.stories import conclude, stories
 from explorer.methods import build
 from explorer.qtensor import affine_codes, affine_parameters, quantize_affine
 from explorer.ui.tab import tabs
@@ -220,6 +221,31 @@ def test_the_arithmetic_is_the_planner_s() -> None:
     assert kept == pytest.approx(2.1e9, rel=5e-3)
     found = planner.need(model, planner.Plan(bits=4, group=128))
     assert sum(found.weights.values()) == pytest.approx(answers.kept_bytes(model.parameters, kept, answers.stored_bits(4, 128)), rel=1e-4)
+
+
+def test_what_the_planner_says_of_a_70b_is_right_in_the_trainer() -> None:
+    """And so is arithmetic by hand, as the questions describe it."""
+    model, card = families.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text())), next(a for a in ACCELERATORS if a.name == "H100")
+    room, gib = 0.9 * 79.1, {bits: answers.weight_gib(68.45e9, 4.125 if bits == 4 else bits) + answers.weight_gib(2.1e9, 16) for bits in (4, 8, 16)}
+    cards, cache = questions()["prod-cards"], pose(questions()["kv-configure"], "x")
+    for bits, users in product(cards.draw["bits"], cards.draw["users"]):
+        mine = fit(model, planner.Plan(bits=bits, group=128 if bits == 4 else 0, context=8192, users=users), card).count
+        assert grade(dataclasses.replace(pose(cards, "x"), values={"bits": bits, "users": users}), mine, {}).score == 1
+        assert mine == 2 ** math.ceil(math.log2((gib[bits] + users * answers.kv_gib(80, 8, 128, 8192)) / room))
+    for bits, kv_bits in product(*cache.question.fields.values()):
+        found = fit(model, planner.Plan(bits=bits, group=128 if bits == 4 else 0, kv_bits=kv_bits, context=8192), card)
+        assert grade(cache, {"weight_bits": bits, "kv_bits": kv_bits}, {}).score == (found.count == 1 and found.users >= 20)
+    assert f"take {gib[8]:.1f} of {room:.1f} GiB" in cache.question.why and "13 users, with an 8-bit cache 24" in cache.question.why
+    assert [planned.planned_users(4, bits, 8192) for bits in (16, 8)] == [13, 24]
+
+
+def test_two_bits_have_one_verdict() -> None:
+    two = recorded()["gptq2_asym"]
+    said = (
+        f"at {two.value('perplexity_delta'):.0f}% more perplexity and the same top token at {two.value('top1_agreement'):.0f}% of positions: still not usable"
+    )
+    assert said in questions()["qat-predict"].why
+    assert "still not usable" in conclude(stories()["gptq"].steps[4], recorded(), {}).text
 
 
 def test_float_steps_are_torch_s() -> None:

@@ -59,6 +59,13 @@ def answer(page) -> None:
         page.locator("#answer-number input").press("Tab")
 
 
+def test_an_answer_in_own_words_is_sent_to_nobody(address: str) -> None:
+    with urllib.request.urlopen(f"{address}config", timeout=10) as response:
+        config = json.load(response)
+    own = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "answer-text")
+    assert any(own in d["outputs"] for d in config["dependencies"]) and not any(own in d["inputs"] for d in config["dependencies"])
+
+
 def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900)
     open_tab(page, "trainer")

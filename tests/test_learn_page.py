@@ -89,7 +89,7 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     )
     number = trainer.grade(posed, 0, recorded()).right.split()[0].strip("$").replace(",", "") if question.kind == "numeric" else "0"
     fields = [question.example.get(name, values[0]) for name, values in question.fields.items()]
-    given = (right, float(number), order, "text", list(range(len(question.checklist))), 80, False, *fields)
+    given = (right, float(number), order, list(range(len(question.checklist))), 80, False, *fields)
     final = list(coach.answer(state, *given))[-1]
     if question.kind == "explain":
         assert "A model answer" in final[4]
@@ -104,14 +104,11 @@ def test_answers_that_are_none_are_asked_for_again(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
     state = coach.start({}, [], "daily")[0]
     assert len(state["set"]["ids"]) == 5
-    last = list(coach.answer(state, None, None, [], "", [], 50, False))[-1]
+    last = list(coach.answer(state, None, None, [], [], 50, False))[-1]
     assert "first" in last[4] and "progress" not in last[0]
     for junk in NONSENSE:
         assert (
-            trainer.checked(junk)["set"] is None
-            and coach.show(junk)
-            and coach.following(junk)
-            and list(coach.answer(junk, junk, junk, junk, junk, junk, junk, junk))
+            trainer.checked(junk)["set"] is None and coach.show(junk) and coach.following(junk) and list(coach.answer(junk, junk, junk, junk, junk, junk, junk))
         )
     broken = state | {"set": state["set"] | {"ids": ["nothing"]}}
     assert trainer.checked(broken)["set"] is None
@@ -124,7 +121,7 @@ def set_of(name: str) -> dict:
 
 @pytest.mark.parametrize(("name", "number", "order"), [("eval-predict", 3.0, []), ("kv-order", None, [0, 1, 2])])
 def test_an_answer_about_runs_is_graded_by_running_them(shell: Shell, name: str, number: float | None, order: list[int]) -> None:
-    coach, given = trainer.Trainer(shell), (None, number, order, "", [], 50, False)
+    coach, given = trainer.Trainer(shell), (None, number, order, [], 50, False)
     events = list(coach.answer(set_of(name), *given))
     assert any("quantize" in event[4] and event[-1]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
     live = events[-1]
@@ -144,14 +141,14 @@ def test_a_run_that_fails_grades_nothing(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
     state = set_of("gran-run")
     shell.runner.error = RuntimeError("the worker died")
-    last = list(coach.answer(state, None, None, [], "", [], 50, False, "rtn", 4, 64, True))[-1]
+    last = list(coach.answer(state, None, None, [], [], 50, False, "rtn", 4, 64, True))[-1]
     assert "worker died" in last[4]
 
 
 def test_explanations_can_wait(shell: Shell) -> None:
     coach = trainer.Trainer(shell)
     state = set_of("int-bit-db")
-    last = list(coach.answer(state, 0, None, [], "", [], 50, True))[-1]
+    last = list(coach.answer(state, 0, None, [], [], 50, True))[-1]
     assert "Noted" in last[4] and "Source" not in last[4] and "The step halves" in coach.following(last[0])[1]
 
 
@@ -194,6 +191,12 @@ def test_a_room_from_opening_to_the_next_question() -> None:
     assert "moved on" in late[2] and late[0] == turned[2] and "0 votes" in room.watch(mine), "a tap on an old question is no vote on the new one"
 
 
+def test_joining_without_a_code_is_told_how() -> None:
+    room = classroom.Classroom()
+    assert all("five letters" in room.enter(empty)[2] and "error" in room.enter(empty)[2] for empty in ("", "  ", None)) and room.join("")[2] == ""
+    assert "no room with this code" in room.enter("ZZZZZ")[2] and "Worse weights" in room.enter(room.open("", "gptq", 1)[0]["code"])[0]
+
+
 def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
     room = classroom.Classroom()
     mine = room.open("", "gptq", 1)[0]
@@ -211,6 +214,24 @@ def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
     assert "The answer:" in room.join(mine["code"])[2], "whoever comes late reads it as well"
 
 
+def test_a_teacher_s_own_question_is_voted_on_and_has_no_right_choice() -> None:
+    room = classroom.Classroom()
+    assert "Open a room first" in room.pose({}, "Which?", "a\nb")[-1]
+    mine = room.open("", "gptq", 1)[0]
+    wrong = (("", "a\nb"), ("x" * 301, "a\nb"), ("Q", "a"), ("Q", "a\na"), ("Q", "a\nb\nc\nd\ne"), ("Q", "a\n" + "b" * 81), (None, None))
+    assert all("error" in room.pose(mine, *bad)[-1] for bad in wrong) and "error" in room.pose(mine | {"key": "guess"}, "Q", "a\nb")[-1]
+    assert "Worse weights" in room.join(mine["code"])[0], "what was refused leaves the question as it was"
+    *screen, line = room.pose(mine, "Which <b>?", " a \n\n<i>b")
+    assert "Which &lt;b&gt;?" in screen[2] and "0 votes" in screen[3] and "&lt;i&gt;b" in screen[3] and "done" in line
+    asked, choice, _, seen, _ = room.join(mine["code"])
+    assert "Which &lt;b&gt;?" in asked and [name for name, _ in choice.choices] == ["a", "<i>b"]
+    assert "Voted: <i>b" in room.vote(mine["code"], "a" * 32, choice.choices[1][1]) and "&lt;i&gt;b" in room.voted(seen, "a" * 32, choice.choices[1][1])[2]
+    votes, plot, said = room.reveal(mine, "gptq", 1)
+    assert "1 vote<" in votes and "class='right'" not in votes and not plot.visible and "The votes are in" in said
+    assert "The votes are in" in room.follow(seen)[2] and "closed" in room.voted(seen, "b" * 32, choice.choices[0][1])[2]
+    assert "A question of your teacher" in room.resume("", mine)[4] and "Worse weights" in room.turn(mine, "gptq", 1)[2] and "0 votes" in room.watch(mine)
+
+
 def test_nonsense_is_no_vote() -> None:
     room = classroom.Classroom()
     mine = room.open("", "gptq", 1)[0]
@@ -218,6 +239,8 @@ def test_nonsense_is_no_vote() -> None:
         assert (
             room.turn(junk, junk, junk)
             and room.reveal(junk, junk, junk)
+            and "error" in room.pose(mine, junk, junk)[-1]
+            and room.pose(junk, junk, junk)
             and room.join(junk)
             and "error" in room.voted(mine["code"], "a" * 32, junk)[2]
             and room.voted(junk, junk, junk)

@@ -17,6 +17,7 @@ from explorer.experiment import LocalRunner
 from explorer.figures import charts
 from explorer.figures.projections import table_of
 from explorer.hub import Hub
+from explorer.methods import build
 from explorer.records import Answer, Event, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.error_map import digits, reduced
@@ -93,7 +94,6 @@ def test_every_method_shows_its_grid(runner: LocalRunner, method: str, params: d
 
 def test_a_sample_of_rows_shows_the_codes_of_the_whole(runner: LocalRunner, weight: torch.Tensor) -> None:
     """Methods with a long search are run on some rows; the shown group must be what the whole matrix gives."""
-    from explorer.methods import build
 
     wide = done(runner, "group", method="kquant", params={"format": "q4_k_m"}, layer="layers.2.mlp.down_proj")
     assert (wide["label"], wide["bits"], wide["bits_per_weight"], wide["rows_seen"]) == ("GGUF q4_k_m", 6, 6.5625, 49), "a mixture's wider layer"
@@ -133,6 +133,33 @@ def test_granularity_counts_stored_bits(runner: LocalRunner, weight: torch.Tenso
     assert climb == sorted(climb) and 5 < points["channel", 0, 8]["sqnr"] - points["channel", 0, 6]["sqnr"] < 13.5
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_the_codes_in_reach_are_those_of_rounding(runner: LocalRunner, weight: torch.Tensor, granularity: str, symmetric: bool) -> None:
+    data = done(runner, "shared_scale", bits=3, granularity=granularity, symmetric=symmetric)
+    ranges = [line["high"] - line["low"] for line in data["lines"]]
+    assert ranges == sorted(ranges) and len(ranges) == min(16, data["of"]) and data["available"] == (7 if symmetric else 8)
+    at = int((weight.amax(1) - weight.amin(1)).argmax())
+    assert data["row"] == (at if granularity == "group" else None) and data["lanes"][-1] == granularity
+    for lane, kind in enumerate(data["lanes"]):
+        tensor = build("rtn", {"bits": 3, "granularity": kind, "group_size": 64, "symmetric": symmetric}).quantize(weight, None)
+        for line in data["lines"]:
+            own = (at, slice(int(line["name"].split()[0]), int(line["name"].split()[-1]) + 1)) if granularity == "group" else int(line["name"].split()[1])
+            codes, lost = tensor.codes[own], (tensor.dequantize()[own] - weight[own]).norm() / weight[own].norm()
+            grid = line["grids"][lane]
+            assert (grid["first"], grid["first"] + grid["codes"] - 1) == (codes.min(), codes.max()) and grid["error"] == pytest.approx(lost.item(), rel=1e-4)
+            assert line["low"] == weight[own].min() and line["p5"] == pytest.approx(weight[own].quantile(0.05).item())
+    drawn = charts()["shared_scale"].draw(data)
+    assert [len(trace["x"]) for trace in drawn["data"][2::2]] == [sum(line["grids"][i]["codes"] for line in data["lines"]) for i in range(len(data["lanes"]))]
+
+
+def test_spans_without_a_number_are_left_out() -> None:
+    chart = charts()["shared_scale"]
+    one, none = chart.example, chart.example | {"lines": chart.example["lines"][1:]}
+    assert len(chart.draw(one)["layout"]["yaxis"]["tickvals"]) == 1 and "1 of 384 rows" in chart.summary(one) and "off by none" in chart.summary(one)
+    assert chart.draw(none)["data"] == [] and chart.summary(none) == "No row is drawn yet."
+
+
 def test_error_map_holds_block_means(runner: LocalRunner, weight: torch.Tensor) -> None:
     data = done(runner, "error_map", **RTN)
     error = (done_tensor(weight) - weight).abs()
@@ -165,7 +192,7 @@ def test_maps_of_a_method_that_reads_inputs(tiny_folder: Path, store: Store) -> 
     assert list(runner.do("error_maps", asked_for))[-1].provenance["from_store"]
 
 
-@pytest.mark.parametrize("task", ["group", "granularity", "clipping", "error_map"])
+@pytest.mark.parametrize("task", ["group", "granularity", "shared_scale", "clipping", "error_map"])
 def test_quick_tasks_answer_at_once(runner: LocalRunner, task: str) -> None:
     """100 ms is the aim on an idle machine; the bound leaves room for a busy one. On one thread: two that wait for each other measure the neighbours."""
     arguments = RTN if task in ("group", "error_map") else {}

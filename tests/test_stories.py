@@ -60,6 +60,28 @@ def test_the_planned_70b_is_the_planners() -> None:
     assert judge(stories()["plan-70b"].steps[4], 1, {}, {})[1] == f"${mine.dollars:,.2f}" and judge(stories()["plan-70b"].steps[1], 1, {}, {})[1] == "1 user"
 
 
+def test_static_scales_are_compared_with_what_differs_in_nothing_else() -> None:
+    """A scale a token, one for all, the same fixed: each step changes one thing, and the words follow the numbers."""
+    coarse, fixed = stories()["dynamic-static"].steps[1:3]
+    spec = {name: dict(recorded()[name].experiment.spec.params) for name in {*coarse.runs, *fixed.runs}}
+    assert [{k for k, v in spec[a].items() if spec[b][k] != v} for a, b in (coarse.runs[:2], fixed.runs)] == [{"activation"}] * 2
+    assert "sharing costs more" in conclude(fixed, recorded(), {}).text
+    swapped = recorded() | {"smooth50": recorded()["w8a8_token"]}
+    assert "fixing costs more" in conclude(fixed, swapped, {}).text
+
+
+def test_the_first_picture_answers_why_rows_need_their_own_scales() -> None:
+    first, *_, last = stories()["granularity"].steps
+    found = conclude(first, recorded(), recorded_answers()).numbers
+    assert found["n"] <= 5 and found["own"] == 15 and found["e"] > 3 * found["eo"]
+    equal = recorded_answers()["scale_row"].data
+    lines = [line | {"grids": [line["grids"][1]] * 2} for line in equal["lines"]]
+    alike = {"scale_row": Answer("shared_scale", equal | {"lines": lines})}
+    assert "too alike" in conclude(first, {}, alike).text
+    text = conclude(last, recorded(), {}).text
+    assert "%" in text and "nats" in text and "beyond the intervals" in text
+
+
 @pytest.mark.parametrize(("name", "at", "step"), STEPS, ids=lambda value: str(value) if not isinstance(value, Step) else "")
 def test_steps_are_short_and_their_numbers_are_not_typed(name: str, at: int, step: Step) -> None:
     assert step.beware and len(step.text.split()) <= 50 and len(step.yes.split()) <= 50 and len(step.no.split()) <= 60
@@ -124,3 +146,5 @@ def test_a_task_measured_again_agrees(runner: LocalRunner) -> None:
                 if not isinstance(value, str) and value and not isinstance(value[0] if isinstance(value, list) else 0, str)
                 else answer.data[key] == value
             )
+    spans = next(event for event in runner.do(*named_tasks()["scale_row"]) if isinstance(event, Answer)).data["lines"]
+    assert [line["grids"] for line in spans] == [[pytest.approx(g) for g in line["grids"]] for line in recorded_answers()["scale_row"].data["lines"]]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Plot, finite, layout, plot, span
+from explorer.figures import COLOURS, DASHES, MARKERS, Plot, charts, finite, layout, plot, span
 from explorer.learn.answers import FUNCTIONS
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
@@ -25,7 +25,9 @@ POINTS = 60
 
 
 def draw(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> Plot:
-    """The chart that a step or a question describes: kind "dots", "points", "curve", "series", "codes" or "bars"; see the functions below for the rest."""
+    """The chart that a step or a question describes: kind "dots", "points", "curve", "series", "codes", "bars", or
+    "task" for a figure of the page (figure) of a task's answer (answer); see the functions below for the rest.
+    """
     kind = chart["kind"]
     if kind == "dots":
         return dots([reports[name] for name in runs], chart["metric"], chart.get("names"), chart.get("log", False))
@@ -35,6 +37,8 @@ def draw(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Re
         return points(chart, reports, answers)
     if kind == "series":
         return series(chart, reports, answers)
+    if kind == "task":
+        return charts()[chart["figure"]].draw(answers[chart["answer"]].data)
     if kind == "bars":
         return bars(chart, answers)
     return codes(answers[chart["answer"]])
@@ -130,6 +134,8 @@ def words(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, R
     if chart.get("kind") == "points":
         shown = points(chart, reports, answers)["data"]
         return f"{chart['x']}: " + "; ".join(f"{dot['name']} {dot['x'][0]:.3g}" for dot in shown) + "."
+    if chart.get("kind") == "task":
+        return charts()[chart["figure"]].summary(answers[chart["answer"]].data)
     if chart.get("kind") != "dots":
         return ""
     names = list(chart.get("names") or (reports[run].name for run in runs))

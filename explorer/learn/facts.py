@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from explorer.learn import planned
 from explorer.learn.answers import FUNCTIONS
 from explorer.records import Answer, Measurement, Report, report_from
 
@@ -32,9 +33,12 @@ class Facts:
         """How many different values a list of an answer has."""
         return len(set(self.data(answer, key)))
 
-    def entry(self, nested: Mapping[str, Any], key: str) -> Any:
-        """An entry of a nested answer."""
-        return nested[key]
+    def entry(self, nested: Mapping[str, Any] | Sequence[Any], *keys: str | int) -> Any:
+        """What a nested answer holds under these names and positions, one inside the other."""
+        found: Any = nested
+        for key in keys:
+            found = found[key]
+        return found
 
     def _find(self, run: str, metric: str) -> Measurement:
         found = self._reports[run].find(metric)
@@ -108,6 +112,6 @@ class Facts:
         return statistics.fmean(losses[-max(1, len(losses) // 10) :])
 
     def functions(self) -> dict[str, Callable]:
-        """Everything an expression may call: these, and the arithmetic of `answers`."""
+        """Everything an expression may call: these, and the arithmetic of `answers` and of `planned`."""
         own = {name: getattr(self, name) for name in vars(Facts) if not name.startswith("_") and name != "functions"}
-        return {**FUNCTIONS, **own}
+        return {**FUNCTIONS, **planned.FUNCTIONS, **own}

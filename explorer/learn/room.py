@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from explorer.records import InputError
 
+OWN, LENGTH, WORDS = "own", 300, 80  # the story of a teacher's own questions; characters of such a question, and of a choice
 ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a room, life of a room, changes of one ticket a minute
 LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ"
 TICKET = re.compile(r"[0-9a-f]{16,64}")
@@ -21,7 +22,7 @@ TICKET = re.compile(r"[0-9a-f]{16,64}")
 
 class Asked(NamedTuple):
     """What a class is asked: a step of a story, what can be chosen, and whether the answer is out, which ends the voting. number: counts the
-    questions of a room.
+    questions of a room. text: of a question that the teacher wrote, whose story is OWN.
     """
 
     story: str
@@ -29,6 +30,7 @@ class Asked(NamedTuple):
     choices: tuple[str, ...]
     number: int = 0
     revealed: bool = False
+    text: str = ""
 
 
 @dataclass
@@ -65,6 +67,17 @@ class Rooms:
             room = self._own(code, key)
             if room.asked[:2] != (story, step):
                 room.asked, room.votes = Asked(story, step, choices, room.asked.number + 1), {}
+
+    def pose(self, code: str, key: str, text: str, choices: tuple[str, ...]) -> None:
+        """The same with a question that the teacher wrote. Raises InputError with a sentence for one that cannot be voted on."""
+        if not 0 < len(text) <= LENGTH:
+            raise InputError(f"Write a question of at most {LENGTH} characters.")
+        if not 2 <= len(choices) <= 4 or len(set(choices)) < len(choices) or any(len(choice) > WORDS for choice in choices):
+            raise InputError(f"Give 2 to 4 different choices, one a line, of at most {WORDS} characters.")
+        with self._lock:
+            room = self._own(code, key)
+            number = room.asked.number + 1
+            room.asked, room.votes = Asked(OWN, number, choices, number, text=text), {}
 
     def reveal(self, code: str, key: str, story: str, step: int) -> None:
         """Ends the voting on a step: only with the teacher's key. Nothing when the room asks something else by now."""

@@ -22,6 +22,8 @@ from explorer.ui.frame import plotted
 from explorer.ui.learn import chips, concluded, drawn, place
 from explorer.ui.page import status
 
+CLOSED = "<div class='conclusion'><p class='said'><b>The votes are in.</b> No run answers this one: it is your teacher's.</p></div>"
+NO_CODE = "Enter the room's code first: five letters, on the screen of whoever leads the class."
 BINS = 5  # choices that a number to be predicted is offered as
 ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,120}(/[\w./-]{0,120})?", re.ASCII)
 CHOICE = re.compile(r"[\w-]{1,60}:\d{1,3}:\d{1,3}", re.ASCII)
@@ -102,6 +104,13 @@ def question(story: Any, step: Any) -> str:
     )
 
 
+def shown(asked: Asked) -> str:
+    """What a class is asked, a step or the teacher's own question."""
+    if not asked.text:
+        return question(asked.story, asked.step)
+    return f"<div class='question'><p class='where'>A question of your teacher's</p><p class='ask'>{escape(asked.text)}</p></div>"
+
+
 def named(asked: Asked, choice: int) -> str:
     """A choice as a page sends it: with its question, so that a tap on an old one is known for what it is."""
     return f"{asked.story}:{asked.step}:{choice}"
@@ -121,23 +130,27 @@ def right_answer(asked: Asked) -> str:
 
 def answer(asked: Asked) -> str:
     """What students read once the answer is out: the right choice and the conclusion."""
+    if asked.text:
+        return CLOSED
     found = conclude(own_step(asked), recorded(), recorded_answers())
     return f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{right_answer(asked)}<p>{escape(found.text)}</p></div>"
 
 
 def counted(asked: Asked, counts: Sequence[int]) -> str:
-    """The votes; the right bar is marked once the answer is out."""
-    return bars(asked.choices, counts, right_choice(own_step(asked)) if asked.revealed else None)
+    """The votes; the right bar is marked once the answer is out, where a run has one."""
+    return bars(asked.choices, counts, right_choice(own_step(asked)) if asked.revealed and not asked.text else None)
 
 
 def staged(asked: Asked, counts: Sequence[int]) -> list[Any]:
     """The teacher's screen: story, step, question, votes, plot, conclusion; the last two once the answer is out."""
+    if asked.text:
+        return [gr.skip(), gr.skip(), shown(asked), counted(asked, counts), gr.Plot(visible=False), CLOSED if asked.revealed else ""]
     found, own = stories()[asked.story], own_step(asked)
     steps = [(str(i + 1), i) for i in range(len(found.steps))]
     plot = drawn(own, recorded(), recorded_answers())[0] if asked.revealed else None
-    shown = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
+    picture = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
     conclusion = concluded(own, right_answer(asked), recorded(), recorded_answers())[2] if asked.revealed else ""
-    return [found.name, gr.Radio(choices=steps, value=asked.step), question(found.name, asked.step), counted(asked, counts), shown, conclusion]
+    return [found.name, gr.Radio(choices=steps, value=asked.step), shown(asked), counted(asked, counts), picture, conclusion]
 
 
 class Classroom:
@@ -170,9 +183,20 @@ class Classroom:
                 self.rooms.ask(str(room["code"]), str(room.get("key")), *asked[:3])
                 asked, counts = self.rooms.tally(str(room["code"]))
             except InputError as error:
-                shown = staged(asked, counts)
-                return [*shown[:3], status(str(error), "error"), *shown[4:]]
+                screen = staged(asked, counts)
+                return [*screen[:3], status(str(error), "error"), *screen[4:]]
         return staged(asked, counts)
+
+    def pose(self, room: Any, text: Any, choices: Any) -> list[Any]:
+        """A question that the teacher wrote, its choices one a line: the teacher's screen, a line."""
+        if not (isinstance(room, dict) and room.get("code")):
+            return [*[gr.skip()] * 6, status("Open a room first.", "error")]
+        lines = tuple(filter(None, map(str.strip, str(choices or "").splitlines())))
+        try:
+            self.rooms.pose(str(room["code"]), str(room.get("key")), str(text or "").strip(), lines)
+            return [*staged(*self.rooms.tally(str(room["code"]))), status("The class is asked.", "done")]
+        except InputError as error:
+            return [*[gr.skip()] * 6, status(str(error), "error")]
 
     def watch(self, room: Any) -> Any:
         """The votes now, for the teacher's screen."""
@@ -188,6 +212,8 @@ class Classroom:
         asked, counts = first_asked(story, step)
         if isinstance(room, dict) and room.get("code"):
             try:
+                now = self.rooms.question(str(room["code"]))
+                asked = now if now.text else asked
                 self.rooms.reveal(str(room["code"]), str(room.get("key")), asked.story, asked.step)
                 now, votes = self.rooms.tally(str(room["code"]))
                 counts = votes if now[:2] == asked[:2] else counts
@@ -209,7 +235,12 @@ class Classroom:
             return [gr.skip(), gr.Radio(interactive=False), line, now, gr.skip()]
         choices = [(name, named(asked, i)) for i, name in enumerate(asked.choices)]
         radio = gr.Radio(choices=choices, value=None, visible=True, interactive=not asked.revealed)
-        return [question(asked.story, asked.step), radio, line, now, gr.Timer(active=True)]
+        return [shown(asked), radio, line, now, gr.Timer(active=True)]
+
+    def enter(self, code: Any) -> list[Any]:
+        """The same for whoever presses Join: an empty code gets a sentence, on a page that has just opened it gets none."""
+        page = self.join(code)
+        return page if str(code or "").strip() else [*page[:2], status(NO_CODE, "error"), *page[3:]]
 
     def follow(self, seen: Any) -> list[Any]:
         """The same for a student who has joined, every few seconds."""

@@ -16,6 +16,7 @@ from explorer.ui.microscope import microscope
 from explorer.ui.page import failure
 from explorer.ui.tab import Shell, settings
 
+EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
 SAME = ("none", "dynamic_int8", "llm_int8")  # round no weight, or round weights as absmax does
 
 
@@ -49,8 +50,12 @@ class Lens:
                 self.html = gr.HTML(microscope({}), elem_id="microscope-group")
         with gr.Row():
             with gr.Column(min_width=320):
-                self.granular = chart(charts()["granularity"])
+                self.spans = chart(charts()["shared_scale"])
+                with gr.Row():
+                    self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", elem_id="scale-each", min_width=200)
+                    self.width = gr.Slider(2, 8, 4, step=1, label="Bits", elem_id="scale-bits", min_width=140)
             with gr.Column(min_width=320):
+                self.granular = chart(charts()["granularity"])
                 self.clipped = chart(charts()["clipping"])
         self._wire()
 
@@ -122,6 +127,18 @@ class Lens:
             return [failure(error), *[gr.skip()] * 4]
         return [gr.skip(), *chart_values(charts()["granularity"], wide), *chart_values(charts()["clipping"], cut)]
 
+    def shared(self, each: str, width: float, *values: Any) -> Iterator[list[Any]]:
+        """Rows or groups beside the grid that each of them gets, under RTN's group size and symmetry where it is the method."""
+        wanted = self.arguments(values)
+        params = {k: v for k, v in wanted["params"].items() if k in ("group_size", "symmetric")} if wanted["method"] == "rtn" else {}
+        about = {"model": wanted["model"], "layer": wanted["layer"], "granularity": each, "bits": int(width)} | params
+        yield from asked(self.shell.runner, "shared_scale", about, 2, lambda data: chart_values(charts()["shared_scale"], data))
+
+    def follow(self, *values: Any) -> list[Any]:
+        """What shares a scale and the bits, as the microscope has them."""
+        params = self.arguments(values)["params"]
+        return [params["granularity"], params["bits"]]
+
     def _wire(self) -> None:
         shown = [self.line, self.line_plot, self.line_words, self.html]
         curves = [self.line, *self.granular, *self.clipped]
@@ -131,13 +148,21 @@ class Lens:
         self.typed.blur(self.look, self.inputs(), shown, **LIVE)
         self.method.input(self.look, self.inputs(), shown, **LIVE)
         self.subject.change(self.look, self.inputs(), shown, **LIVE).then(self.curves, self.inputs(), curves, **QUIET)
+        spans, asked_of = [self.line, *self.spans], [self.each, self.width, *self.inputs()]
+        for component in (self.each, self.width):
+            component.input(self.shared, asked_of, spans, **LIVE)
+        self.subject.change(self.shared, asked_of, spans, **LIVE)
         for pick, button in self.jumps:
             button.click(lambda *values, pick=pick: (yield from self.jump(pick, *values)), self.inputs(),
                          [*shown, self.row, self.group, self.planted, self.typed], **LIVE)  # fmt: skip
         self.take.click(self.edit, self.inputs(), self.typed, **QUIET).then(self.look, self.inputs(), shown, **QUIET)
         self.clear.click(lambda: ("", 0), None, [self.typed, self.planted], **QUIET).then(self.look, self.inputs(), shown, **QUIET)
         for control in self.fields:
-            if control.method == "rtn" and control.field["name"] in ("granularity", "group_size", "symmetric"):
+            if control.method != "rtn" or control.field["name"] not in ("bits", "granularity", "group_size", "symmetric"):
+                continue
+            own = control.component.input(self.follow, self.inputs(), [self.each, self.width], **LIVE)
+            own.then(self.shared, asked_of, spans, **QUIET)
+            if control.field["name"] != "bits":
                 control.component.input(self.curves, self.inputs(), curves, **LIVE)
 
 

@@ -151,7 +151,7 @@ class Trainer:
     def answer(self, state: Any, *given: Any) -> Iterator[list[Any]]:
         """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet, the button that does not wait.
 
-        given: choice, number, order, text, ticked, confidence, quiet, then the fields. quiet: explanations wait for the end of the set. What must be
+        given: choice, number, order, ticked, confidence, quiet, then the fields. quiet: explanations wait for the end of the set. What must be
         run to be graded is run first, while the status streams into the feedback.
         """
         known, same = checked(state), [gr.skip()] * OUTPUTS
@@ -202,7 +202,7 @@ class Trainer:
                 yield event
 
     def _graded(self, known: State, posed: Posed, verdict: Verdict, graded: Graded, given: Sequence[Any]) -> list[Any]:
-        confidence, quiet = given[5:7]
+        confidence, quiet = given[4:6]
         sure = min(1.0, max(0.0, float(confidence) / 100)) if isinstance(confidence, int | float) and confidence == confidence else 0.5
         stated = verdict.score if posed.question.kind == "explain" else sure  # a graded self is not asked how sure it is
         own, running = progress.answered(known["progress"], posed.question, verdict.score, stated, today()), known["set"]
@@ -215,7 +215,7 @@ class Trainer:
         return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), gr.update(visible=False)]
 
 
-def answer_of(question: Question, choice: Any, number: Any, order: Any, text: Any, ticked: Any, confidence: Any, quiet: Any, *fields: Any) -> Any:
+def answer_of(question: Question, choice: Any, number: Any, order: Any, ticked: Any, confidence: Any, quiet: Any, *fields: Any) -> Any:
     """What was answered, from the widgets; None when it is not complete."""
     given = {"choice": choice, "figure": choice, "numeric": number, "order": order, "explain": ticked}.get(question.kind)
     if question.kind == "configure":

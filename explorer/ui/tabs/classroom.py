@@ -7,6 +7,7 @@ from functools import partial
 import gradio as gr
 from gradio.context import Context
 
+from explorer.learn.room import LENGTH, WORDS
 from explorer.learn.stories import stories
 from explorer.ui.classroom import Classroom, keys_script, question
 from explorer.ui.notes import notes
@@ -51,7 +52,7 @@ def _student(room: Classroom) -> list:
     seen, timer = gr.Textbox("", visible="hidden", max_length=40), gr.Timer(FOLLOW, active=False)
     shown = [asked, choice, line, seen, timer]
     for happens in (join.click, code.submit):
-        happens(room.join, code, shown, **QUICK)
+        happens(room.enter, code, shown, **QUICK)
     timer.tick(room.follow, seen, shown, **QUICK)
 
     def cast(seen: object, ticket: object, choice: object) -> list:
@@ -79,6 +80,10 @@ def _teacher(room: Classroom) -> None:
         following = gr.Button("Next", elem_id="class-next", min_width=70)
         reveal = gr.Button("Reveal", elem_id="class-reveal", min_width=80)
     gr.HTML("<p class='hint presenter-hint'>Presenter view: → and ← turn the steps, r reveals, Escape leaves. Votes are kept in memory and carry no name.</p>")
+    with gr.Accordion("A question of your own", open=False, elem_id="class-own"):
+        text = gr.Textbox(label="Question", max_length=LENGTH, lines=2, elem_id="own-text")
+        given = gr.Textbox(label="Choices, 2 to 4, one a line", max_length=4 * WORDS + 3, lines=4, elem_id="own-choices")
+        posed, line = gr.Button("Ask it", elem_id="own-ask"), gr.HTML("", elem_id="own-line", padding=False)
     mine, address, timer = notes("room", {}), gr.Textbox("", visible="hidden"), gr.Timer(1.5, active=False)
     with gr.Column(elem_id="stage"):
         asked = gr.HTML(question(first, 0), elem_id="class-question")
@@ -95,6 +100,7 @@ def _teacher(room: Classroom) -> None:
     step.input(room.turn, [mine, story, step], turned, **QUICK)
     for button, by in ((back, -1), (following, 1)):
         button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK)
+    posed.click(room.pose, [mine, text, given], [*turned, line], **QUICK)
     reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK)
     present.click(None, None, None, js=PRESENT)
     Context.root_block.load(None, None, None, js=keys_script())

@@ -42,20 +42,24 @@ ROWS = (
     Row("clear_flips", "Clear flips of the top token", "%"), Row("bits_per_weight", "Bits per weight, stored", "bits", 3),
     Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3), Row("calibration_perplexity", "Perplexity of the calibration text", "", 1),
 )  # fmt: skip
-START = "Choose a configuration and a bug, then press Plant: a copy of the run gets the bug, the run itself stays as it is."
+START = "Choose a configuration and a bug, then press Plant: a copy of the run gets the bug, the run itself stays as it is. Or plant a hidden one, and name it."
+
+POSSIBLE = "<details class='possible'><summary>What it may be</summary>{}</details>"
 
 
 def build(shell: Shell) -> View:
     heading(
         "Failure lab",
         "See how a real bug looks from outside: nothing crashes, and some bugs leave most numbers plausible. The copy with the bug is measured like any run, "
-        "on 2,048 tokens, beside the healthy one.",
+        "on 2,048 tokens, beside the healthy one. Plant one that you know, to learn its marks; then a hidden one, to tell it by them.",
     )
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
         bug = gr.Dropdown(**possible(shell.shelf.first(), "zero"), label="Bug", elem_id="lab-bug", filterable=False, min_width=200, scale=2)
-        plant = gr.Button("Plant", variant="primary", elem_id="plant", min_width=100, scale=1)
-        stop = gr.Button("Cancel", variant="stop", min_width=100, scale=1)
+    with gr.Row():
+        plant = gr.Button("Plant", variant="primary", elem_id="plant", min_width=100)
+        hide = gr.Button("Plant a hidden one", elem_id="plant-hidden", min_width=210)
+        stop = gr.Button("Cancel", variant="stop", min_width=100)
     line = gr.HTML(status(START), padding=False, elem_id="lab-status")
     with gr.Row(visible=False, elem_id="lab-guess") as guessing:
         guess = gr.Radio(CHOICES, label="Which bug is it?", scale=4)
@@ -68,7 +72,9 @@ def build(shell: Shell) -> View:
     results = [line, guessing, shown, *plots, state]
     stopping = Cancel(status("Cancelled. What was measured is kept."))
     stopping.stops(plant.click, partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16)
+    stopping.stops(hide.click, lambda key, layer: (yield from planted(shell, key, GUESS, layer)), [which, shell.layer], results, concurrency_limit=16)
     stopping.by(stop, line)
+    hide.click(lambda: None, None, guess, queue=False, **QUIET)
     reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
 
     def chosen(key: str, name: str) -> Any:
@@ -99,14 +105,16 @@ def possible(reports: Sequence[Report], chosen: str) -> dict[str, Any]:
     names = [name for name in BUGS if name not in without]
     reasons = {why: ", ".join(BUGS[name].title.lower() for name in without if without[name] == why) for why in without.values()}
     info = "; ".join(f"not {titles}: {why}" for why, titles in reasons.items())
-    value = chosen if chosen in (*names, GUESS) else names[0]
-    choices = [*((BUGS[name].title, name) for name in names), ("Guess: one that is not named", GUESS)]
-    return {"choices": choices, "value": value, "info": f"{report.name} can have these; {info}." if info and report else ""}
+    choices = [(BUGS[name].title, name) for name in names]
+    return {"choices": choices, "value": chosen if chosen in names else names[0], "info": f"{report.name} can have these; {info}." if info and report else ""}
 
 
 def catalogue() -> str:
-    """All bugs in words: what the page shows before one is planted."""
-    cards = (f"<article><h3>{escape(b.title)}</h3><p>{escape(b.story)}</p><p><b>What gives it away:</b> {escape(b.seen)}</p></article>" for b in BUGS.values())
+    """All bugs in words: what the page shows before one is planted. Its marks are folded, for whoever looks for them first."""
+    cards = (
+        f"<article><h3>{escape(b.title)}</h3><p>{escape(b.story)}</p><details><summary>What gives it away</summary><p>{escape(b.seen)}</p></details></article>"
+        for b in BUGS.values()
+    )
     return f"<div class='bugs'>{''.join(cards)}</div>"
 
 
@@ -138,7 +146,8 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
                 continue  # this bug cannot happen to this method: the next one drawn
             told = "a bug is in the second column. Which one?" if hidden else f"{BUGS[name].title.lower()} planted, {clock.seconds():.1f} s."
             state = shell.sealed.put({"asked": arguments(found[0]), "bug": name})
-            yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), report(reports, "" if hidden else name), *drawn(reports, layer), state]
+            shown = POSSIBLE.format(catalogue()) + report(reports, "") if hidden else report(reports, name)
+            yield [status(f"{found[0].name}: {told}", "done"), gr.Row(visible=hidden), shown, *drawn(reports, layer), state]
             return
     except Exception as error:  # the outermost boundary: whoever pressed Plant gets a sentence
         yield [failure(error), *NOTHING]

@@ -31,16 +31,16 @@ def build(shell: Shell) -> View | None:
     choices = gr.Radio(**choice, elem_id="learn-predict")
     slider = gr.Slider(**amount, elem_id="learn-number")
     moved = gr.Textbox("", visible="hidden", max_length=80)  # the step whose number was set: where the slider starts is no prediction
-    with gr.Row():
+    with gr.Row(elem_id="learn-buttons"):
         reveal = gr.Button("Reveal", variant="primary", elem_id="learn-reveal", min_width=110)
         measure = gr.Button("Measure here", elem_id="learn-measure", min_width=130)
         compare = gr.Button("In Compare", elem_id="learn-compare", min_width=110)
         back = gr.Button("Back", elem_id="learn-back", min_width=70)
         following = gr.Button("Next", elem_id="learn-next", min_width=70)
     line = gr.HTML("", visible=False, elem_id="learn-status", padding=False)
+    conclusion = gr.HTML("", elem_id="learn-conclusion")
     plot = gr.Plot(visible=False, show_label=False, elem_id="plot-learn", container=False)
     words = gr.HTML("", elem_classes=["summary"], padding=False)
-    conclusion = gr.HTML("", elem_id="learn-conclusion")
     handout = gr.HTML(handout_link(first), elem_id="learn-handout")
     shown = [story, step, text, choices, slider, plot, words, conclusion, line, moved]
     quick = QUIET | {"queue": False}

@@ -45,8 +45,9 @@ def build(shell: Shell) -> View | None:
     trainer = Trainer(shell)
     state = notes("trainer", {})
     gr.HTML(
-        f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, what you missed comes back, "
-        "and nothing about you leaves this browser.</p>"
+        f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, and what you missed comes back. "
+        "Your progress is kept in this browser only: it is sent with each answer to be graded, and not stored here. "
+        "An answer in your own words is not sent at all.</p>"
     )
     with gr.Row():
         five = gr.Button("New set of five", variant="primary", elem_id="set-five", min_width=140)
@@ -78,7 +79,7 @@ def build(shell: Shell) -> View | None:
     five.click(partial(trainer.start, kind="five"), [state, wanted], [state, *question, result], **quick)
     today.click(partial(trainer.start, kind="daily"), [state, wanted], [state, *question, result], **quick)
     following.click(trainer.following, [state], [state, *question, result], **quick)
-    given = [state, choice, number, order, text, ticked, confidence, quiet, *fields]
+    given = [state, choice, number, order, ticked, confidence, quiet, *fields]  # not the text: it is for whoever wrote it
     graded = [state, ticked, answer, following, feedback, result, recorded]
     waiting = Cancel("")
     waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
