@@ -24,7 +24,7 @@ TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"
 DEFAULT = "rtn"
 # On a phone the results come first: the controls, and what all tabs share, are behind these buttons, which are not there on a wide page.
 FOLDS = (
-    "<div class='folds'><button type='button' class='fold' id='fold' aria-expanded='false' aria-controls='controls'>Model and method</button>"
+    "<div class='folds'><button type='button' class='fold' id='fold' aria-expanded='false' aria-controls='controls'>Model, method</button>"
     "<button type='button' class='fold' id='fold-shared' aria-expanded='false' aria-controls='compared-row share'>Compared, layer, files</button></div>"
 )
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
