@@ -175,7 +175,7 @@ HEADS = (
     "decoded tokens/s, at most",
     "$ a million tokens, decoded + prompt, at {share}",
     "$ an hour",
-    "each user",
+    "tokens/s, each user",
     "prompt tokens/s, at most",
     "memory, GB",
     "GB/s",
