@@ -68,7 +68,7 @@
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-pick]"), head = event.target.closest(sortable), chip = event.target.closest(".pv");
-    const fold = event.target.closest("#fold");
+    const fold = event.target.closest(".fold");
     if (fold) fold.ariaExpanded = fold.ariaExpanded !== "true";
     else if (button) pick(button.dataset.pick);
     else if (chip) tell(chip);
@@ -84,7 +84,10 @@
   };
   document.addEventListener("keydown", (event) => {
     const on = event.target;
-    if (event.key === "Tab" && on.matches?.("[role=combobox]")) on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    if (event.key === "Tab" && on.matches?.("[role=combobox]")) {
+      document.getElementById(on.getAttribute("aria-controls"))?.setAttribute("tabindex", "-1"); // what scrolls is a stop, and this one is gone in a moment
+      on.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    }
     if (on.type === "radio") grouped(on);
   });
   document.addEventListener("focusin", (event) => {
@@ -93,6 +96,22 @@
     const all = grouped(on);
     if (on.matches(":focus-visible") && !all.includes(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
   });
+  // The crosses that take a configuration off the page are named after it; gradio numbers them, and again when the list changes.
+  const compared = document.querySelector("#compared");
+  const nameCrosses = () => compared.querySelectorAll(".token").forEach((token) => {
+    const name = `Remove ${token.innerText.trim()}`, cross = token.querySelector(".token-remove");
+    if (cross.title !== name) cross.title = cross.ariaLabel = name;
+  });
+  if (compared) {
+    new MutationObserver(nameCrosses).observe(compared, { subtree: true, childList: true, characterData: true, attributeFilter: ["title"] });
+    nameCrosses();
+  }
+  // On a narrow page the bar of tabs scrolls: the open one is brought into it.
+  const bar = document.querySelector("#tabs > .tab-wrapper > [role=tablist]");
+  if (bar) new MutationObserver(() => {
+    const open = bar.querySelector("[aria-selected=true]");
+    if (open) bar.scrollLeft = open.offsetLeft - bar.offsetLeft - (bar.clientWidth - open.offsetWidth) / 2;
+  }).observe(bar, { subtree: true, attributeFilter: ["aria-selected"] });
   // Whoever came to a class by its link on a phone sees the question first.
   document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room") && matchMedia("(max-width: 700px)").matches);
   document.addEventListener("keydown", (event) => {

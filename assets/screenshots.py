@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
                 page.wait_for_selector("#plot-quality .main-svg", timeout=60_000)
                 for tab in tabs():
                     if not args.tab or tab.name in args.tab:
-                        open_tab(page, tab.name, tab.title)
+                        open_tab(page, tab.name)
                         page.wait_for_timeout(4000)
                         page.screenshot(path=folder / f"{tab.name}-{size}-{theme}.png", full_page=True)
                         if args.readme and (size, theme) == ("laptop", "light") and tab.name in SHOWN:

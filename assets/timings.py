@@ -75,7 +75,7 @@ def picture_seconds(browser: Any, picks: int = 30) -> tuple[list[float], float]:
         page.wait_for_function(FILLED)
         page.wait_for_load_state("networkidle")
         megabytes = sum(weight) / 1e6
-        open_tab(page, "weights", "Weights")
+        open_tab(page, "weights")
         page.wait_for_selector("#plot-weights .main-svg")
         page.wait_for_timeout(12_000)  # torch has been imported by then
         for pick in range(picks):

@@ -19,11 +19,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, its answer in sentences, and for the last one the level of its verdict."""
+    """A question, its answer in sentences, for the last one the level of its verdict, and for the first one the facts that it rests on."""
 
     question: str
     text: str
     level: str = ""
+    facts: tuple[str, ...] = ()
 
 
 def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -> list[Answered]:
@@ -32,7 +33,7 @@ def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -
         return []
     found = verdicts(report, base, rungs)
     return [
-        Answered("Why is it not faster or smaller?", f"{size(report, base)} {speed(report, base)} {slower_start(report, base)}".strip()),
+        Answered("Why is it not faster or smaller?", in_short(report, base), facts=(*size(report, base), *speed(report, base), *slower_start(report, base))),
         Answered("Is this number good?", place(report, rungs)),
         Answered("It runs, but is the output garbage?", garbage(found), level(found)),
     ]
@@ -54,26 +55,50 @@ def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
     return [rungs[bits] for bits in sorted(rungs, reverse=True)]
 
 
-def size(report: Report, base: Report | None) -> str:
-    """Stored against resident bits, and what did not shrink."""
+def in_short(report: Report, base: Report | None) -> str:
+    """How much smaller and how fast beside the baseline, and what limits it, in one sentence without the numbers it rests on."""
+    ours, theirs = known(report, "weight_bytes"), known(base, "weight_bytes")
+    smaller = theirs.value / ours.value if ours and theirs else None
+    told = [] if smaller is None else [f"{smaller:.1f} times smaller" if smaller >= 1.05 else "Not smaller"]
+    ratio, apart = pace(report, base)
+    if ratio is not None:
+        told.append("no measurable difference in speed" if not apart else f"{ratio:.2f} times as fast as the baseline" if ratio > 1 else "slower")
+    if ratio is not None and apart and ratio < 1:
+        why = "unpacking costs more here than the bytes save"
+    elif (limit := known(report, "decode_limit")) is None or limit.value <= 0 or known(report, "decode_tokens_per_second") is None:
+        why = "what limits its speed was not measured"
+    else:
+        why = f"limited by {'reading the weights' if report.value('decode_bound') == 'bandwidth' else 'the overhead of each step, not by bytes'}"
+    return f"{', '.join(told)}: {why}." if told else f"{why[:1].upper()}{why[1:]}."
+
+
+def pace(report: Report, base: Report | None) -> tuple[float | None, bool]:
+    """(how many times the baseline's speed, whether that is beyond the spread of single tokens); None where the two cannot be compared."""
+    ours, theirs = known(report, "decode_tokens_per_second"), known(base, "decode_tokens_per_second")
+    if ours is None or theirs is None or timed_apart(report, base):
+        return None, False
+    return ours.value / theirs.value, None not in (ours.low, ours.high, theirs.low, theirs.high) and (ours.low > theirs.high or ours.high < theirs.low)
+
+
+def size(report: Report, base: Report | None) -> list[str]:
+    """Stored against resident bits, and what did not shrink, each in a sentence."""
     stored, resident, total = (known(report, name) for name in ("bits_per_weight", "bits_per_weight_resident", "weight_bytes"))
     if stored is None or total is None:
-        return "Its size was not measured."
+        return ["Its size was not measured."]
     words = f"It stores {stored.value:.2f} bits a weight, scales included"
     if resident is not None and resident.value > stored.value * 1.02:
         words += f", and holds {resident.value:.2f} in memory, the width that the kernel reads"
     words += "."
     start, kept = known(base, "weight_bytes"), known(report, "memory_kept")
     if start is None:
-        return words
+        return [words]
     ratio, hoped = start.value / total.value, 16 / stored.value
-    words += f" All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less, not {hoped:.1f}"
+    whole = f"All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less, not {hoped:.1f}"
     if kept is None:  # a recorded survey does not say by part
-        return words + "."
-    words += ": "
+        return [words, f"{whole}."]
     skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != OUTSIDE]
     left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
-    return words + f"{kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."
+    return [words, f"{whole}: {kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."]
 
 
 def timed_apart(report: Report, base: Report) -> str:
@@ -88,15 +113,16 @@ def timed_apart(report: Report, base: Report) -> str:
     return "" if bool(ours.get("recorded")) == bool(theirs.get("recorded")) else "one was recorded and one measured now"
 
 
-def speed(report: Report, base: Report | None) -> str:
-    """Which kernel ran, what bounds it, and whether it is faster than the baseline beyond the spread."""
-    ours, theirs = known(report, "decode_tokens_per_second"), known(base, "decode_tokens_per_second")
+def speed(report: Report, base: Report | None) -> list[str]:
+    """Which kernel ran, what bounds it, and whether it is faster than the baseline beyond the spread, each in a sentence."""
+    ours = known(report, "decode_tokens_per_second")
     if ours is None:
-        return "Its speed was not measured."
+        return ["Its speed was not measured."]
     kernel, limit = report.provenance.get("kernel_summary", "an unknown kernel"), known(report, "decode_limit")
     words = f"It decodes {ours.value:.0f} tokens/s on {kernel}"
     refused = report.provenance.get("kernel_why", [])
     words += f" (no faster one serves it: {refused[0]})" if refused and "reference" in str(kernel) else ""
+    told = [f"{words}."]
     if limit is not None and limit.value > 0:
         bound = report.value("decode_bound")
         why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
@@ -105,28 +131,33 @@ def speed(report: Report, base: Report | None) -> str:
         lost = known(report, "decode_bandwidth_waited")
         if moved and lost and lost.value > BUSY:
             at += f" while threads waited {lost.value:.0f}% of their time for a core, so memory may be faster: measure again"
-        words += f", {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}"
-    if theirs is None or (why := timed_apart(report, base)):
-        return words + f"; there is nothing to compare it with: {'the baseline has no speed' if theirs is None else why}."
-    ratio = ours.value / theirs.value
-    apart = None not in (ours.low, ours.high, theirs.low, theirs.high) and (ours.low > theirs.high or ours.high < theirs.low)
+        told.append(f"That is {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}.")
+    return [*told, against(report, base)]
+
+
+def against(report: Report, base: Report | None) -> str:
+    """A report's speed beside the baseline's, or why that cannot be said."""
+    ratio, apart = pace(report, base)
+    if ratio is None:
+        why = "the baseline has no speed" if known(base, "decode_tokens_per_second") is None else timed_apart(report, base)
+        return f"There is nothing to compare its speed with: {why}."
     if not apart:
-        return words + f". That is {100 * (ratio - 1):+.0f}% against the baseline, within the spread of single tokens: no measurable difference."
-    words += f". That is {ratio:.2f} times the baseline"
+        return f"Its speed is {100 * (ratio - 1):+.0f}% against the baseline, within the spread of single tokens: no measurable difference."
+    words = f"Its speed is {ratio:.2f} times the baseline's"
     if ratio < 1:
-        return words + ": slower, although it reads fewer bytes. Unpacking costs more here than the bytes save."
+        return f"{words}: slower, although it reads fewer bytes. Unpacking costs more here than the bytes save."
     if report.value("decode_bound") != "bandwidth":
-        return words + ": faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
-    return words + "."
+        return f"{words}: faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
+    return f"{words}."
 
 
-def slower_start(report: Report, base: Report | None) -> str:
-    """That the first token takes longer than the baseline's beyond the spread of the runs, "" where it does not or cannot be compared."""
+def slower_start(report: Report, base: Report | None) -> list[str]:
+    """That the first token takes longer than the baseline's beyond the spread of the runs, [] where it does not or cannot be compared."""
     ours, theirs = known(report, "time_to_first_token"), known(base, "time_to_first_token")
     if ours is None or theirs is None or None in (ours.low, theirs.high) or timed_apart(report, base) or ours.low <= theirs.high:
-        return ""
+        return []
     longer = f"{1e3 * ours.value:.1f} ms against {1e3 * theirs.value:.1f}, {100 * (ours.value / theirs.value - 1):+.0f}%"
-    return f"Its first token takes longer: {longer}. A prompt is many rows at once, where weights are read once for all of them and unpacking is extra work."
+    return [f"Its first token takes longer: {longer}. A prompt is many rows at once, where weights are read once for all of them and unpacking is extra work."]
 
 
 def place(report: Report, rungs: Sequence[Report]) -> str:

@@ -10,6 +10,7 @@ from explorer.ui.tab import tabs
 from tests.driving import BARE, LOW_CONTRAST, browser_test, choose, open_tab, settle, visit, wait_for_status
 
 pytestmark = browser_test
+APART = ("planner", "stepper", "learn", "trainer", "classroom")  # tabs that neither a run nor what is compared changes
 # What gradio and Plotly draw themselves and a page cannot change; each with its reason.
 THEIRS = {
     "aria-allowed-attr": "gradio's lists give aria-expanded to their options",
@@ -22,13 +23,16 @@ def filled(page, width: int) -> None:
     """The first view holds its figures at their size, and nothing is wider than the page."""
     assert page.locator("#comparison table:not(.more) thead th").count() == 6
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    fold = page.locator("#fold")
-    assert fold.is_visible() == (width < 700) and page.locator("#method").is_visible() == (width >= 700) and page.locator("#run").is_visible()
-    if width < 700:
-        fold.press("Enter")
-        assert page.locator("#method").is_visible() and fold.get_attribute("aria-expanded") == "true"
-        fold.click()
-        assert page.locator("#method").is_hidden()
+    assert page.locator("#comparison table").first.bounding_box()["y"] < page.viewport_size["height"] / 2, "the result is in the upper half of the first screen"
+    assert page.locator("#run").is_visible()
+    for button, folded in (("#fold", "#method"), ("#fold-shared", "#compared"), ("#fold-shared", "#save-csv")):
+        fold = page.locator(button)
+        assert fold.is_visible() == (width < 700) and page.locator(folded).is_visible() == (width >= 700)
+        if width < 700:
+            fold.press("Enter")
+            assert page.locator(folded).is_visible() and fold.get_attribute("aria-expanded") == "true"
+            fold.click()
+            assert page.locator(folded).is_hidden()
     for name in ("quality", "divergence", "memory", "speed"):
         page.wait_for_selector(f"#plot-{name} .main-svg")
         plot, drawing = page.locator(f"#plot-{name}").bounding_box(), page.locator(f"#plot-{name} .main-svg").first.bounding_box()
@@ -58,8 +62,11 @@ def test_every_tab_opens(browser, address: str, width: int, height: int, theme: 
     for name in [tab.name for tab in tabs()]:
         open_tab(page, name)
         settle(page)
-        panel = page.locator(f"#tab-{name}")
+        panel, button = page.locator(f"#tab-{name}"), page.locator(f"#tab-{name}-button").bounding_box()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert button["x"] >= 0 and button["x"] + button["width"] <= width, f"the bar of tabs shows that {name} is open"
+        assert page.evaluate("id => document.getElementById(id).getBoundingClientRect().y + scrollY", f"tab-{name}") < height / 2, name
+        assert width > 700 or page.locator("#run").is_visible() == (name not in APART), name
         text = panel.inner_text()
         assert not any(word in text for word in ("undefined", "Traceback")), name
         assert name != "failures" or panel.locator(".bugs article").count() >= 7, "the catalogue of bugs"
@@ -147,6 +154,11 @@ def test_layer_and_columns_can_be_changed(desk: tuple) -> None:
     page.get_by_role("option", name="2 down_proj").click()
     page.get_by_text("Weights of layers.2.mlp.down_proj").wait_for(timeout=5000)
     open_tab(page, "compare")
-    page.locator("#compared .token-remove").nth(2).click()
+    names = page.locator("#compared .token").all_inner_texts()
+    page.get_by_role("button", name=f"Remove {names.pop(2)}", exact=True).click()
     page.wait_for_function("document.querySelectorAll('#comparison table:not(.more) thead th').length === 5")
+    settle(page)
+    crosses = page.locator("#compared .token .token-remove").all()
+    assert [cross.get_attribute("aria-label") for cross in crosses] == [f"Remove {name}" for name in names]
+    assert all(min(cross.bounding_box()["width"], cross.bounding_box()["height"]) >= 24 for cross in crosses)
     assert not wrong

@@ -164,22 +164,24 @@ def test_ladder_takes_plain_rounding_of_the_same_model_only() -> None:
 def test_answers_follow_the_numbers() -> None:
     base, gptq = (next(r for r in RECORDED if r.name == name and r.find("bits_per_weight_resident")) for name in ("16-bit baseline", "GPTQ 4-bit g64"))
     size, good, garbage = answers(gptq, base, ladder(RECORDED, gptq))
-    assert "4.25 bits" in size.text and "stayed in 16 bits" in size.text and gptq.provenance["kernel_summary"] in size.text
+    facts = " ".join(size.facts)
+    assert "4.25 bits" in facts and "stayed in 16 bits" in facts and gptq.provenance["kernel_summary"] in facts
+    assert size.text.startswith("2.") and "times smaller" in size.text and "the overhead of each step, not by bytes" in size.text and len(size.text) < 120
     assert "between" in good.text and "better than its size" in good.text
     assert garbage.level in ("ok", "unknown") and answers(base, base) == []
     rate = base.value("decode_tokens_per_second")
     slow = dataclasses.replace(gptq, measurements=(*(m for m in gptq.measurements if m.metric != "decode_tokens_per_second"),
         Measurement("decode_tokens_per_second", rate / 3, "tokens/s", low=rate / 4, high=rate / 2.5)))  # fmt: skip
-    assert "slower, although it reads fewer bytes" in speed(slow, base)
+    assert "slower, although it reads fewer bytes" in speed(slow, base)[-1] and "slower: unpacking costs more" in answers(slow, base)[0].text
     same = dataclasses.replace(
         slow, measurements=(*(m for m in slow.measurements[:-1]), Measurement("decode_tokens_per_second", rate, low=rate / 2, high=2 * rate))
     )
-    assert "no measurable difference" in speed(same, base)
+    assert "no measurable difference" in speed(same, base)[-1] and "no measurable difference in speed" in answers(same, base)[0].text
     late = [
         dataclasses.replace(r, measurements=(Measurement("time_to_first_token", v, "s", low=0.9 * v, high=1.1 * v),))
         for r, v in ((gptq, 0.0078), (base, 0.0049))
     ]
-    assert "7.8 ms against 4.9, +59%" in answers(*late)[0].text and "first token" not in answers(late[0], late[0])[0].text
+    assert "7.8 ms against 4.9, +59%" in answers(*late)[0].facts[-1] and "first token" not in "".join(answers(late[0], late[0])[0].facts)
     live = dataclasses.replace(slow, provenance={**slow.provenance, "recorded": True})
-    assert "nothing to compare it with: one was recorded and one measured now" in speed(live, base) and "slower" not in speed(live, base)
+    assert "nothing to compare its speed with: one was recorded and one measured now" in speed(live, base)[-1] and "slower" not in "".join(speed(live, base))
     assert "worse than" in place(changed(gptq, kld_mean=9.0), ladder(RECORDED, gptq)) and "no ladder" in place(gptq, [])

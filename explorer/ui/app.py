@@ -22,8 +22,11 @@ STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js")]
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
-# On a phone the results come first: the controls are behind this button, which is not there on a wide page.
-FOLD = "<button type='button' id='fold' aria-expanded='false' aria-controls='controls'>Model, method and options</button>"
+# On a phone the results come first: the controls, and what all tabs share, are behind these buttons, which are not there on a wide page.
+FOLDS = (
+    "<div class='folds'><button type='button' class='fold' id='fold' aria-expanded='false' aria-controls='controls'>Model, method</button>"
+    "<button type='button' class='fold' id='fold-shared' aria-expanded='false' aria-controls='compared-row share'>Compared, layer, files</button></div>"
+)
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
 ONCE = """(layer) => {
   const last = window.lastLayer;
@@ -58,7 +61,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         )
         with gr.Row(equal_height=False, elem_id="page"):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
-                gr.HTML(FOLD, padding=False)
+                gr.HTML(FOLDS, padding=False)
                 if login:
                     gr.LoginButton("Log in for gated models", logout_value="Log out ({})", size="sm", elem_id="hub-login")
                 run, cancel = _controls(page)
@@ -106,7 +109,7 @@ def _controls(page: Page) -> tuple[Any, Any]:
         with gr.Row():
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100, interactive=False)  # until the link has been read
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
-        shell.status = gr.HTML(status("Recorded results. Change a control and press Run to measure here."), elem_id="status", padding=False)
+        shell.status = gr.HTML(status("Recorded results. Change a control and press Run to measure here.", "first"), elem_id="status", padding=False)
     shell.controls = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, head_bits, *(control.component for control in page.fields)]
     return run, cancel
 

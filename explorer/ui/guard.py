@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from explorer.answers import answers
+from explorer.answers import Answered, answers
 from explorer.chips import of_metrics
 from explorer.detectors import sentence, verdicts
 from explorer.figures.ladder import rungs_for
@@ -72,10 +72,16 @@ def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
     return f"<div class='guard'>{''.join(cards)}</div>"
 
 
+def answer(given: Answered) -> str:
+    """An answer; one that rests on facts stands out before them."""
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in given.facts)
+    return f"<p><b>{escape(given.text)}</b></p><ul>{facts}</ul>" if facts else f"<p>{escape(given.text)}</p>"
+
+
 def questions(report: Report, base: Report | None, others: Sequence[Report] = ()) -> str:
     """The three questions of one configuration as a card."""
     told = answers(report, base, rungs(report, others))
-    rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><p>{escape(a.text)}</p>" for a in told)
+    rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_tokens_per_second", "decode_limit"))
     head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, key_of(report.experiment))}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

@@ -170,18 +170,19 @@ def groups(one: Fit) -> str:
 
 HEADS = (
     "accelerator",
+    "needed",
+    "users that fit",
+    "decoded tokens/s, at most",
+    "$ a million tokens, decoded + prompt, at {share}",
+    "$ an hour",
+    "tokens/s, each user",
+    "prompt tokens/s, at most",
     "memory, GB",
     "GB/s",
     "TFLOP/s, 16 bits",
     "FP8, FP4 units",
-    "needed",
-    "users that fit",
-    "decoded tokens/s, at most",
-    "each user",
-    "prompt tokens/s, at most",
-    "$ an hour",
-    "$ a million tokens, decoded + prompt, at {share}",
-)
+)  # what decides comes first: a narrow page shows no more
+SHEET = 8  # where the columns begin that a data sheet says
 NOTE = (
     "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, which "
     "is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. Counts in"
@@ -198,13 +199,13 @@ NOTE = (
 def cells(one: Fit, plan: Plan) -> list[str]:
     """A row of the table, without its name."""
     a = one.accelerator
-    shown = [f"{a.memory:,}", f"{a.bandwidth:,}", f"{a.compute:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
+    sheet = [f"{a.memory:,}", f"{a.bandwidth:,}", f"{a.compute:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
     if not one.count:
-        return [*shown, f"more than {one.most}", *[""] * 6]
+        return [f"more than {one.most}", *[""] * 6, *sheet]
     needed = f"{one.count}" if one.together == one.count else f"{one.count} = {one.count // one.together}&nbsp;×&nbsp;{one.together}"
     busy = "read" if one.limit == "bandwidth" else "compute"
-    shown += [needed, f"{one.users:,}", f"{one.bound:,.0f}&nbsp;({busy})", f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}"]
-    return shown + (["", ""] if one.dollars_hour is None else [f"{one.dollars_hour:,.2f}", f"{one.dollars:,.2f}&nbsp;+&nbsp;{one.prompt_dollars:,.2f}"])
+    price = ["", ""] if one.dollars_hour is None else [f"{one.dollars:,.2f}&nbsp;+&nbsp;{one.prompt_dollars:,.2f}", f"{one.dollars_hour:,.2f}"]
+    return [needed, f"{one.users:,}", f"{one.bound:,.0f}&nbsp;({busy})", *price, f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}", *sheet]
 
 
 def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
@@ -221,7 +222,7 @@ def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
     note = NOTE.format(share=f"{share:.0%}")
     sheet, sums = (chip("estimated", f"{how}, not measured", reached=False) for how in ("from the data sheet under each name", note))
     heads = [head.format(share=f"{share:.0%}") for head in HEADS]
-    head = "".join(f"<th scope='col'>{name} {sheet if 0 < i < 5 else sums if i else ''}</th>" for i, name in enumerate(heads))
+    head = "".join(f"<th scope='col'>{name} {sheet if i >= SHEET else sums if i else ''}</th>" for i, name in enumerate(heads))
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f"<div class='scroll' tabindex='0'><table class='compare plan'>{reachable(body)}</table></div><p class='hint'>{note}</p>"
 

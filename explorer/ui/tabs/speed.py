@@ -64,8 +64,9 @@ def shown_row(row: dict[str, Any]) -> dict[str, Any]:
     else:
         shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
-        "operation": row["op"], "kernel": row["form"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
-        "80th percentile": row["p80"], "GB/s": row["gb_per_s"], "of a copy, %": 100 * row["of_copy"], "times faster": row["ratio"], "than": row["baseline"],
+        "operation": row["op"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
+        "times faster": row["ratio"], "than": row["baseline"], "kernel": row["form"],
+        "of a copy, %": 100 * row["of_copy"], "GB/s": row["gb_per_s"], "80th percentile": row["p80"],
     }  # fmt: skip
 
 
