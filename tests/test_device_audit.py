@@ -9,8 +9,8 @@ import torch
 from pretended_gpu import OnGpu, Refused, gpu  # noqa: F401 - a fixture
 
 from explorer.decode import Decoder
-from explorer.llama import LlamaLoop
 from explorer.input_statistics import InputStatistics
+from explorer.llama import LlamaLoop
 from explorer.methods import build, methods
 from explorer.metrics import Subject, metrics
 from explorer.models import LoadedModel, linears
