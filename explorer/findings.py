@@ -94,13 +94,13 @@ def one_rate(reports: Sequence[Report]) -> list[Report]:
     read: dict[tuple[Any, bool], list[Report]] = {}
     for report in reports:
         if known(report, "decode_bandwidth"):
-            read.setdefault(place(report), []).append(report)
+            read.setdefault(timed_at(report), []).append(report)
     best = {where: max(alike, key=lambda r: r.value("decode_bandwidth")) for where, alike in read.items()}
     count = {where: len({r.value("decode_bandwidth") for r in alike}) for where, alike in read.items()}
-    return [limited(report, best.get(place(report)), count.get(place(report), 0)) for report in reports]
+    return [limited(report, best.get(timed_at(report)), count.get(timed_at(report), 0)) for report in reports]
 
 
-def place(report: Report) -> tuple[Any, bool]:
+def timed_at(report: Report) -> tuple[Any, bool]:
     """(device, whether it was recorded): reports of one place share a rate of memory."""
     return report.provenance.get("device"), bool(report.provenance.get("recorded"))
 

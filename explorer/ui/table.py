@@ -9,7 +9,7 @@ from html import escape
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
-from explorer.findings import busy, drowned, in_16_bits, one_rate, place, timed_on
+from explorer.findings import busy, drowned, in_16_bits, one_rate, timed_at, timed_on
 from explorer.records import Measurement, Report, change, key_of, significant
 from explorer.ui.session import is_baseline
 
@@ -195,7 +195,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
 
 def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None, live: bool) -> str:
     """Rows of the table as HTML."""
-    found, device = [], timed_on([place(r) for r in reports])
+    found, device = [], timed_on([timed_at(r) for r in reports])
     for row in rows:
         unit = f" <small>{row.unit}</small>" if row.unit else ""
         head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
