@@ -164,4 +164,4 @@ def fit(model: Architecture, plan: Plan, device: Accelerator, price: float | Non
 def widths(model: Architecture, plan: Plan) -> list[tuple[str, Need]]:
     """(name, need) of the same plan at the widths people compare."""
     asked = (("BF16", 16, 0), ("INT8", 8, 0), ("INT4", 4, plan.group or 128), ("INT3", 3, plan.group or 128), ("INT2", 2, plan.group or 128))
-    return [(name, need(model, dataclasses.replace(plan, bits=bits, group=group))) for name, bits, group in asked]
+    return [(name, need(model, dataclasses.replace(plan, bits=bits, group=group, format=""))) for name, bits, group in asked]

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
 from explorer.findings import Finding, busy, drowned, grid, known, level
-from explorer.records import BUSY, OUTSIDE, Report, significant
+from explorer.records import BUSY, OUTSIDE, Measurement, Report, change, fitting, significant
 
 MIB = 2**20
 
@@ -127,7 +127,8 @@ def speed(report: Report, base: Report | None) -> list[str]:
         bound = report.value("decode_bound")
         why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
         moved = known(report, "decode_bandwidth")
-        at = f" at {moved.value / 1e9:.1f} GB/s, {'measured in the same process' if moved.how == 'measured' else 'the data sheet'}" if moved else ""
+        once = "measured in the same process" if not moved or moved.n < 2 else f"the best of {moved.n} readings"
+        at = f" at {moved.value / 1e9:.1f} GB/s, {once if moved.how == 'measured' else 'the data sheet'}" if moved else ""
         lost = known(report, "decode_bandwidth_waited")
         if moved and lost and lost.value > BUSY:
             at += f" while threads waited {lost.value:.0f}% of their time for a core, so memory may be faster: measure again"
@@ -166,8 +167,9 @@ def place(report: Report, rungs: Sequence[Report]) -> str:
     if kld is None or delta is None:
         return "It cannot be said: no token had a finite probability." if report.find("kld_mean") else "Its quality was not measured."
     measurable = delta.low is None or not math.isfinite(delta.low) or not delta.low <= 0 <= (delta.high or 0)
-    change = f"{delta.value:+.2f}% ({delta.low:.2f} to {delta.high:.2f})" if delta.low is not None else f"{delta.value:+.2f}%"
-    words = f"Perplexity changes by {change}" + ("." if measurable else ": no measurable change on this text, but the divergence is finer.")
+    words = f"Perplexity changes by {changed(delta, known(report, 'perplexity'))}" + (
+        "." if measurable else ": no measurable change on this text, but the divergence is finer."
+    )
     if floor := drowned(report):
         rounding = f"rounding to bfloat16, which alone is {significant(floor.value)} nats from float32"
         return f"{words} Mean KL divergence is {significant(kld.value)} nats, which cannot be told from {rounding}: as good as lossless."
@@ -175,6 +177,17 @@ def place(report: Report, rungs: Sequence[Report]) -> str:
     if len(steps) < 2:
         return f"{words} Mean KL divergence is {significant(kld.value)} nats; there is no ladder of this model on this text to place it on."
     return f"{words} {rung(report, kld.value, steps)}"
+
+
+def changed(delta: Measurement, reached: Measurement | None) -> str:
+    """A change in perplexity with its interval in words; beyond 100% as a factor, with the perplexities it leads from and to, where that one is known."""
+    words, interval = change(delta.value, delta.low, delta.high)
+    words += f" ({interval})" if interval else ""
+    if delta.value <= 100 or reached is None:
+        return words
+    half = (reached.high - reached.low) / 2 if reached.low is not None and reached.high is not None else 0.0
+    factor = 1 + delta.value / 100
+    return f"{words}, {fitting(reached.value / factor, half / factor)} → {fitting(reached.value, half)}"
 
 
 def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> str:

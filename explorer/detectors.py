@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, beyond, cause, in_16_bits, known, level, short, words_of
-from explorer.records import Report
+from explorer.records import Report, change
 from explorer.repetition import cycle, repetition
 
 Detector = Callable[[Evidence], Finding | None]
@@ -176,7 +176,7 @@ def quality(e: Evidence) -> Finding:
     three = known(rung(e.rungs, 3), "perplexity_delta")
     edge = three.value if three else 25.0
     stands = f"3-bit rounding of this model costs {three.value:+.0f}%" if three else "no 3-bit rung of this model is known, 25% stands in"
-    words = f"Perplexity changes by {delta.value:+.2f}%; {stands}."
+    words = f"Perplexity changes by {change(delta.value, delta.low, delta.high)[0]}; {stands}."
     limit = f"Suspicious when the whole interval lies above {edge:.0f}%, broken above 100%: the model then hesitates between twice as many tokens."
     return Finding("quality", BROKEN if low > 100 else SUSPICIOUS if low > edge else OK, words, limit, cause=cause(e.report, e.rungs))
 

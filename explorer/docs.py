@@ -9,9 +9,10 @@ from pathlib import Path
 
 from explorer import sizes
 from explorer.families import architecture
+from explorer.findings import known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
-from explorer.records import Report, report_from, significant
+from explorer.records import Report, change, fitting, report_from, significant
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -31,12 +32,17 @@ def methods_table() -> str:
 
 
 def _interval(report: Report, metric: str, digits: int | None = None) -> str:
-    """A metric with half its interval, with so many decimals, or with three significant digits."""
+    """A metric with half its interval, with so many decimals, or with three significant digits; of a broken model with the digits that the interval leaves."""
     found = report.find(metric)
     if found is None:
         return ""
-    known = found.low is not None and found.low != found.high
-    parts = [found.value, (found.high - found.low) / 2] if known else [found.value]
+    half = (found.high - found.low) / 2 if found.low is not None and found.low != found.high else None
+    delta = known(report, "perplexity_delta")
+    if metric.startswith("perplexity") and delta and delta.value > 100 and half is not None:
+        if metric == "perplexity_delta":
+            return f"{change(found.value, found.low, found.high)[0]} ± {fitting(half / 100, half / 100)}"
+        return f"{fitting(found.value, half)} ± {fitting(half, half)}"
+    parts = [found.value] if half is None else [found.value, half]
     return " ± ".join(significant(part, found.value) if digits is None else f"{part:.{digits}f}" for part in parts)
 
 
@@ -49,7 +55,7 @@ def _noise(reports: list[Report]) -> str:
 
 def results_table() -> str:
     """The seed results: what the page shows first."""
-    reports = [report_from(data) for data in json.loads(SEEDS.read_text())]
+    reports = one_rate([report_from(data) for data in json.loads(SEEDS.read_text())])
     head = "| configuration | bits/weight, stored | bits/weight in memory | perplexity | change, % (paired) | KL divergence, nats |"
     rows = [head + " same top token, % | all weights, MiB | decode, tokens/s |", "|" + "---|" * 9]
     for r in reports:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explorer.records import BUSY, Measurement, QuantSpec, Report
+from explorer.records import BUSY, Measurement, QuantSpec, Report, change
 
 OK, UNSURE, SUSPICIOUS, BROKEN = "ok", "unknown", "suspicious", "broken"
 WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
@@ -81,12 +82,60 @@ def short(layers: Sequence[str]) -> str:
 SCORED = ("perplexity", "perplexity_delta", "kld_", "p_correct_", "top1_", "clear_flips", "calibration_perplexity")  # starts of metrics of text
 
 
+LIMITS = ("decode_limit", "decode_bandwidth")
+
+
+def one_rate(reports: Sequence[Report]) -> list[Report]:
+    """Reports that are shown together, with their bandwidth limits from one read rate of memory for each device: the best that any of them read there,
+    because other work only ever slows reads; recorded ones and those measured now apart. The limits then say in n how many readings there were.
+
+    A limit that does not say its rate is left out: nobody knows how many bytes it is for.
+    """
+    read: dict[tuple[Any, bool], list[Report]] = {}
+    for report in reports:
+        if known(report, "decode_bandwidth"):
+            read.setdefault(timed_at(report), []).append(report)
+    best = {where: max(alike, key=lambda r: r.value("decode_bandwidth")) for where, alike in read.items()}
+    count = {where: len({r.value("decode_bandwidth") for r in alike}) for where, alike in read.items()}
+    return [limited(report, best.get(timed_at(report)), count.get(timed_at(report), 0)) for report in reports]
+
+
+def timed_at(report: Report) -> tuple[Any, bool]:
+    """(device, whether it was recorded): reports of one place share a rate of memory."""
+    return report.provenance.get("device"), bool(report.provenance.get("recorded"))
+
+
+def limited(report: Report, best: Report | None, count: int) -> Report:
+    """A report with the limit that the rate of the best of `count` readings allows."""
+    limit, moved = known(report, "decode_limit"), known(report, "decode_bandwidth")
+    if limit is None:
+        return report
+    kept = tuple(m for m in report.measurements if m.layer or m.metric not in (*LIMITS, "decode_bandwidth_waited", "decode_bound"))
+    if moved is None or best is None:
+        return dataclasses.replace(report, measurements=kept)
+    rate, waited, speed = best.find("decode_bandwidth"), best.find("decode_bandwidth_waited"), known(report, "decode_tokens_per_second")
+    most = limit.value * rate.value / moved.value
+    new = [dataclasses.replace(limit, value=most, n=count), dataclasses.replace(rate, n=count), *filter(None, [waited])]
+    if speed is not None:
+        new.append(Measurement("decode_bound", "bandwidth" if speed.value > most / 2 else "overhead", how="estimated"))
+    return dataclasses.replace(report, measurements=(*kept, *new))
+
+
+def timed_on(told: Sequence[tuple[Any, bool]]) -> Any:
+    """The device whose times are shown, of (device, whether recorded) of what is on the page: the last that measured now, else the first. Times of two
+    devices are never put side by side.
+    """
+    return next((device for device, recorded in reversed(told) if not recorded), told[0][0] if told else "")
+
+
 def counted(found: Measurement, report: Report) -> str:
     """What a measurement is over, in words, "" where nothing was counted. Text is drawn in windows and an interval is over them: all tokens of a window
     but its first are scored.
     """
     if not found.n:
         return ""
+    if found.metric in LIMITS:
+        return f"from the best of {found.n:,} readings of memory" if found.n > 1 else "from one reading of memory"
     text = report.experiment.calibration if found.metric.startswith("calibration") else report.experiment.evaluation
     windows, rest = divmod(found.n + found.bad, max(1, text.length - 1))
     if not found.metric.startswith(SCORED) or rest or not windows:
@@ -153,7 +202,7 @@ def cause(report: Report, rungs: Sequence[Report]) -> str:
         return FEW
     rung, parts = near.experiment.spec, differences(spec, near.experiment.spec)
     who = "" if spec.method == rung.method else "plain rounding "
-    costs = f"{who}{grid(rung)}".strip() + f" {'the same bits cost' if same and not who else 'costs'} {theirs.value:+.2f}%"
+    costs = f"{who}{grid(rung)}".strip() + f" {'the same bits cost' if same and not who else 'costs'} {change(theirs.value)[0]}"
     at = "" if same and not who else f" at {rung.get('bits')} bits"
     if len(parts) == 1:
         return f"the cause is {parts[0]}; {costs}{at}"

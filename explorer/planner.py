@@ -16,10 +16,31 @@ SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What a format stores: bits of a code, weights of a row that share a block (0: the whole row), bits of scales, zeros or minima a block, bits a matrix."""
+
+    title: str
+    code: int
+    block: int
+    shared: int
+    matrix: int = 0
+
+
+LAYOUTS = {
+    "fp8": Layout("FP8, a scale a row", 8, 0, 32),
+    "nvfp4": Layout("NVFP4", 4, 16, 8, 32),
+    "q4_k": Layout("Q4_K (GGUF)", 4, 256, 128),
+    "mxfp4": Layout("MXFP4", 4, 32, 8),
+    "awq": Layout("AWQ, 4-bit g128 with zeros", 4, 128, 20),
+}  # as the methods of these names store them, which a test compares; fmt: skip
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is asked: bits of the weights and their groups (0: one scale an output channel, at 16 bits nothing), bits of
     the KV cache, tokens of context, users at once, tokens that one prefill step reads, whether groups carry a zero-point, and whether the embedding
-    and output head are quantized as well, which most checkpoints do not.
+    and output head are quantized as well, which most checkpoints do not. format: one of LAYOUTS, which then takes the place of bits, group and zeros;
+    kv_float: whether a cache of 8 bits is float8, which has no scales in its groups.
     """
 
     bits: int = 16
@@ -30,6 +51,14 @@ class Plan:
     chunk: int = 2048
     zeros: bool = False
     everything: bool = False
+    format: str = ""
+    kv_float: bool = False
+
+    def layout(self) -> Layout | None:
+        """How a quantized matrix is stored; None for 16 bits."""
+        if self.format or self.bits == 16:
+            return LAYOUTS.get(self.format)
+        return Layout("", self.bits, self.group, SCALE_BITS + (self.bits if self.zeros else 0))
 
 
 @dataclass(frozen=True)
@@ -52,25 +81,29 @@ class Need:
 
 
 def stored_bits(n: int, k: int, plan: Plan) -> int:
-    """Bits of one matrix [n, k]: codes, a 16-bit scale for each group and, where asked, a zero-point as wide as a code. A group that does not divide
-    k keeps the matrix in 16 bits, as the methods do.
+    """Bits of one matrix [n, k]: codes and what the blocks or groups share; of integers a 16-bit scale and, where asked, a zero-point as wide as a code.
+    A block that does not divide k keeps the matrix in 16 bits, as the methods do with groups.
     """
-    if plan.bits == 16 or (plan.group and k % plan.group):
+    kept = plan.layout()
+    if kept is None or (kept.block and k % kept.block):
         return 16 * n * k
-    groups = n * (k // plan.group if plan.group else 1)
-    return plan.bits * n * k + groups * (SCALE_BITS + (plan.bits if plan.zeros else 0))
+    return kept.code * n * k + n * (k // kept.block if kept.block else 1) * kept.shared + kept.matrix
 
 
-def cache_bytes(tokens: int, values: int, bits: int) -> int:
-    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 tokens whole."""
+def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int:
+    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 tokens whole.
+    scaled: False for a float8 cache, which is bare.
+    """
+    if not scaled:
+        return tokens * values
     packed = 0 if bits == 16 else max(0, (tokens - KV_WINDOW) // KV_GROUP) * KV_GROUP
     return values * (tokens - packed) * 2 + values * packed * bits // 8 + values * packed * 4 // KV_GROUP
 
 
-def kv_bytes(model: Architecture, context: int, bits: int) -> int:
+def kv_bytes(model: Architecture, context: int, bits: int, scaled: bool = True) -> int:
     """Bytes of one user's cache in all layers; those with a window keep no more than its tokens."""
-    full = cache_bytes(context, (model.layers - model.windowed) * model.cached, bits)
-    return full + cache_bytes(min(context, model.window), model.windowed * model.cached, bits)
+    full = cache_bytes(context, (model.layers - model.windowed) * model.cached, bits, scaled)
+    return full + cache_bytes(min(context, model.window), model.windowed * model.cached, bits, scaled)
 
 
 def copies(model: Architecture, devices: int) -> float:
@@ -113,6 +146,10 @@ def need(model: Architecture, plan: Plan) -> Need:
             raise InputError(f"{name} takes a whole number from {low:,} to {high:,}, not {str(value)[:20]}.")
     if plan.bits not in (16, 8, 6, 5, 4, 3, 2) or plan.kv_bits not in (16, 8, 4, 2) or plan.group not in (0, 32, 64, 128):
         raise InputError("Weights take 16, 8, 6, 5, 4, 3 or 2 bits in groups of 0 (a channel), 32, 64 or 128; the KV cache takes 16, 8, 4 or 2 bits.")
+    if plan.format and plan.format not in LAYOUTS:
+        raise InputError(f"There is no format {plan.format[:20]!r}; choose {', '.join(LAYOUTS)}, or integers by bits and group.")
+    if plan.kv_float and plan.kv_bits != 8:
+        raise InputError("A float8 cache has 8 bits.")
     parts, stored = model.parts(), {"attention": 0, "feed-forward": 0}
     for one in model.matrices():
         stored[one.part] += one.count * stored_bits(one.outputs, one.inputs, plan)
@@ -121,7 +158,7 @@ def need(model: Architecture, plan: Plan) -> Need:
         stored |= {"embedding": table} | ({} if model.tied else {"output head": table})
     weights = {name: -(-stored[name] // 8) if name in stored else 2 * count for name, count in parts.items()}
     quantized = sum(parts[name] for name in stored)
-    cache = kv_bytes(model, plan.context, plan.kv_bits)
+    cache = kv_bytes(model, plan.context, plan.kv_bits, not plan.kv_float)
     return Need(weights, cache, cache * plan.users, activation_bytes(model, plan), sum(stored.values()) / quantized)
 
 

@@ -183,6 +183,26 @@ def significant(value: float, beside: float | None = None) -> str:
     return f"{value:,.{min(decimals, 9)}f}"
 
 
+def fitting(value: float, half: float) -> str:
+    """A number with the digits that half of its interval leaves: down to the place of that half's second digit."""
+    if not (math.isfinite(value) and math.isfinite(half) and half > 0):
+        return significant(value)
+    place = math.floor(math.log10(half)) - 1
+    return f"{round(value, -place):,.{min(9, max(0, -place))}f}"
+
+
+def change(value: float, low: float | None = None, high: float | None = None) -> tuple[str, str]:
+    """(a change in percent as text, its 95% interval as text, "" without one). Beyond 100% it is a factor with the digits that its interval leaves:
+    hundredths of a percent of a model that is a hundred times worse are none.
+    """
+    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    if not value > 100:
+        return f"{value:+.2f}%", f"{low:+.2f} to {high:+.2f}" if known else ""
+    half = (high - low) / 200 if known else 0.0
+    factor, *ends = (fitting(1 + part / 100, half) for part in ((value, low, high) if known else (value,)))
+    return f"×{factor}", " to ".join(ends)
+
+
 def key_of(*parts: Any) -> str:
     """A content address: the first 32 hex digits of SHA-256 over canonical JSON."""
     text = json.dumps(plain(list(parts)), sort_keys=True, separators=(",", ":"))

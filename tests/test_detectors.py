@@ -127,7 +127,7 @@ def changed(report: Report, **values: float) -> Report:
 def test_garbage_without_a_bug_is_said_to_be_that() -> None:
     two = next(r for r in RECORDED if r.name == "RTN 2-bit g64" and r.find("kld_p99"))
     found = verdicts(two, RECORDED[0], ladder(RECORDED, two))
-    assert level(found) == BROKEN and not named(found) and f"{two.value('perplexity_delta'):+.2f}%" in sentence(found)
+    assert level(found) == BROKEN and not named(found) and f"changes by ×{1 + two.value('perplexity_delta') / 100:.0f};" in sentence(found)
 
 
 def test_the_verdict_on_old_reports_says_what_was_not_checked() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from explorer.accelerators import ACCELERATORS, REACHED, Fit, fit, widths
 from explorer.commands import Command
 from explorer.families import Architecture, architecture, pasted
-from explorer.planner import Plan, gigabytes, need
+from explorer.planner import LAYOUTS, Plan, gigabytes, need
 from explorer.records import InputError
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
@@ -20,8 +20,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="llama-3.1-70b", help="an architecture in assets/architectures, demo, a config.json, or a folder that holds one")
     parser.add_argument("--bits", type=int, default=4, help="bits of the weights: 16, 8, 6, 5, 4, 3 or 2")
     parser.add_argument("--group-size", type=int, default=128, help="32, 64 or 128; 0 for one scale an output channel")
+    parser.add_argument("--format", default="", choices=["", *LAYOUTS], help="a format that takes the place of bits and groups")
     parser.add_argument("--everything", action="store_true", help="quantize the embedding and the output head too")
-    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2")
+    parser.add_argument("--kv-bits", default="16", help="bits of the KV cache: 16, 8, 4, 2, or fp8")
     parser.add_argument("--context", type=int, default=8192, help="tokens of context")
     parser.add_argument("--users", type=int, default=1, help="users at once")
     parser.add_argument("--price", type=float, help="dollars an hour of one accelerator; else list prices where known")
@@ -59,7 +60,11 @@ def line(found: Fit, reached: float) -> str:
 
 def work(args: argparse.Namespace) -> None:
     model = named(args.model)
-    plan = Plan(args.bits, args.group_size, args.kv_bits, args.context, args.users, everything=args.everything)
+    if args.kv_bits not in ("16", "8", "4", "2", "fp8"):
+        raise InputError("The KV cache takes 16, 8, 4, 2 or fp8.")
+    float8 = args.kv_bits == "fp8"
+    kept = {"format": args.format, "kv_float": float8}
+    plan = Plan(args.bits, args.group_size, 8 if float8 else int(args.kv_bits), args.context, args.users, everything=args.everything, **kept)
     found, fits = need(model, plan), [fit(model, plan, device, args.price, args.reached) for device in ACCELERATORS]
     if args.json:
         rows = [dataclasses.asdict(one) for one in fits]

@@ -37,6 +37,8 @@ SURVEYED = (
     "quantize_seconds",
     "decode_tokens_per_second",
     "decode_limit",
+    "decode_bandwidth",
+    "decode_bandwidth_waited",
     "weight_bytes",
 )
 

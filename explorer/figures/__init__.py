@@ -51,7 +51,7 @@ class Figure:
 class Chart:
     """A figure of data that is no report: a task's answer or plain arithmetic. draw(data) -> Plotly JSON, summary(data) the same in words; both
     take an empty dict before there is anything. example: data as small as it gets, for tests. kinds(data): how its numbers came to be, of
-    `chips.KINDS`.
+    `chips.KINDS`. looks(data): in place of `see` where what to look for depends on the data.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Chart:
     summary: Callable[[dict[str, Any]], str]
     example: dict[str, Any]
     kinds: Callable[[dict[str, Any]], Sequence[str]] = lambda data: ("measured",)
+    looks: Callable[[dict[str, Any]], str] | None = None
 
 
 def _found(kind: type) -> list[Any]:

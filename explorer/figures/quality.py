@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from explorer.figures import Figure, Plot, against_bits, finite, with_metrics
-from explorer.records import Report
+from explorer.figures import Figure, Plot, against_bits, with_metrics
+from explorer.records import Report, change
 
 
 def draw(reports: Sequence[Report], layer: str) -> Plot:
@@ -18,8 +18,8 @@ def summary(reports: Sequence[Report], layer: str) -> str:
         delta = report.find("perplexity_delta")
         if report.experiment.spec.is_baseline:
             continue
-        interval = f" ({delta.low:+.2f} to {delta.high:+.2f})" if finite(delta.low) else ""
-        parts.append(f"{report.name} at {report.value('bits_per_weight'):.2f} bits: {delta.value:+.2f}%{interval}")
+        words, interval = change(delta.value, delta.low, delta.high)
+        parts.append(f"{report.name} at {report.value('bits_per_weight'):.2f} bits: {words}" + (f" ({interval})" if interval else ""))
     return "Perplexity change with 95% interval. " + "; ".join(parts) + "." if parts else "No quantized configuration measured yet."
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from explorer.figures import COLOURS, Figure, Plot, layout, plot, with_metrics
+from explorer.findings import counted, one_rate
 from explorer.records import Report
 
 
 def draw(reports: Sequence[Report], layer: str) -> Plot:
     data: list[dict] = []
-    for i, report in with_metrics(reports, "decode_latencies", "decode_limit"):
+    for i, report in with_metrics(one_rate(reports), "decode_latencies", "decode_limit"):
+        limit = report.find("decode_limit")
         milliseconds = [1000 * s for s in report.value("decode_latencies")]
         name = report.name
         data.append(
@@ -18,7 +20,8 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
              "pointpos": 0, "marker": {"color": COLOURS[i % 5], "size": 3}, "showlegend": False}
         )  # fmt: skip
         data.append(
-            {"type": "scatter", "mode": "markers", "x": [1000 / report.value("decode_limit")], "y": [name], "name": "bandwidth limit (estimated)",
+            {"type": "scatter", "mode": "markers", "x": [1000 / limit.value], "y": [name], "name": "bandwidth limit (estimated)",
+             "hovertemplate": f"%{{x:.3f}} ms, {counted(limit, report)}",
              "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
         )  # fmt: skip
     drawn = [value for trace in data for value in trace["x"] if value > 0]
@@ -28,7 +31,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
 
 def summary(reports: Sequence[Report], layer: str) -> str:
     parts = []
-    for _, report in with_metrics(reports, "decode_tokens_per_second", "decode_bound"):
+    for _, report in with_metrics(one_rate(reports), "decode_tokens_per_second", "decode_bound"):
         speed = report.find("decode_tokens_per_second")
         bound = report.value("decode_bound")
         parts.append(f"{report.name}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}), bound by {bound}")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from explorer.figures import COLOURS, FLOOR, MARKERS, Chart, Plot, finite, layout, plot, span
-from explorer.records import Measurement, Report
+from explorer.findings import counted, timed_on
+from explorer.records import Measurement, Report, change
 
 VIEWS = {
     "bits": ("bits_per_weight", "stored bits per weight", 1.0), "memory": ("weight_bytes", "all weights in memory, MB", 1e-6),
@@ -21,11 +22,17 @@ BY_DEVICE = ("latency", "calibration", "roofline", "memory")
 QUALITY = {"kld_mean": "KL divergence, nats (log)", "perplexity_delta": "perplexity increase, % (log)"}
 APART = 0.07  # share of an axis that two names in the figure must be apart
 OTHERS = "other methods"
-NO_LIMIT = "No point carries a limit yet; the recorded survey has none. Run a sweep."
+NO_LIMIT = "No point says a limit and the rate of memory that it is for. Run a sweep."
+LOOKS = {
+    "bits": "nothing measured is better at that size or smaller", "memory": "nothing measured is better in as little memory",
+    "latency": "nothing measured is better and as fast", "calibration": "nothing measured is better after as short a time",
+}  # fmt: skip
 
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
-    """One configuration as plain data: key, name, method, origin ("recorded", "measured now", ...), device and the measurements by metric."""
+    """One configuration as plain data: key, name, method, origin ("recorded", "measured now", ...), device, the measurements by metric, and what its
+    limit is from.
+    """
     found = {
         m.metric: [m.value if finite(m.value) else None, m.low if finite(m.low) else None, m.high if finite(m.high) else None]
         for m in report.measurements if not m.layer and isinstance(m.value, int | float)
@@ -33,7 +40,8 @@ def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
     wanted = {name: found[name] for name in {*QUALITY, *(metric for metric, _, _ in VIEWS.values()), "top1_agreement"} if name in found}
     spec = report.experiment.spec
     return {"key": key, "name": report.name, "method": "none" if spec.is_baseline else spec.method, "origin": origin,
-            "device": report.provenance.get("device", ""), "metrics": wanted}  # fmt: skip
+            "device": report.provenance.get("device", ""), "metrics": wanted,
+            "limit": counted(limit, report) if (limit := report.find("decode_limit")) else ""}  # fmt: skip
 
 
 def across(point: dict[str, Any], view: str) -> float | None:
@@ -72,7 +80,7 @@ def comparable(data: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
     points, view = data.get("points", []), data.get("view", "bits")
     if view not in BY_DEVICE or not points:
         return list(points), 0, ""
-    device = next((p["device"] for p in reversed(points) if p["origin"] != "recorded"), points[0]["device"])
+    device = timed_on([(p["device"], p["origin"] == "recorded") for p in points])
     kept = [p for p in points if p["device"] == device]
     return kept, len(points) - len(kept), device
 
@@ -178,7 +186,9 @@ def hover(point: dict[str, Any]) -> str:
     parts = [point["name"].replace("<", "‹")]
     for metric, title, unit in (("bits_per_weight", "stored", "bits"), ("kld_mean", "KL", "nats"), ("perplexity_delta", "perplexity", "%")):
         value, low, high = m.get(metric, [None, None, None])
-        if finite(value):
+        if finite(value) and metric == "perplexity_delta":
+            parts.append(" ".join([title, *(f"({text})" if i else text for i, text in enumerate(change(value, low, high)) if text)]))
+        elif finite(value):
             parts.append(f"{title} {value:.4g} {unit}" + (f" ({low:.3g} to {high:.3g})" if finite(low) and finite(high) and low != high else ""))
     if finite(rate := m.get("decode_tokens_per_second", [None])[0]) and rate > 0:
         parts.append(f"{1000 / rate:.2f} ms a token")
@@ -201,13 +211,16 @@ def _roofline(points: list[dict[str, Any]]) -> Plot:
             "hoverinfo": "skip",
         }
     ]
+    named = {p["key"] for p in spaced([(p, math.log10(x), (y,)) for p, x, y in placed])}
     for baseline in (True, False):
         chosen = [(p, x, y) for p, x, y in placed if (p["method"] == "none") == baseline]
-        texts = [f"{hover(p)}<br>{y / x:.1f} times its limit of {x:.2f} ms" for p, x, y in chosen]
+        texts = [f"{hover(p)}<br>{y / x:.1f} times its limit of {x:.2f} ms, {p['limit']}" for p, x, y in chosen]
         look = {"color": COLOURS[0 if baseline else 1], "symbol": MARKERS[0 if baseline else 1], "size": 9}
-        traces.append({"type": "scatter", "mode": "markers", "x": [x for _, x, _ in chosen], "y": [y for _, _, y in chosen], "customdata": texts,
+        traces.append({"type": "scatter", "mode": "markers+text", "x": [x for _, x, _ in chosen], "y": [y for _, _, y in chosen], "customdata": texts,
+                       "text": [p["name"] if p["key"] in named else "" for p, _, _ in chosen], "textposition": "top center", "textfont": {"size": 10},
                        "ids": [f"report:{p['key']}" for p, *_ in chosen],
-                       "hovertemplate": "%{customdata}<extra></extra>", "name": "16-bit baseline" if baseline else "quantized", "marker": look})  # fmt: skip
+                       "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False,
+                       "name": "16-bit baseline" if baseline else "quantized", "marker": look})  # fmt: skip
     shape = layout(VIEWS["roofline"][1], "measured, ms a token (log)", 460, xaxis={"type": "log"}, yaxis={"type": "log"}, showlegend=True)
     return plot(traces, shape)
 
@@ -223,7 +236,10 @@ def summary(data: dict[str, Any]) -> str:
             return f"{NO_LIMIT}{tail}"
         (least, near), (most, far) = min(ratios), max(ratios)
         verdict = "so overhead, not bandwidth, sets the speed here" if least > 2 else "so bandwidth matters here"
-        return f"Measured times are {least:.1f} ({near}) to {most:.1f} ({far}) times the bandwidth limit, {verdict}.{tail}"
+        rate = "; ".join(dict.fromkeys(p["limit"] for p in points if p.get("limit")))
+        silent = sum(across(p, "latency") is not None for p in points) - len(ratios)
+        tail = (f" {silent} more do not say the rate of memory that their limit is for and are left out." if silent else "") + tail
+        return f"Measured times are {least:.1f} ({near}) to {most:.1f} ({far}) times the bandwidth limit ({rate}), {verdict}.{tail}"
     placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
     if not placed:
         return nothing(data) + tail
@@ -234,6 +250,14 @@ def summary(data: dict[str, Any]) -> str:
         f"Of {len(placed)} configurations {len(best)} are beaten by none ({shown}); {kinds.count('beaten')} are faded: another that is no larger is better "
         f"beyond the intervals; {kinds.count('near')} lie behind by less than that.{tail}"
     )
+
+
+def looks(data: dict[str, Any]) -> str:
+    """What to look for in the view."""
+    view = data.get("view", "bits")
+    if view == "roofline":
+        return "See how far above the dashed line, its own bandwidth limit, each point lies: that much is overhead, which fewer bits do not shorten."
+    return f"See the dotted line: {LOOKS[view]}. Faded points are beaten beyond their intervals; a hollow one is an upper limit."
 
 
 def kinds(data: dict[str, Any]) -> list[str]:
@@ -249,12 +273,12 @@ def _example(name: str, method: str, bits: float, kld: float) -> dict[str, Any]:
 
 CHART = Chart(
     "tradeoffs", "Every configuration over two axes",
-    "See the dotted line: nothing measured is better at that size or smaller. Faded points are beaten beyond their intervals; a hollow one is an upper limit.",
+    looks({}),
     "There is no best method, only a frontier: at each size one configuration loses least, and which one changes from size to size. Points close together "
     "are often no different at all, so a point is called beaten only when the intervals say so. Bars are 95% intervals, across a latency the 20th to 80th "
     "percentile of tokens.",
     draw, summary,
     {"points": [_example("RTN 4-bit g64", "rtn", 4.25, 0.04), _example("GPTQ 4-bit g64", "gptq", 4.25, 0.014), _example("RTN 3-bit g64", "rtn", 3.25, 0.25)],
      "view": "bits", "quality": "kld_mean"},
-    kinds=kinds,
+    kinds=kinds, looks=looks,
 )  # fmt: skip

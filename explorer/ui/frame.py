@@ -35,7 +35,12 @@ def drawable(value: Any) -> Any:
 
 def heading(title: str, see: str) -> None:
     """A figure's heading and what to look for."""
-    gr.HTML(f"<h2 class='figure'>{escape(title)}</h2><p class='see'>{escape(see)}</p>")
+    gr.HTML(headed(title, see))
+
+
+def headed(title: str, see: str) -> str:
+    """The same as HTML."""
+    return f"<h2 class='figure'>{escape(title)}</h2><p class='see'>{escape(see)}</p>"
 
 
 def told(words: str, chips: str = "") -> str:
@@ -44,21 +49,23 @@ def told(words: str, chips: str = "") -> str:
     return f"<p>{chips} {bold}</p>" if words else ""
 
 
-def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
-    """Lays out a figure or chart; returns [plot, words], which `chart_values` or `figure_values` fills anew. words: as `told` gives them."""
-    heading(item.title, item.see)
+def frame(item: Figure | Chart, plot: dict[str, Any], words: str, look: str = "") -> list[Any]:
+    """Lays out a figure or chart; returns [plot, words], which `chart_values` or `figure_values` fills anew, and the heading where `look` takes the
+    place of its `see`. words: as `told` gives them.
+    """
+    head = gr.HTML(headed(item.title, look or item.see))
     shown = [gr.Plot(plotted(item.name, plot), show_label=False, elem_id=f"plot-{item.name}", container=False)]
     shown.append(gr.HTML(words, elem_classes=["summary"], padding=False))
     with gr.Accordion("Why", open=False):
         gr.Markdown(item.why)
-    return shown
+    return [*shown, head] if look else shown
 
 
 def chart(item: Chart, data: dict[str, Any] | None = None) -> list[Any]:
-    """Lays out a chart; returns [plot, words]."""
+    """Lays out a chart; returns [plot, words], and for a chart whose `looks` depend on its data the heading as well."""
     data = data or {}
     plot = item.draw(data)
-    return frame(item, plot, chart_words(item, plot, data))
+    return frame(item, plot, chart_words(item, plot, data), item.looks(data) if item.looks else "")
 
 
 def chart_words(item: Chart, plot: dict[str, Any], data: dict[str, Any]) -> str:
@@ -69,7 +76,7 @@ def chart_words(item: Chart, plot: dict[str, Any], data: dict[str, Any]) -> str:
 def chart_values(item: Chart, data: dict[str, Any]) -> list[Any]:
     """New values for what `chart` laid out."""
     plot = item.draw(data)
-    return [plotted(item.name, plot), chart_words(item, plot, data)]
+    return [plotted(item.name, plot), chart_words(item, plot, data), *([headed(item.title, item.looks(data))] if item.looks else [])]
 
 
 def figure_values(item: Figure, reports: Sequence[Report], layer: str) -> list[Any]:

@@ -13,7 +13,7 @@ from explorer.answers import Answered, answers
 from explorer.chips import of_metrics
 from explorer.detectors import sentence, verdicts
 from explorer.figures.ladder import rungs_for
-from explorer.findings import UNSURE, Finding, level
+from explorer.findings import UNSURE, Finding, level, one_rate
 from explorer.records import Report, key_of, report_from
 from explorer.ui.session import is_baseline
 from explorer.ui.table import batch_button, origin
@@ -80,6 +80,7 @@ def answer(given: Answered) -> str:
 
 def questions(report: Report, base: Report | None, others: Sequence[Report] = ()) -> str:
     """The three questions of one configuration as a card."""
+    report = one_rate([report, *others])[0]
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_tokens_per_second", "decode_limit"))

@@ -17,14 +17,17 @@ from explorer.chips import chip, reachable
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
 from explorer.figures.plan import CHART
-from explorer.planner import Need, Plan, gigabytes, need
+from explorer.planner import LAYOUTS, Need, Plan, gigabytes, need
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
+from explorer.ui.goal import goal
 from explorer.ui.page import failure, status
+from explorer.ui.points import survey
 from explorer.ui.tab import Shell
 
 FOLDER = Path(__file__).parents[2] / "assets" / "architectures"
 DEMO = Path(__file__).parents[2] / "assets" / "demo-model" / "config.json"
+FLOAT8 = "fp8"  # among the bits of the cache
 FIRST, DEVICE = "llama-3.1-70b", "A100 80 GB"
 
 
@@ -60,8 +63,16 @@ def bounded(control: Any) -> Any:
     return control
 
 
+def as_typed(control: Any) -> Any:
+    """A number box whose value comes as it was typed, None where that is empty: what is out of bounds is answered with a sentence."""
+    control.preprocess = lambda value: value if finite(value) else None
+    return control
+
+
 class Plans:
-    """`asked` are the values of the tab's controls: preset, config, bits, group, everything, KV bits, context, users, device, price, share."""
+    """`asked` are the values of the tab's controls: preset, config, bits, group, everything, KV bits ("fp8": float8), context, users, device, price
+    (None: the list price, 0: free), share, format ("": integers of these bits and groups).
+    """
 
     def __init__(self, shell: Shell) -> None:
         self.shell = shell
@@ -76,24 +87,27 @@ class Plans:
 
     def read(self, *asked: Any) -> tuple[Architecture, Plan, Accelerator, float]:
         """(architecture, plan, accelerator, share of the bound). Raises InputError."""
-        preset, config, bits, group, everything, kv_bits, context, users, device, _, reached = asked
+        preset, config, bits, group, everything, kept, context, users, device, _, reached, form = asked
         chosen = next((one for one in ACCELERATORS if one.name == device), None)
         if chosen is None:
             raise InputError("Choose an accelerator from the list.")
+        kv_bits = 8 if kept == FLOAT8 else kept
         numbers = [integer(value, what) for value, what in ((bits, "Bits"), (group, "The group"), (kv_bits, "KV bits"), (context, "Context"), (users, "Users"))]
-        return self.model(preset, config), Plan(*numbers, everything=bool(everything)), chosen, integer(reached, "The share") / 100
+        plan = Plan(*numbers, everything=bool(everything), format=form or "", kv_float=kept == FLOAT8)
+        return self.model(preset, config), plan, chosen, integer(reached, "The share") / 100
 
     def solved(self, *asked: Any) -> list[Any]:
         """[status, table, chart, words]."""
         try:
             model, plan, chosen, share = self.read(*asked)
-            price = asked[9] or None  # an empty box comes as 0
-            fits = [fit(model, plan, one, price if one is chosen else None, share) for one in ACCELERATORS]
+            fits = [fit(model, plan, one, asked[9] if one is chosen else None, share) for one in ACCELERATORS]
             drawn = chart_values(CHART, bars(model, plan, chosen))
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
         mine = next(f for f in fits if f.accelerator is chosen)
-        return [status(sentence(model, plan, need(model, plan), mine, share), "done", chips=chip("estimated")), table(fits, chosen.name, plan, share), *drawn]
+        said = sentence(model, plan, need(model, plan), mine, share) + rounded(asked[6], asked[7], asked[10])
+        first_of_all = goal(model, plan, chosen, survey(), presets()["demo"].parameters / 1e6)
+        return [status(said, "done", chips=chip("estimated")), first_of_all + table(fits, chosen.name, plan, share), *drawn]
 
     def fetched(self, name: str) -> Iterator[list[Any]]:
         """[config text, status] of a model by name, through the runner."""
@@ -108,11 +122,18 @@ class Plans:
             yield [gr.skip(), failure(error)]
 
 
+def rounded(context: Any, users: Any, share: Any) -> str:
+    """Which numbers were used otherwise than their boxes say, "" where all are whole."""
+    boxes = (("Context", context), ("Users", users), ("Share", share))
+    parts = [f"{what} {value:g} is used as {int(value):,}" for what, value in boxes if value != int(value)]
+    return f" {'; '.join(parts)}." if parts else ""
+
+
 def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]:
     """The data of the chart: the compared widths, with the plan's own where it is none of them."""
     shown = widths(model, plan)
-    if plan.bits not in (16, 8, 4, 3, 2):
-        shown.insert(1, (f"INT{plan.bits}", need(model, plan)))
+    if plan.format or plan.bits not in (16, 8, 4, 3, 2):
+        shown.insert(1, (LAYOUTS[plan.format].title.split(",")[0] if plan.format else f"INT{plan.bits}", need(model, plan)))
     parts = [{"name": name, "parts": {**one.weights, "KV cache": one.kv, "activations": one.activations}} for name, one in shown]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
 
@@ -124,10 +145,11 @@ def counted(number: int, thing: str) -> str:
 
 def width(model: Architecture, plan: Plan, found: Need) -> str:
     """In which width the weights are stored, in words; nothing for 16 bits."""
-    if plan.bits == 16:
+    if plan.layout() is None:
         return ""
     rest = "" if plan.everything else f"; embedding{'' if model.tied else ' and head'} in 16"
-    return f" ({found.bits_per_weight:.3f} bits a weight{rest})"
+    name = f"{LAYOUTS[plan.format].title}: " if plan.format else ""
+    return f" ({name}{found.bits_per_weight:.3f} bits a weight{rest})"
 
 
 def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
@@ -235,4 +257,4 @@ def price_of(device: str) -> Any:
 def first() -> list[Any]:
     """The values of a new page's controls."""
     plan = dataclasses.replace(Plan(), bits=4, users=10)
-    return [FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), 50]
+    return [FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), 50, ""]

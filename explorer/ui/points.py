@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.figures import difference, finite, tradeoffs
+from explorer.findings import one_rate
 from explorer.grid import CHANNEL, Configuration, grid
 from explorer.records import Answer, InputError, Measurement, Report, key_of, report_from
 from explorer.ui.asking import data_of
@@ -83,12 +84,12 @@ class Points:
 
     def data(self, held: str, view: str, quality: str) -> dict[str, Any]:
         """The data of the trade-offs chart."""
-        reports = self.reports(held)
+        reports = one_rate(self.reports(held))
         points = [tradeoffs.point_of(r, k, origin(r)) for k, r in zip(keys_of(reports), reports, strict=True)]
         return {"points": points, "view": view, "quality": quality, "model": reports[0].experiment.model.name if reports else "this model"}
 
     def drawn(self, held: str, view: str, quality: str) -> list[Any]:
-        """[chart, words]."""
+        """[chart, words, heading]."""
         return chart_values(tradeoffs.CHART, self.data(held, view, quality))
 
     def where(self, held: str) -> str:
@@ -107,14 +108,14 @@ class Points:
         return f"<h2 class='figure'>All points of {escape(data['model'])}</h2><p class='see'>{see}</p>{points_table(data['points'])}"
 
     def filled(self, held: str, view: str, quality: str) -> list[Any]:
-        """[where, chart, words, table, held]: all that shows the points."""
+        """[where, chart, words, heading, table, held]: all that shows the points."""
         return [self.where(held), *self.drawn(held, view, quality), self.table(held), held]
 
     def arrived(self, held: str, view: str, quality: str, compared: Sequence[Report]) -> list[Any]:
         """[*filled, card] after Compare changed; nothing new where its model and points are shown already."""
         old, new = Held.of(held), Held.of(held).after(compared)
         if new == old:
-            return [gr.skip()] * 6
+            return [gr.skip()] * 7
         return [*self.filled(new.text(), view, quality), START if new.shown != old.shown else gr.skip()]
 
     def configurations(self, methods: list[str], bits: list[int], groups: list[int]) -> list[Configuration]:
@@ -139,7 +140,7 @@ class Points:
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
     ) -> Iterator[list[Any]]:
         """Streams [status, *filled]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
-        clock, own, same = Clock(), Held.of(held), [gr.skip()] * 5
+        clock, own, same = Clock(), Held.of(held), [gr.skip()] * 6
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
             asked |= {"options": dict(zip(OPTIONS, options, strict=True))}

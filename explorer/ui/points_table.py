@@ -8,39 +8,51 @@ from typing import Any
 
 from explorer.chips import chip, reachable
 from explorer.figures import finite
-from explorer.records import Report, key_of, significant
+from explorer.figures.tradeoffs import comparable
+from explorer.records import Report, change, fitting, key_of, significant
 from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
-from explorer.ui.table import batch_button, comparison
+from explorer.ui.table import ELSEWHERE, batch_button, comparison
 
-HEADS = ("bits/weight", "KL, nats", "perplexity, %", "ms a token", "quantize, s")
+HEADS = ("bits/weight", "KL, nats", "perplexity, % or ×", "ms a token", "quantize, s")
+TIMES = HEADS[-2:]
 START = "<p class='hint'>Click a point, or a name in the table below: its report opens here.</p>"
 
 
-def numbers(point: dict[str, Any]) -> list[tuple[float | None, str]]:
-    """(value, the same with half its interval as HTML) under each of HEADS; a button beside the time sweeps the batch."""
+def numbers(point: dict[str, Any], timed: bool = True) -> list[tuple[float | None, str]]:
+    """(value, the same with half its interval as HTML) under each of HEADS; a button beside the time sweeps the batch. timed: whether its times are
+    of the device whose times are shown; those of another are left out.
+    """
 
     def one(metric: str, form: str = "") -> tuple[float | None, str]:
         value, low, high = point["metrics"].get(metric, [None, None, None])
         if not finite(value):
             return None, ""
         half = (high - low) / 2 if finite(low) and finite(high) and low != high else None
+        if metric == "perplexity_delta" and value > 100:
+            return value, change(value, low, high)[0] + ("" if half is None else f" ± {fitting(half / 100, half / 100)}")
         if not form:
             return value, significant(value) + ("" if half is None else f" ± {significant(half, value)}")
         return value, f"{value:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")
 
     rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
     time = (1000 / rate, f"{1000 / rate:.2f} {batch_button(point['name'], point['key'])}") if finite(rate) and rate > 0 else (None, "")
-    return [one("bits_per_weight", ".3f"), one("kld_mean"), one("perplexity_delta", "+.2f"), time, one("quantize_seconds", ".1f")]
+    quality = [one("bits_per_weight", ".3f"), one("kld_mean"), one("perplexity_delta", "+.2f")]
+    return [*quality, time, one("quantize_seconds", ".1f")] if timed else [*quality, (None, ""), (None, "")]
 
 
 def points_table(points: Sequence[dict[str, Any]]) -> str:
     """The points, least divergence first; a click on a heading orders the rows by it."""
     shown = sorted((p for p in points if p["method"] != "none"), key=lambda p: p["metrics"].get("kld_mean", [None])[0] or 0.0)
-    rows = []
+    rows, device = [], comparable({"points": points, "view": "latency"})[2]
     for p in shown:
         name = f"<button type='button' class='act name' data-pick='report:{escape(p['key'], quote=True)}'>{escape(p['name'])}</button>"
-        cells = "".join(f"<td data-value='{'' if value is None else value!r}'>{text}</td>" for value, text in numbers(p))
+        timed = p["device"] == device
+        told = f" title='{escape(ELSEWHERE.format(p['device']), quote=True)}'"
+        found = zip(HEADS, numbers(p, timed), strict=True)
+        cells = "".join(
+            f"<td data-value='{'' if value is None else value!r}'{'' if timed or head not in TIMES else told}>{text}</td>" for head, (value, text) in found
+        )
         kind = "recorded" if p["origin"] == "recorded" else "measured"
         rows.append(f"<tr><th scope='row'>{name}</th>{cells}<td>{chip(kind, p['device'], reached=False)} {escape(p['origin'])}</td></tr>")
     order = "aria-sort='none' tabindex='0' title='Order the rows by this column'"

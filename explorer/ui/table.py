@@ -9,8 +9,8 @@ from html import escape
 from explorer.answers import timed_apart
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
-from explorer.findings import busy, drowned, in_16_bits
-from explorer.records import Measurement, Report, key_of, significant
+from explorer.findings import busy, drowned, in_16_bits, one_rate, timed_at, timed_on
+from explorer.records import Measurement, Report, change, key_of, significant
 from explorer.ui.session import is_baseline
 
 
@@ -39,11 +39,12 @@ MORE = (
     Row("p_correct_change", "Probability of the correct token, mean change", "percentage points", 3, more=None),
     Row("p_correct_rms", "Probability of the correct token, RMS change", "percentage points", 2),
 )  # the noise floor, and what llama.cpp's perplexity tool reports beside the above
+ELSEWHERE = "Measured on {}: times of two devices are never put side by side."
 RANGES = {"time_to_first_token": "lowest to highest"}
 SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
-        Row("perplexity_delta", "Perplexity change, paired", "%"),
+        Row("perplexity_delta", "Perplexity change, paired", "% or ×"),
         Row("kld_mean", "KL divergence, mean", "nats", None),
         Row("kld_p99", "KL divergence, 99th percentile", "nats", None),
         Row("top1_agreement", "Same top token", "%", 1, more=True),
@@ -72,18 +73,26 @@ def further(reports: Sequence[Report]) -> tuple[Row, ...]:
     return tuple(Row(name, name.replace("_", " ").capitalize(), m.unit, None, more=None) for name, m in numbers.items())
 
 
-def cell(row: Row, report: Report, base: Report | None, live: bool) -> str:
-    """One table cell: the number, its interval, the difference to the baseline; live: and the button that sweeps the batch."""
+def cell(row: Row, report: Report, base: Report | None, live: bool, device: str = "") -> str:
+    """One table cell: the number, its interval, the difference to the baseline; live: and the button that sweeps the batch. device: whose times are
+    shown, "" for those of any.
+    """
     found = report.find(row.metric)
     if found is None:
         return f"<td class='empty'>not {'recorded' if report.provenance.get('recorded') else 'measured'}</td>"
+    if row.by_device and device and (own := str(report.provenance.get("device", ""))) != device:
+        return f"<td class='empty' title='{escape(ELSEWHERE.format(own), quote=True)}'>another device</td>"
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
     text = f"{'+' if row.metric in SIGNED and value > 0 else ''}{written(row, value, value)}"
     notes, interval = [], ""
+    factor = row.metric == "perplexity_delta" and value > 100
+    if factor:
+        text = change(value, found.low, found.high)[0]
     if finite(found.low) and finite(found.high) and found.low != found.high:
-        notes.append(f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}")
+        ends = f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}"
+        notes.append(change(value, found.low, found.high)[1] if factor else ends)
         interval = f"{RANGES.get(row.metric, '20th to 80th percentile' if row.by_device else '95% interval')} {notes[0]} {row.unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
@@ -159,6 +168,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     """The whole table. judged: a verdict on each report, as HTML; live: on a page whose server can measure more."""
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
+    reports = one_rate(reports)
     base = next((r for r in reports if is_baseline(r)), None)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{origin(r)}</span>" for i, r in enumerate(reports))
     heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
@@ -185,11 +195,11 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
 
 def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None, live: bool) -> str:
     """Rows of the table as HTML."""
-    found = []
+    found, device = [], timed_on([timed_at(r) for r in reports])
     for row in rows:
         unit = f" <small>{row.unit}</small>" if row.unit else ""
         head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
-        found.append(f"<tr>{head}" + "".join(cell(row, r, base, live) for r in reports) + "</tr>")
+        found.append(f"<tr>{head}" + "".join(cell(row, r, base, live, device) for r in reports) + "</tr>")
     return "".join(found)
 
 

@@ -16,7 +16,7 @@ from explorer.learn.bank import Question, areas, questions
 from explorer.learn.charts import draw
 from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of, title_of
 from explorer.learn.runs import recorded
-from explorer.records import InputError, Report, significant
+from explorer.records import InputError, Report, change, significant
 from explorer.ui.frame import plotted
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
@@ -239,9 +239,10 @@ def opened(known: State, question: Question) -> list[Any]:
 def ran(run: Report) -> str:
     """What a configuration measured, and where the numbers come from."""
     numbers = f"{run.value('bits_per_weight'):.3f} bits a weight"
-    kl, change = run.find("kld_mean"), run.find("perplexity_delta")
+    kl, delta = run.find("kld_mean"), run.find("perplexity_delta")
     if kl is not None and has_interval(kl):
         numbers += f", {significant(kl.value)} nats ({significant(kl.low, kl.value)} to {significant(kl.high, kl.value)})"
-    if change is not None and has_interval(change):
-        numbers += f", {change.value:.2f} % perplexity ({change.low:.2f} to {change.high:.2f})"
+    if delta is not None and has_interval(delta):
+        words, interval = change(delta.value, delta.low, delta.high)
+        numbers += f", perplexity {words} ({interval})"
     return f"Graded by running it: {run.name}, {numbers}; {origin(run)}, {run.provenance.get('device', '')}."

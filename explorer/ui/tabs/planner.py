@@ -7,9 +7,12 @@ import gradio as gr
 from explorer.accelerators import ACCELERATORS
 from explorer.families import FAMILIES, TEXT_LIMIT
 from explorer.figures.plan import CHART
+from explorer.planner import LAYOUTS
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import Plans, bars, bounded, first, presets, price_of
+from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, bounded, first, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
+
+FORMATS = [("integers of these bits and groups", ""), *((kept.title, name) for name, kept in LAYOUTS.items())]
 
 
 def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
@@ -32,26 +35,30 @@ def build(shell: Shell) -> View | None:
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         choices = [(f"{name} ({model.parameters / 1e9:.3g} B)", name) for name, model in presets().items()]
         preset = gr.Dropdown(choices, value=start[0], label="Architecture", min_width=240, elem_id="plan-model")
+        form = gr.Dropdown(FORMATS, value=start[11], label="Format", min_width=220, filterable=False, elem_id="plan-format")
         bits = gr.Radio([16, 8, 6, 5, 4, 3, 2], value=start[2], label="Weight bits", min_width=320)
         group = gr.Radio([("channel", 0), ("32", 32), ("64", 64), ("128", 128)], value=start[3], label="Group", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         context = bounded(gr.Slider(512, 131072, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
         users = bounded(gr.Slider(1, 256, start[7], step=1, label="Users at once", min_width=240))
-        kv_bits = gr.Radio([16, 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
+        kv_bits = gr.Radio([16, ("FP8", FLOAT8), 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
         everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False)
-        price = bounded(
-            gr.Number(start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, info="Yours; else a list price, 0 for none.")
-        )
+        price = as_typed(
+            gr.Number(
+                start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, elem_id="plan-price",
+                info="0: free; empty: the list price.",
+            )
+        )  # fmt: skip
         reached = bounded(
             gr.Slider(5, 100, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
         )
     name, fetch, config = another()
-    asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached]
+    asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form]
     shell.linked["planner"] = {
         "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
-        "price": price, "reached": reached,
+        "price": price, "reached": reached, "format": form,
     }  # fmt: skip
     words, fits, *_ = handlers.solved(*start)
     line = gr.HTML(words, padding=False, elem_id="plan-status")
@@ -63,6 +70,7 @@ def build(shell: Shell) -> View | None:
     preset.input(lambda: "", None, config, queue=False, **QUIET)
     for control in (preset, config):
         control.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
+    form.change(lambda name: [gr.update(interactive=not name)] * 2, form, [bits, group], queue=False, **QUIET)
     device.input(price_of, device, price, queue=False, **QUIET)
     fetch.click(handlers.fetched, name, [config, line], concurrency_limit=8, **QUIET)
     return None

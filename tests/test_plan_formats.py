@@ -1,0 +1,113 @@
+"""What can be planned beside plain integers: formats as the methods store them, a float8 cache, prices and numbers as typed, the first answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
+
+import gradio as gr
+
+from explorer import checkpoint
+from explorer.__main__ import main
+from explorer.accelerators import ACCELERATORS, fit
+from explorer.methods import build
+from explorer.planner import LAYOUTS, Plan, kv_bytes, need, stored_bits
+from explorer.records import InputError
+from explorer.saving import gguf
+from explorer.ui import goal
+from explorer.ui.plans import FLOAT8, Plans, as_typed, first, presets
+from explorer.ui.points import survey
+
+METHODS = {
+    "awq": ("awq", {"bits": 4, "group_size": 128}), "mxfp4": ("mxfp", {"element": "e2m1"}), "nvfp4": ("nvfp4", {}), "q4_k": ("kquant", {"format": "q4_k"}),
+    "fp8": ("fp8", {"granularity": "channel"}),
+}  # fmt: skip
+PRICE, USERS, DEVICE, KV, FORM = 9, 7, 8, 5, 11
+
+
+def solved(**changes: Any) -> tuple[str, str]:
+    """(status, table) as text, of the first plan with some boxes changed, by their place."""
+    asked = first()
+    for at, value in changes.items():
+        asked[int(at[1:])] = value
+    return tuple(unescape(re.sub("<[^>]+>", "", str(part))) for part in Plans(None).solved(*asked)[:2])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_format_is_counted_as_its_method_stores_it(name: str) -> None:
+    method, params = METHODS[name]
+    weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(32, 512, generator=torch.Generator().manual_seed(1))
+    folded = 512 * 16 if name == "awq" else 0  # its input scales, which the norm before takes, where there is one
+    assert build(method, params).quantize(weight, inputs).stored_bits() - folded == stored_bits(64, 512, Plan(format=name))
+    assert stored_bits(64, 100, Plan(format=name)) == (64 * 100 * 16 if LAYOUTS[name].block else 64 * (100 * 8 + 32)), "blocks that divide no row"
+
+
+def test_formats_in_bits_a_weight() -> None:
+    model = presets()["llama-3.1-70b"]
+    found = {name: need(model, Plan(format=name)).bits_per_weight for name in LAYOUTS}
+    assert found == pytest.approx({"fp8": 8.0, "nvfp4": 4.5, "q4_k": 4.5, "mxfp4": 4.25, "awq": 4.15625}, abs=0.005)
+    assert kv_bytes(model, 1000, 8, scaled=False) == kv_bytes(model, 1000, 16) / 2 < kv_bytes(model, 1000, 8)
+    for wrong in ({"format": "zip"}, {"kv_float": True, "kv_bits": 4}):
+        with pytest.raises(InputError):
+            need(model, Plan(**wrong))
+
+
+def test_the_tab_plans_formats_and_a_float8_cache() -> None:
+    said, _ = solved(_11="mxfp4", _5=FLOAT8)
+    assert "MXFP4: 4.250 bits a weight" in said and "KV cache 1.3 GB a user" in said
+    chart = json.loads(Plans(None).solved(*[*first()[:FORM], "nvfp4"])[2].plot)
+    assert "NVFP4" in chart["data"][0]["y"]
+
+
+def test_zero_is_free_and_only_an_empty_box_is_the_list_price() -> None:
+    listed = next(one.price for one in ACCELERATORS if one.name == first()[DEVICE])
+    assert f"${listed:,.2f} an hour" in solved(_9=None)[0] and "$0.00 an hour" in solved(_9=0)[0] and "$7.00 an hour" in solved(_9=7)[0]
+    assert "from 0 to 10,000" in solved(_9=-3)[0]
+    box = as_typed(gr.Number(2.5, minimum=0, maximum=10_000))
+    assert [box.preprocess(value) for value in (-3, 0, 2.5, None, float("nan"))] == [-3, 0, 2.5, None, None], "nothing becomes another price"
+
+
+def test_a_number_that_is_used_otherwise_is_said() -> None:
+    assert "Users 1.7 is used as 1." in solved(_7=1.7)[0] and "is used as" not in solved()[0]
+
+
+def test_the_first_answer_is_the_widest_format_that_fits() -> None:
+    card, plan = next(one for one in ACCELERATORS if one.name == "T4"), Plan(users=1)
+    model = presets()["llama-3.1-8b"]
+    _, said = solved(_0="llama-3.1-8b", _8="T4", _7=1)
+    assert "the widest format in which llama-3.1-8b fits for 1 user at 8,192 tokens is INT8" in said and "--method rtn --bits 8" in said
+    assert not any(fit(model, dataclasses.replace(plan, **one.plan), card).count == 1 for one in goal.widths(card)[:1]), "16 bits do not fit"
+    bound = fit(model, dataclasses.replace(plan, **goal.INT8.plan), card).bound
+    assert f"at most {bound:,.0f} tokens/s" in said and "perplexity by +0.02%" in said and "11 M model" in said
+    assert "Nothing need be quantized" in solved(_0="llama-3.1-8b")[1]
+    assert "MXFP4" in (alone := solved(_0="gpt-oss-120b", _8="H100")[1]) and "does not write gpt_oss" in alone, "groups of 128 do not divide its 2,880"
+    assert "with 2 of them the widest that fits is 2-bit" in solved(_0="deepseek-v3", _8="H200")[1]
+    assert "no link joins several" in solved(_0="deepseek-v3", _8="Apple M4 16 GB")[1]
+
+
+def test_each_width_has_a_recorded_run_and_a_command() -> None:
+    for width in {one.name: one for card in ACCELERATORS for one in goal.widths(card)}.values():
+        assert width is goal.WHOLE or "KL" in goal.cost(width, survey()), width.name
+        words = width.save.split()
+        if words:
+            method, given = words[1], dict(zip([w.lstrip("-").replace("-", "_") for w in words[2::2]], words[3::2], strict=True))
+            form = given.pop("as", "")
+            build(method, {name: int(value) if value.isdigit() else value for name, value in given.items()})
+            assert form in ("", "gguf")
+    assert set(goal.GGUF) <= set(gguf.FAMILIES) and set(goal.LOADED) <= set(checkpoint.SUPPORTED)
+
+
+def test_the_command_takes_formats(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "--model", "gpt-oss-120b", "--format", "mxfp4", "--kv-bits", "fp8", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["need"]["bits_per_weight"] == 4.25 and document["plan"]["kv_float"] and document["parameters"] == 116_829_156_672
+    assert main(["plan", "--kv-bits", "9"]) == 2
