@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that say they are on one, hold their numbers on the CPU and refuse what a GPU would refuse. For tests of device handling.
 
 What runs is torch's own CPU code, so numbers are real. Refused are an operation on tensors of both devices, a generator of the other device, and,
-while a CUDA graph is recorded, whatever makes the host wait, also to learn a result's size, or copies between the devices. A graph replays the operations it recorded, on the
-same memory. Kernels run through Triton's interpreter: what they do inside is not looked at.
+while a CUDA graph is recorded, whatever makes the host wait, also to learn a result's size, or copies between the devices. A graph replays the
+operations it recorded, on the same memory. Kernels run through Triton's interpreter: what they do inside is not looked at.
 """
 
 from __future__ import annotations
