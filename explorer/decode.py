@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, StaticCache
 
 from explorer import llama
@@ -69,11 +69,12 @@ class Decoder:
     """Greedy decoding of at most `batch` sequences that advance together, made while the layers that shall run are in place.
 
     `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the logits it was taken from in `logits` [B, V]. `loop` names
-    the forward pass that runs, `attention` what reads the cache, and `why` says why it is not our own loop.
+    the forward pass that runs, `attention` what reads the cache, and `why` says why it is not our own loop. `eager` says why a GPU launches each kernel of
+    a step anew instead of replaying a graph; "" where it replays one, and on a CPU.
     """
 
     def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16, batch: int = 1) -> None:
-        self.device, self.streams = loaded.device, streams(loaded.model)
+        self.device = loaded.device
         self.why = llama.refuses(loaded.model, context)
         self.forward = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
         self.loop, self.copies, self.attention = self.forward.name, self.forward.copies, self.forward.attention
@@ -81,6 +82,12 @@ class Decoder:
         self.token = self.tokens
         self.logits: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.eager = _uncaptured(loaded.model, self.forward.static) if self.device.type == "cuda" else ""
+
+    def told(self) -> str:
+        """The loop in words, and what it lacks."""
+        loop = f"{self.loop}: {self.why}" if self.why else self.loop
+        return f"{loop}, without a CUDA graph: {self.eager}" if self.eager else loop
 
     @torch.no_grad()
     def prefill(self, prompt: Tensor) -> None:
@@ -100,12 +107,11 @@ class Decoder:
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU, where shapes change, or where weights come to the device at each
-        use. The next call is a prefill.
+        """Records one step as a CUDA graph (after a prefill); does nothing on a CPU and where `eager` says why not. The next call is a prefill.
 
         Packing a full group of a low-bit cache stays outside the graph, in `prepare`: it happens at one token in 32.
         """
-        if self.device.type != "cuda" or self.graph is not None or not self.forward.static or self.streams:
+        if self.device.type != "cuda" or self.graph is not None or self.eager:
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -161,6 +167,15 @@ class Decoder:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _uncaptured(model: nn.Module, static: bool) -> str:
+    """Why no CUDA graph can hold a step of the model as it stands, "" where one can."""
+    if streams(model):
+        return "weights come to the device at each use"
+    if any(getattr(module, "looks", False) for module in model.modules()):
+        return "outlier columns are looked for in each input, and the host waits for how many there are"
+    return "" if static else "shapes change with the cache's length"
 
 
 def _between(start: Any, end: Any) -> float:

@@ -181,7 +181,7 @@ def offloaded_gb(name: str) -> float:
     model = architecture(json.loads((ROOT / "assets" / "architectures" / f"{name}.json").read_text())["config"])
     inside = [one.outputs * one.inputs for one in model.matrices()]
     outside = model.parameters - sum(one.parameters for one in model.matrices())
-    return sizes.offloaded(sizes.Weight({"BF16": model.parameters}, max(inside), outside), on_gpu=True) / 1e9
+    return sizes.offloaded(sizes.Weight({"BF16": model.parameters}, max(inside), outside, model.vocabulary), on_gpu=True) / 1e9
 
 
 def machine_code_table() -> str:

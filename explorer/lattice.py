@@ -14,6 +14,7 @@ from torch import Tensor
 
 WIDTH = 8  # weights a point
 SHIFT = 0.25
+ROWS = 2**12  # runs of weights looked up at once: each takes 256 costs and scores, and those of ROWS fit a large cache
 MIDDLE, CODE_STEP = 7.5, 0.5  # a coordinate as a 4-bit code: (code - MIDDLE) * CODE_STEP
 
 
@@ -41,6 +42,13 @@ def parities() -> Tensor:
 
 def nearest_point(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest points to x [R, 8] float32: (index of the pattern [R], minus signs [R, 8] bool, whether shifted up [R] bool)."""
+    if len(x) <= ROWS:
+        return _nearest(x)
+    parts = [_nearest(rows) for rows in x.split(ROWS)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _nearest(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     table, odd = patterns().to(x.device), parities().to(x.device)
     norms = (table * table).sum(-1)
     best: list[tuple[Tensor, ...]] = []

@@ -42,7 +42,7 @@ def profile(request: Request, load: Loader, context: int, steps: int, output: Pa
         trace.export_chrome_trace(str(output))
         column = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=column, row_limit=15, max_name_column_width=48)
-        loop = decoder.loop + (f" ({decoder.why})" if decoder.why else "")
+        loop = decoder.told()
         del subject, decoder
     command = " ".join(["python -m explorer", *sys.argv[1:]]) if "explorer" in sys.argv[0] else "python -m explorer profile"
     nsys = f"nsys profile --trace=cuda,nvtx --cuda-graph-trace=node --output=profile {command}"

@@ -24,7 +24,7 @@ HEAD = "lm_head"  # the output head's name in every supported family
 
 class QuantizedLinear(nn.Module):
     """y = x W^T + b with W in low bits. What runs is the packed form and the input transform; `kernel` names it and `why` says why it is no fast
-    one. `source` is the tensor it was made from, for `join`; whoever wants only the packed form in memory sets it to None.
+    one. `source` is the tensor it was made from, for `join`; whoever wants only the packed form in memory sets it to None. `looks`: see `Activation`.
     """
 
     def __init__(self, qtensor: QuantizedTensor, bias: Tensor | None, device: torch.device) -> None:
@@ -35,6 +35,7 @@ class QuantizedLinear(nn.Module):
         weight = qtensor.weight()
         op, form, self.why = choose(weight, device)
         self.kernel = f"{op} ({form.name})"
+        self.looks = weight.activation is not None and weight.activation.looks()
         packed = form.pack(weight)
         for name, tensor in packed.tensors.items():
             self.register_buffer(name, tensor.to(device))

@@ -12,15 +12,23 @@ ROOM = 5e8  # bytes for activations and the process itself
 BESIDE = 40  # bytes for each parameter of the largest matrix while it is rounded, packed and joined with its neighbour; 34 were measured for RTN
 
 
+WINDOW = 2048  # tokens of a window at most
+PASS = 2**27  # logits of one forward pass over several windows at most; one window may have more
+LOGIT = 6  # bytes a logit while windows are scored: both models' in bfloat16, and one of them once more while windows are joined
+TRAINED = 22  # bytes a weight in training: weight, gradient and Adam's two moments in float32, what rounding keeps for the way back, the rounded weight
+LEARNED = 30  # bytes a logit in training: the student's and the teacher's, their logarithms and the way back
+
+
 @dataclass(frozen=True)
 class Weight:
     """What a checkpoint weighs. parameters by the checkpoint's dtype ("BF16"); largest: those of the largest tensor inside the blocks; outside: those
-    outside of them, embedding and head above all, which stay in 16 bits.
+    outside of them, embedding and head above all, which stay in 16 bits; vocabulary: rows of the embedding.
     """
 
     parameters: Mapping[str, int]
     largest: int
     outside: int = 0
+    vocabulary: int = 0
 
     @property
     def total(self) -> int:
@@ -36,7 +44,7 @@ class Weight:
     def of(cls, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Weight:
         """The weight of tensors given as (name, dtype, shape). Those of a block have its number as a part of their name."""
         parameters: dict[str, int] = {}
-        largest = outside = 0
+        largest = outside = table = vocabulary = 0
         for name, dtype, shape in tensors:
             count = math.prod(shape)
             parameters[dtype] = parameters.get(dtype, 0) + count
@@ -44,14 +52,25 @@ class Weight:
                 largest = max(largest, count)
             else:
                 outside += count
-        return cls(parameters, largest, outside)
+                table, vocabulary = max((table, vocabulary), (count, shape[0] if shape else 0))
+        return cls(parameters, largest, outside, vocabulary)
+
+
+def scoring(vocabulary: int) -> float:
+    """Bytes that the logits of windows take while both models score them: of two windows, or of one where two would be more than a pass."""
+    return LOGIT * vocabulary * WINDOW if 2 * vocabulary * WINDOW > PASS else 2 * LOGIT * vocabulary * WINDOW
+
+
+def training(weights: int, logits: int) -> float:
+    """Bytes that training so many weights with so many logits a step takes beside the model."""
+    return TRAINED * weights + LEARNED * logits + ROOM
 
 
 def whole(weight: Weight, on_gpu: bool) -> float:
     """Bytes of the device that quantizing and measuring take, estimated: for each parameter 2.2, which was measured (codes, packed form, what the
-    allocator holds), and 2 for the 16-bit weights unless they can stay mapped on disk.
+    allocator holds), and 2 for the 16-bit weights unless they can stay mapped on disk; and the logits.
     """
-    return weight.total * (4.2 if on_gpu or not weight.mapped else 2.2) + BESIDE * weight.largest + ROOM
+    return weight.total * (4.2 if on_gpu or not weight.mapped else 2.2) + BESIDE * weight.largest + scoring(weight.vocabulary) + ROOM
 
 
 def offloaded(weight: Weight, on_gpu: bool, bits: int = 4) -> float:
@@ -59,7 +78,8 @@ def offloaded(weight: Weight, on_gpu: bool, bits: int = 4) -> float:
     what the allocator holds, and on a GPU embedding and head in 16 bits.
     """
     inside = weight.total - weight.outside
-    return 1.1 * inside * bits / 8 + (2 * weight.outside if on_gpu or not weight.mapped else 0) + BESIDE * weight.largest + ROOM
+    kept = 2 * weight.outside if on_gpu or not weight.mapped else 0
+    return 1.1 * inside * bits / 8 + kept + BESIDE * weight.largest + scoring(weight.vocabulary) + ROOM
 
 
 def out_of_memory(error: BaseException) -> bool:

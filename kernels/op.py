@@ -32,6 +32,10 @@ class Activation(NamedTuple):
     threshold: float = 0.0
     columns: tuple[int, ...] = ()
 
+    def looks(self) -> bool:
+        """Whether outlier columns are looked for in the data at hand: a GPU then makes the host wait for how many there are."""
+        return self.threshold > 0 and not self.columns
+
     def name(self) -> str:
         """Such as "int8 per token"."""
         return f"{self.kind} per {self.per}{' block' if self.small_blocks() else ', static' if self.scale else ''}"

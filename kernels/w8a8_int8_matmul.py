@@ -37,9 +37,9 @@ def _pack(w: LowBitWeight) -> Packed:
 
 def _triton_run(x: Tensor, packed: Packed) -> Tensor:
     activation, t = packed.meta[0], packed.tensors
-    if activation.columns or not activation.threshold:
+    if not activation.looks():
         return scaled_matmul.run(x, packed)
-    rest, columns = split_outliers(x, activation)  # waits for the GPU: how many columns there are depends on the data
+    rest, columns = split_outliers(x, activation)
     y = scaled_matmul.run(rest, packed).float()
     if columns is not None:
         y += x[:, columns].float() @ (t["codes"][:, columns].float() * t["scale"][:, None]).T
@@ -113,7 +113,7 @@ def _onednn_pack(w: LowBitWeight) -> Packed:
 
 
 def _onednn_refuses(product: Product, inexact: str, w: LowBitWeight) -> str:
-    if w.activation.threshold and not w.activation.columns:
+    if w.activation.looks():
         return "packed for oneDNN, columns cannot be picked out at run time"
     if refusal := _refuses(w) or ("" if torch.backends.mkldnn.is_available() else "this torch was built without oneDNN"):
         return refusal

@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that say they are on one, hold their numbers on the CPU and refuse what a GPU would refuse. For tests of device handling.
 
 What runs is torch's own CPU code, so numbers are real. Refused are an operation on tensors of both devices, a generator of the other device, and,
-while a CUDA graph is recorded, whatever makes the host wait or copies between the devices. A graph replays the operations it recorded, on the
-same memory. Kernels run through Triton's interpreter: what they do inside is not looked at.
+while a CUDA graph is recorded, whatever makes the host wait, also to learn a result's size, or copies between the devices. A graph replays the
+operations it recorded, on the same memory. Kernels run through Triton's interpreter: what they do inside is not looked at.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 GPU = torch.device("cuda")
 CROSSING = ("copy_", "_to_copy")  # operations that take tensors of two devices
-INDEXED = ("index", "index_put_", "_index_put_impl_")  # they take indices of the host too, but wait for them
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")  # they take indices of the host too, but wait for them
+DEPENDS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}  # torch's own word on operations whose result's size, or value, is data
 
 
 class Refused(RuntimeError):
@@ -176,7 +177,7 @@ def ran(func: Any, args: tuple, kwargs: dict) -> Any:
     there = [t for t in tensors if isinstance(t, OnGpu)]
     if not there and (asked is None or torch.device(asked).type != "cuda"):  # C++ code asks for "cpu": it takes an OnGpu for one of these
         return func(*args, **kwargs)
-    _check(func.overloadpacket.__name__, tensors, there, kwargs)
+    _check(func, args, tensors, there, kwargs)
     owners = {id(t.numbers): t for t in there}
     args, kwargs = each(lambda a: a.numbers if isinstance(a, OnGpu) else a, (args, kwargs))
     if asked is not None:
@@ -187,9 +188,18 @@ def ran(func: Any, args: tuple, kwargs: dict) -> Any:
     return each(lambda t: (owners[id(t)] if id(t) in owners else OnGpu(t)) if isinstance(t, Tensor) else t, results)
 
 
-def _check(name: str, tensors: list[Tensor], there: list[OnGpu], kwargs: dict) -> None:
-    here = [t for t in tensors if not isinstance(t, OnGpu) and t.device.type == "cpu"]
-    if name == "_local_scalar_dense" or (name in CROSSING and here):
+def _reads_back(func: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether the host must learn numbers of the GPU first: a value that it asks for, or how large a result is (nonzero, unique, a mask as an index)."""
+    name = func.overloadpacket.__name__
+    if name in INDEXED:
+        masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        return masks and (name == "index" or args[2].numel() > 1)  # one value goes to all the places of a mask without counting them
+    return not DEPENDS.isdisjoint(func.tags) and kwargs.get("output_size") is None
+
+
+def _check(func: Any, args: tuple, tensors: list[Tensor], there: list[OnGpu], kwargs: dict) -> None:
+    name, here = func.overloadpacket.__name__, [t for t in tensors if not isinstance(t, OnGpu) and t.device.type == "cpu"]
+    if _reads_back(func, args, kwargs) or (name in CROSSING and here):
         _no_waiting(name)
     if name in CROSSING:
         return

@@ -21,7 +21,7 @@ explorer.grid explorer.families explorer.planner explorer.accelerators explorer.
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
 explorer.rights explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
-    explorer.products explorer.llama explorer.decode explorer.architectures
+    explorer.likelihood explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.findings explorer.detectors
 explorer.quantizing explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.folding

@@ -93,16 +93,45 @@ def test_a_graph_of_the_token_loop_gives_the_tokens_of_the_loop(
         assert list(decoder.generate(prompt, 6)) == plain
 
 
+FURTHER = [
+    ("llm_int8", {"outliers": "static", "threshold": 0.5}), ("llm_int8", {"threshold": 0.0}), ("dynamic_int8", {"rotate": True}), ("rtn", {"rotate": True}),
+    ("awq", {"scales": "own"}), ("smoothquant", {"activation": "static"}), ("fp8", {"activation": "token"}), ("fp8", {"activation": "static"}),
+    ("nf4", {"double_quant": True}), ("quip", {"rotate": False}), ("mixed", {"rules": "*q_proj: llm_int8\n*: rtn bits=4 group_size=32"}),
+]  # fmt: skip
+LOOKS = [("llm_int8", {}), FURTHER[-1]]  # those that look for outlier columns at each token
+
+
+@pytest.mark.parametrize(("name", "params"), [*((name, {}) for name in methods()), *FURTHER])
+def test_every_methods_loop_is_captured_or_says_why_not(name: str, params: dict, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that run joined where their formats allow it. A captured loop writes what it writes launch by launch."""
+    subject = quantized(loaded, name, monkeypatch, ("q_proj", "k_proj", "v_proj"), **({"steps": 2} if name == "qat" else params))
+    prompt = torch.randint(0, 128, (1, 2), generator=torch.Generator().manual_seed(1)).to(loaded.device)
+    with subject.quantized():
+        decoder = Decoder(loaded, 16)
+        plain = list(decoder.generate(prompt, 3))
+        decoder.prefill(prompt)
+        decoder.capture()
+        assert (decoder.graph is None) == ("without a CUDA graph: outlier columns" in decoder.told()) == ((name, params) in LOOKS)
+        assert list(decoder.generate(prompt, 3)) == plain
+
+
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:  # noqa: F811
     x = torch.ones(3, device=gpu)
     with pytest.raises(Refused, match="two devices"):
         x + torch.ones(3)
     with pytest.raises(Refused, match="generator"):
         torch.empty(3, device=gpu).normal_(generator=torch.Generator())
-    for waits in (lambda: x.sum().item(), lambda: x.cpu(), lambda: bool(x.any()), lambda: torch.tensor([1.0], device=gpu), lambda: x[[0, 1]], x.tolist):
+    asks = [lambda: x.sum().item(), lambda: x.cpu(), lambda: bool(x.any()), lambda: torch.tensor([1.0], device=gpu), lambda: x[[0, 1]], x.tolist]
+    mask, counts = x > 0, torch.ones(3, dtype=torch.long, device=gpu)
+    asks += [x.nonzero, mask.nonzero, x.unique, x.unique_consecutive, lambda: x[mask], lambda: x.masked_select(mask), lambda: x.equal(x), counts.bincount]
+    asks += [lambda: x.repeat_interleave(counts), lambda: x.index_put((mask,), torch.ones(3, device=gpu)), lambda: torch.where(mask)]
+    for waits in asks:
         waits()
         with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(Refused, match="wait"):
             waits()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):  # no size depends on the data
+        x[mask] = 2.0
+        x.masked_fill(mask, 0.0)[counts], x.repeat_interleave(counts, output_size=3), x.topk(2), torch.where(mask, x, 0.0)
 
 
 def test_a_fused_step_is_the_loops_own(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def quantize_with_hessian(method: Gptq, weight: Tensor, h: Tensor) -> QuantizedT
         for i in range(stop - start):
             group = groups[start + i]
             if live_groups and (start + i) % size == 0:
-                live = torch.cat([block[i:].T, w[:, stop:]], 1)[:, :size]  # what the columns of this group have become
+                live = torch.cat([block[i:].T, w[:, stop : stop + size]], 1)[:, :size]  # what the columns of this group have become
                 fresh, fresh_zero = affine_parameters(live.unsqueeze(1), bits, method.symmetric, method.full_range)
                 scale[:, group] = fresh[:, 0]
                 if zero is not None:

@@ -9,13 +9,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from explorer import sizes
+from explorer.devices import free_memory
 from explorer.input_statistics import InputStatistics
+from explorer.likelihood import by_rows
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
-from explorer.records import Progress
+from explorer.records import InputError, Progress
 from kernels.linear16 import linear
 
 BATCH = 4  # windows a step
+KEPT = 2**29  # bytes of the teacher's distributions that are kept for the next time a window comes; others are computed anew
 LEAST = 0.01  # of where a step starts: what it can shrink to
 
 
@@ -121,20 +125,28 @@ class Qat(Method):
         The caller puts the original layers back.
         """
         batches = rows.split(BATCH)
-        yield Progress("train", 0, self.steps, "the teacher reads the calibration text")
-        with torch.no_grad():
-            targets = [model(batch, use_cache=False).logits.float().log_softmax(-1).bfloat16() for batch in batches]
+        _require_room(model, layers, batches[0])
+        yield Progress("train", 0, self.steps, "rounds the weights that training starts from")
         students = {name: LearnedStepLinear(layer, self.bits, self.group_size) for name, layer in layers.items()}
         for name, student in students.items():
             put(name, student)
         optimiser = torch.optim.Adam([p for s in students.values() for p in (s.weight, s.step)], lr=self.rate, betas=(0.9, 0.95))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        taught: dict[int, Tensor] = {}
         losses: list[float] = []
         for step in range(self.steps):
             which = step % len(batches)
+            if (target := taught.get(which)) is None:
+                for name, layer in layers.items():
+                    put(name, layer)
+                target = _teach(model, batches[which])
+                for name, student in students.items():
+                    put(name, student)
+                if (len(taught) + 1) * target.nbytes <= KEPT:
+                    taught[which] = target
             with torch.enable_grad():
                 found = model(batches[which], use_cache=False).logits.float().log_softmax(-1)
-                loss = nn.functional.kl_div(found, targets[which].float(), log_target=True, reduction="none").sum(-1).mean()
+                loss = nn.functional.kl_div(found, target.float(), log_target=True, reduction="none").sum(-1).mean()
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
             optimiser.step()
@@ -144,3 +156,22 @@ class Qat(Method):
             losses.append(loss.item())
             yield Progress("train", step + 1, self.steps, f"divergence {losses[-1]:.3f} nats")
         return {name: student.tensor() for name, student in students.items()}, losses
+
+
+@torch.no_grad()
+def _teach(model: nn.Module, batch: Tensor) -> Tensor:
+    """Log-distribution of the model as it stands after each token of windows [W, T]: [W, T, V] bfloat16."""
+    logits = model(batch, use_cache=False).logits
+    return by_rows(lambda rows: rows.float().log_softmax(-1).bfloat16(), logits.flatten(0, 1)).view(logits.shape)
+
+
+def _require_room(model: nn.Module, layers: dict[str, nn.Linear], batch: Tensor) -> None:
+    """Raises InputError, before anything is trained, where the device lacks the memory that training takes."""
+    device, weights = batch.device, sum(layer.weight.numel() for layer in layers.values())
+    needs = sizes.training(weights, batch.numel() * model.get_input_embeddings().weight.shape[0]) + KEPT
+    if needs > (free := free_memory(device)):
+        raise InputError(
+            f"Training {weights / 1e9:.2f} billion weights takes about {needs / 1e9:,.1f} GB beside the model ({sizes.TRAINED} bytes a weight), and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {free / 1e9:,.1f} GB free. Choose a smaller model, shorter windows, or a method "
+            "that quantizes a layer at a time, such as gptq."
+        )

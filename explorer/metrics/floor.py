@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from explorer.devices import free_memory
+from explorer.likelihood import passes
 from explorer.metrics import Metric, Subject, mean_interval
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
@@ -42,8 +43,8 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     model, rows, found = subject.loaded.model, subject.windows[:WINDOWS], []
     if not fits_in_float32(subject.loaded):
         return
-    for done, batch in enumerate(rows.split(BATCH)):
-        yield Progress("noise of bfloat16", done * BATCH, len(rows))
+    for batch in passes(model, rows, BATCH):
+        yield Progress("noise of bfloat16", sum(map(len, found)), len(rows))
         rounded = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
         with in_float32(model):
             exact = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)

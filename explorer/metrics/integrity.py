@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from explorer.calibration import block_inputs
+from explorer.likelihood import losses, passes
 from explorer.metrics import Metric, Subject
 from explorer.metrics.layers import relative
 from explorer.qtensor import QuantizedTensor, quantize_affine
@@ -31,10 +32,11 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
         return
     if subject.read is not None:
         yield Progress("integrity", 0, 1, "reading the calibration text")
-        part = subject.read[:READ]
-        logits = subject.loaded.model(part, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-        loss = nn.functional.cross_entropy(logits, part[:, 1:].flatten()).item()
-        yield Measurement("calibration_perplexity", math.exp(min(loss, 700.0)), n=len(logits))
+        model, found = subject.loaded.model, []
+        for part in passes(model, subject.read[:READ], READ):
+            found.append(losses(model(part, use_cache=False).logits[:, :-1].flatten(0, 1), part[:, 1:].flatten()))
+        tokens = torch.cat(found)
+        yield Measurement("calibration_perplexity", math.exp(min(tokens.mean().item(), 700.0)), n=len(tokens))
     wanted = {name: layer for name, layer in subject.originals.items() if name in subject.qtensors}
     for index, count, inputs in block_inputs(subject.loaded, subject.windows[:1], wanted):
         yield Progress("integrity", index, count, f"block {index}")

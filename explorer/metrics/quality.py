@@ -13,34 +13,40 @@ import torch
 from torch import Tensor
 
 from explorer.kvcache import chunked_logits
+from explorer.likelihood import by_rows, passes
 from explorer.metrics import Interval, Metric, Subject, mean_interval, quantile_interval
 from explorer.records import Measurement, Progress
 
-BATCH = 2  # windows a forward pass
+BATCH = 2  # windows a forward pass at most
 POINTS = "percentage points"
 TIE = 0.2  # probability by which the top token must lead the second; below it a flip changes little
+
+
+COLUMNS = ("base", "nll", "kld", "same", "lead")
 
 
 def token_statistics(reference: Tensor, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Per token [M]: nll of both models (nats), KL(reference || model) (nats), whether the top tokens agree, the reference's lead of its top token
     over the second (probability). Logits are [M, V].
     """
+    return dict(zip(COLUMNS, by_rows(_statistics, reference, logits, targets).T.contiguous(), strict=True))
+
+
+def _statistics(reference: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """[M, COLUMNS] float32 of a few rows."""
     p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
     pick = targets.unsqueeze(-1)
     top = p.topk(2).values.exp()
-    return {
-        "base": -p.gather(-1, pick).squeeze(-1),
-        "nll": -q.gather(-1, pick).squeeze(-1),
-        "kld": (p.exp() * (p - q)).sum(-1).clamp(min=0),
-        "same": (p.argmax(-1) == q.argmax(-1)).float().where(q.isfinite().all(-1), torch.nan),
-        "lead": top[:, 0] - top[:, 1],
-    }
+    base, nll = -p.gather(-1, pick).squeeze(-1), -q.gather(-1, pick).squeeze(-1)
+    kld = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+    same = (p.argmax(-1) == q.argmax(-1)).float().where(q.isfinite().all(-1), torch.nan)
+    return torch.stack([base, nll, kld, same, top[:, 0] - top[:, 1]], 1)
 
 
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     model, rows, baseline = subject.loaded.model, [], not subject.layers and subject.kv_bits == 16 and subject.head is None
-    batches = subject.windows.split(BATCH)
+    batches = passes(model, subject.windows, BATCH)
     for done, batch in enumerate(batches):
         yield Progress("perplexity", done, len(batches), f"{done * batch.numel():,} tokens scored")
         reference = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)

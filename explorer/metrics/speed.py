@@ -43,7 +43,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
                 firsts.append(first)
                 latencies += steps
         read, held = read_per_token(loaded.model), decoder.forward.cache_bytes()
-    yield Measurement("decode_loop", f"transformers: {decoder.why}" if decoder.why else decoder.loop)
+    yield Measurement("decode_loop", decoder.told())
     lost, used = (sum(parts) for parts in zip(*waits[1:], strict=True))
     if math.isfinite(lost):
         yield Measurement("decode_waited", 100 * max(0.0, lost) / (max(0.0, lost) + used), "%")

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from explorer import models
 from explorer.experiment import prepared, released
+from explorer.likelihood import losses
 from explorer.models import reading
 from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
@@ -41,11 +42,11 @@ def scores(model: nn.Module, batch: Tensor) -> Tensor:
     """
     contexts, ends = batch[:, 0, :CONTEXT], batch[:, :, CONTEXT:].flatten(0, 1)
     cache = DynamicCache(config=model.config)
-    first = model(contexts, use_cache=True, **reading(model, cache)).logits[:, -1:]
+    first = model(contexts, use_cache=True, logits_to_keep=1, **reading(model, cache)).logits
     cache.batch_repeat_interleave(batch.shape[1])
     rest = model(ends, use_cache=True, **reading(model, cache)).logits[:, :-1]
-    logits = torch.cat([first.repeat_interleave(batch.shape[1], 0), rest], 1).float()
-    return logits.log_softmax(-1).gather(-1, ends.unsqueeze(-1)).squeeze(-1).sum(-1).view(batch.shape[:2]).cpu()
+    logits = torch.cat([first.repeat_interleave(batch.shape[1], 0), rest], 1)
+    return -losses(logits.flatten(0, 1), ends.flatten()).view(ends.shape).sum(-1).view(batch.shape[:2]).cpu()
 
 
 @torch.no_grad()

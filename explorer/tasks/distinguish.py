@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from explorer import models
+from explorer import likelihood, models
 from explorer.experiment import prepared, released
 from explorer.kvcache import chunked_logits
 from explorer.metrics import Subject
@@ -26,9 +26,11 @@ BATCH = 2  # windows between two bars of progress
 @torch.no_grad()
 def losses(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of every token of windows [B, T] int64 under the quantized model, [B, T - 1], in nats, float64 on the CPU."""
+    model, found = subject.loaded.model, []
     with subject.quantized():
-        logits = chunked_logits(subject.loaded.model, batch, subject.kv_bits)[:, :-1].flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="none").double().cpu().view(len(batch), -1)
+        for part in likelihood.passes(model, batch, BATCH):
+            found.append(likelihood.losses(chunked_logits(model, part, subject.kv_bits)[:, :-1].flatten(0, 1), part[:, 1:].flatten()))
+    return torch.cat(found).double().cpu().view(len(batch), -1)
 
 
 def verdict(low: float, high: float, margin: float) -> str:

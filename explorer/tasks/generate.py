@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from explorer import models
 from explorer.kvcache import chunked_logits, kivi_cache
 from explorer.metrics import Subject
+from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel, reading
 from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
@@ -44,7 +45,7 @@ class Writer:
         """[V] float32 after the tokens read so far."""
         model = self.subject.loaded.model
         with self.subject.quantized():
-            out = model(self.token, use_cache=True, **reading(model, self.cache))
+            out = model(self.token, use_cache=True, logits_to_keep=1, **reading(model, self.cache))
         return out.logits[0, -1].float()
 
 
@@ -113,7 +114,7 @@ def _written(writers: Sequence[Writer], prompt: Tensor, new: int, temperature: f
     draw = torch.Generator().manual_seed(seed)
     reads, seen = prompt.expand(len(writers), -1), DynamicCache(config=loaded.model.config)
     for done in range(new):
-        theirs = loaded.model(reads, use_cache=True, **reading(loaded.model, seen)).logits[:, -1].float()
+        theirs = loaded.model(reads, use_cache=True, logits_to_keep=1, **reading(loaded.model, seen)).logits[:, -1].float()
         noise = _gumbel(theirs.shape[1], draw).to(loaded.device) if temperature else 0.0
         for writer, reference in zip(writers, theirs, strict=True):
             own = reference if writer is base else writer.logits()
@@ -169,20 +170,17 @@ def forced(writers: Sequence[Writer], prompt: Tensor) -> dict[str, Any]:
     """
     loaded = writers[0].subject.loaded
     ids = torch.cat([prompt, torch.tensor([writers[0].columns["ids"]], device=loaded.device)], dim=1)
-    following = ids[0, 1:].unsqueeze(-1)
-    reference = loaded.model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    best = reference.topk(2).values.exp()
-    runs = []
+    reference = loaded.model(ids, use_cache=False).logits[0, :-1]
+    base, runs = token_statistics(reference, reference, ids[0, 1:]), []
     for writer in writers[1:]:
         with writer.subject.quantized():
-            own = chunked_logits(loaded.model, ids, writer.subject.kv_bits, prompt.shape[1])[0, :-1].float().log_softmax(-1)
-        kl = (reference.exp() * (reference - own)).sum(-1).clamp(min=0)
-        flips = (own.argmax(-1) != reference.argmax(-1)).tolist()
-        runs.append({"label": writer.label, "kl": [*map(_number, kl)], "p": [*map(_number, own.gather(-1, following).exp())], "flip": flips})
+            own = token_statistics(reference, chunked_logits(loaded.model, ids, writer.subject.kv_bits, prompt.shape[1])[0, :-1], ids[0, 1:])
+        kl, p = ([*map(_number, values)] for values in (own["kld"], (-own["nll"]).exp()))
+        runs.append({"label": writer.label, "kl": kl, "p": p, "flip": (own["same"] != 1).tolist()})
     told = [loaded.tokenizer.decode([i]) for i in ids[0, 1:].tolist()]
     return {
-        "text": told, "start": prompt.shape[1] - 1, "p": [*map(_number, reference.gather(-1, following).exp())],
-        "lead": [*map(_number, best[:, 0] - best[:, 1])], "runs": runs,
+        "text": told, "start": prompt.shape[1] - 1, "p": [*map(_number, (-base["base"]).exp())],
+        "lead": [*map(_number, base["lead"])], "runs": runs,
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def changeable(loaded: LoadedModel, rows: torch.Tensor) -> list[tuple[str, str]]
 
 def next_token(loaded: LoadedModel, text: str) -> int:
     """The likeliest token after a text."""
-    return int(loaded.model(models.prompt(loaded, text), use_cache=False).logits[0, -1].argmax())
+    return int(loaded.model(models.prompt(loaded, text), use_cache=False, logits_to_keep=1).logits[0, -1].argmax())
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -47,7 +47,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bit
             for name, rows in operations(decoder):
                 yield Progress("operations", len(ops), len(PARTS) + 2, name)
                 ops.append(rows())
-        data = {"label": name_of(experiment.spec, chosen), "model": model, "loop": decoder.loop, "why": decoder.why, "roof": roof, "ops": ops}
+        data = {"label": name_of(experiment.spec, chosen), "model": model, "loop": decoder.told(), "why": decoder.why, "roof": roof, "ops": ops}
         data["step"] = {"latencies": latencies, "p50": statistics.median(latencies), "p95": quantile(latencies, 0.95), "bytes": read}
         del subject, decoder
     found = verdict(data)
