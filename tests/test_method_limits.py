@@ -89,3 +89,8 @@ def test_quip_on_inputs_of_zeros_rounds_to_the_nearest(rotate: bool) -> None:
     assert (q.dequantize() - weight).norm() < 1.05 * (plain.dequantize() - weight).norm()
     with pytest.raises(ValueError, match="NaN or infinities"):
         build("quip", {"rotate": rotate}).quantize(weight, InputStatistics.of(torch.full((20, 64), torch.nan)))
+
+
+def test_group_that_does_not_divide_is_refused_with_a_reason() -> None:
+    assert "does not divide" in build("rtn", {"group_size": 128}).refuses((64, 80))
+    assert build("rtn", {"granularity": "channel"}).refuses((64, 80)) == ""

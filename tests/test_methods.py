@@ -198,11 +198,6 @@ def test_unused_parameters_do_not_change_the_key() -> None:
     assert spec_of(build("rtn", {"granularity": "channel", "group_size": 32})) == spec_of(build("rtn", {"granularity": "channel"}))
 
 
-def test_group_that_does_not_divide_is_refused_with_a_reason() -> None:
-    assert "does not divide" in build("rtn", {"group_size": 128}).refuses((64, 80))
-    assert build("rtn", {"granularity": "channel"}).refuses((64, 80)) == ""
-
-
 @pytest.mark.parametrize(
     ("name", "params", "label"),
     [

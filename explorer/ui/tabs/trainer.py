@@ -39,6 +39,11 @@ PRINT = """() => {
   style.remove();
 }"""
 
+PRIVATE = (
+    "Your progress is kept in this browser only: it is sent with each answer to be graded, and not stored here. "
+    "An answer in your own words is not sent at all."
+)
+
 
 def build(shell: Shell) -> View | None:
     """Lays out the question, its answer widgets, the sheet, and below them interviewer mode."""
@@ -46,8 +51,7 @@ def build(shell: Shell) -> View | None:
     state = notes("trainer", {})
     gr.HTML(
         f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, and what you missed comes back. "
-        "Your progress is kept in this browser only: it is sent with each answer to be graded, and not stored here. "
-        "An answer in your own words is not sent at all.</p>"
+        f"{PRIVATE}</p>"
     )
     with gr.Row():
         five = gr.Button("New set of five", variant="primary", elem_id="set-five", min_width=140)
