@@ -40,8 +40,7 @@ PRINT = """() => {
 }"""
 
 PRIVATE = (
-    "Your progress is kept in this browser only: it is sent with each answer to be graded, and not stored here. "
-    "An answer in your own words is not sent at all."
+    "Your progress is kept in this browser only: it is sent with each answer to be graded, and not stored here. An answer in your own words is not sent at all."
 )
 
 
@@ -50,8 +49,7 @@ def build(shell: Shell) -> View | None:
     trainer = Trainer(shell)
     state = notes("trainer", {})
     gr.HTML(
-        f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, and what you missed comes back. "
-        f"{PRIVATE}</p>"
+        f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, and what you missed comes back. {PRIVATE}</p>"
     )
     with gr.Row():
         five = gr.Button("New set of five", variant="primary", elem_id="set-five", min_width=140)
