@@ -180,8 +180,9 @@ def offloaded_gb(name: str) -> float:
     """GB of a GPU that an architecture is reckoned to need at 4 bits when it is offloaded; what a run is refused by."""
     model = architecture(json.loads((ROOT / "assets" / "architectures" / f"{name}.json").read_text())["config"])
     inside = [one.outputs * one.inputs for one in model.matrices()]
+    widest = max(one.inputs for one in model.matrices())
     outside = model.parameters - sum(one.parameters for one in model.matrices())
-    return sizes.offloaded(sizes.Weight({"BF16": model.parameters}, max(inside), outside, model.vocabulary), on_gpu=True) / 1e9
+    return sizes.offloaded(sizes.Weight({"BF16": model.parameters}, max(inside), outside, model.vocabulary, widest), on_gpu=True) / 1e9
 
 
 def machine_code_table() -> str:

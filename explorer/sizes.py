@@ -9,26 +9,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ROOM = 5e8  # bytes for activations and the process itself
-BESIDE = 40  # bytes for each parameter of the largest matrix while it is rounded, packed and joined with its neighbour; 34 were measured for RTN
+BESIDE = 48  # bytes for each parameter of the largest matrix while it is rounded and packed; 47 were measured for NF4
+COMPENSATED, SQUARE = 16, 20  # the same for GPTQ, and for each pair of inputs: five matrices [K, K] in float32, from the Hessian to its factor
 
 
 WINDOW = 2048  # tokens of a window at most
 PASS = 2**27  # logits of one forward pass over several windows at most; one window may have more
 LOGIT = 6  # bytes a logit while windows are scored: both models' in bfloat16, and one of them once more while windows are joined
 TRAINED = 22  # bytes a weight in training: weight, gradient and Adam's two moments in float32, what rounding keeps for the way back, the rounded weight
+ACTIVE = 3  # bytes an input or output of a layer in training: in 16 bits, and half as much for what lies between layers
 LEARNED = 30  # bytes a logit in training: the student's and the teacher's, their logarithms and the way back
 
 
 @dataclass(frozen=True)
 class Weight:
     """What a checkpoint weighs. parameters by the checkpoint's dtype ("BF16"); largest: those of the largest tensor inside the blocks; outside: those
-    outside of them, embedding and head above all, which stay in 16 bits; vocabulary: rows of the embedding.
+    outside of them, embedding and head above all, which stay in 16 bits; vocabulary: rows of the embedding; widest: most inputs
+    of a tensor inside the blocks.
     """
 
     parameters: Mapping[str, int]
     largest: int
     outside: int = 0
     vocabulary: int = 0
+    widest: int = 0
 
     @property
     def total(self) -> int:
@@ -44,16 +48,21 @@ class Weight:
     def of(cls, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Weight:
         """The weight of tensors given as (name, dtype, shape). Those of a block have its number as a part of their name."""
         parameters: dict[str, int] = {}
-        largest = outside = table = vocabulary = 0
+        largest = outside = table = vocabulary = widest = 0
         for name, dtype, shape in tensors:
             count = math.prod(shape)
             parameters[dtype] = parameters.get(dtype, 0) + count
             if any(part.isdecimal() for part in name.split(".")):
-                largest = max(largest, count)
+                largest, widest = max(largest, count), max(widest, *shape[-1:], 0)
             else:
                 outside += count
                 table, vocabulary = max((table, vocabulary), (count, shape[0] if shape else 0))
-        return cls(parameters, largest, outside, vocabulary)
+        return cls(parameters, largest, outside, vocabulary, widest)
+
+
+def beside(weight: Weight) -> float:
+    """Bytes that one layer takes while it is quantized, by the method that takes most."""
+    return max(BESIDE * weight.largest, COMPENSATED * weight.largest + SQUARE * weight.widest**2)
 
 
 def scoring(vocabulary: int) -> float:
@@ -61,16 +70,16 @@ def scoring(vocabulary: int) -> float:
     return LOGIT * vocabulary * WINDOW if 2 * vocabulary * WINDOW > PASS else 2 * LOGIT * vocabulary * WINDOW
 
 
-def training(weights: int, logits: int) -> float:
-    """Bytes that training so many weights with so many logits a step takes beside the model."""
-    return TRAINED * weights + LEARNED * logits + ROOM
+def training(weights: int, logits: int, values: int) -> float:
+    """Bytes that training takes beside the model: so many weights, and a step with so many logits and so many inputs and outputs of the layers."""
+    return TRAINED * weights + LEARNED * logits + ACTIVE * values + ROOM
 
 
 def whole(weight: Weight, on_gpu: bool) -> float:
     """Bytes of the device that quantizing and measuring take, estimated: for each parameter 2.2, which was measured (codes, packed form, what the
     allocator holds), and 2 for the 16-bit weights unless they can stay mapped on disk; and the logits.
     """
-    return weight.total * (4.2 if on_gpu or not weight.mapped else 2.2) + BESIDE * weight.largest + scoring(weight.vocabulary) + ROOM
+    return weight.total * (4.2 if on_gpu or not weight.mapped else 2.2) + beside(weight) + scoring(weight.vocabulary) + ROOM
 
 
 def offloaded(weight: Weight, on_gpu: bool, bits: int = 4) -> float:
@@ -79,7 +88,7 @@ def offloaded(weight: Weight, on_gpu: bool, bits: int = 4) -> float:
     """
     inside = weight.total - weight.outside
     kept = 2 * weight.outside if on_gpu or not weight.mapped else 0
-    return 1.1 * inside * bits / 8 + kept + BESIDE * weight.largest + scoring(weight.vocabulary) + ROOM
+    return 1.1 * inside * bits / 8 + kept + beside(weight) + scoring(weight.vocabulary) + ROOM
 
 
 def out_of_memory(error: BaseException) -> bool:

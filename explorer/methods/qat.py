@@ -167,8 +167,8 @@ def _teach(model: nn.Module, batch: Tensor) -> Tensor:
 
 def _require_room(model: nn.Module, layers: dict[str, nn.Linear], batch: Tensor) -> None:
     """Raises InputError, before anything is trained, where the device lacks the memory that training takes."""
-    device, weights = batch.device, sum(layer.weight.numel() for layer in layers.values())
-    needs = sizes.training(weights, batch.numel() * model.get_input_embeddings().weight.shape[0]) + KEPT
+    device, weights, ends = batch.device, sum(layer.weight.numel() for layer in layers.values()), sum(sum(layer.weight.shape) for layer in layers.values())
+    needs = sizes.training(weights, batch.numel() * model.get_input_embeddings().weight.shape[0], batch.numel() * ends) + KEPT
     if needs > (free := free_memory(device)):
         raise InputError(
             f"Training {weights / 1e9:.2f} billion weights takes about {needs / 1e9:,.1f} GB beside the model ({sizes.TRAINED} bytes a weight), and "

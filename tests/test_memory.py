@@ -1,0 +1,120 @@
+"""What is held at once: logits, lattice tables and a teacher in parts that give the same numbers; and that the estimates count what was measured."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import pretended_gpu
+import pytest
+import torch
+from pretended_gpu import gpu  # noqa: F401 - a fixture
+from torch import nn
+
+from explorer import lattice, likelihood, request, sizes
+from explorer.likelihood import losses, passes
+from explorer.methods import build, qat
+from explorer.metrics.quality import token_statistics
+from explorer.qlinear import put
+from explorer.records import InputError
+from tests.measuring import drained
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("vocabulary", [500, 4096])
+def test_slices_of_logits_give_the_same_bits(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (4 * random(37, vocabulary, seed=seed).bfloat16() for seed in (0, 1))
+    b[5, 3], targets = torch.nan, torch.arange(37)
+    found = []
+    for few in (10**9, 4 * vocabulary, 1):  # all rows, four, one
+        monkeypatch.setattr(likelihood, "AT_ONCE", few)
+        found.append([*token_statistics(a, b, targets).values(), losses(b, targets)])
+    for whole, *parts in zip(*found, strict=True):
+        assert len(whole) == 37 and all(torch.equal(whole.nan_to_num(7.0), part.nan_to_num(7.0)) for part in parts)
+    p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
+    divergence = (p.exp() * (p - q)).sum(-1)
+    assert torch.allclose(found[0][2].double(), divergence, rtol=1e-4, equal_nan=True) and found[0][3][5].isnan()
+
+
+def test_copies_of_logits_do_not_grow_with_them(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(likelihood, "AT_ONCE", 2**14)
+    a, b = (torch.zeros(512, 1024, dtype=torch.bfloat16, device=gpu) for _ in range(2))
+    targets = torch.zeros(512, dtype=torch.long, device=gpu)
+    before = pretended_gpu.held.bytes
+    pretended_gpu.held.start()
+    token_statistics(a, b, targets)
+    losses(b, targets)
+    assert pretended_gpu.held.peak - before < 30 * 2**14 + 20 * 4 * 512
+
+
+@pytest.mark.parametrize(("vocabulary", "each"), [(4096, 2), (50_000, 1)])
+def test_windows_go_together_while_their_logits_are_few(vocabulary: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "PASS", 2**17)
+    model: Any = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(vocabulary, 1))
+    assert [len(part) for part in passes(model, torch.zeros(4, 16), 2)] == [each] * (4 // each)
+
+
+def test_lattice_points_looked_up_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = 1.2 * random(1000, 8)
+    whole = lattice.nearest_point(x)
+    monkeypatch.setattr(lattice, "ROWS", 96)
+    seen, nearest = [], lattice._nearest
+    monkeypatch.setattr(lattice, "_nearest", lambda rows: seen.append(len(rows)) or nearest(rows))
+    assert all(torch.equal(a, b) for a, b in zip(whole, lattice.nearest_point(x), strict=True))
+    assert seen == [96] * 10 + [40] and [tuple(t.shape) for t in whole] == [(1000,), (1000, 8), (1000,)]
+
+
+class Tiny(nn.Module):
+    """A model of one layer that is called as a language model is; it counts how often it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer, self.runs = nn.Embedding.from_pretrained(random(50, 32)), nn.Linear(32, 32, bias=False), 0
+        self.layer.weight = nn.Parameter(random(32, 32, seed=1))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed
+
+    def forward(self, tokens: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        self.runs += 1
+        return SimpleNamespace(logits=self.layer(self.embed(tokens)) @ self.embed.weight.T)
+
+
+def test_a_teacher_that_is_not_kept_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, found = torch.randint(0, 50, (8, 16), generator=torch.Generator().manual_seed(0)), []
+    batch = 4 * 16 * 50 * 2  # bytes of what is taught of four windows
+    for kept, times in ((10 * batch, 2), (batch, 4), (0, 6)):
+        monkeypatch.setattr(qat, "KEPT", kept)
+        model = Tiny()
+        own = model.layer
+        codes, lost = drained(
+            build("qat", {"steps": 6, "group_size": 32}).train(model, {"layer": own}, lambda name, layer, m=model: setattr(m, name, layer), rows)
+        )
+        assert model.runs == 6 + times
+        found.append((codes["layer"].codes, lost))
+    assert all(torch.equal(found[0][0], codes) and lost == found[0][1] for codes, lost in found[1:]) and found[0][1][-1] < found[0][1][0]
+
+
+def test_a_training_that_does_not_fit_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qat, "free_memory", lambda device: 9 * 10**8)
+    model = Tiny()
+    steps = build("qat", {"steps": 1, "group_size": 32}).train(
+        model, {"layer": model.layer}, functools.partial(put, model), torch.zeros(4, 16, dtype=torch.long)
+    )
+    with pytest.raises(InputError, match=r"takes about 1\.0 GB beside the model \(22 bytes a weight\), and this machine has 0\.9 GB free\. Choose a smaller"):
+        next(steps)
+    assert model.runs == 0
+
+
+def test_estimates_count_logits_and_square_matrices() -> None:
+    tensors = [("model.embed_tokens.weight", "BF16", (128256, 64)), ("model.norm.weight", "BF16", (64,)), ("model.layers.0.down.weight", "BF16", (64, 256))]
+    weight = sizes.Weight.of(tensors)
+    assert (weight.vocabulary, weight.widest, weight.largest) == (128256, 256, 64 * 256) and sizes.WINDOW == request.LONGEST
+    assert sizes.beside(weight) == 16 * 64 * 256 + 20 * 256**2 and sizes.beside(sizes.Weight({}, 256 * 64, 0, 0, 64)) == 48 * 256 * 64
+    assert sizes.scoring(128256) == 6 * 128256 * 2048 and sizes.scoring(4096) == 2 * 6 * 4096 * 2048
+    for estimate in (sizes.whole, sizes.offloaded):
+        assert estimate(weight, True) > sizes.scoring(128256) + sizes.ROOM
