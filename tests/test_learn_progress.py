@@ -149,7 +149,7 @@ def test_votes_are_checked_and_limited(rooms: Rooms) -> None:
     with pytest.raises(InputError, match="Only whoever opened"):
         rooms.ask(code, "wrong", "gptq", 1, ("x",))
     rooms.ask(code, key, "gptq", 1, ("x", "y"))
-    assert rooms.question(code) == ("gptq", 1, ("x", "y"), 1, False) and rooms.tally(code)[1] == [0, 0]
+    assert rooms.question(code) == Asked("gptq", 1, ("x", "y"), 1) and rooms.tally(code)[1] == [0, 0]
 
 
 def test_a_vote_counts_only_on_the_question_that_is_open(rooms: Rooms) -> None:

@@ -39,8 +39,9 @@ PRINT = """() => {
   style.remove();
 }"""
 
-PRIVATE = (
-    "Your progress is kept in this browser only: it is sent with each answer to be graded, and not stored here. An answer in your own words is not sent at all."
+ABOUT = (
+    "Difficulty follows your answers, and what you missed comes back. Your progress is kept in this browser only: it is sent with each answer to be graded, "
+    "and not stored here. An answer in your own words is not sent at all."
 )
 
 
@@ -48,9 +49,7 @@ def build(shell: Shell) -> View | None:
     """Lays out the question, its answer widgets, the sheet, and below them interviewer mode."""
     trainer = Trainer(shell)
     state = notes("trainer", {})
-    gr.HTML(
-        f"<p class='see'>{len(questions())} questions in {len(areas())} areas. Difficulty follows your answers, and what you missed comes back. {PRIVATE}</p>"
-    )
+    gr.HTML(f"<p class='see'>{len(questions())} questions in {len(areas())} areas. {ABOUT}</p>")
     with gr.Row():
         five = gr.Button("New set of five", variant="primary", elem_id="set-five", min_width=140)
         today = gr.Button("Daily challenge", elem_id="set-daily", min_width=130)
