@@ -48,7 +48,14 @@ def draw(data: dict[str, Any]) -> Plot:
     plotted = plot(traces, shape)
     if marks:
         plotted["layout"]["annotations"] = [
-            {"x": math.log10(batch), "y": 0.02 + 0.09 * i, "yref": "paper", "text": f"{role} overtakes at {batch:.0f}", "showarrow": False, "xanchor": "left"}
+            {
+                "x": math.log10(batch),
+                "y": 0.02 + 0.09 * i,
+                "yref": "paper",
+                "text": f"{role} overtake{'' if role == '16 bits' else 's'} at {batch:.0f}",
+                "showarrow": False,
+                "xanchor": "left",
+            }
             for i, (role, batch) in enumerate(marks)
         ]
     return unmeasured(plotted, "Sweep the batch")
