@@ -132,9 +132,15 @@ def kernels_table() -> str:
         rows += [f"| {' | '.join(names)} | {' | '.join(cells.get(m, '') for m in counts)} |" for names, cells in lines.items()]
         busy = f" The machine was busy: {record['busy']}." if record.get("busy") else ""
         what = f"Median time and how many times faster than 16 bits, {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}; a copy moves {record['copy_gb_per_s']:.1f} GB/s."
-        rows += ["", f"{what} {record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`."]
+        rows += ["", f"{what} {record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`.{peers(record)}"]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "No kernel has been timed yet."
+
+
+def peers(record: dict) -> str:
+    """llama.cpp's whole token beside our products alone, where `python -m kernels --peers --write` timed both; else ""."""
+    rows = [f"{row['ratio']:.2f} of their time ({row['blocks']})" for row in record.get("tokens", []) if "ratio" in row]
+    return f" llama.cpp's whole token, beside our products alone in the same groups of 32: {', '.join(rows)}." if rows else ""
 
 
 def quantizer_peers_table() -> str:

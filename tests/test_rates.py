@@ -8,7 +8,7 @@ import json
 import pytest
 
 from explorer.answers import changed, speed
-from explorer.docs import SEEDS, results_table
+from explorer.docs import SEEDS, peers, results_table
 from explorer.figures import charts, figures, tradeoffs
 from explorer.findings import known, one_rate
 from explorer.records import Measurement, Report, change, fitting, report_from
@@ -104,3 +104,8 @@ def test_the_batch_sweep_says_what_its_lines_do() -> None:
     assert any(trace.get("name", "").startswith("dotted: roof") for trace in chart.draw(data)["data"])
     wide = [arm if arm["role"] != "W8A8" else arm | {"points": [p | {"bytes": 4.5e7} for p in arm["points"]]} for arm in arms]
     assert "overhead" not in chart.looks(data | {"arms": wide}), "where reading takes the time, overhead is no reason"
+
+
+def test_the_readme_reads_what_peers_left() -> None:
+    rows = [{"blocks": "24 blocks", "us": 2.0, "llama_cpp_us": 1.6, "ratio": 0.8}, {"blocks": "2 blocks", "why": "no memory"}]
+    assert "0.80 of their time (24 blocks)." in peers({"tokens": rows}) and peers({}) == "" and peers({"tokens": rows[1:]}) == ""

@@ -41,15 +41,26 @@ def draw(data: dict[str, Any]) -> Plot:
     if traces:
         dots = {"mode": "lines", "x": [None], "y": [None], "name": "dotted: roof of the line of its colour (estimated)", "hoverinfo": "skip"}
         traces.append({"type": "scatter", **dots, "line": {"color": COLOURS[0], "dash": "dot", "width": 1.5}})
-    marks = [(role, batch) for role, batch in data.get("crossing", {}).items() if batch is not None and batch > 1]
+    marks = [
+        ("16 bits overtake" if role == "16 bits" else f"{role} overtakes", batch)
+        for role, batch in data.get("crossing", {}).items()
+        if batch is not None and batch > 1
+    ]
     shape["shapes"] = [
         {"type": "line", "x0": batch, "x1": batch, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": COLOURS[2], "dash": "dash"}} for _, batch in marks
     ]
     plotted = plot(traces, shape)
     if marks:
         plotted["layout"]["annotations"] = [
-            {"x": math.log10(batch), "y": 0.02 + 0.09 * i, "yref": "paper", "text": f"{role} overtakes at {batch:.0f}", "showarrow": False, "xanchor": "left"}
-            for i, (role, batch) in enumerate(marks)
+            {
+                "x": math.log10(batch),
+                "y": 0.02 + 0.09 * i,
+                "yref": "paper",
+                "text": f"{who} at {batch:.0f}",
+                "showarrow": False,
+                "xanchor": "left",
+            }
+            for i, (who, batch) in enumerate(marks)
         ]
     return unmeasured(plotted, "Sweep the batch")
 

@@ -239,7 +239,8 @@ def summary(data: dict[str, Any]) -> str:
         rate = "; ".join(dict.fromkeys(p["limit"] for p in points if p.get("limit")))
         silent = sum(across(p, "latency") is not None for p in points) - len(ratios)
         tail = (f" {silent} more do not say the rate of memory that their limit is for and are left out." if silent else "") + tail
-        return f"Measured times are {least:.1f} ({near}) to {most:.1f} ({far}) times the bandwidth limit ({rate}), {verdict}.{tail}"
+        far = f"{least:.1f} ({near}) to {most:.1f} ({far})" if len(ratios) > 1 else f"{least:.1f} ({near})"
+        return f"Measured times are {far} times the bandwidth limit ({rate}), {verdict}.{tail}"
     placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
     if not placed:
         return nothing(data) + tail

@@ -71,7 +71,7 @@ def as_typed(control: Any) -> Any:
 
 class Plans:
     """`asked` are the values of the tab's controls: preset, config, bits, group, everything, KV bits ("fp8": float8), context, users, device, price
-    (None: the list price, 0: free), share, format ("": integers of these bits and groups).
+    (None: the list price, 0: free), share, format ("": integers of the bits and groups).
     """
 
     def __init__(self, shell: Shell) -> None:

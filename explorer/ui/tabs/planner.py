@@ -12,7 +12,7 @@ from explorer.ui.frame import chart, heading
 from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, bounded, first, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
-FORMATS = [("integers of these bits and groups", ""), *((kept.title, name) for name, kept in LAYOUTS.items())]
+FORMATS = [("integers: bits, group", ""), *((kept.title, name) for name, kept in LAYOUTS.items())]
 
 
 def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
