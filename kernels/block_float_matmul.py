@@ -1,7 +1,7 @@
-"""Matmul of inputs in block floats (MX, NVFP4) with weights in block floats: inputs are rounded, then their values are multiplied in 16 bits.
+"""Matmul of inputs in block floats (MX, NVFP4) with weights in block floats, on FP4 units or, inputs rounded to values first, in 16 bits.
 
-What FP4 and MX units would multiply is exact in 16 bits, and sums are float32: the weight-only product of the rounded values is the same number. No form
-runs on such units yet.
+What FP4 and MX units multiply is exact in 16 bits, and sums are float32: the weight-only product of the rounded values is the same number. For inputs in
+8 bits no form runs on such units yet.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels import formats, low_bit_matmul
 from kernels.cpu_forms import COPY, NIBBLES
+from kernels.fp4_product import FP4
 from kernels.op import Activation, Form, LowBitWeight, Packed
 from kernels.product import Case, product_op
 from kernels.round_blocks import factor, refuses, torch_values, triton_values
@@ -44,7 +45,7 @@ MX4, NV4, MX8 = Activation("e2m1", "mx"), Activation("e2m1", "nvfp4", 0.0017), A
 OP = product_op(
     "block_float_matmul",
     "y = x W^T, x and W in block floats",
-    gpu=(_after_rounding(WEIGHT_ONLY, triton_values, "triton 16-bit", "inputs are rounded in a pass of their own, then products in 16 bits"),),
+    gpu=(FP4, _after_rounding(WEIGHT_ONLY, triton_values, "triton 16-bit", "inputs are rounded in a pass of their own, then products in 16 bits")),
     cpu=tuple(_after_rounding(form, torch_values, form.name, f"inputs are rounded by torch's operators; {form.note}") for form in (NIBBLES, COPY)),
     bits=(4, 8),
     activation="block float",

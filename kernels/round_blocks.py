@@ -1,4 +1,4 @@
-"""Rounds inputs to block floats, MX or NVFP4, in one pass, and gives their values in 16 bits: what products without units for such floats read.
+"""Rounds inputs to block floats, MX or NVFP4, in one pass: to their values in 16 bits, for products without units for such floats, or to FP4 codes.
 
 A value is an element times a power of two (MX) or times an E4M3 number (NVFP4): at most six significant bits, exact in bfloat16. NVFP4's float32 factor
 is split: the power of two in it stays with the values, so that they are as large as the inputs were, and what is left, 1 to 2, goes to the weight.
@@ -27,11 +27,13 @@ def factor(a: Activation) -> float:
 
 @triton.jit
 def round_blocks_kernel(
-    x_ptr, y_ptr, k_size, stride_x, unit, lift,  # [M, K] act twice; unit, lift: f32, NVFP4's factor and the power of two in it
-    WIDTH: tl.constexpr, SIZE: tl.constexpr, POWERS: tl.constexpr, TOP: tl.constexpr,
+    x_ptr, y_ptr, scale_ptr, k_size, stride_x, unit, lift,  # [M, K] act, the same or [M, K/2] u8, [M, K/SIZE] u8; NVFP4's factor, its power of two
+    WIDTH: tl.constexpr, SIZE: tl.constexpr, POWERS: tl.constexpr, TOP: tl.constexpr, CODES: tl.constexpr,
     LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """WIDTH inputs of a row a program, SIZE of them share a scale. POWERS: it is a power of two, 2**TOP the one in the largest element; else E4M3."""
+    """WIDTH inputs of a row a program, SIZE of them share a scale. POWERS: it is a power of two, 2**TOP the one in the largest element; else E4M3.
+    CODES: E2M1 codes, two a byte, and scales as E8M0 or E4M3, instead of values.
+    """
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     x = tl.load(x_ptr + row * stride_x + k, mask=k < k_size, other=0.0).to(tl.float32)
@@ -46,29 +48,61 @@ def round_blocks_kernel(
         number = rounded(peak, tl.full((), 1.0, tl.float32), 448.0, 3, 0.001953125)
         scale = tl.where(number > 0, number * unit, 1.0)
         times = number * lift
-    times = tl.where(bits < 0x7F800000, times, float("nan"))
-    y = rounded(blocks, tl.broadcast_to(scale, (WIDTH // SIZE, SIZE)), LARGEST, MANTISSA, STEP) * times
-    tl.store(y_ptr + row * k_size + k, tl.reshape(y, (WIDTH,)).to(y_ptr.dtype.element_ty), mask=k < k_size)
+    y = rounded(blocks, tl.broadcast_to(scale, (WIDTH // SIZE, SIZE)), LARGEST, MANTISSA, STEP)
+    if CODES:
+        size = tl.abs(y)
+        code = (size * 2).to(tl.int32)  # 0 to 4, 6, 8 or 12: from 2 on elements are further apart
+        code = tl.where(size > 4, 7, tl.where(size > 3, 6, tl.where(size > 2, 5, code))) | tl.where(y < 0, 8, 0)
+        low, high = tl.split(tl.reshape(code, (WIDTH // 2, 2)))
+        pair, block = tl.program_id(1) * (WIDTH // 2) + tl.arange(0, WIDTH // 2), tl.program_id(1) * (WIDTH // SIZE) + tl.arange(0, WIDTH // SIZE)
+        tl.store(y_ptr + row * (k_size // 2) + pair, (low | (high << 4)).to(tl.uint8), mask=pair < k_size // 2)
+        if POWERS:
+            stored = tl.where(bits < 0x7F800000, exponent, 255).to(tl.uint8)
+        else:
+            stored = tl.where(bits < 0x7F800000, number.to(tl.float8e4nv).to(tl.uint8, bitcast=True), 127).to(tl.uint8)
+        tl.store(scale_ptr + row * (k_size // SIZE) + block, tl.reshape(stored, (WIDTH // SIZE,)), mask=block < k_size // SIZE)
+    else:
+        y = y * tl.where(bits < 0x7F800000, times, float("nan"))
+        tl.store(y_ptr + row * k_size + k, tl.reshape(y, (WIDTH,)).to(y_ptr.dtype.element_ty), mask=k < k_size)
+
+
+def _launch(x: Tensor, y: Tensor, scale: Tensor | None, a: Activation) -> None:
+    (m, k), unit = x.shape, a.scale or 1.0
+    width = min(PROGRAM, triton.next_power_of_2(k))
+    round_blocks_kernel[(m, triton.cdiv(k, width))](
+        x, y, y if scale is None else scale, k, x.stride(0), unit, unit / factor(a),
+        WIDTH=width, SIZE=BLOCKS[a.per], POWERS=a.per == "mx", TOP=math.frexp(LIMIT[a.kind])[1] - 1, CODES=scale is not None, num_warps=4, **grid(a.kind),
+    )  # fmt: skip
 
 
 @torch.library.custom_op("quantization_explorer::round_blocks", mutates_args=())
 def round_blocks(x: Tensor, kind: str, per: str, given: float) -> Tensor:
     """x [M, K] bf16, fp16 or fp32 -> its rounded values over `factor`, in the same dtype."""
-    m, k = x.shape
-    x, size = x.contiguous(), BLOCKS[per]
-    y = torch.empty(m, k, dtype=x.dtype, device=x.device)
-    width = min(PROGRAM, triton.next_power_of_2(k))
-    a = Activation(kind, per, given)
-    round_blocks_kernel[(m, triton.cdiv(k, width))](
-        x, y, k, x.stride(0), given or 1.0, (given or 1.0) / factor(a),
-        WIDTH=width, SIZE=size, POWERS=per == "mx", TOP=math.frexp(LIMIT[kind])[1] - 1, num_warps=4, **grid(kind),
-    )  # fmt: skip
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(x.contiguous(), y, None, Activation(kind, per, given))
     return y
 
 
 @round_blocks.register_fake
 def _(x, kind, per, given):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("quantization_explorer::fp4_codes", mutates_args=())
+def fp4_codes(x: Tensor, per: str, given: float) -> tuple[Tensor, Tensor]:
+    """(E2M1 codes [M, K/2] uint8, the first of two in the lower half; scales [M, K/32] uint8 E8M0 or [M, K/16] float8 E4M3) of x [M, K]."""
+    (m, k), kind = x.shape, torch.uint8 if per == "mx" else torch.float8_e4m3fn
+    codes = torch.empty(m, k // 2, dtype=torch.uint8, device=x.device)
+    scale = torch.empty(m, k // BLOCKS[per], dtype=torch.uint8, device=x.device)
+    _launch(x.contiguous(), codes, scale, Activation("e2m1", per, given))
+    return codes, scale.view(kind)
+
+
+@fp4_codes.register_fake
+def _(x, per, given):
+    m, k = x.shape
+    kind = torch.uint8 if per == "mx" else torch.float8_e4m3fn
+    return x.new_empty(m, k // 2, dtype=torch.uint8), x.new_empty(m, k // BLOCKS[per], dtype=kind)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def e4m3_block_scales() -> Iterator[None]:
+    """Triton's interpreter takes every block scale of a scaled product for a power of two; E4M3 ones, as NVFP4 has, are read here as what they are."""
+    import torch
+    from triton import language
+    from triton.runtime import interpreter
+
+    powers = interpreter._dot_scaled_scale_to_f32
+
+    def read(handle, compute_type):
+        if handle.dtype is not language.float8e4nv:
+            return powers(handle, compute_type)
+        return torch.from_numpy(handle.data).view(torch.float8_e4m3fn).float().numpy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_dot_scaled_scale_to_f32", read)
+        yield
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     opened = Store(tmp_path / "results.db")

@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from kernels import hadamard, kv_attention, low_bit_matmul, round_blocks, round_inputs, scaled_matmul, token_step
+from kernels import fp4_product, hadamard, kv_attention, low_bit_matmul, round_blocks, round_inputs, scaled_matmul, token_step
 from kernels.bench.check import relative_error, served
 from kernels.op import REFERENCE, ops
 from tests import pretended_gpu
@@ -27,7 +27,8 @@ from tests.offline_compile import four_in_a_row
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
 OPERATORS = (
     (low_bit_matmul, "low_bit_matmul"), (scaled_matmul, "scaled_matmul"), (scaled_matmul, "rounded_matmul"), (scaled_matmul, "round_inputs"),
-    (round_inputs, "round_inputs"), (round_blocks, "round_blocks"), (hadamard, "hadamard"), (kv_attention, "kv_attention"),
+    (round_inputs, "round_inputs"), (round_blocks, "round_blocks"), (round_blocks, "fp4_codes"),
+    (fp4_product, "fp4_product"), (fp4_product, "fp4_codes"), (hadamard, "hadamard"), (kv_attention, "kv_attention"),
     (token_step, "turn_and_store"), (token_step, "add_and_norm"), (token_step, "gated"),
 )  # fmt: skip
 

@@ -20,10 +20,12 @@ from triton.compiler import ASTSource
 from kernels.codes import assembly, constraints
 from kernels.floats import FORMATS, bias
 from kernels.formats import FOLDED, block_of
+from kernels.fp4_product import STEP, fp4_product_kernel
+from kernels.fp4_product import default_tile as fp4_tile
 from kernels.hadamard import hadamard_kernel, warps
 from kernels.kv_attention import join_splits_kernel, kv_attention_kernel
 from kernels.low_bit_matmul import add_splits_kernel, default_tile, dequantize_kernel, low_bit_matmul_kernel
-from kernels.op import LIMIT
+from kernels.op import BLOCKS, LIMIT
 from kernels.round_blocks import round_blocks_kernel
 from kernels.round_inputs import grid, round_rows_kernel
 from kernels.scaled_matmul import default_tile as scaled_tile
@@ -31,7 +33,7 @@ from kernels.scaled_matmul import scaled_matmul_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16}
-MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA")
+MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA", "OMMA")
 PACKED = re.compile(r"packed_element = 4.*?\} .*? : tensor<[^#]*(#ttg\.dot_op<\{.*?\}>|#\w+)>")  # the layout of bytes that inline assembly takes by four
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
@@ -139,9 +141,12 @@ def others(capability: int) -> list[dict]:
             {"WIDTH": 4096, "KEEP": False, "GIVEN": False} | grid(kind), capability, 4,
         )  # fmt: skip
     for kind, powers in (("e2m1", True), ("e2m1", False), ("e4m3", True)):
-        constants = {"WIDTH": 1024, "SIZE": 32 if powers else 16, "POWERS": powers, "TOP": math.frexp(LIMIT[kind])[1] - 1} | grid(kind)
-        types = {"x_ptr": "*bf16", "y_ptr": "*bf16", "k_size": "i32", "stride_x": "i32", "unit": "fp32", "lift": "fp32"}
+        constants = {"WIDTH": 1024, "SIZE": 32 if powers else 16, "POWERS": powers, "TOP": math.frexp(LIMIT[kind])[1] - 1, "CODES": False} | grid(kind)
+        types = {"x_ptr": "*bf16", "y_ptr": "*bf16", "scale_ptr": "*bf16", "k_size": "i32", "stride_x": "i32", "unit": "fp32", "lift": "fp32"}
         rows[f"rounding blocks {kind} {'mx' if powers else 'nvfp4'}"] = machine_code(round_blocks_kernel, types, constants, capability, 4)
+    for per in ("mx", "nvfp4") if capability >= 100 else ():
+        for m in (16, 1024):
+            rows[f"FP4 product {per} rows {m}"] = fp4(capability, per, m)
     for kind, m in (("int8", 16), ("int8", 1024), ("e4m3", 1024), ("e4m3", 512), ("e5m2", 16)):
         if kind in kinds:
             rows[f"{kind} product rows {m}"] = scaled(capability, kind, m, kinds[kind])
@@ -159,6 +164,15 @@ def scaled(capability: int, kind: str, m: int, pointer: str) -> dict:
         "COLUMNS": kind == "int8" and m == 16, "EVEN": True, "DTYPE": tl.bfloat16,
     }  # fmt: skip
     return machine_code(scaled_matmul_kernel, types, constants, capability, tile.warps, tile.stages)
+
+
+def fp4(capability: int, per: str, m: int) -> dict:
+    """The product on FP4 units."""
+    scale, tile = {"mx": "*u8", "nvfp4": "*fp8e4nv"}[per], fp4_tile(m, 8192, 32)
+    types = {"x_ptr": "*u8", "x_scale_ptr": scale, "w_ptr": "*u8", "w_scale_ptr": scale, "unit_ptr": "*fp32", "y_ptr": "*bf16"}
+    types |= dict.fromkeys(("m_size", "n_size", "k_size", "steps"), "i32")
+    constants = {"SIZE": BLOCKS[per], "BLOCK_K": STEP, "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1}
+    return machine_code(fp4_product_kernel, types, constants, capability, tile.warps, tile.stages)
 
 
 def attention(capability: int, bits: int) -> list[dict]:

@@ -13,7 +13,7 @@ from kernels import formats
 from kernels.floats import FORMATS, LARGEST, float_values, nearest
 from kernels.op import BLOCKS, Activation, dequantize, multiply, ops, power_of_two, round_activation
 from kernels.product import Case, random_weight
-from kernels.round_blocks import factor, torch_values, triton_values
+from kernels.round_blocks import factor, fp4_codes, torch_values, triton_values
 
 CPU = torch.device("cpu")
 MX = [Activation(kind, "mx") for kind in FORMATS]
@@ -106,6 +106,17 @@ def test_forms_agree_to_the_last_bit_at_the_ends_too(a: Activation, dtype: torch
     tolerance = 1e-6 if dtype is torch.float32 else 0  # in 16 bits every value is exact
     assert torch.allclose(by_triton.float(), by_torch.float(), rtol=tolerance, atol=0, equal_nan=True)
     assert torch.allclose(by_torch.float() * factor(a), rounded(x, a), rtol=1e-6, atol=torch.finfo(torch.float16).tiny / 1024, equal_nan=True)
+
+
+@pytest.mark.parametrize("a", [a for a in ALL if a.kind == "e2m1"], ids=name_of)
+def test_fp4_codes_and_scales_mean_the_rounded_inputs(a: Activation) -> None:
+    x = edges(torch.bfloat16)
+    codes, scale = fp4_codes(x, a.per, a.scale)
+    assert codes.shape == (8, 80) and scale.shape == (8, 160 // BLOCKS[a.per])
+    elements = float_values("e2m1")[torch.stack([codes & 15, codes >> 4], -1).flatten(1).long()]
+    numbers = torch.exp2(scale.float() - 127).masked_fill(scale == 255, torch.nan) if a.per == "mx" else scale.float() * a.scale
+    expected = rounded(x, a)
+    assert torch.allclose(elements * numbers.repeat_interleave(BLOCKS[a.per], 1), expected, rtol=1e-6, atol=0, equal_nan=True) and expected.isnan().any()
 
 
 @pytest.mark.parametrize("a", ALL, ids=name_of)

@@ -178,11 +178,21 @@ def test_dispatch_names_what_runs_and_why() -> None:
     assert name(mxfp8, cpu) == "int8_matmul (16-bit copy)" and name(fp8, cpu) == "w8a8_fp8_matmul (16-bit copy)"
     assert {name(case, cuda) for case in (nf4, mxfp4, nvfp4)} == {"int4_matmul (triton)"} and name(q6k, cuda) == name(mxfp8, cuda) == "int8_matmul (triton)"
     assert name(fp8, cuda) == "w8a8_fp8_matmul (triton)"
-    assert {name(case, cuda) for case in ops()["block_float_matmul"].cases} == {"block_float_matmul (triton 16-bit)"}
-    mx4, mx8 = (Case(1, 64, 256, bits, 32, codebook=kind, activation=Activation(kind, "mx")) for bits, kind in ((4, "e2m1"), (8, "e4m3")))
-    assert name(mx4, cpu) == "block_float_matmul (summed 4-bit codes)" and name(mx8, cpu) == "block_float_matmul (16-bit copy)"
     odd = choose(weight_of(Case(1, 64, 240, 8, 48, activation=Activation("int8"))), cuda)
     assert odd[1] is REFERENCE and "groups" in odd[2] and "reference" not in odd[0]
+
+
+def test_fp4_units_multiply_what_is_e2m1_on_both_sides_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = {4: "summed 4-bit codes", 8: "16-bit copy"}
+    for case in ops()["block_float_matmul"].cases:
+        units = "FP4" if case.codebook == case.activation.kind == "e2m1" else "16-bit"
+        for capability, runs in ((100, units), (120, units), (90, "16-bit")):
+            monkeypatch.setattr("kernels.op.compute_capability", lambda device, able=capability: able if device.type == "cuda" else 0)
+            op, form, why = choose(weight_of(case), torch.device("cuda"))
+            assert (op, form.name, why) == ("block_float_matmul", f"triton {runs}", "")
+        if case.n % 16 == 0 and case.bits in on_cpu:
+            op, form, _ = choose(weight_of(case), torch.device("cpu"))
+            assert (op, form.name) == ("block_float_matmul", on_cpu[case.bits])
 
 
 @pytest.mark.parametrize("name", FORMATS)
