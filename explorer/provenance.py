@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from explorer.devices import device_name
-from explorer.methods import Method, label_of
+from explorer.methods import Method, build, label_of
 from explorer.metrics import Subject, metrics
 from explorer.metrics.sample import PROMPT
 from explorer.models import bos_of
@@ -46,6 +47,13 @@ def merged(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return found | {"dates": {name: told[name].get("date") for name in told}}
 
 
+def instead(subject: Subject, spec: QuantSpec) -> str:
+    """Which other formats layers got in place of the one that was asked for, such as "36 of 42 layers q5_0"; "" for none."""
+    method = build(spec.method, dict(spec.params)).for_model(subject.loaded.model.config.to_dict())
+    others = Counter(other for name, layer in subject.layers.items() if (other := method.stored_as(layer.shape, name)))
+    return ", ".join(f"{count} of {len(subject.originals)} layers {other}" for other, count in others.items())
+
+
 def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) -> dict[str, Any]:
     """Provenance: device, versions, which kernel runs in each layer, what was skipped and why, the evaluation protocol."""
     kernels = {name: layer.kernel for name, layer in subject.layers.items()}
@@ -62,6 +70,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
         "kernel_rows": many_rows(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
+        "instead": instead(subject, experiment.spec),
         "offloaded": OFFLOADED if subject.loaded.offloaded else "",
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
         "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",

@@ -123,8 +123,9 @@ class Report:
 
     @property
     def name(self) -> str:
-        """A short name for tables and legends, such as "GPTQ 4-bit g64"; made by the method when the report was."""
-        return str(self.provenance.get("label") or self.experiment.spec.method)
+        """A short name for tables and legends, such as "GPTQ 4-bit g64"; made by the method when the report was. It says where layers got another format."""
+        name, instead = str(self.provenance.get("label") or self.experiment.spec.method), self.provenance.get("instead")
+        return f"{name} ({instead})" if instead else name
 
     def find(self, metric: str, layer: str = "") -> Measurement | None:
         """The measurement of this metric and layer, or None."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from explorer.input_statistics import InputStatistics
-from explorer.methods import build
+from explorer.methods import build, spec_of
 from explorer.methods.mixed import Mixed
 from explorer.qtensor import QuantizedTensor
-from explorer.records import InputError
+from explorer.records import Experiment, InputError, ModelRef, Report, TextRef
 from explorer.saving.ggml_blocks import packed
 
 
@@ -218,3 +218,15 @@ def test_mixtures_ask_for_the_model() -> None:
         one.for_model({"model_type": "gpt2"})
     with pytest.raises(ValueError, match="depends on the model"):
         one.quantize(torch.zeros(2, 256), torch.ones(3, 256), "layers.0.mlp.down_proj")
+
+
+def test_a_report_says_what_layers_got_instead() -> None:
+    """384 inputs are no whole super-blocks: most layers of the bundled model get another format, and a name that kept that to itself would mislead."""
+    assert build("kquant", {}).stored_as((64, 512)) == "" and build("kquant", {}).stored_as((64, 384)) == "q5_0"
+    placed = build("kquant", {"format": "q4_k_m"}).for_model({"model_type": "llama", "num_hidden_layers": 8, "num_attention_heads": 4})
+    assert placed.stored_as((64, 384), "layers.0.mlp.gate_proj") == "q5_0" and placed.stored_as((64, 384), "layers.0.mlp.down_proj") == "q5_0"
+    assert placed.stored_as((64, 384), "layers.7.mlp.down_proj") == "q8_0" and placed.stored_as((64, 512), "layers.7.mlp.down_proj") == ""
+    text = TextRef("bundled", "0", 512, 512)
+    experiment = Experiment(ModelRef("demo", "r"), spec_of(build("kquant", {})), text, text)
+    report = Report(experiment, provenance={"label": "GGUF q4_k", "instead": "36 of 42 layers q5_0"})
+    assert report.name == "GGUF q4_k (36 of 42 layers q5_0)"

@@ -116,6 +116,10 @@ class Method:
         group = getattr(self, "group_size", 0) if getattr(self, "granularity", "group") == "group" else 0
         return f"group size {group} does not divide its {shape[1]} inputs" if group and shape[1] % group else ""
 
+    def stored_as(self, shape: tuple[int, int], layer: str = "") -> str:
+        """The format that a layer with a weight of this shape [N, K] gets in place of the one that was asked for, "" where it gets that one."""
+        return ""
+
 
 def refuses_all(method: Method, shapes: Mapping[str, tuple[int, int]]) -> str:
     """Why a method can quantize none of the layers with these weights [N, K], and which other values could; "" where it can quantize one."""

@@ -60,12 +60,14 @@ class KQuant(Method):
     def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         if self.by_name and layer:
             raise ValueError(f"which format {layer} has in {self.format} depends on the model: see for_model")
-        name = MIXTURES.get(self.format, self.format)
-        name = name if weight.shape[1] % SUPER == 0 else FALLBACK.get(name, name)
+        name = self.stored_as(tuple(weight.shape)) or MIXTURES.get(self.format, self.format)
         importance = inputs.mean_square if self.importance else None
         if name in MINIMA:
             return _with_minima(weight, importance, MINIMA[name])
         return {"q3_k": _q3_k, "q6_k": _q6_k, "q4_0": _q4_0, "q5_0": _q5_0, "q5_1": _q5_1, "q8_0": _q8_0}[name](weight, importance)
+
+    def stored_as(self, shape: tuple[int, int], layer: str = "") -> str:
+        return "" if shape[1] % SUPER == 0 else FALLBACK.get(MIXTURES.get(self.format, self.format), "")
 
     def reads_inputs(self) -> bool:
         return self.importance

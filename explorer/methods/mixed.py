@@ -60,6 +60,10 @@ class Mixed(Method):
         method = self.of(layer)
         return UNNAMED if method is None else method.refuses(shape, layer)
 
+    def stored_as(self, shape: tuple[int, int], layer: str = "") -> str:
+        method = self.of(layer)
+        return "" if method is None else method.stored_as(shape, layer)
+
     def quantize(self, weight: Tensor, inputs: InputStatistics | None, layer: str = "") -> QuantizedTensor:
         method = self.of(layer)
         if method is None:
