@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -44,9 +44,13 @@ def told(words: str, chips: str = "") -> str:
     return f"<p>{chips} {bold}</p>" if words else ""
 
 
-def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
-    """Lays out a figure or chart; returns [plot, words], which `chart_values` or `figure_values` fills anew. words: as `told` gives them."""
+def frame(item: Figure | Chart, plot: dict[str, Any], words: str, controls: Callable[[], None] | None = None) -> list[Any]:
+    """Lays out a figure or chart; returns [plot, words], which `chart_values` or `figure_values` fills anew. words: as `told` gives them; controls lays
+    out the figure's own ones, above the plot.
+    """
     heading(item.title, item.see)
+    if controls is not None:
+        controls()
     shown = [gr.Plot(plotted(item.name, plot), show_label=False, elem_id=f"plot-{item.name}", container=False)]
     shown.append(gr.HTML(words, elem_classes=["summary"], padding=False))
     with gr.Accordion("Why", open=False):
@@ -54,11 +58,11 @@ def frame(item: Figure | Chart, plot: dict[str, Any], words: str) -> list[Any]:
     return shown
 
 
-def chart(item: Chart, data: dict[str, Any] | None = None) -> list[Any]:
-    """Lays out a chart; returns [plot, words]."""
+def chart(item: Chart, data: dict[str, Any] | None = None, controls: Callable[[], None] | None = None) -> list[Any]:
+    """Lays out a chart; returns [plot, words]. controls: as `frame` takes it."""
     data = data or {}
     plot = item.draw(data)
-    return frame(item, plot, chart_words(item, plot, data))
+    return frame(item, plot, chart_words(item, plot, data), controls)
 
 
 def chart_words(item: Chart, plot: dict[str, Any], data: dict[str, Any]) -> str:
