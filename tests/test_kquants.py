@@ -224,7 +224,7 @@ def test_a_report_says_what_layers_got_instead() -> None:
     """384 inputs are no whole super-blocks: most layers of the bundled model get another format, and a name that kept that to itself would mislead."""
     assert build("kquant", {}).stored_as((64, 512)) == "" and build("kquant", {}).stored_as((64, 384)) == "q5_0"
     placed = build("kquant", {"format": "q4_k_m"}).for_model({"model_type": "llama", "num_hidden_layers": 8, "num_attention_heads": 4})
-    assert placed.stored_as((64, 384), "layers.0.mlp.gate_proj") == "q5_0" and placed.stored_as((64, 384), "layers.0.mlp.down_proj") == "q5_0"
+    assert placed.stored_as((64, 384), "layers.0.mlp.gate_proj") == "q5_0" and placed.stored_as((64, 384), "layers.2.mlp.down_proj") == "q5_0"
     assert placed.stored_as((64, 384), "layers.7.mlp.down_proj") == "q8_0" and placed.stored_as((64, 512), "layers.7.mlp.down_proj") == ""
     text = TextRef("bundled", "0", 512, 512)
     experiment = Experiment(ModelRef("demo", "r"), spec_of(build("kquant", {})), text, text)

@@ -26,7 +26,7 @@ def points(grid: dict[str, Any], available: int) -> tuple[list[float], list[floa
 
 def lost(grid: dict[str, Any]) -> str:
     """A relative error in percent."""
-    return f"{100 * grid['error']:.0f}%" if finite(grid["error"]) else "none"
+    return f"{100 * grid['error']:.{0 if grid['error'] >= 0.095 else 1}f}%" if finite(grid["error"]) else "none"
 
 
 def draw(data: dict[str, Any]) -> Plot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -49,11 +49,13 @@ def told(words: str, chips: str = "") -> str:
     return f"<p>{chips} {bold}</p>" if words else ""
 
 
-def frame(item: Figure | Chart, plot: dict[str, Any], words: str, look: str = "") -> list[Any]:
+def frame(item: Figure | Chart, plot: dict[str, Any], words: str, look: str = "", controls: Callable[[], None] | None = None) -> list[Any]:
     """Lays out a figure or chart; returns [plot, words], which `chart_values` or `figure_values` fills anew, and the heading where `look` takes the
-    place of its `see`. words: as `told` gives them.
+    place of its `see`. words: as `told` gives them; controls lays out the figure's own ones, above the plot.
     """
     head = gr.HTML(headed(item.title, look or item.see))
+    if controls is not None:
+        controls()
     shown = [gr.Plot(plotted(item.name, plot), show_label=False, elem_id=f"plot-{item.name}", container=False)]
     shown.append(gr.HTML(words, elem_classes=["summary"], padding=False))
     with gr.Accordion("Why", open=False):
@@ -61,11 +63,11 @@ def frame(item: Figure | Chart, plot: dict[str, Any], words: str, look: str = ""
     return [*shown, head] if look else shown
 
 
-def chart(item: Chart, data: dict[str, Any] | None = None) -> list[Any]:
-    """Lays out a chart; returns [plot, words], and for a chart whose `looks` depend on its data the heading as well."""
+def chart(item: Chart, data: dict[str, Any] | None = None, controls: Callable[[], None] | None = None) -> list[Any]:
+    """Lays out a chart; returns [plot, words], and for a chart whose `looks` depend on its data the heading as well. controls: as `frame` takes it."""
     data = data or {}
     plot = item.draw(data)
-    return frame(item, plot, chart_words(item, plot, data), item.looks(data) if item.looks else "")
+    return frame(item, plot, chart_words(item, plot, data), item.looks(data) if item.looks else "", controls)
 
 
 def chart_words(item: Chart, plot: dict[str, Any], data: dict[str, Any]) -> str:

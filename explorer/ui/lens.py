@@ -50,10 +50,7 @@ class Lens:
                 self.html = gr.HTML(microscope({}), elem_id="microscope-group")
         with gr.Row():
             with gr.Column(min_width=320):
-                self.spans = chart(charts()["shared_scale"])
-                with gr.Row():
-                    self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", elem_id="scale-each", min_width=200)
-                    self.width = gr.Slider(2, 8, 4, step=1, label="Bits", elem_id="scale-bits", min_width=140)
+                self.spans = chart(charts()["shared_scale"], controls=self._scale_controls)
             with gr.Column(min_width=320):
                 self.granular = chart(charts()["granularity"])
                 self.clipped = chart(charts()["clipping"])
@@ -83,6 +80,11 @@ class Lens:
         with gr.Row():
             self.take = gr.Button("Edit this group's values", size="sm", min_width=120)
             self.clear = gr.Button("Back to the model's", size="sm", min_width=120)
+
+    def _scale_controls(self) -> None:
+        with gr.Row():
+            self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", elem_id="scale-each", min_width=200)
+            self.width = gr.Slider(2, 8, 4, step=1, label="Bits", elem_id="scale-bits", min_width=140)
 
     def inputs(self) -> list[Any]:
         """The components that `arguments` reads, after the subject."""
