@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 ROOM = 5e8  # bytes for activations and the process itself
 BESIDE = 48  # bytes for each parameter of the largest matrix while it is rounded and packed; 47 were measured for NF4
-COMPENSATED, SQUARE = 16, 20  # the same for GPTQ, and for each pair of inputs: five matrices [K, K] in float32, from the Hessian to its factor
+COMPENSATED, SQUARE = 20, 20  # the same for GPTQ, and for each pair of inputs: five matrices [K, K] in float32, from the Hessian to its factor
 
 
 WINDOW = 2048  # tokens of a window at most

@@ -15,9 +15,11 @@ from torch import nn
 from explorer import lattice, likelihood, request, sizes
 from explorer.likelihood import losses, passes
 from explorer.methods import build, qat
+from explorer.metrics import Subject, metrics
 from explorer.metrics.quality import token_statistics
+from explorer.models import LoadedModel, linears
 from explorer.qlinear import put
-from explorer.records import InputError
+from explorer.records import InputError, ModelRef
 from tests.measuring import drained
 
 
@@ -114,7 +116,28 @@ def test_estimates_count_logits_and_square_matrices() -> None:
     tensors = [("model.embed_tokens.weight", "BF16", (128256, 64)), ("model.norm.weight", "BF16", (64,)), ("model.layers.0.down.weight", "BF16", (64, 256))]
     weight = sizes.Weight.of(tensors)
     assert (weight.vocabulary, weight.widest, weight.largest) == (128256, 256, 64 * 256) and sizes.WINDOW == request.LONGEST
-    assert sizes.beside(weight) == 16 * 64 * 256 + 20 * 256**2 and sizes.beside(sizes.Weight({}, 256 * 64, 0, 0, 64)) == 48 * 256 * 64
+    assert sizes.beside(weight) == 20 * 64 * 256 + 20 * 256**2 and sizes.beside(sizes.Weight({}, 256 * 64, 0, 0, 64)) == 48 * 256 * 64
     assert sizes.scoring(128256) == 6 * 128256 * 2048 and sizes.scoring(4096) == 2 * 6 * 4096 * 2048
     for estimate in (sizes.whole, sizes.offloaded):
         assert estimate(weight, True) > sizes.scoring(128256) + sizes.ROOM
+
+
+@pytest.mark.parametrize("limit", [2**19, 2**20])
+def test_scoring_takes_what_the_estimates_count_a_logit(limit: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Of a vocabulary so large that activations are little beside it; one window a pass, and two."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.setattr(sizes, "PASS", limit)
+    monkeypatch.setattr(likelihood, "AT_ONCE", 2**14)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, head_dim=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False).to(gpu)
+    loaded = LoadedModel(ModelRef("tiny", "0"), model, None, gpu, 64)
+    rows = torch.randint(0, 8192, (4, 64), generator=torch.Generator().manual_seed(0)).to(gpu)
+    subject = Subject(loaded, {}, {}, linears(model), rows, 0.0, kv_bits=4)  # scored twice, the second time in parts
+    before = pretended_gpu.held.bytes
+    pretended_gpu.held.start()
+    drained(metrics()["quality"].measure(subject))
+    passed = limit if limit >= 2 * 64 * 8192 else 64 * 8192
+    assert 4 * passed < pretended_gpu.held.peak - before < sizes.LOGIT * passed + 30 * 2**14 + 2**19

@@ -55,6 +55,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
             with subject.quantized():
                 logits = chunked_logits(model, batch, subject.kv_bits)[:, :-1].flatten(0, 1)
         rows.append(token_statistics(reference, logits, batch[:, 1:].flatten()))
+        del reference, logits  # else they are held while the next are made
     shape = (len(subject.windows), -1)
     yield from summarise({key: torch.cat([row[key] for row in rows]).cpu().view(shape) for key in rows[0]})
 
