@@ -89,7 +89,7 @@ def one_rate(reports: Sequence[Report]) -> list[Report]:
     """Reports that are shown together, with their bandwidth limits from one read rate of memory for each device: the best that any of them read there,
     because other work only ever slows reads; recorded ones and those measured now apart. The limits then say in n how many readings there were.
 
-    A limit that does not say its rate is left out: nobody knows how many bytes it is for.
+    A limit that does not say its rate is left out beside those that do: nobody knows how many bytes it is for. Where none says it, all stay.
     """
     read: dict[tuple[Any, bool], list[Report]] = {}
     for report in reports:
@@ -108,10 +108,10 @@ def timed_at(report: Report) -> tuple[Any, bool]:
 def limited(report: Report, best: Report | None, count: int) -> Report:
     """A report with the limit that the rate of the best of `count` readings allows."""
     limit, moved = known(report, "decode_limit"), known(report, "decode_bandwidth")
-    if limit is None:
+    if limit is None or best is None:
         return report
     kept = tuple(m for m in report.measurements if m.layer or m.metric not in (*LIMITS, "decode_bandwidth_waited", "decode_bound"))
-    if moved is None or best is None:
+    if moved is None:
         return dataclasses.replace(report, measurements=kept)
     rate, waited, speed = best.find("decode_bandwidth"), best.find("decode_bandwidth_waited"), known(report, "decode_tokens_per_second")
     most = limit.value * rate.value / moved.value
@@ -135,7 +135,7 @@ def counted(found: Measurement, report: Report) -> str:
     if not found.n:
         return ""
     if found.metric in LIMITS:
-        return f"from the best of {found.n:,} readings of memory" if found.n > 1 else "from one reading of memory"
+        return f"from the best of {found.n:,} readings of memory" if found.n > 1 else "from one reading of memory" if found.n else "from a reading of its own"
     text = report.experiment.calibration if found.metric.startswith("calibration") else report.experiment.evaluation
     windows, rest = divmod(found.n + found.bad, max(1, text.length - 1))
     if not found.metric.startswith(SCORED) or rest or not windows:

@@ -44,6 +44,7 @@ def test_a_limit_that_does_not_say_its_rate_is_left_out() -> None:
     silent = Report(FOUR.experiment, tuple(m for m in FOUR.measurements if m.metric != "decode_bandwidth"), FOUR.provenance)
     shown = one_rate([silent, FOUR])
     assert known(shown[0], "decode_limit") is None and known(shown[1], "decode_limit")
+    assert one_rate([silent]) == [silent], "where none says its rate there is none to prefer"
     points = [tradeoffs.point_of(r, str(i), "measured now") for i, r in enumerate(shown)]
     said = tradeoffs.summary({"points": points, "view": "roofline"})
     assert "1 more do not say the rate" in said and "from one reading of memory" in said
