@@ -14,7 +14,7 @@ from torch import Tensor
 
 WIDTH = 8  # weights a point
 SHIFT = 0.25
-ROWS = 2**12  # runs of weights looked up at once: each takes 256 costs and scores, and those of ROWS fit a large cache
+ROWS = 2**14  # runs of weights looked up at once: each takes several rows of 256 numbers, and smaller parts keep several threads waiting for each other
 MIDDLE, CODE_STEP = 7.5, 0.5  # a coordinate as a 4-bit code: (code - MIDDLE) * CODE_STEP
 
 

@@ -30,6 +30,9 @@ class OneLinear(torch.nn.Module):
     def forward(self, batch: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         return SimpleNamespace(logits=self.layer(self.inputs[batch]))
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.layer
+
 
 def test_block_weights_round_inputs_in_blocks() -> None:
     draw = torch.Generator().manual_seed(0)
