@@ -24,7 +24,7 @@ from explorer.records import Answer, Measurement, Report, plain, report_from
 from explorer.store import Store, bytes_from, place_from
 
 ALWAYS = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement")
-KEPT = ("label", "device", "torch", "date", "kernel_summary", "text", "calibration", "prompt")
+KEPT = ("label", "instead", "device", "torch", "date", "kernel_summary", "text", "calibration", "prompt")
 
 
 class Seen:

@@ -50,7 +50,7 @@ def merged(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def instead(subject: Subject, spec: QuantSpec) -> str:
     """Which other formats layers got in place of the one that was asked for, such as "36 of 42 layers q5_0"; "" for none."""
     method = build(spec.method, dict(spec.params)).for_model(subject.loaded.model.config.to_dict())
-    others = Counter(other for name, layer in subject.layers.items() if (other := method.stored_as(layer.shape, name)))
+    others = Counter(other for name in subject.layers if (other := method.stored_as(tuple(subject.originals[name].weight.shape), name)))
     return ", ".join(f"{count} of {len(subject.originals)} layers {other}" for other, count in others.items())
 
 

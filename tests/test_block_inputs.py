@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build, label_of
 from explorer.qlinear import QuantizedLinear, join
 from explorer.qtensor import concatenate
@@ -145,7 +146,7 @@ def test_joined_layers_are_the_separate_ones(method: str, params: dict, activati
     """And NVFP4's scales of a joined layer are still E4M3 numbers times the unit that the layers share, and so is what its inputs are multiples of."""
     made, generator = build(method, params | {"activation": activation}), torch.Generator().manual_seed(7)
     weights = {name: torch.randn(n, 256, generator=generator).bfloat16() * size for name, n, size in (("q", 64, 0.1), ("k", 32, 0.5), ("v", 32, 0.02))}
-    read = 1.3 * inputs.float() if made.reads_inputs() else None
+    read = InputStatistics.of(1.3 * inputs) if made.reads_inputs() else None
     tensors = [q for _, q in made.quantize_together(weights, read, None)]
     layers = [QuantizedLinear(q, None, CPU) for q in tensors]
     together = join(layers)
@@ -162,10 +163,10 @@ def test_names_and_what_is_read() -> None:
         made = build(method, {"activation": activation})
         assert label_of(made) == label and made.reads_inputs() == ((method, activation) == ("nvfp4", "block"))
     assert build("mxfp", {"element": "e4m3", "activation": "e4m3"}) == build("mxfp", {"element": "e4m3", "activation": "block"})
-    weight, read = torch.randn(32, 64), torch.full((4, 64), -26.88)
+    weight, read = torch.randn(32, 64), InputStatistics.of(torch.full((4, 64), -26.88))
     assert build("nvfp4", {"activation": "block"}).quantize(weight, read).activation == Activation("e2m1", "nvfp4", pytest.approx(0.01))
     assert build("mxfp", {"activation": "e4m3"}).quantize(weight, None).activation == Activation("e4m3", "mx")
-    unread = build("nvfp4", {"activation": "block"}).quantize(weight, torch.zeros(4, 64))  # calibration text that never reached the layer
+    unread = build("nvfp4", {"activation": "block"}).quantize(weight, InputStatistics.of(torch.zeros(4, 64)))  # calibration text that never reached the layer
     assert unread.activation.scale > 0 and multiply(torch.zeros(2, 64), unread.weight()).abs().max() == 0
 
 
@@ -173,7 +174,7 @@ def test_nvfp4_clips_inputs_beyond_what_calibration_saw_and_mx_does_not(inputs: 
     weight, x = torch.randn(32, 256, generator=torch.Generator().manual_seed(8)), inputs.float()
     errors = {}
     for method in ("nvfp4", "mxfp"):
-        q = build(method, {"activation": "block"}).quantize(weight, x)
+        q = build(method, {"activation": "block"}).quantize(weight, InputStatistics.of(x))
         for times in (1, 16):
             exact = times * x @ weight.T
             errors[method, times] = ((multiply(times * x, q.weight()) - exact).norm() / exact.norm()).item()

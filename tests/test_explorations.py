@@ -113,18 +113,18 @@ def of_another_model(report: Report) -> Report:
 
 def test_points_follow_the_model_that_is_compared(shell: Shell) -> None:
     points, demo = Points(shell), Held().after(SEED)
-    assert points.arrived(demo.text(), "bits", "kld_mean", SEED) == [gr.skip()] * 6, "what is drawn is not drawn again"
+    assert points.arrived(demo.text(), "bits", "kld_mean", SEED) == [gr.skip()] * 7, "what is drawn is not drawn again"
     page = [of_another_model(SEED[0]), of_another_model(SEED[2])]
     for report in page:
         shell.shelf.add(report)
-    where, _, words, table, held, card = points.arrived(demo.text(), "bits", "kld_mean", page)
+    where, _, words, _, table, held, card = points.arrived(demo.text(), "bits", "kld_mean", page)
     assert "other&lt;b&gt; @ r2" in where and "2 of this page" in where and "All points of other&lt;b&gt;" in table and "Click a point" in card
     assert table.count("data-pick='report:") == 1 and "Of 1 configurations" in words and "recorded" not in table
     bare = points.arrived(demo.text(), "bits", "kld_mean", page[:1])
-    assert "Nothing measured of other&lt;b&gt; yet" in bare[0] and "press Run sweep" in bare[0] and "data-pick" not in bare[3]
+    assert "Nothing measured of other&lt;b&gt; yet" in bare[0] and "press Run sweep" in bare[0] and "data-pick" not in bare[4]
     swept = list(points.sweep("demo", ["rtn"], [4], [64], held, "bits", "kld_mean", *OPTIONS))[-2]
     assert "<b>demo" in swept[1] and "recorded" in swept[1], "the model that was swept is shown"
-    assert points.arrived(swept[-1], "bits", "kld_mean", page) == [gr.skip()] * 6, "until another comes to Compare"
+    assert points.arrived(swept[-1], "bits", "kld_mean", page) == [gr.skip()] * 7, "until another comes to Compare"
     assert "<b>demo" in points.arrived(held, "bits", "kld_mean", SEED)[0]
 
 

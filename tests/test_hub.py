@@ -124,7 +124,7 @@ def test_too_large_is_refused_with_no_weight_byte(hub: Hub, server: StandIn, mon
         hub = Hub(dataclasses.replace(hub.settings, cache_bytes=100_000))
     else:
         monkeypatch.setattr(models, "free_memory", lambda device: 10**8)
-    with pytest.raises(InputError, match="at most 0.0 GB are kept" if limit == "disk" else "0.00 billion parameters and needs about 0.5 GB"):
+    with pytest.raises(InputError, match="at most 0.0 GB are kept" if limit == "disk" else "0.00 billion parameters and needs about 0.6 GB"):
         models.load(ref, CPU, hub)
     assert sum(server.sent.values()) == 0 and not (hub.settings.cache / "someone--tiny").exists()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer import models
-from explorer.calibration import first_inputs, record_inputs
+from explorer.calibration import advance, first_inputs, record_inputs
 from explorer.data import text_of
 from explorer.hub import Hub
 from explorer.input_statistics import InputStatistics
@@ -38,13 +38,12 @@ def layers() -> list[Layer]:
     for half in ("calibration", "evaluation"):
         batches, arguments = first_inputs(loaded, models.windows(loaded, text_of("bundled", half), 4096, 512))
         names = {id(layer): name for name, layer in linears(loaded.model).items()}
-        for block in blocks(loaded.model):
-            found = record_inputs(block, batches, arguments, {names[id(m)]: m for m in block.modules() if id(m) in names})
+        for block, given in zip(blocks(loaded.model), arguments, strict=True):
+            found = record_inputs(block, batches, given, {names[id(m)]: m for m in block.modules() if id(m) in names})
             for name, x in found.items():
                 inputs[name].append(x.float())
             with torch.no_grad():
-                outputs = [block(hidden, **arguments) for hidden in batches]
-            batches = [o[0] if isinstance(o, tuple) else o for o in outputs]
+                advance(block, batches, given)
     assert DEMO.is_dir() and all(len(pair) == 2 for pair in inputs.values())
     return [Layer(name, layer.weight.float(), *inputs[name], *(x.T @ x for x in inputs[name])) for name, layer in linears(loaded.model).items()]
 
@@ -136,7 +135,7 @@ def test_rounded_inputs_cost_something_and_eight_bits_little(layers: list[Layer]
         total = 0.0
         for layer in layers[::4]:
             x = layer.held_out[:512].bfloat16()
-            q = made.quantize(layer.weight, layer.seen if made.reads_inputs() else None)
+            q = made.quantize(layer.weight, InputStatistics.of(layer.seen, gram=False) if made.reads_inputs() else None)
             exact = x.float() @ layer.weight.T
             total += ((multiply(x, q.weight()) - exact).square().sum() / exact.square().sum()).item()
         found[method, activation] = total

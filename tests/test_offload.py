@@ -122,7 +122,7 @@ def test_a_gpu_holds_packed_layers_and_one_weight_at_a_time(
 
 def test_what_fits_neither_way_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "free_memory", lambda device: 10**8)
-    with pytest.raises(InputError, match=r"needs about 0\.5 GB of memory .* this machine has 0\.1 GB free"):
+    with pytest.raises(InputError, match=r"needs about 0\.6 GB of memory .* this machine has 0\.1 GB free"):
         loaded(folder)
 
 

@@ -18,6 +18,7 @@ import gradio as gr
 from explorer import checkpoint
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit
+from explorer.input_statistics import InputStatistics
 from explorer.methods import build
 from explorer.planner import LAYOUTS, Plan, kv_bytes, need, stored_bits
 from explorer.records import InputError
@@ -47,7 +48,7 @@ def test_a_format_is_counted_as_its_method_stores_it(name: str) -> None:
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(32, 512, generator=torch.Generator().manual_seed(1))
     folded = 512 * 16 if name == "awq" else 0  # its input scales, which the norm before takes, where there is one
-    assert build(method, params).quantize(weight, inputs).stored_bits() - folded == stored_bits(64, 512, Plan(format=name))
+    assert build(method, params).quantize(weight, InputStatistics.of(inputs)).stored_bits() - folded == stored_bits(64, 512, Plan(format=name))
     assert stored_bits(64, 100, Plan(format=name)) == (64 * 100 * 16 if LAYOUTS[name].block else 64 * (100 * 8 + 32)), "blocks that divide no row"
 
 

@@ -75,7 +75,7 @@ class Sample:
     def of(cls, weight: Tensor, method: Method, layer: str, row: int, clip: float) -> Sample:
         n = weight.shape[0]
         long = method.name == "kquant" or (getattr(method, "clip", False) and method.granularity != "tensor")
-        spread = torch.linspace(0, n - 1, min(SAMPLE, n)).long() if long else torch.arange(n)
+        spread = torch.arange(few := min(SAMPLE, n)) * (n - 1) // max(1, few - 1) if long else torch.arange(n)
         rows = torch.cat([spread, torch.tensor([row])]).unique()
         part = weight[rows] if long else weight
         tensor = quantized(method, part, layer, clip)
