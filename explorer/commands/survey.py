@@ -60,7 +60,7 @@ def work(args: argparse.Namespace) -> None:
     reports = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric in SURVEYED)) for r in reports]
     rows = [plain(report) for report in reports]
     for row in rows:
-        row["provenance"] = {name: row["provenance"].get(name) for name in ("label", "device", "torch", "date", "kernel_summary", "text")}
+        row["provenance"] = {name: row["provenance"].get(name) for name in ("label", "instead", "device", "torch", "date", "kernel_summary", "text")}
     kept = [row for row in json.loads(SURVEY.read_text()) if row["experiment"]["spec"]["method"] not in wanted] if args.methods else []
     SURVEY.write_text("[\n" + ",\n".join(map(json.dumps, [*kept, *rows])) + "\n]\n")
     print(f"wrote {SURVEY.name}: {len(reports)} reports, {len(kept)} kept", file=sys.stderr)
