@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +28,28 @@ ALWAYS = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1
 KEPT = ("label", "instead", "device", "torch", "date", "kernel_summary", "text", "calibration", "prompt")
 
 
-class Seen:
-    """A report that notes what is read of it: (metric, layer), with "*" for all layers."""
+@dataclass(frozen=True)
+class Seen(Report):
+    """A report that notes what is read of it, also through a copy with other numbers: (metric, layer), with "*" for all layers."""
 
-    def __init__(self, report: Report) -> None:
-        self._report, self.read = report, {(metric, "") for metric in ALWAYS}
-        self.name, self.experiment, self.provenance = report.name, report.experiment, report.provenance
+    read: set[tuple[str, str]] = field(default_factory=lambda: {(metric, "") for metric in ALWAYS})
+
+    @classmethod
+    def of(cls, report: Report) -> Seen:
+        return cls(report.experiment, report.measurements, report.provenance)
 
     def find(self, metric: str, layer: str = "") -> Measurement | None:
         self.read.add((metric, layer))
-        return self._report.find(metric, layer)
-
-    def value(self, metric: str, layer: str = "") -> Any:
-        found = self.find(metric, layer)
-        return None if found is None else found.value
+        return super().find(metric, layer)
 
     def by_layer(self, metric: str) -> dict[str, Any]:
         self.read.add((metric, "*"))
-        return self._report.by_layer(metric)
+        return super().by_layer(metric)
 
     def trimmed(self) -> dict:
         """The JSON form of the report with what was read, to six digits."""
-        report = self._report
-        kept = [m for m in report.measurements if (m.metric, m.layer) in self.read or (m.layer and (m.metric, "*") in self.read)]
-        data = plain(report)
-        data["measurements"] = [plain(m) for m in kept]
-        data["provenance"] = {name: report.provenance[name] for name in KEPT if name in report.provenance}
+        kept = [m for m in self.measurements if (m.metric, m.layer) in self.read or (m.layer and (m.metric, "*") in self.read)]
+        data = plain(Report(self.experiment, tuple(kept), {name: self.provenance[name] for name in KEPT if name in self.provenance}))
         for text in (data["experiment"]["evaluation"], data["experiment"]["calibration"]):
             text["text"] = ""  # texts are written anew by name
         return json.loads(json.dumps(data), parse_float=lambda text: float(f"{float(text):.6g}"))
@@ -99,14 +96,14 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="measure only what is not recorded yet; new figures or metrics of old runs need a whole record")
     args = parser.parse_args()
     runner = LocalRunner(Store(args.store, bytes_from()))
-    reports = {name: Seen(report) for name, report in recorded().items() if args.keep}
+    reports = {name: Seen.of(report) for name, report in recorded().items() if args.keep}
     answers = dict(recorded_answers()) if args.keep else {}
     for name, ask in named_runs().items():
         if seed := seeded(ask):
-            reports[name] = Seen(seed)
+            reports[name] = Seen.of(seed)
         elif name not in reports:
             positional, options = ask.arguments()
-            reports[name] = Seen(last_report(runner.run(*positional, **options)))
+            reports[name] = Seen.of(last_report(runner.run(*positional, **options)))
             print(name, file=sys.stderr, flush=True)
     for name, (task, arguments) in named_tasks().items():
         if name not in answers:
