@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from explorer.figures import COLOURS, DASHES, Figure, Plot, layout, plot, with_metrics
-from explorer.records import QuantSpec, Report
+from explorer.records import Report
 
 EMPTY = 0.5  # where a bin without weights is drawn on the log axis, just below what is shown
 
@@ -28,8 +28,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
         line = {"color": COLOURS[i % 5], "dash": DASHES[i % 5], "width": 1.6, "shape": "hvh"}
         counts = value["after"]
         data.append({"type": "scatter", "mode": "lines", "x": middles, "y": [max(c, EMPTY) for c in counts], "name": report.name, "line": line})
-        grid = used(value["grid"], report.experiment.spec)
-        if grid:
+        if grid := value["grid"]:
             marker = {"symbol": "line-ns-open", "size": 9, "color": COLOURS[i % 5], "line": {"width": 1 if len(grid) <= 64 else 0.5}}
             data.append(
                 {"type": "scatter", "mode": "markers", "x": grid, "y": [-0.03 * (i + 1)] * len(grid), "yaxis": "y2", "marker": marker,
@@ -40,12 +39,6 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     shape["yaxis"]["range"] = [math.log10(0.7), math.log10(2 * top)]
     shape["yaxis2"] = {"domain": [0, 0.15], "visible": False, "range": [-0.17, 0.01]}
     return plot(data, shape)
-
-
-def used(grid: Sequence[float], spec: QuantSpec) -> Sequence[float]:
-    """The grid without the lowest code of symmetric rounding to nearest, which no weight takes; older reports still hold it."""
-    unused = spec.method == "rtn" and spec.get("symmetric") and not spec.get("full_range") and not spec.get("clip")
-    return grid[1:] if unused and len(grid) == 2 ** int(spec.get("bits") or 0) else grid
 
 
 def summary(reports: Sequence[Report], layer: str) -> str:
