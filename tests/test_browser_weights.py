@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.driving import browser_test, open_tab, visit
+from tests.driving import browser_test, open_tab, settle, visit
 
 pytestmark = browser_test
 WAIT = 60_000  # milliseconds
@@ -29,6 +29,7 @@ def test_a_planted_outlier_empties_its_group(browser, address: str) -> None:
     group.locator(".ms-facts div", has_text="become exactly 0, group").locator("b", has_text="100%").wait_for(timeout=WAIT)
     page.click("#ms-outlier")
     group.locator("h3", has_not_text="row 0, group 0").first.wait_for(timeout=WAIT)
+    settle(page)  # the jump empties the box that is filled next
     page.locator("#ms-typed textarea, #ms-typed input").fill("not a number")
     page.keyboard.press("Enter")
     page.locator("#weights-status .error", has_text="must be numbers").wait_for(timeout=WAIT)
