@@ -1,6 +1,6 @@
 """y = x W^T + b in bfloat16 where a CPU has no bfloat16 units: many rows go through float32. Knows tensors only.
 
-torch then multiplies bfloat16 with plain loops, at 2 to 10 times the time of its float32 product. Numbers in bfloat16 are exact in float32, and both
+torch then multiplies bfloat16 with plain loops, which takes several times as long as its float32 product. Numbers in bfloat16 are exact in float32, and both
 ways add in float32, so the result is the same up to the order of the sum.
 """
 

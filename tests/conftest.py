@@ -116,3 +116,12 @@ def desk(browser, address: str) -> Iterator[tuple]:
     page, wrong = visit(browser, address, 1440, 900)
     yield page, wrong
     page.close()
+
+
+@pytest.fixture(scope="module")
+def weight():
+    """[64, 256] bfloat16 values, as checkpoints hold them, so that ties between two codes occur."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    return (torch.randn(64, 256, generator=generator) * torch.rand(64, 1, generator=generator)).bfloat16().float()

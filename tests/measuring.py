@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from explorer import experiment
 from explorer.metrics import metrics
@@ -27,3 +28,8 @@ def drained(steps: Iterator) -> Any:
             next(steps)
         except StopIteration as end:
             return end.value
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """How far a is from b, relative to b's norm."""
+    return ((a - b).norm() / b.norm()).item()

@@ -14,17 +14,7 @@ from explorer.methods.mixed import Mixed
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Experiment, InputError, ModelRef, Report, TextRef
 from explorer.saving.ggml_blocks import packed
-
-
-@pytest.fixture(scope="module")
-def weight() -> torch.Tensor:
-    """[64, 256] bfloat16 values, as checkpoints hold them, so that ties between two codes occur."""
-    generator = torch.Generator().manual_seed(3)
-    return (torch.randn(64, 256, generator=generator) * torch.rand(64, 1, generator=generator)).bfloat16().float()
-
-
-def error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
+from tests.measuring import error
 
 
 def gguf_bytes(q: QuantizedTensor, name: str) -> numpy.ndarray:

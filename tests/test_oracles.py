@@ -10,17 +10,7 @@ from explorer.methods import build
 from explorer.methods.nf4 import NF4
 from explorer.qtensor import dynamic_code
 from explorer.rotation import PALEY, Rotation, hadamard
-
-
-@pytest.fixture(scope="module")
-def weight() -> torch.Tensor:
-    """[64, 256] bfloat16 values, as checkpoints hold them, so that ties between two codes occur."""
-    generator = torch.Generator().manual_seed(3)
-    return (torch.randn(64, 256, generator=generator) * torch.rand(64, 1, generator=generator)).bfloat16().float()
-
-
-def error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
+from tests.measuring import error
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -21,7 +21,7 @@ LANES = {"tensor": ("tensor",), "channel": ("tensor", "channel"), "group": ("cha
 def spread(pieces: Tensor) -> Tensor:
     """Which of the pieces [P, n] are shown: at most LINES, evenly spaced in the order of their ranges, narrowest first."""
     order = (pieces.amax(1) - pieces.amin(1)).argsort(stable=True)
-    return order[torch.linspace(0, len(order) - 1, min(LINES, len(order))).long()]
+    return order[torch.arange(few := min(LINES, len(order))) * (len(order) - 1) // max(1, few - 1)]
 
 
 def grids(pieces: Tensor, sharing: Tensor, bits: int, symmetric: bool) -> list[dict[str, Any]]:
