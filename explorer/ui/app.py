@@ -129,10 +129,9 @@ def _compared(shell: Shell) -> Any:
     compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
         shell.compared = gr.Dropdown(
-            **compared, label="Compared", elem_id="compared",
-            info="Up to four configurations beside the 16-bit baseline; × takes one off the page, Run adds one.", scale=7,
-        )  # fmt: skip
-        shell.layer = gr.Dropdown(**layer, label="Layer", info="In all tabs.", elem_id="layer", filterable=False, scale=2, min_width=150)
+            **compared, label="Compared: up to four beside the 16-bit baseline; × takes one off the page, Run adds one", elem_id="compared", scale=8
+        )
+        shell.layer = gr.Dropdown(**layer, label="Layer, in all tabs", elem_id="layer", filterable=False, scale=1, min_width=140)
     return gr.HTML("", elem_id="whose", padding=False, visible=False)
 
 
