@@ -29,6 +29,8 @@ class Layout:
 LAYOUTS = {
     "fp8": Layout("FP8, a scale a row", 8, 0, 32),
     "nvfp4": Layout("NVFP4", 4, 16, 8, 32),
+    "q6_k": Layout("Q6_K (GGUF)", 6, 256, 144),
+    "q5_k": Layout("Q5_K (GGUF)", 5, 256, 128),
     "q4_k": Layout("Q4_K (GGUF)", 4, 256, 128),
     "mxfp4": Layout("MXFP4", 4, 32, 8),
     "awq": Layout("AWQ, 4-bit g128 with zeros", 4, 128, 20),

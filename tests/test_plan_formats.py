@@ -29,6 +29,7 @@ from explorer.ui.points import survey
 
 METHODS = {
     "awq": ("awq", {"bits": 4, "group_size": 128}), "mxfp4": ("mxfp", {"element": "e2m1"}), "nvfp4": ("nvfp4", {}), "q4_k": ("kquant", {"format": "q4_k"}),
+    "q5_k": ("kquant", {"format": "q5_k"}), "q6_k": ("kquant", {"format": "q6_k"}),
     "fp8": ("fp8", {"granularity": "channel"}),
 }  # fmt: skip
 PRICE, USERS, DEVICE, KV, FORM = 9, 7, 8, 5, 11
@@ -55,7 +56,7 @@ def test_a_format_is_counted_as_its_method_stores_it(name: str) -> None:
 def test_formats_in_bits_a_weight() -> None:
     model = presets()["llama-3.1-70b"]
     found = {name: need(model, Plan(format=name)).bits_per_weight for name in LAYOUTS}
-    assert found == pytest.approx({"fp8": 8.0, "nvfp4": 4.5, "q4_k": 4.5, "mxfp4": 4.25, "awq": 4.15625}, abs=0.005)
+    assert found == pytest.approx({"fp8": 8.0, "nvfp4": 4.5, "q6_k": 6.5625, "q5_k": 5.5, "q4_k": 4.5, "mxfp4": 4.25, "awq": 4.15625}, abs=0.005)
     assert kv_bytes(model, 1000, 8, scaled=False) == kv_bytes(model, 1000, 16) / 2 < kv_bytes(model, 1000, 8)
     for wrong in ({"format": "zip"}, {"kv_float": True, "kv_bits": 4}):
         with pytest.raises(InputError):
@@ -85,7 +86,7 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
     card, plan = next(one for one in ACCELERATORS if one.name == "T4"), Plan(users=1)
     model = presets()["llama-3.1-8b"]
     _, said = solved(_0="llama-3.1-8b", _8="T4", _7=1)
-    assert "the widest format in which llama-3.1-8b fits for 1 user at 8,192 tokens is INT8" in said and "--method rtn --bits 8" in said
+    assert "in which llama-3.1-8b fits for 1 user at 8,192 tokens is INT8" in said and "--method rtn --bits 8" in said
     assert not any(fit(model, dataclasses.replace(plan, **one.plan), card).count == 1 for one in goal.widths(card)[:1]), "16 bits do not fit"
     bound = fit(model, dataclasses.replace(plan, **goal.INT8.plan), card).bound
     assert f"at most {bound:,.0f} tokens/s" in said and "perplexity by +0.02%" in said and "11 M model" in said

@@ -35,7 +35,12 @@ def run(method: str, **params: int | str | bool) -> QuantSpec:
 LOADED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")  # of the counted families those that `save` takes
 GGUF = ("llama", "mistral", "qwen2", "qwen3")  # those that it writes as one file for llama.cpp
 MXFP4 = Width("MXFP4", {"format": "mxfp4"}, run("mxfp", element="e2m1"), "--method mxfp --element e2m1")  # its blocks divide what groups of 128 do not
+Q6_K, Q5_K, Q4_K = (
+    Width(name.upper(), {"format": name}, run("kquant", format=name), f"--method kquant --format {name} --as gguf") for name in ("q6_k", "q5_k", "q4_k")
+)  # llama.cpp runs them on any card
 INTEGERS = (
+    Q6_K,
+    Q5_K,
     Width("AWQ (4-bit g128)", {"format": "awq"}, run("awq", bits=4), "--method awq --bits 4 --group-size 128"),
     MXFP4,
     Width("3-bit g128", {"format": "", "bits": 3, "group": 128, "zeros": False}, run("gptq", bits=3, symmetric=True, full_range=False, rotate=False)),
@@ -46,13 +51,15 @@ FLOAT8 = Width("FP8", {"format": "fp8"}, run("fp8", element="e4m3", granularity=
 INT8 = Width("INT8 (a scale a row)", {"format": "", "bits": 8, "group": 0, "zeros": False}, run("absmax"), "--method rtn --bits 8 --granularity channel")
 FILES = (
     Width("Q8_0", {"format": "", "bits": 8, "group": 32, "zeros": False}, run("absmax"), "--method kquant --format q8_0 --as gguf"),
-    Width("Q4_K", {"format": "q4_k"}, run("kquant", format="q4_k"), "--method kquant --format q4_k --as gguf"),
+    Q6_K,
+    Q5_K,
+    Q4_K,
 )  # what llama.cpp runs on unified memory
 
 
 def widths(card: Accelerator) -> tuple[Width, ...]:
     """The formats that a card's usual software loads, the widest first."""
-    return (WHOLE, *FILES, *INTEGERS[2:]) if not card.linked else (WHOLE, FLOAT8 if card.fp8 else INT8, *INTEGERS)
+    return (WHOLE, *FILES, *INTEGERS[-2:]) if not card.linked else (WHOLE, FLOAT8 if card.fp8 else INT8, *INTEGERS)
 
 
 def cost(width: Width, recorded: Mapping[str, Report]) -> str:
@@ -82,9 +89,11 @@ def goal(model: Architecture, plan: Plan, card: Accelerator, recorded: Mapping[s
     width, asked, found = one
     left = card.bytes() - on_each(model, asked, need(model, asked), 1)
     text = (
-        f"On one {name} the widest format in which {escape(model.name)} fits for {who} is <b>{escape(width.name)}</b>: {gigabytes(left)} of what may be "
-        f"filled stay free, and it decodes at most {found.bound:,.0f} tokens/s in all {mark}. "
+        f"On one {name} the widest format of those that its usual software loads in which {escape(model.name)} fits for {who} is "
+        f"<b>{escape(width.name)}</b>: {gigabytes(left)} of what may be filled stay free, and it decodes at most {found.bound:,.0f} tokens/s in all {mark}. "
     )
+    if need(model, plan).bits_per_weight > need(model, asked).bits_per_weight and fit(model, plan, card).count == 1:
+        text += f"The {need(model, plan).bits_per_weight:.3g} bits a weight chosen above fit, too, where something loads them. "
     if width is WHOLE:
         return f"<p class='see'>{text}Nothing need be quantized: load the checkpoint as it is published.</p>"
     paid = cost(width, recorded)
