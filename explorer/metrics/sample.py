@@ -9,7 +9,7 @@ from explorer.decode import Decoder
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
 
-PROMPT = "The database server stores each table in"
+PROMPT = "To build the library from source,"  # the bundled model goes on for 60 tokens without a loop, so that one in a text is the rounding's
 NEW = 60
 
 

@@ -21,7 +21,7 @@ from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples, texts
 
 PROMPTS = {
-    "Databases": "The database server stores each table in",
+    "Building": "To build the library from source,",
     "Python": "def main():\n    parser = argparse.ArgumentParser(",
     "Lists": "The following options are available:\n\n- ",
     "History": "In the year 1815, the emperor of France",
@@ -38,7 +38,7 @@ def build(shell: Shell) -> View:
         "tells its numbers.",
     )
     with gr.Row(elem_id="prompt-row"):
-        prompt = gr.Textbox(PROMPTS["Databases"], label="Prompt", lines=5, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
+        prompt = gr.Textbox(PROMPTS["Building"], label="Prompt", lines=5, max_lines=8, max_length=8000, scale=4, min_width=280, elem_id="prompt")
         with gr.Column(scale=2, min_width=240):
             new = gr.Slider(16, 256, value=64, step=16, label="New tokens")
             with gr.Row():
