@@ -24,10 +24,9 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    """Yields no Measurement for weights that come from their files at every token: that would be the disk's speed."""
+    """Raises NoRoom for weights that come from their files at every token: that would be the disk's speed."""
     loaded = subject.loaded
-    if subject.read_from_files():
-        return
+    subject.require_memory()
     with subject.quantized():
         decoder = Decoder(loaded, PROMPT + NEW + 8, subject.kv_bits)
         prompt = subject.windows[:1, :PROMPT]
