@@ -122,6 +122,11 @@ def keep(store: Store, whole: _Whole) -> str:
     return ""
 
 
+def outdated(provenance: dict[str, Any], device: torch.device) -> bool:
+    """Whether what is stored lacked memory ("needs", bytes) that is free now."""
+    return provenance.get("needs", math.inf) <= free_memory(device)
+
+
 def look_up(experiment: Experiment, store: Store, device: torch.device, again: bool = False) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """({metric name: what is stored}, {metric name: (metric, key) of what is not, is to be measured again, or lacked memory that is free now})."""
     found, missing = {}, {}
@@ -130,7 +135,7 @@ def look_up(experiment: Experiment, store: Store, device: torch.device, again: b
             continue
         key = metric_key(experiment, metric, device)
         stored = None if again and metric.per_device else store.get(key)
-        if stored is None or stored[1].get("needs", math.inf) <= free_memory(device):
+        if stored is None or outdated(stored[1], device):
             missing[name] = (metric, key)
         else:
             found[name] = stored

@@ -19,14 +19,14 @@ WINDOWS, BATCH = 8, 2  # scored at most, in one forward pass
 ROOM = 0.4  # share of the free memory that float32 copies of the weights may take
 
 
-def copies(loaded: LoadedModel) -> float:
-    """Bytes that must be free beside the model so that there is room for float32 copies of its weights."""
-    return 4 * sum(p.numel() for p in loaded.model.parameters()) / ROOM
-
-
 def fits_in_float32(loaded: LoadedModel) -> bool:
     """Whether float32 copies of the weights fit beside the model."""
-    return copies(loaded) <= free_memory(loaded.device)
+    return 4 * sum(p.numel() for p in loaded.model.parameters()) <= ROOM * free_memory(loaded.device)
+
+
+def room(loaded: LoadedModel) -> float:
+    """Bytes that must be free before the model is loaded, so that float32 copies then fit beside it."""
+    return sum(4 * p.numel() / ROOM + p.nbytes for p in loaded.model.parameters())
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     """KL(float32 || bfloat16), nats. Raises NoRoom for a model whose float32 copy does not fit."""
     model, rows, found = subject.loaded.model, subject.windows[:WINDOWS], []
     if not fits_in_float32(subject.loaded):
-        raise NoRoom(copies(subject.loaded) + sum(p.nbytes for p in model.parameters()))
+        raise NoRoom(room(subject.loaded))
     for batch in passes(model, rows, BATCH):
         yield Progress("noise of bfloat16", sum(map(len, found)), len(rows))
         rounded = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
