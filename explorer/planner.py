@@ -101,9 +101,13 @@ def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int
 
 
 def kv_bytes(model: Architecture, context: int, bits: int, scaled: bool = True) -> int:
-    """Bytes of one user's cache in all layers; those with a window keep no more than its tokens."""
-    full = cache_bytes(context, (model.layers - model.windowed) * model.cached, bits, scaled)
-    return full + cache_bytes(min(context, model.window), model.windowed * model.cached, bits, scaled)
+    """Bytes of one user's cache in all layers."""
+    return windowed_bytes(context, model.layers, model.windowed, model.window, model.cached, bits, scaled)
+
+
+def windowed_bytes(context: int, layers: int, windowed: int, window: int, values: int, bits: int, scaled: bool = True) -> int:
+    """The same from the numbers it takes: of so many layers that keep `values` values a token, those with a window keep no more than its tokens."""
+    return cache_bytes(context, (layers - windowed) * values, bits, scaled) + cache_bytes(min(context, window), windowed * values, bits, scaled)
 
 
 def copies(model: Architecture, devices: int) -> float:

@@ -94,6 +94,8 @@ def test_sizes_and_windows_equal_those_of_transformers(family: str, more: dict) 
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
     assert counted.windowed == kinds.count("sliding_attention") and counted.window == (window if counted.windowed else 0)
     assert architecture(config.to_dict(), family) == dataclasses.replace(counted, context=config.max_position_embeddings), "as transformers writes it"
+    if counted.latent is None:  # transformers keeps those keys and values spelt out
+        assert {bits: kv_bytes(counted, 100, bits) for bits in (16, 4)} == {bits: kvcache.bytes_at(config, 100, bits) for bits in (16, 4)}
 
 
 def test_the_demo_models_bytes_are_exact(demo: models.LoadedModel) -> None:
