@@ -63,7 +63,7 @@ def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) 
     sizes = [size for size in sizes if size == 1 or 4 * size * one < free_memory(loaded.device)]
     with subject.quantized():
         decoder = Decoder(loaded, context + NEW + 4, subject.kv_bits, max(sizes))
-        read = read_per_token(loaded.model)
+        read = read_per_token(loaded.model) + decoder.beyond
         matrices = [*(layer.weight for layer in subject.originals.values()), loaded.model.get_input_embeddings().weight]  # the head's shape
         multiplied = 2 * sum(math.prod(weight.shape) for weight in matrices)
         rows = subject.windows.flatten()
