@@ -117,7 +117,7 @@ def bytes_at(config: Any, context: int, bits: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or 0
-    windowed = windows(config.to_dict(), config.model_type, layers, window)
+    windowed = windows(config.to_dict(), config.model_type, layers, window) if window else 0
     return windowed_bytes(context, layers, windowed, window, 2 * heads * size, bits)  # keys and values of one token in a layer
 
 
