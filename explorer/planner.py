@@ -91,7 +91,7 @@ def stored_bits(n: int, k: int, plan: Plan) -> int:
 
 
 def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int:
-    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 tokens whole.
+    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 to 63 tokens whole.
     scaled: False for a float8 cache, which is bare.
     """
     if not scaled:
