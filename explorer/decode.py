@@ -24,7 +24,7 @@ class TransformersLoop:
     """
 
     name = "transformers"
-    copies = 0
+    copies = beyond = 0
 
     def __init__(self, model: Any, context: int, kv_bits: int = 16, batch: int = 1) -> None:
         self.model, self.context, self.kv_bits, self.batch = model, context, kv_bits, batch
@@ -70,7 +70,7 @@ class Decoder:
 
     `prefill` reads the prompt, `step` gives one more token each, in `token` [B, 1], and the logits it was taken from in `logits` [B, V]. `loop` names
     the forward pass that runs, `attention` what reads the cache, and `why` says why it is not our own loop. `eager` says why a GPU launches each kernel of
-    a step anew instead of replaying a graph; "" where it replays one, and on a CPU.
+    a step anew instead of replaying a graph; "" where it replays one, and on a CPU. `beyond`: see `Product`, of all products.
     """
 
     def __init__(self, loaded: LoadedModel, context: int, kv_bits: int = 16, batch: int = 1) -> None:
@@ -78,6 +78,7 @@ class Decoder:
         self.why = llama.refuses(loaded.model, context)
         self.forward = (TransformersLoop if self.why else llama.LlamaLoop)(loaded.model, context, kv_bits, batch)
         self.loop, self.copies, self.attention = self.forward.name, self.forward.copies, self.forward.attention
+        self.beyond = self.forward.beyond
         self.tokens = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
         self.token = self.tokens
         self.logits: Tensor | None = None

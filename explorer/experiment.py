@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ import torch
 
 from explorer import architectures, models
 from explorer.closure import code_version, modules_in
-from explorer.devices import default_device, device_name
+from explorer.devices import default_device, device_name, free_memory
 from explorer.held import Held
 from explorer.hub import Hub
 from explorer.methods import Method, build
-from explorer.metrics import Metric, Subject, metrics
+from explorer.metrics import Metric, NoRoom, Subject, metrics
 from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import put, quantized_head
@@ -50,7 +51,7 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
 @dataclass
 class Loader:
     """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last. hub: where models
-    that are not here come from.
+    that are not here come from. An offloaded model is loaded anew once there is room for it.
     """
 
     device: torch.device = field(default_factory=default_device)
@@ -60,7 +61,8 @@ class Loader:
     _sound: ModelRef | None = None
 
     def __call__(self, ref: ModelRef) -> LoadedModel:
-        if self._last is None or self._last.ref != ref:
+        last = self._last
+        if last is None or last.ref != ref or (last.offloaded and last.whole <= free_memory(self.device)):
             self._last = None
             self.held.clear()
             gc.collect()
@@ -120,15 +122,20 @@ def keep(store: Store, whole: _Whole) -> str:
     return ""
 
 
+def outdated(provenance: dict[str, Any], device: torch.device) -> bool:
+    """Whether what is stored lacked memory ("needs", bytes) that is free now."""
+    return provenance.get("needs", math.inf) <= free_memory(device)
+
+
 def look_up(experiment: Experiment, store: Store, device: torch.device, again: bool = False) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """({metric name: what is stored}, {metric name: (metric, key) of what is not, or is to be measured again})."""
+    """({metric name: what is stored}, {metric name: (metric, key) of what is not, is to be measured again, or lacked memory that is free now})."""
     found, missing = {}, {}
     for name, metric in metrics().items():
         if experiment.model.random and not metric.of_weights:
             continue
         key = metric_key(experiment, metric, device)
         stored = None if again and metric.per_device else store.get(key)
-        if stored is None:
+        if stored is None or outdated(stored[1], device):
             missing[name] = (metric, key)
         else:
             found[name] = stored
@@ -151,12 +158,15 @@ def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load
         subject, skipped = yield from prepared(experiment, method, texts, load, hold, weights)
         provenance = describe(subject, experiment, skipped)
         for name, (metric, key) in missing.items():
-            taken = []
-            for event in metric.measure(subject):
-                if isinstance(event, Measurement):
-                    taken.append(event)
-                yield event
-            yield _Whole(name, key, taken, provenance)
+            taken, lack = [], {}
+            try:
+                for event in metric.measure(subject):
+                    if isinstance(event, Measurement):
+                        taken.append(event)
+                    yield event
+            except NoRoom as error:
+                lack = {"needs": error.needs}
+            yield _Whole(name, key, taken, provenance | lack)
         del subject
 
 

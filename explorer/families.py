@@ -114,6 +114,8 @@ class Architecture:
         small = self.hidden + self.layers * a_layer
         if self.family == "gpt_oss":  # a sink for each head, a bias in the router and in each expert
             small += self.layers * (self.heads + self.experts * (1 + 2 * self.intermediate + self.hidden))
+        if self.family == "deepseek_v3":  # what the router adds to each expert's score to choose by
+            small += mixed * self.experts
         return {
             "attention": sum(one.parameters for one in self.attention()), "feed-forward": sum(one.parameters for one in self.feed_forward()),
             "router": mixed * self.experts * self.hidden, "embedding": self.vocabulary * self.hidden,

@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from explorer.families import windows
 from explorer.models import reading
+from explorer.planner import windowed_bytes
 from explorer.records import InputError
 
 GROUP, WINDOW = 32, 32  # tokens (of a key's channel) or channels (of a value) that share a scale; tokens that stay in 16 bits
@@ -109,12 +111,14 @@ def packed_tokens(length: int) -> int:
 
 
 def bytes_at(config: Any, context: int, bits: int) -> int:
-    """Bytes of the cache of one sequence of `context` tokens: what `KiviLayer.nbytes` comes to in all layers, or of a bfloat16 cache."""
+    """Bytes of the cache of one sequence of `context` tokens: what `KiviLayer.nbytes` comes to in all layers, or of a bfloat16 cache. Layers whose
+    attention sees a window need no more than its tokens, though a `KiviLayer` keeps them all.
+    """
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    values = 2 * config.num_hidden_layers * heads * size  # keys and values of one token
-    packed = 0 if bits == 16 else packed_tokens(context)
-    return values * (context - packed) * 2 + values * packed * bits // 8 + values * packed * 4 // GROUP
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or 0
+    windowed = windows(config.to_dict(), config.model_type, layers, window) if window else 0
+    return windowed_bytes(context, layers, windowed, window, 2 * heads * size, bits)  # keys and values of one token in a layer
 
 
 @torch.no_grad()

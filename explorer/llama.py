@@ -87,7 +87,8 @@ class LlamaLoop:
         self.eps, self.embedding = config.rms_norm_eps, weight
         self.blocks = [_block(layer, self.eps) for layer in body.layers]
         self.head, self.last = product([model.lm_head]), Norm(body.norm.weight, self.eps)
-        self.copies = self.head.copied + sum(p.copied for b in self.blocks for p in (b.qkv, b.out, b.gate_up, b.down))
+        products = [self.head, *(p for b in self.blocks for p in (b.qkv, b.out, b.gate_up, b.down))]
+        self.copies, self.beyond = sum(p.copied for p in products), sum(p.beyond for p in products)
         self.table = _rotary_table(body.rotary_emb, context, self.size, weight)
         self.no_turn = weight.new_tensor([1.0, 0.0]).view(2, 1, 1, 1, 1).expand(2, 1, self.keys, 2, self.size // 2)
         small = 2 * context * (self.queries + 2 * self.keys) * self.size * weight.element_size() <= TABLE

@@ -28,7 +28,7 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cach
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. length: of a window. offloaded:
-    it does not fit the device whole, see explorer/offload.py.
+    it does not fit the device whole, see explorer/offload.py. whole: bytes of the device that it takes whole, 0 for random weights.
     """
 
     ref: ModelRef
@@ -37,6 +37,7 @@ class LoadedModel:
     device: torch.device
     length: int
     offloaded: bool = False
+    whole: float = 0.0
 
 
 @functools.cache
@@ -168,7 +169,8 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
     config = check_config(folder)
     check_tokenizer(folder)
     try:
-        tight = must_be_offloaded(weigh(folder), ref.name, device)
+        weight = weigh(folder)
+        tight = must_be_offloaded(weight, ref.name, device)
         model = read_model(folder, config)
         if tight and device.type != "cpu":
             offload.streamed(linears(model))
@@ -181,7 +183,7 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The files of {ref.name!r} could not be read as a model ({type(error).__name__}); download them again.") from error
     tokenizer.model_max_length = int(1e9)  # texts are cut into windows by us; silences a warning about the whole text's length
-    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight)
+    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight, sizes.whole(weight, device.type == "cuda"))
 
 
 def _drained(steps: Iterator[Progress]) -> Any:

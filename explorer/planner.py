@@ -93,7 +93,7 @@ def stored_bits(n: int, k: int, plan: Plan) -> int:
 
 
 def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int:
-    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 tokens whole.
+    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 to 63 tokens whole.
     scaled: False for a float8 cache, which is bare.
     """
     if not scaled:
@@ -103,9 +103,13 @@ def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int
 
 
 def kv_bytes(model: Architecture, context: int, bits: int, scaled: bool = True) -> int:
-    """Bytes of one user's cache in all layers; those with a window keep no more than its tokens."""
-    full = cache_bytes(context, (model.layers - model.windowed) * model.cached, bits, scaled)
-    return full + cache_bytes(min(context, model.window), model.windowed * model.cached, bits, scaled)
+    """Bytes of one user's cache in all layers."""
+    return windowed_bytes(context, model.layers, model.windowed, model.window, model.cached, bits, scaled)
+
+
+def windowed_bytes(context: int, layers: int, windowed: int, window: int, values: int, bits: int, scaled: bool = True) -> int:
+    """The same from the numbers it takes: of so many layers that keep `values` values a token, those with a window keep no more than its tokens."""
+    return cache_bytes(context, (layers - windowed) * values, bits, scaled) + cache_bytes(min(context, window), windowed * values, bits, scaled)
 
 
 def copies(model: Architecture, devices: int) -> float:

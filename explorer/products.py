@@ -17,7 +17,8 @@ from explorer.qlinear import QuantizedLinear, join
 
 class Product(NamedTuple):
     """run: rows [M, K] -> [M, N], N = N1 + N2 + ..., side by side in the order of the layers. name: what runs; shape: (N, K); read: bytes of weights
-    that a call reads; copied: bytes it holds beside the layers' own tensors.
+    that a call reads; copied: bytes it holds beside the layers' own tensors; beyond: bytes it reads more than those have, where joining changes that:
+    nested scales are read unfolded, a shared input scale once.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -25,6 +26,7 @@ class Product(NamedTuple):
     shape: tuple[int, int]
     read: int
     copied: int = 0
+    beyond: int = 0
     inverse: Tensor | None = None
 
 
@@ -35,10 +37,11 @@ def product(layers: Sequence[nn.Module], after_norm: bool = False) -> Product:
     if all(type(layer) is nn.Linear for layer in layers):
         return _dense(layers)
     if len(layers) > 1 and all(type(layer) is QuantizedLinear for layer in layers) and (joined := join(layers)) is not None:
-        size, own = sum(joined.packed_bytes().values()), joined.own_bytes(layers)
+        size, *apart = (sum(layer.packed_bytes().values()) for layer in (joined, *layers))
+        told = joined.kernel, joined.shape, size, joined.own_bytes(layers), size - sum(apart)
         if after_norm and joined.inverse is not None and joined.rotation is None:
-            return Product(joined.ready_rows, joined.kernel, joined.shape, size, own, joined.inverse)
-        return Product(joined.rows, joined.kernel, joined.shape, size, own)
+            return Product(joined.ready_rows, *told, joined.inverse)
+        return Product(joined.rows, *told)
     return _apart(layers)
 
 

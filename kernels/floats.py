@@ -31,9 +31,10 @@ def bias(name: str) -> int:
     return 2 ** (bits - 2 - mantissa) - 1
 
 
-def float_format(codebook: Tensor) -> str:
-    """The name of the float that a codebook [2**bits] is the table of, "" for any other codebook."""
-    return next((name for name in FORMATS if torch.equal(codebook.cpu(), float_values(name))), "")
+def float_format(codebook: Tensor | None) -> str:
+    """The name of the float that a codebook [2**bits] is the table of, "" for any other codebook and for none."""
+    book = None if codebook is None else codebook.cpu()
+    return next((name for name in FORMATS if book is not None and torch.equal(book, float_values(name))), "")
 
 
 def nearest(x: Tensor, name: str) -> Tensor:

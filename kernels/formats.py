@@ -78,7 +78,7 @@ def group_of(w: LowBitWeight) -> int:
 
 def storage(w: LowBitWeight) -> tuple[int, str, int]:
     """(bits, kind, block) that hold a weight: the codes' own width where its groups fit the planes of that; block 0 when nothing fits."""
-    group, name = group_of(w), "" if w.codebook is None else float_format(w.codebook)
+    group, name = group_of(w), float_format(w.codebook)
     if name:
         bits = 4 if name == "e2m1" else 8
         return bits, name, block_of(bits, group)

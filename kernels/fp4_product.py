@@ -85,7 +85,7 @@ def _(x, codes, scale, unit, per, given):
 
 def _refuses(w: LowBitWeight) -> str:
     a = w.activation
-    if w.codebook is None or float_format(w.codebook) != "e2m1" or a.kind != "e2m1":
+    if float_format(w.codebook) != "e2m1" or a.kind != "e2m1":
         return "FP4 units take weights and inputs in E2M1"
     n, k = w.codes.shape
     if w.scale.shape != (n, k // BLOCKS[a.per]) or k % BLOCKS[a.per] or narrow(w)[1] != SCALE[a.per]:

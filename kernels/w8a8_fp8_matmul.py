@@ -17,7 +17,7 @@ from kernels.product import Case, product_op
 
 
 def _refuses(w: LowBitWeight) -> str:
-    if w.codebook is None or float_format(w.codebook) != w.activation.kind:
+    if float_format(w.codebook) != w.activation.kind:
         return "float8 products take weights and inputs of one float8 format"
     if w.activation.threshold or w.activation.columns:
         return "float8 products have no outlier columns"

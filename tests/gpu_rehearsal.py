@@ -24,7 +24,7 @@ from kernels.op import REFERENCE, ops
 from tests import pretended_gpu
 from tests.offline_compile import four_in_a_row
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
 OPERATORS = (
     (low_bit_matmul, "low_bit_matmul"), (scaled_matmul, "scaled_matmul"), (scaled_matmul, "rounded_matmul"), (scaled_matmul, "round_inputs"),
     (round_inputs, "round_inputs"), (round_blocks, "round_blocks"), (round_blocks, "fp4_codes"),

@@ -33,7 +33,7 @@ from kernels.scaled_matmul import scaled_matmul_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16}
-MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA", "OMMA")
+MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA", "OMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA", "UTCOMMA")
 PACKED = re.compile(r"packed_element = 4.*?\} .*? : tensor<[^#]*(#ttg\.dot_op<\{.*?\}>|#\w+)>")  # the layout of bytes that inline assembly takes by four
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
@@ -213,8 +213,18 @@ VARIANTS = (
 FEWER = ((4, 1, "fp16"), (3, 64, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", "table", 64), (4, 1, "bf16", "e2m1", 16, "e4m3"))  # where no loop is counted
 
 
+def datacenter_blackwell() -> list[dict]:
+    """A few kernels of each kind for B200, whose matrix units are others than those of sm_120; `tests.gpu_rehearsal 100` compiles them all."""
+    products = {f"FP4 product {per} rows {m}": fp4(100, per, m) for per in ("mx", "nvfp4") for m in (16, 1024)}
+    products |= {f"{kind} product rows {m}": scaled(100, kind, m, pointer) for kind, m, pointer in (("int8", 16, "*i8"), ("e4m3", 1024, "*fp8e4nv"))}
+    rows = [{"variant": f"sm_100 {name}", "product": True, **facts} for name, facts in products.items()]
+    return [*rows, low_bit(100, 4, 1, "fp16"), low_bit(100, 4, 64, "bf16"), *attention(100, 4)]
+
+
 def facts_of(capability: int) -> list[dict]:
     """All variants that are compiled for one GPU."""
+    if capability == 100:
+        return datacenter_blackwell()
     rows = [low_bit(capability, *variant) for variant in (VARIANTS if capability == 90 else FEWER)] + others(capability)
     rows += [row for bits in ((8, 4) if capability == 90 else (4,)) for row in attention(capability, bits)]
     shapes = (((1, 64, 64), ""), ((32, 16, 16), "int8"), *([((1, 64, 64), "e4m3")] if capability == 90 else []))
@@ -227,7 +237,7 @@ KEPT = ("variant", "per_weight", "registers", "stack", "i2f")
 def main() -> None:
     """Everything to stdout; with --record the weight-only kernels on Hopper to assets/machine_code.json, for the README's table."""
     with ProcessPoolExecutor(2) as pool:  # Hopper's variants take as long as the others' together
-        found = [row for rows in pool.map(facts_of, (90, 80, 120)) for row in rows]
+        found = [row for rows in pool.map(facts_of, (90, 80, 120, 100)) for row in rows]
     print(json.dumps(found))
     if "--record" in sys.argv[1:]:
         kept = [{name: row[name] for name in KEPT} for row in found if row["capability"] == 90 and row.get("per_weight")]

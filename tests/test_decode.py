@@ -16,9 +16,10 @@ from explorer.input_statistics import InputStatistics
 from explorer.kvcache import packed_tokens
 from explorer.llama import LlamaLoop
 from explorer.methods import build
+from explorer.metrics.speed import read_per_token
 from explorer.models import LoadedModel, linears
 from explorer.products import product
-from explorer.qlinear import QuantizedLinear, join, swapped
+from explorer.qlinear import QuantizedLinear, join, siblings, swapped
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.records import ModelRef
 from kernels.op import ops
@@ -222,6 +223,22 @@ def test_concatenation_means_the_parts() -> None:
     assert concatenate([parts[0], scaled]) is None and concatenate([parts[0], other]) is None
     shared = [QuantizedTensor(p.codes[:16], p.scale[:8], 4) for p in parts[::2]]  # two rows a scale, as blocks of FP8 have
     assert torch.equal(concatenate(shared).dequantize(), torch.cat([p.dequantize() for p in shared]))
+
+
+def test_joined_nested_scales_are_counted_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU keeps them: 8 bits a block apart, float32 joined, because each part has an offset of its own. 4.14 and 4.5 bits a weight."""
+    monkeypatch.setattr("explorer.qlinear.choose", lambda weight, device: ("int4_matmul", ops()["int4_matmul"].gpu[0], ""))
+    model = model_of("llama", hidden_size=512, intermediate_size=512)
+    layers = quantized(model, "nf4", double_quant=True)
+    with swapped(model, layers, linears(model)):
+        loop, apart = LlamaLoop(model, 16), read_per_token(model)
+    joined = [part for block in loop.blocks for part in (block.qkv, block.gate_up)]
+    for part, group in zip(joined, [g for g in siblings(layers) if len(g) > 1], strict=True):
+        weights, own = part.shape[0] * part.shape[1], sum(sum(layers[name].packed_bytes().values()) for name in group)
+        assert 8 * part.read / weights == pytest.approx(4.5, abs=0.01) and 8 * own / weights < 4.3 and part.beyond == part.read - own
+    assert loop.beyond == sum(part.beyond for part in joined) > 0 and Decoder(loaded_of(model), 16).beyond == 0
+    every = [loop.head, *(part for block in loop.blocks for part in (block.qkv, block.gate_up, block.out, block.down))]
+    assert 0 <= apart + loop.beyond - sum(part.read for part in every) < 0.02 * apart, "norms and biases are the rest"
 
 
 def test_16_bit_layers_become_views_of_one_weight_without_a_copy() -> None:

@@ -72,6 +72,14 @@ def test_a_70b_keeps_as_much_in_16_bits_as_the_memory_figure_says() -> None:
         assert said in figures()["memory"].why and said.startswith(f"{share:.0f}%")
 
 
+def test_memory_says_at_how_many_tokens_and_shows_copies_where_there_are_some() -> None:
+    copied = dataclasses.replace(ALL[1], measurements=(*ALL[1].measurements, Measurement("memory_copies", 2.0**20, "bytes")))
+    length, drawn = ALL[0].find("memory_kv_cache").n, [figures()["memory"].draw(reports, "")["data"] for reports in (ALL[:2], [ALL[0], copied])]
+    assert [bar["name"] for bar in drawn[0]][-1] == f"KV cache at {length:,} tokens" and "full context" not in figures()["memory"].why
+    assert len(drawn[1]) == len(drawn[0]) + 1 and drawn[1][-1]["x"] == [0, 1] and drawn[1][-1]["name"] == "16-bit copies of weights"
+    assert f"one sequence of {length:,} tokens" in figures()["memory"].summary(ALL[:2], "")
+
+
 def test_table_tells_a_difference_from_noise() -> None:
     html = comparison(ALL)
     assert "batch sweep" in html and "batch sweep" not in comparison(ALL, live=False)

@@ -215,9 +215,7 @@ def test_the_arithmetic_is_the_planner_s() -> None:
     model = families.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text()))
     assert model.parameters == pytest.approx(70.6e9, rel=1e-3)
     assert answers.kv_bytes_per_token(80, 8, 128) * 8192 == planner.kv_bytes(model, 8192, 16)
-    inside = answers.matrix_parameters(model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads, model.head_size)
-    assert inside == sum(model.parts()[part] for part in ("attention", "feed-forward"))
-    kept = model.parameters - inside
+    kept = model.parameters - sum(model.parts()[part] for part in ("attention", "feed-forward"))
     assert kept == pytest.approx(2.1e9, rel=5e-3)
     found = planner.need(model, planner.Plan(bits=4, group=128))
     assert sum(found.weights.values()) == pytest.approx(answers.kept_bytes(model.parameters, kept, answers.stored_bits(4, 128)), rel=1e-4)

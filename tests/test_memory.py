@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +19,12 @@ from explorer.likelihood import losses, passes
 from explorer.methods import build, qat
 from explorer.metrics import Subject, metrics
 from explorer.metrics.quality import token_statistics
+from explorer.metrics.size import by_part
 from explorer.models import LoadedModel, linears
 from explorer.qlinear import put
 from explorer.records import InputError, ModelRef
+from kernels.op import Op, ops
+from kernels.product import Case, random_weight
 from tests.measuring import drained
 
 
@@ -141,3 +146,15 @@ def test_scoring_takes_what_the_estimates_count_a_logit(limit: int, gpu: torch.d
     drained(metrics()["quality"].measure(subject))
     passed = limit if limit >= 2 * 64 * 8192 else 64 * 8192
     assert 4 * passed < pretended_gpu.held.peak - before < sizes.LOGIT * passed + 30 * 2**14 + 2**19
+
+
+@pytest.mark.parametrize("op", [op for op in ops().values() if isinstance(op.cases[0], Case)], ids=lambda op: op.name)
+def test_every_form_says_which_of_its_tensors_are_codes(op: Op) -> None:
+    """They hold all bits of the codes, also where a form keeps them in planes, and a copy in 16 bits is called one."""
+    for form, case in itertools.product(op.forms(), op.cases):
+        weight = random_weight(replace(case, n=128, k=1024), torch.Generator().manual_seed(0))
+        if not form.refuses(weight):
+            found = by_part([{name: t.numel() * t.element_size() for name, t in form.pack(weight).tensors.items()}])
+            assert found["codes"] + found["copies"] >= case.bits * weight.codes.numel() / 8, (form.name, case, found)
+            assert bool(found["copies"]) == (form.name == "16-bit copy")
+    assert by_part([{"codes": 8, "kept": 1, "keep": 2}]) == {"codes": 9, "scales": 2}, "LLM.int8's outlier columns are codes as well"

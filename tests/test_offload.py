@@ -12,12 +12,13 @@ import torch
 from pretended_gpu import gpu  # noqa: F401 - a fixture
 from safetensors.torch import load_file
 
-from explorer import models, offload, quantizing, sizes
+from explorer import experiment, models, offload, quantizing, sizes
+from explorer.checkpoint import weigh
 from explorer.data import bundled_text
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.hub import Hub
 from explorer.methods import build
-from explorer.metrics import Subject, metrics
+from explorer.metrics import NoRoom, Subject, floor, metrics
 from explorer.records import InputError, Report, TextRef
 from explorer.saving import Prepared, choose, save
 from explorer.store import Store
@@ -71,6 +72,24 @@ def test_the_baseline_is_scored_but_not_timed(folder: Path, tmp_path: Path, tigh
     assert found.find("perplexity") and not found.find("decode_tokens_per_second") and not found.find("sample_text")
 
 
+def test_what_lacked_memory_is_measured_once_there_is_room(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one store and one loader: nothing is kept of a moment without room, and nothing is measured twice while it lasts."""
+    runner, ask = LocalRunner(Store(tmp_path / "a.db"), Loader(CPU)), (str(folder), "none", {})
+    few = {"tokens": 1024, "length": 256}
+    weight, lacking = sizes.whole(weigh(folder), False), ("kld_floor", "decode_tokens_per_second", "sample_text")
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "free_memory", lambda device: weight - 1)
+        for module in (floor, experiment):
+            patch.setattr(module, "free_memory", lambda device: 0)
+        first = last_report(runner.run(*ask, **few))
+        again = last_report(runner.run(*ask, **few))
+    assert first.find("perplexity") and not any(report.find(name) for report in (first, again) for name in lacking)
+    assert not first.provenance["from_store"] and again.provenance["from_store"]
+    later = last_report(runner.run(*ask, **few))
+    assert all(later.find(name) for name in lacking) and later.provenance["measured_now"] == ["floor", "sample", "speed"]
+    assert not later.provenance["offloaded"] and last_report(runner.run(*ask, **few)).provenance["from_store"]
+
+
 def test_codes_lie_in_files_that_nobody_has_to_remove(folder: Path, tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     subject = quantized(loaded(folder), "rtn")
@@ -113,7 +132,8 @@ def test_a_gpu_holds_packed_layers_and_one_weight_at_a_time(
     for name in ("quality", "layers", "integrity", "activations", "depth", "size"):
         assert any(not hasattr(event, "stage") for event in metrics()[name].measure(subject)), name
     assert all(q.codes.device.type == "cpu" for q in subject.qtensors.values())
-    assert not list(metrics()["speed"].measure(Subject(model, {}, {}, models.linears(model.model), subject.windows, 0.0)))
+    with pytest.raises(NoRoom):
+        list(metrics()["speed"].measure(Subject(model, {}, {}, models.linears(model.model), subject.windows, 0.0)))
     with subject.quantized():
         assert not offload.streams(model.model)
     packed = sum(sum(layer.packed_bytes().values()) for layer in subject.layers.values())

@@ -24,12 +24,12 @@ from explorer.ui.plans import Plans, bounded, counted, first, presets
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,
-# DeepSeek-V3 without its layer that predicts a second token and less the routers' corrections, which no token is multiplied by.
+# DeepSeek-V3 without its layer that predicts a second token.
 PUBLISHED = {
     "llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248, "llama-3.1-70b": 70_553_706_496, "llama-3.1-405b": 405_853_388_800,
     "qwen2.5-0.5b": 494_032_768, "qwen2.5-7b": 7_615_616_512, "qwen2.5-72b": 72_706_203_648, "mistral-7b": 7_241_732_096,
     "mixtral-8x7b": 46_702_792_704, "qwen3-8b": 8_190_735_360, "qwen3-30b-a3b": 30_532_122_624, "phi-4": 14_659_507_200, "gpt-oss-20b": 20_914_757_184,
-    "gpt-oss-120b": 116_829_156_672, "gemma-3-27b": 27_432_406_640 - 423_060_336, "deepseek-v3": 671_026_419_200 - 58 * 256,
+    "gpt-oss-120b": 116_829_156_672, "gemma-3-27b": 27_432_406_640 - 423_060_336, "deepseek-v3": 671_026_419_200,
 }  # fmt: skip
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}
 
@@ -89,11 +89,14 @@ def test_sizes_and_windows_equal_those_of_transformers(family: str, more: dict) 
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()
     counted = architecture({**SMALL, **more, "model_type": family}, family)
-    assert counted.parameters == sum(p.numel() for p in model.parameters())
+    corrections = [b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]  # of DeepSeek's routers: stored, not trained
+    assert counted.parameters == sum(tensor.numel() for tensor in (*model.parameters(), *corrections))
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
     assert counted.windowed == kinds.count("sliding_attention") and counted.window == (window if counted.windowed else 0)
     assert architecture(config.to_dict(), family) == dataclasses.replace(counted, context=config.max_position_embeddings), "as transformers writes it"
+    if counted.latent is None:  # transformers keeps those keys and values spelt out
+        assert {bits: kv_bytes(counted, 100, bits) for bits in (16, 4)} == {bits: kvcache.bytes_at(config, 100, bits) for bits in (16, 4)}
 
 
 def test_the_demo_models_bytes_are_exact(demo: models.LoadedModel) -> None:

@@ -95,7 +95,7 @@ def test_the_batch_sweep_says_what_its_lines_do() -> None:
     assert chart.looks({}) == chart.see
     step |= {"prefill_tokens_per_second": 1.0}
     rates = {"chosen": (1000.0, 1500.0), "16 bits": (800.0, 2000.0), "W8A8": (400.0, 500.0)}
-    arms = [{"role": role, "label": "RTN", "points": [
+    arms = [{"role": role, "label": "RTN", "peak": "matmul_8" if role == "W8A8" else "matmul_16", "points": [
         step | {"batch": b, "tokens_per_second": rate, "low": rate, "high": rate} for b, rate in zip((1, 2), both, strict=True)
     ]} for role, both in rates.items()]  # fmt: skip
     data = chart.example | {"arms": arms, "crossing": {"16 bits": 1.6, "W8A8": None}}
@@ -103,6 +103,9 @@ def test_the_batch_sweep_says_what_its_lines_do() -> None:
     assert "16 bits overtake at about 2" in said and "W8A8 stays behind up to 2" in said and "W8A8 is the slowest at every batch: 2.00 of 2.50 ms" in said
     assert "the least here is 0.50" in said
     assert any(trace.get("name", "").startswith("dotted: roof") for trace in chart.draw(data)["data"])
+    many = [step | {"batch": 10**4, "flops": 2e11, "tokens_per_second": 1.0, "low": 1.0, "high": 1.0}]
+    roofs = [chart.draw(data | {"arms": [arms[0] | {"peak": kind, "points": many}]})["data"][1]["y"][0] for kind in ("matmul_8", "matmul_16")]
+    assert roofs[0] > roofs[1], "an arm that rounds inputs to int8 has int8's roof, whatever its role"
     wide = [arm if arm["role"] != "W8A8" else arm | {"points": [p | {"bytes": 4.5e7} for p in arm["points"]]} for arm in arms]
     assert "overhead" not in chart.looks(data | {"arms": wide}), "where reading takes the time, overhead is no reason"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer import data, models
+from explorer import data, experiment, models
 from explorer.commands.sensitivity import params_of
 from explorer.experiment import Loader, LocalRunner
 from explorer.hub import Hub
@@ -74,6 +74,22 @@ def test_sensitivity_streams_stores_by_layer_and_resumes(store: Store, tiny_fold
     with pytest.raises(InputError, match="choose one of"):
         finish(runner.do("sensitivity", asked | {"method": "nf4"}))
     assert finish(runner.do("sensitivity", asked)).provenance["from_store"]
+
+
+def test_arithmetic_is_not_mixed_and_float32_comes_once_there_is_room(store: Store, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that began where memory was short, and one that ended there, both asked again with enough of it."""
+    asked = {"model": str(tiny_folder), "method": "rtn", "params": {"group_size": 32}, "bits": [4], "windows": 1}
+    runner = LocalRunner(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(sensitivity, "fits_in_float32", lambda loaded: False)
+        rough = finish(runner.do("sensitivity", asked))
+        patch.setattr(experiment, "free_memory", lambda device: 0)
+        assert finish(runner.do("sensitivity", asked)).provenance["from_store"]
+    exact = finish(runner.do("sensitivity", asked))
+    assert "bfloat16" in rough.data["text"] and "float32" in exact.data["text"]
+    assert not {row["kld"] for row in rough.data["rows"]} & {row["kld"] for row in exact.data["rows"]}
+    monkeypatch.setattr(sensitivity, "fits_in_float32", lambda loaded: False)
+    assert finish(runner.do("sensitivity", asked)).data == exact.data
 
 
 def test_gptq_sensitivity_reads_inputs_of_the_unchanged_model(store: Store, tiny_folder: Path) -> None:

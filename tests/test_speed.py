@@ -121,6 +121,9 @@ def test_batch_sweep_measures_three_arms_at_the_same_sizes(runner: LocalRunner, 
         assert four["flops"] == 4 * one["flops"] and 0 < four["bytes"] - one["bytes"] < one["bytes"]
         assert all(p["low"] <= p["tokens_per_second"] * 1.001 and p["prefill_tokens_per_second"] > 0 for p in arm["points"])
     assert found["arms"][0]["points"][0]["bytes"] < found["arms"][2]["points"][0]["bytes"] < found["arms"][1]["points"][0]["bytes"]
+    assert [arm["peak"] for arm in found["arms"]] == ["matmul_16", "matmul_16", "matmul_8"]
+    smooth = answer(runner, "batch", model=str(tiny_folder), method="smoothquant", params={}, context=16, largest=1).data["arms"][0]
+    assert smooth["peak"] == "matmul_8", "whatever an arm's role is"
     with pytest.raises(InputError, match="a context of 8 to 2,048"):
         answer(runner, "batch", model=str(tiny_folder), method="rtn", params={}, context=1)
 

@@ -12,9 +12,9 @@ SEE = "See where the lines cross: with few sequences the bytes of the weights or
 FEW = 3  # roles at most: each has its colour and marker
 
 
-def bound(point: dict[str, Any], roof: dict[str, Any], role: str) -> float:
-    """Tokens/s if reading, or multiplying, at the measured rates were all that takes time."""
-    peak = (roof["matmul_8"] if role == "W8A8" else None) or roof["matmul_16"]
+def bound(point: dict[str, Any], roof: dict[str, Any], arm: dict[str, Any]) -> float:
+    """Tokens/s of an arm if reading, or multiplying, at the measured rates were all that takes time."""
+    peak = roof[arm["peak"]] or roof["matmul_16"]
     return point["batch"] / max(point["bytes"] / roof["read"], point["flops"] / peak)
 
 
@@ -35,7 +35,7 @@ def draw(data: dict[str, Any]) -> Plot:
              "hovertemplate": "batch %{x}: %{y:,.0f} tokens/s (bars: 20th to 80th percentile)<br>reading the prompts: %{customdata:,.0f} tokens/s"}
         )  # fmt: skip
         traces.append(
-            {"type": "scatter", "mode": "lines", "x": xs, "y": [bound(p, data["roof"], arm["role"]) for p in points], "showlegend": False,
+            {"type": "scatter", "mode": "lines", "x": xs, "y": [bound(p, data["roof"], arm) for p in points], "showlegend": False,
              "line": {"color": colour, "dash": "dot", "width": 1.5}, "hovertemplate": f"{name}: roofline %{{y:,.0f}} tokens/s (estimated)<extra></extra>"}
         )  # fmt: skip
     if traces:
@@ -87,7 +87,7 @@ def looks(data: dict[str, Any]) -> str:
         return seen
     firsts = [(arm, arm["points"][0]) for arm in arms]
     steps = [1e3 * one["batch"] / one["tokens_per_second"] for _, one in firsts]
-    rests = [step - 1e3 * one["batch"] / bound(one, data["roof"], arm["role"]) for step, (arm, one) in zip(steps, firsts, strict=True)]
+    rests = [step - 1e3 * one["batch"] / bound(one, data["roof"], arm) for step, (arm, one) in zip(steps, firsts, strict=True)]
     at = next(i for i, arm in enumerate(arms) if arm is last[0])
     name = last[0]["label"] if last[0]["role"] == "chosen" else last[0]["role"]
     seen += f" {name[0].upper()}{name[1:]} {'are' if name == '16 bits' else 'is'} the slowest at every batch"
@@ -114,7 +114,8 @@ CHART = Chart(
     draw, summary,
     {"model": "demo", "context": 64, "roof": {"read": 2e10, "copy": 2e10, "matmul_16": 3e11, "matmul_8": 5e11, "sheet": None},
      "crossing": {"16 bits": 2.5, "W8A8": None},
-     "arms": [{"role": "chosen", "label": "RTN 4-bit g64", "points": _points(900)}, {"role": "16 bits", "label": "16-bit baseline", "points": _points(500)}],
+     "arms": [{"role": role, "label": label, "peak": "matmul_16", "points": _points(scale)}
+              for role, label, scale in (("chosen", "RTN 4-bit g64", 900), ("16 bits", "16-bit baseline", 500))],
      "sentence": "An example."},
     kinds=lambda data: ("measured", "estimated"), looks=looks,
 )  # fmt: skip

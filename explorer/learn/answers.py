@@ -45,11 +45,6 @@ def kept_bytes(parameters: float, kept: float, bits: float) -> float:
     return 2 * kept + weight_bytes(parameters - kept, bits)
 
 
-def matrix_parameters(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> int:
-    """Weights of a Llama's decoder blocks: q, k, v, o, gate, up and down."""
-    return layers * (2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * intermediate)
-
-
 def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, bits: float = 16) -> float:
     """Bytes that one token adds to the cache: a key and a value in every layer."""
     return 2 * layers * kv_heads * head_dim * bits / 8
@@ -63,10 +58,6 @@ def kv_gib(layers: int, kv_heads: int, head_dim: int, tokens: int, bits: float =
 def users_that_fit(card_gib: float, weights_gib: float, each_gib: float, reserve_gib: float = 2.0) -> int:
     """Users whose caches fit beside the weights and a reserve for activations and the runtime."""
     return max(0, math.floor((card_gib - weights_gib - reserve_gib) / each_gib))
-
-
-def cards_needed(total_gib: float, card_gib: float) -> int:
-    return math.ceil(total_gib / card_gib)
 
 
 def decode_limit(bandwidth: float, bytes_per_token: float) -> float:
@@ -167,11 +158,6 @@ def interval_ratio(tokens: float, more: float) -> float:
 def brier(confidence: float, outcome: float) -> float:
     """Squared distance of a stated probability from what happened; 0 is best, 0.25 is always saying 50%."""
     return (confidence - outcome) ** 2
-
-
-def geometric(values: list[float]) -> float:
-    """Geometric mean."""
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def median(values: list[float]) -> float:

@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from explorer.figures import COLOURS, DASHES, MARKERS, Plot, charts, finite, layout, plot, span
+from explorer.figures.memory import tokens
 from explorer.learn.answers import FUNCTIONS
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
@@ -19,9 +20,14 @@ from explorer.records import Answer, Report
 TITLES = {
     "kld_mean": "KL divergence to 16 bits, nats", "perplexity": "perplexity", "perplexity_delta": "change in perplexity, % (paired)",
     "bits_per_weight": "stored bits a weight", "top1_agreement": "same top token, %", "decode_tokens_per_second": "tokens/s",
-    "weight_bytes": "bytes of all weights", "quantize_seconds": "seconds to quantize", "memory_kv_cache": "bytes of the KV cache at full context",
+    "weight_bytes": "bytes of all weights", "quantize_seconds": "seconds to quantize", "memory_kv_cache": "bytes of the KV cache",
 }  # fmt: skip
 POINTS = 60
+
+
+def title(metric: str, reports: Sequence[Report]) -> str:
+    """What a metric is called beside its values; of a cache with the tokens it is for."""
+    return TITLES.get(metric, metric) + (f" at {tokens(reports)}" if metric == "memory_kv_cache" else "")
 
 
 def draw(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> Plot:
@@ -58,7 +64,7 @@ def dots(reports: Sequence[Report], metric: str, names: Sequence[str] | None = N
                  "error_x": {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 2}}
             )  # fmt: skip
     axis = {"type": "log"} if log else {"rangemode": "tozero"} if metric != "perplexity" else {}
-    shape = layout(TITLES.get(metric, metric) + (" (log)" if log else ""), "", 110 + 44 * len(reports), xaxis=axis)
+    shape = layout(title(metric, reports) + (" (log)" if log else ""), "", 110 + 44 * len(reports), xaxis=axis)
     shape["yaxis"] |= {"autorange": "reversed", "type": "category"}
     return plot(data, shape)
 
@@ -144,4 +150,4 @@ def words(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, R
         m = reports[run].find(chart["metric"])
         if m is not None and isinstance(m.value, int | float):
             parts.append(f"{name}: {m.value:.4g}" + (f" ({m.low:.4g} to {m.high:.4g})" if m.low is not None and math.isfinite(m.low) else ""))
-    return f"{TITLES.get(chart['metric'], chart['metric'])}. " + "; ".join(parts) + "."
+    return f"{title(chart['metric'], [reports[run] for run in runs])}. " + "; ".join(parts) + "."

@@ -22,6 +22,14 @@ from explorer.sequential import quantile
 Interval = tuple[float, float | None, float | None]  # value, low, high; None where windows are too few or too alike to say
 
 
+class NoRoom(Exception):
+    """Raised by a metric for want of memory. needs: bytes of the device, free before the model is loaded, from which on there is room."""
+
+    def __init__(self, needs: float) -> None:
+        super().__init__(needs)
+        self.needs = needs
+
+
 @dataclass(frozen=True)
 class Subject:
     """What metrics measure: the 16-bit model, its quantized layers, and evaluation windows [W, T] int64.
@@ -51,9 +59,10 @@ class Subject:
         """What a layer's weight was rounded to, on the model's device."""
         return self.qtensors[name].to(self.loaded.device)
 
-    def read_from_files(self) -> bool:
-        """Whether the model runs with weights that come from their files for every token: then nobody waits for it to write."""
-        return self.loaded.offloaded and len(self.layers) < len(self.originals)
+    def require_memory(self) -> None:
+        """Raises NoRoom where weights come from their files for every token: nobody waits for such a model to write, and its speed is the disk's."""
+        if self.loaded.offloaded and len(self.layers) < len(self.originals):
+            raise NoRoom(self.loaded.whole)
 
     def quantized(self) -> AbstractContextManager[None]:
         """A `with` in which the model runs with its quantized layers in place."""
@@ -68,7 +77,7 @@ class Metric:
 
     of_weights: it means something for random weights too.
     per_device: the result belongs to the device it was measured on. of_model: it does not depend on the quantization, so one result
-    serves every spec. measure yields Progress at least every two seconds and Measurements.
+    serves every spec. measure yields Progress at least every two seconds and Measurements; it may raise NoRoom.
     """
 
     name: str

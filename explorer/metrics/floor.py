@@ -10,7 +10,7 @@ from torch import nn
 
 from explorer.devices import free_memory
 from explorer.likelihood import passes
-from explorer.metrics import Metric, Subject, mean_interval
+from explorer.metrics import Metric, NoRoom, Subject, mean_interval
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
 from explorer.records import Measurement, Progress
@@ -22,6 +22,11 @@ ROOM = 0.4  # share of the free memory that float32 copies of the weights may ta
 def fits_in_float32(loaded: LoadedModel) -> bool:
     """Whether float32 copies of the weights fit beside the model."""
     return 4 * sum(p.numel() for p in loaded.model.parameters()) <= ROOM * free_memory(loaded.device)
+
+
+def room(loaded: LoadedModel) -> float:
+    """Bytes that must be free before the model is loaded, so that float32 copies then fit beside it."""
+    return sum(4 * p.numel() / ROOM + p.nbytes for p in loaded.model.parameters())
 
 
 @contextmanager
@@ -39,10 +44,10 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    """KL(float32 || bfloat16), nats. Yields no Measurement for a model whose float32 copy does not fit."""
+    """KL(float32 || bfloat16), nats. Raises NoRoom for a model whose float32 copy does not fit."""
     model, rows, found = subject.loaded.model, subject.windows[:WINDOWS], []
     if not fits_in_float32(subject.loaded):
-        return
+        raise NoRoom(room(subject.loaded))
     for batch in passes(model, rows, BATCH):
         yield Progress("noise of bfloat16", sum(map(len, found)), len(rows))
         rounded = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)

@@ -14,10 +14,9 @@ NEW = 60
 
 
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    """Yields no Measurement for weights that come from their files at every token, which takes minutes."""
+    """Raises NoRoom for weights that come from their files at every token, which takes minutes."""
     loaded = subject.loaded
-    if subject.read_from_files():
-        return
+    subject.require_memory()
     prompt = models.prompt(loaded, PROMPT)
     ids = []
     with subject.quantized():

@@ -24,10 +24,9 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def measure(subject: Subject) -> Iterator[Progress | Measurement]:
-    """Yields no Measurement for weights that come from their files at every token: that would be the disk's speed."""
+    """Raises NoRoom for weights that come from their files at every token: that would be the disk's speed."""
     loaded = subject.loaded
-    if subject.read_from_files():
-        return
+    subject.require_memory()
     with subject.quantized():
         decoder = Decoder(loaded, PROMPT + NEW + 8, subject.kv_bits)
         prompt = subject.windows[:1, :PROMPT]
@@ -42,7 +41,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
             else:
                 firsts.append(first)
                 latencies += steps
-        read, held = read_per_token(loaded.model), decoder.forward.cache_bytes()
+        read, held = read_per_token(loaded.model) + decoder.beyond, decoder.forward.cache_bytes()
     yield Measurement("decode_loop", decoder.told())
     lost, used = (sum(parts) for parts in zip(*waits[1:], strict=True))
     if math.isfinite(lost):
@@ -54,7 +53,7 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
 
 
 def read_per_token(model: Any) -> int:
-    """Bytes of weights that one token needs: all but the embedding's table, of which it reads one row, unless the head is the same tensor."""
+    """Bytes of weights that one token needs, layer by layer: all but the embedding's table, of which it reads one row, unless the head is the same tensor."""
     tensors = {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
     table = model.get_input_embeddings().weight
     if getattr(model.get_output_embeddings(), "weight", None) is not table:

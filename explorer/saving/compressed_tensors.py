@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from explorer.floats import element_of
 from explorer.qlinear import siblings
 from explorer.qtensor import QuantizedTensor
 from explorer.saving import Format, Prepared
+from kernels.floats import float_format
 from kernels.op import BLOCK, Activation
 
 PACKABLE = (4, 8)  # bits of integers that vLLM reads
@@ -37,7 +37,7 @@ class _Scheme(NamedTuple):
 
 
 def _refuses(q: QuantizedTensor) -> str:
-    element, inputs = element_of(q), q.activation
+    element, inputs = float_format(q.codebook), q.activation
     if q.rotation is not None:
         return "its inputs are rotated while it runs"
     if q.channel_scale is not None:
@@ -72,18 +72,18 @@ def _blocks(q: QuantizedTensor) -> bool:
 
 
 def _scheme(q: QuantizedTensor) -> _Scheme:
-    element, groups, inputs = element_of(q), q.scale.shape[1], _inputs(q.activation)
-    if q.scale_bits is not None and element is not None:
+    element, groups, inputs = float_format(q.codebook), q.scale.shape[1], _inputs(q.activation)
+    if q.scale_bits is not None and element:
         layout = "nvfp4-pack-quantized" if q.scale_unit is not None else {4: "mxfp4-pack-quantized", 8: "mxfp8-quantized"}[q.bits]
         weights = {"num_bits": q.bits, "type": "float", "symmetric": True, **BLOCKS["mx" if q.scale_unit is None else "nvfp4"], "dynamic": False}
         return _Scheme(layout, weights, inputs)
-    weights = {"num_bits": q.bits, "type": "int" if element is None else "float", "symmetric": q.zero is None, "strategy": "channel", "dynamic": False}
+    weights = {"num_bits": q.bits, "type": "float" if element else "int", "symmetric": q.zero is None, "strategy": "channel", "dynamic": False}
     rows = q.scale.shape[0]
     if rows == q.codes.shape[0] and groups > 1:
         weights |= {"strategy": "group", "group_size": q.codes.shape[1] // groups}
     elif _blocks(q):
         weights |= {"strategy": "block", "block_structure": [BLOCK, BLOCK]}
-    layout = "pack-quantized" if inputs is None and element is None else "int-quantized" if element is None else "float-quantized"
+    layout = "float-quantized" if element else "pack-quantized" if inputs is None else "int-quantized"
     return _Scheme(layout, weights, inputs)
 
 
@@ -167,7 +167,7 @@ def _not_in_vllm(made: Prepared) -> str:
     for q in made.layers.values():
         if q.activation is not None and q.activation.per == "tensor" and not q.activation.scale:
             return "inputs that share one scale, found as it runs, " + ("have no product there" if q.codebook is None else "get one for each token there")
-        if q.activation is not None and q.activation.per == "mx" and q.activation.kind != element_of(q):
+        if q.activation is not None and q.activation.per == "mx" and q.activation.kind != float_format(q.codebook):
             return "MXFP4 weights meet inputs in MXFP4 or in 16 bits there, not in 8"
     for names in siblings(made.subject.originals):
         if len({json.dumps(_scheme(made.layers[name])._asdict()) if name in made.layers else "" for name in names}) > 1:

@@ -17,7 +17,7 @@ from typing import Any
 from explorer import data, models
 from explorer.closure import modules_in
 from explorer.devices import device_name
-from explorer.experiment import Loader, made_by, run
+from explorer.experiment import Loader, made_by, outdated, run
 from explorer.records import Answer, Event, InputError, Report, key_of
 from explorer.request import Request
 from explorer.store import Store
@@ -29,7 +29,7 @@ class Task:
     """work(engine, **arguments) yields Progress and Reports, last an Answer; arguments are plain values, which it checks itself. Answers before
     the last are drafts of it, for a page that shows them grow; only the last is kept.
 
-    An answer whose data say that it was "disturbed" is not kept.
+    An answer whose data say that it was "disturbed" is not kept; one whose provenance says that it "needs" so many bytes is found anew once they are free.
 
     turn: "none" for what answers in some 100 ms and never touches a loaded model's layers; "whole" for what computes alone from start to end;
     "own" for what runs experiments one by one through `engine.run`, each of which waits for its own turn, so that a sweep starves nobody.
@@ -79,7 +79,7 @@ def do(task: str, arguments: dict[str, Any], store: Store, load: Loader, line: L
     asked = tasks()[task]
     key = task_key(asked, arguments, load)
     stored = store.get(key) if asked.stored else None
-    if stored is not None:
+    if stored is not None and not outdated(stored[1]["provenance"], load.device):
         yield Answer(task, stored[1]["data"], stored[1]["provenance"] | {"from_store": True})
         return
     if asked.turn != "whole":

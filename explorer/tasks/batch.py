@@ -28,9 +28,9 @@ W8A8 = ("dynamic_int8", {"granularity": "channel", "activation": "token"})
 def work(
     engine: Engine, model: str, method: str, params: dict[str, Any], context: int = 64, largest: int = 32, kv_bits: int = 16, head_bits: int = 16
 ) -> Iterator[Event]:
-    """Answer data: model, context, roof as in the task roofline, arms: (role, label, points: (batch, tokens_per_second, low, high,
-    prefill_tokens_per_second, bytes and flops a step)), crossing: {"16 bits", "W8A8": batch where it overtakes, or None}, {} where other work
-    disturbed the run; disturbed, sentence.
+    """Answer data: model, context, roof as in the task roofline, arms: (role, label, peak: which rate of the roof its products have, points: (batch,
+    tokens_per_second, low, high, prefill_tokens_per_second, bytes and flops a step)), crossing: {"16 bits", "W8A8": batch where it overtakes, or None},
+    {} where other work disturbed the run; disturbed, sentence.
     """
     if not (isinstance(context, int) and 8 <= context <= 2048 and isinstance(largest, int) and 1 <= largest <= LARGEST):
         raise InputError(f"Give a context of 8 to 2,048 tokens and at most {LARGEST} sequences, not {str(context)[:20]} and {str(largest)[:20]}.")
@@ -45,8 +45,8 @@ def work(
         with released() as hold:
             subject, _ = yield from prepared(experiment, chosen, texts, engine.load, hold)
             points = yield from measure_points(subject, role, context, sizes)
+            arms.append({"role": role, "label": name_of(experiment.spec, chosen), "peak": peak(subject), "points": points})
             del subject
-        arms.append({"role": role, "label": name_of(experiment.spec, chosen), "points": points})
     noise = disturbance(arms)
     found = {} if noise else {arm["role"]: crossing(arms[0]["points"], arm["points"]) for arm in arms[1:]}
     data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found, "disturbed": bool(noise or roof["doubt"])}
@@ -63,7 +63,7 @@ def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) 
     sizes = [size for size in sizes if size == 1 or 4 * size * one < free_memory(loaded.device)]
     with subject.quantized():
         decoder = Decoder(loaded, context + NEW + 4, subject.kv_bits, max(sizes))
-        read = read_per_token(loaded.model)
+        read = read_per_token(loaded.model) + decoder.beyond
         matrices = [*(layer.weight for layer in subject.originals.values()), loaded.model.get_input_embeddings().weight]  # the head's shape
         multiplied = 2 * sum(math.prod(weight.shape) for weight in matrices)
         rows = subject.windows.flatten()
@@ -87,6 +87,12 @@ def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) 
             if statistics.median(steps) > SLOWEST or max(firsts) > 4 * SLOWEST or time.monotonic() - start > PATIENCE:
                 break
     return points
+
+
+def peak(subject: Subject) -> str:
+    """Which measured rate bounds the products of most layers: that of int8 where inputs are rounded to it, else that of 16 bits."""
+    rounded = [q for q in subject.qtensors.values() if q.activation is not None and q.activation.kind == "int8"]
+    return "matmul_8" if 2 * len(rounded) > len(subject.originals) else "matmul_16"
 
 
 def crossing(mine: list[dict], theirs: list[dict]) -> float | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from explorer import models
 from explorer.faults import FAULTS, Fault, planted
 from explorer.methods import Method
-from explorer.metrics import Subject, metrics
+from explorer.metrics import NoRoom, Subject, metrics
 from explorer.provenance import describe, name_of
 from explorer.records import Answer, Event, Experiment, InputError, Measurement, Report, key_of, plain
 from explorer.request import Request
@@ -58,11 +59,12 @@ def measured(subject: Subject, experiment: Experiment, method: Method, fault: st
     spec = dataclasses.replace(experiment.spec, params=(*experiment.spec.params, ("planted", fault))) if fault else experiment.spec
     taken = []
     for name in MEASURED:
-        for event in metrics()[name].measure(subject):
-            if isinstance(event, Measurement):
-                taken.append(event)
-            else:
-                yield event
+        with suppress(NoRoom):
+            for event in metrics()[name].measure(subject):
+                if isinstance(event, Measurement):
+                    taken.append(event)
+                else:
+                    yield event
     provenance = describe(subject, experiment, refusals(subject, method)) | {"label": name_of(spec, method) + (", with a bug" if fault else "")}
     return Report(dataclasses.replace(experiment, spec=spec), tuple(taken), provenance)
 

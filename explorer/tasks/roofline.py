@@ -42,7 +42,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], kv_bit
         with subject.quantized():
             decoder = Decoder(loaded, PROMPT + NEW + 8, kv_bits)
             latencies = yield from step_times(decoder, subject.windows[:1, :PROMPT])
-            read = read_per_token(loaded.model)
+            read = read_per_token(loaded.model) + decoder.beyond
             ops = []
             for name, rows in operations(decoder):
                 yield Progress("operations", len(ops), len(PARTS) + 2, name)

@@ -21,7 +21,7 @@ from explorer.calibration import sequential_statistics
 from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, build, fields_of, label_of, methods
 from explorer.metrics import mean_interval
-from explorer.metrics.floor import fits_in_float32, in_float32
+from explorer.metrics.floor import fits_in_float32, in_float32, room
 from explorer.metrics.layers import relative
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel
@@ -167,13 +167,13 @@ def work(
             if one.refuses(shape, name):
                 kept[name] = shape[0] * shape[1]
                 continue
-            for row in _layer(engine, key_of(key, name), scorer, tuple(chosen), name, tensor):
+            for row in _layer(engine, key_of(key, name, small), scorer, tuple(chosen), name, tensor):
                 found.append(row)
                 yield Measurement("sensitivity", row, "nats", name, n=row["tokens"], bad=row["bad"])
     yield Answer("sensitivity", {
         "model": ref.name, "method": method, "params": params or {}, "rows": plain(found), "kept": kept, "label": label_of(one).replace(f" {one.bits}-bit", ""),
         "text": f"bundled calibration text, {len(rows[-windows:])} windows of {length} tokens drawn at random, {'float32' if small else 'bfloat16'} arithmetic",
-    }, circumstances(loaded.device))  # fmt: skip
+    }, circumstances(loaded.device) | ({} if small else {"needs": room(loaded)}))  # fmt: skip
 
 
 def _layer(engine: Engine, key: str, scorer: Scorer, widths: tuple[int, ...], name: str, tensor: Callable[[int], QuantizedTensor]) -> list[dict[str, Any]]:
