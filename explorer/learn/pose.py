@@ -157,7 +157,7 @@ def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     ranked = sorted(range(len(names)), key=lambda i: facts.value(names[i], metric))
     given = [i for i in answer if isinstance(i, int) and 0 <= i < len(names)] if isinstance(answer, list | tuple) else []
     pairs = [(a, b) for at, a in enumerate(given) for b in given[at + 1 :]] if len(set(given)) == len(given) else []
-    # Two runs whose intervals overlap cannot be told apart by this text: either order of them is right.
+    # Of two runs that this text cannot tell apart, either order is right.
     wrong = sum(facts.below(names[b], names[a], metric) for a, b in pairs)
     whole = len(names) * (len(names) - 1) // 2
     off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
