@@ -25,6 +25,13 @@ def mean_difference(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
+def by_window(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> tuple[float, float, float] | None:
+    """`mean_difference` of two lists of window means; None where one is missing, of other windows, of fewer than two, or not finite."""
+    if not ours or not theirs or not len(ours) == len(theirs) > 1 or not all(isinstance(v, float | int) and math.isfinite(v) for v in (*ours, *theirs)):
+        return None
+    return mean_difference([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
 def why_not(report: Report, other: Report, metric: str) -> str:
     """Why two reports cannot be paired in a metric, as words that follow "because"; "" when they can."""
     ours, theirs = (dataclasses.replace(r.experiment.evaluation, text="") for r in (report, other))  # its digest stands for the text

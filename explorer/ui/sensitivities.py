@@ -166,7 +166,7 @@ class Sensitivities:
                             shown, _ = self.shell.shelf.arrange(shown, event)
                         if point is not None:
                             found = event.find("kld_mean")
-                            point |= {"kld": found.value, "low": found.low, "high": found.high}
+                            point |= {"kld": found.value, "low": found.low, "high": found.high, "windows": event.value("kld_windows")}
                         yield [gr.skip(), *chart_values(allocation.CHART, data), gr.skip(), gr.skip()]
             compared, picker = self.shell.shared(shown, layer)
             sentence = f"Done in {clock.seconds():.0f} s; the allocation is in Compare."
