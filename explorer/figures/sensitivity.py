@@ -131,7 +131,8 @@ def ranking_words(data: dict[str, Any]) -> str:
     others = [short_layer(row["layer"]) for row in rows[1:apart]]
     named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"
     alike = f"{short_layer(first['layer'])} and {named} cannot be told apart" if others else f"{short_layer(first['layer'])} is the most sensitive"
-    return f"Bars are 95% intervals of each layer alone over {scored}. {how}{alike}; from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
+    rest = f"from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive"
+    return f"Bars are 95% intervals of each layer alone over {scored}. {how}{alike}; {rest}."
 
 
 def _row(layer: str, kld: float) -> dict[str, Any]:
@@ -148,7 +149,8 @@ MAP = Chart(
     draw, summary, EXAMPLE,
 )  # fmt: skip
 RANKING = Chart(
-    "sensitivity_ranking", "The layers in order", "See from which layer on the words below say that layers matter less than the first: before it the order may be chance.",
+    "sensitivity_ranking", "The layers in order",
+    "See from which layer on the words below say that layers matter less than the first: before it the order may be chance.",
     "Each layer is scored on the same windows of text. A bar is one layer alone, and most of it is how much windows differ, which all layers share; so "
     "layers are compared by their difference in each window, and bars that overlap may belong to layers that surely differ. A ranking without intervals "
     "invites stories about noise; a budget spent by such a ranking may be spent at random.",
