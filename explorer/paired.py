@@ -25,6 +25,12 @@ def mean_difference(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
+def windows_of(report: Report, metric: str) -> list[float] | None:
+    """The means of a report's windows behind a metric; None where they were not kept, or tokens without a finite probability were left out of some."""
+    found = report.find(WINDOWS[metric])
+    return None if found is None or found.bad else found.value
+
+
 def by_window(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> tuple[float, float, float] | None:
     """`mean_difference` of two lists of window means; None where one is missing, of other windows, of fewer than two, or not finite."""
     if not ours or not theirs or not len(ours) == len(theirs) > 1 or not all(isinstance(v, float | int) and math.isfinite(v) for v in (*ours, *theirs)):

@@ -110,9 +110,14 @@ def over(data: dict[str, Any], row: dict) -> str:
     return f"{windows[1]} windows ({row['tokens']:,} tokens)" if windows else f"the windows of {row['tokens']:,} tokens"
 
 
+def paired(row: dict, first: dict) -> tuple[float, float, float] | None:
+    """What one layer costs less another, with a 95% interval, paired by window; None for rows without windows or with tokens left out."""
+    return None if row["bad"] or first["bad"] else by_window(row.get("kld_windows"), first.get("kld_windows"))
+
+
 def surely_less(row: dict, first: dict) -> bool:
-    """Whether a layer costs surely less than another: paired by window, or for rows without windows when their intervals lie apart."""
-    found = by_window(row.get("kld_windows"), first.get("kld_windows"))
+    """Whether a layer costs surely less than another: paired by window, or where that cannot be, when their intervals lie apart."""
+    found = paired(row, first)
     return finite(row["kld_high"]) and row["kld_high"] < first["kld_low"] if found is None else found[2] < 0
 
 
@@ -124,7 +129,7 @@ def ranking_words(data: dict[str, Any]) -> str:
     apart = len(rows)  # from which layer on all cost surely less than the first
     while apart > 1 and surely_less(rows[apart - 1], first):
         apart -= 1
-    how = "Paired by window, " if all(by_window(row.get("kld_windows"), first.get("kld_windows")) for row in rows) else "By their intervals, "
+    how = "Paired by window, " if all(paired(row, first) for row in rows) else "By their intervals, "
     scored = over(data, first)
     if apart == len(rows):
         return f"{how}no layer is surely less sensitive than {short_layer(first['layer'])}: over {scored} the order means nothing."
