@@ -116,4 +116,5 @@ def test_an_order_is_graded_by_pairs() -> None:
     reports = dict(zip(question.runs, (a, b, worst), strict=True))
     posed = pose(question, "x")
     right = sorted(range(3), key=lambda i: reports[posed.shown()[i]].value("kld_mean"))
+    assert "the difference in each window tells" in grade(posed, right, reports).right
     assert grade(posed, right, reports).score == 1 and grade(posed, [right[1], right[0], right[2]], reports).score == pytest.approx(2 / 3)

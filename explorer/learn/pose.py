@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from explorer.learn.bank import Question
@@ -162,7 +163,13 @@ def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     whole = len(names) * (len(names) - 1) // 2
     off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
     right = "; ".join(f"{title_of(names[i], reports)}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
+    if any(facts.below(names[a], names[b], metric) and _overlap(*(reports[names[i]].find(metric) for i in (a, b))) for a, b in pairwise(ranked)):
+        right += " Where these intervals overlap, the difference in each window tells runs apart."
     return Verdict((len(pairs) - wrong) / whole, right, posed.question.why, off)
+
+
+def _overlap(less: Measurement, more: Measurement) -> bool:
+    return has_interval(less) and has_interval(more) and less.high >= more.low
 
 
 def _with_interval(found: Measurement | None) -> str:
