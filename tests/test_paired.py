@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 
 import pytest
 import torch
 
+from explorer import wide
+from explorer.commands.run import table
+from explorer.docs import SEEDS
+from explorer.export import as_csv, as_html, as_json
 from explorer.figures import divergence
 from explorer.learn.bank import questions
 from explorer.learn.facts import Facts
 from explorer.learn.pose import grade, pose
 from explorer.metrics import mean_interval
 from explorer.paired import WINDOWS, beside, difference, mean_difference, ranked, why_not
-from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef
+from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, report_from
+from explorer.ui.table import comparison
 
 TEXT = TextRef("bundled", "digest", 2048, 512)
 
@@ -106,6 +112,17 @@ def test_compare_says_which_differ() -> None:
     assert words.count("cannot be told apart") == 1 and words.index("A is") < words.index("cannot be told apart")
     more = [report(f"R{i}", [w + i for w in a.value("kld_windows")]) for i in range(6)]
     assert ranked(more).count("paired") == 3 and ranked([a]) == ""
+
+
+def test_windows_are_in_the_json_and_in_no_table() -> None:
+    seeds = [report_from(one) for one in json.loads(SEEDS.read_text())][1:3]
+    values = [Measurement(name, [0.25, 0.75], "nats") for name in ("kld_windows", "nll_delta_windows")]
+    reports = [dataclasses.replace(r, measurements=(*(m for m in r.measurements if not m.metric.endswith("_windows")), *values)) for r in seeds]
+    for shown in (comparison(reports), as_csv(reports), wide.table(wide.rows(reports)), table(reports[0])):
+        assert shown and "0.75]" not in shown and "_windows" not in shown
+    kept = json.loads(as_json(reports))[0]["measurements"]
+    assert [m["value"] for m in kept if m["metric"].endswith("_windows")] == [[0.25, 0.75]] * 2
+    assert "same 2 windows, paired" in as_html(reports, "", "", ""), "what pairing found stands in the report to take away"
 
 
 def test_an_order_is_graded_by_pairs() -> None:
