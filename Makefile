@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: app test lint seeds survey timings bench machine-code soak screenshots docs demo-model lock clean
+.PHONY: app test lint seeds survey timings summation bench machine-code soak screenshots docs demo-model lock clean
 
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py
@@ -30,6 +30,10 @@ survey: $(VENV)/app.stamp
 
 timings: $(VENV)/test.stamp
 	$(BIN)/python -m assets.timings
+	$(BIN)/python -m explorer.docs
+
+summation: $(VENV)/app.stamp
+	$(BIN)/python -m assets.summation
 	$(BIN)/python -m explorer.docs
 
 bench: $(VENV)/app.stamp

@@ -211,6 +211,17 @@ def soak_table() -> str:
     return "\n".join([*rows, "", "Command: `make soak`."]) if outcomes else "Not measured yet. Command: `make soak`."
 
 
+def summation() -> str:
+    """How far the order of sums alone moves calibrated methods, from assets/summation.json."""
+    path = ROOT / "assets" / "summation.json"
+    if not path.exists():
+        return "Not measured yet. Command: `make summation`."
+    record = json.loads(path.read_text())
+    rows = [f"{r['name']} {', '.join(map(significant, r['klds']))} nats, {100 * (max(r['klds']) / min(r['klds']) - 1):.1f}% apart" for r in record["rows"]]
+    what = f"KL divergence with {', '.join(map(str, record['batches']))} windows of calibration text a forward pass, all else equal: {'; '.join(rows)}."
+    return f"{what} {record['device']}, torch {record['torch']}, {record['date']}. Command: `make summation`."
+
+
 def _said(value: object) -> str:
     return "; ".join(f"{key.replace('_', ' ')} {_said(item)}" for key, item in value.items()) if isinstance(value, dict) else str(value)
 
@@ -225,6 +236,7 @@ PARTS = {
     "large": large_table,
     "machine-code": machine_code_table,
     "soak": soak_table,
+    "summation": summation,
     "model": model_facts,
 }
 

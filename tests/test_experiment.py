@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -198,7 +199,22 @@ def test_nan_is_counted_and_never_averaged() -> None:
     for few in (one, nothing):
         assert all(m.low is None and m.high is None for m in few.values()), "of fewer than two windows there is no interval"
     for m in found.values():
-        assert m.metric in ("kld_max", "clear_flips") if m.low is None else m.low <= m.value <= m.high, m.metric
+        assert m.metric in ("kld_max", "clear_flips", "kld_windows", "nll_delta_windows") if m.low is None else m.low <= m.value <= m.high, m.metric
+
+
+def test_windows_are_kept_as_they_are_averaged() -> None:
+    torch.manual_seed(0)
+    reference, targets = torch.randn(640, 11), torch.randint(0, 11, (640,))
+    broken = reference + 0.1 * torch.randn(640, 11)
+    found = by_window(token_statistics(reference, broken, targets))
+    for windows, mean in (("kld_windows", found["kld_mean"].value), ("nll_delta_windows", math.log1p(found["perplexity_delta"].value / 100))):
+        assert len(found[windows].value) == 10 and statistics.fmean(found[windows].value) == pytest.approx(mean, rel=1e-6) and found[windows].unit == "nats"
+    again = mean_interval(torch.tensor(found["kld_windows"].value, dtype=torch.float64).unsqueeze(1))
+    assert again == pytest.approx((found["kld_mean"].value, found["kld_mean"].low, found["kld_mean"].high))
+    broken[:64], broken[70] = torch.nan, torch.nan
+    lost = by_window(token_statistics(reference, broken, targets))["kld_windows"]
+    assert math.isnan(lost.value[0]) and lost.bad == 65 and lost.value[1] != found["kld_windows"].value[1]
+    assert lost.value[2:] == pytest.approx(found["kld_windows"].value[2:])
 
 
 def test_the_correct_tokens_probability_by_hand() -> None:

@@ -110,6 +110,34 @@ def test_layers_that_cannot_be_told_apart_are_not_told_from_themselves() -> None
     assert "0 v_proj is the most sensitive; from 1 down_proj on" in chart.summary({"rows": rows, "width": 3})
 
 
+def test_layers_are_ranked_by_their_difference_in_each_window() -> None:
+    """Their intervals overlap, and one of them is less sensitive in every window."""
+    chart = charts()["sensitivity_ranking"]
+    one = chart.example["rows"][0]
+    windows = [0.01, 0.02, 0.03, 0.02]
+    first, less, same = ([w + move for w, move in zip(windows, moves, strict=True)] for moves in ([0] * 4, [-0.001, -0.0012] * 2, [-0.001, 0.0009] * 2))
+    rows = [
+        one | {"layer": f"layers.{i}.mlp.up_proj", "kld": statistics.fmean(w), "kld_low": 0.007, "kld_high": 0.033, "kld_windows": w}
+        for i, w in enumerate((first, same, less))
+    ]
+    words = chart.summary({"rows": rows, "width": 3})
+    assert "Paired by window, 0 up_proj and 1 up_proj cannot be told apart; from 2 up_proj on" in words
+    bare = [{name: value for name, value in row.items() if name != "kld_windows"} for row in rows]
+    assert "By their intervals, no layer is surely less sensitive than 0 up_proj" in chart.summary({"rows": bare, "width": 3})
+
+
+def test_an_allocation_is_judged_by_window() -> None:
+    chart, windows = charts()["allocation"], [0.01, 0.2, 0.3, 0.05]
+    uniform, mixed = ({**p, "low": 0.0, "high": 0.4} for p in chart.example["points"])
+    told = {}
+    for name, move in (("wins", -0.01), ("better", 0.01), ("none", 0.0)):
+        ours = [w + move + (0.001 if i % 2 else -0.001) for i, w in enumerate(windows)]
+        points = [uniform | {"windows": windows, "kld": statistics.fmean(windows)}, mixed | {"windows": ours, "kld": statistics.fmean(ours)}]
+        told[name] = chart.summary({"points": points})
+    assert "spending the bits unevenly wins, paired over 4 windows" in told["wins"] and "here one width for all is better" in told["better"]
+    assert "paired by window no difference is shown" in told["none"] and "nothing tells whether" in chart.summary({"points": [uniform, mixed]})
+
+
 def test_every_value_of_an_8_bit_grid_is_drawn() -> None:
     eight = next(r for r in ALL if r.experiment.spec.get("bits") == 8)
     ticks = next(trace for trace in figures()["weights"].draw([eight], LAYER)["data"] if trace["name"].startswith("grid"))

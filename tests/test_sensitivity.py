@@ -48,6 +48,7 @@ def test_sensitivity_of_one_layer_equals_a_run_of_the_whole_model(store: Store, 
             scorer.originals[name].weight.data = own
         exact = (reference.exp() * (reference - logits)).sum(-1).mean().item()
         assert scorer.score(name, own)["kld"] < 1e-9, "an unchanged layer costs nothing"
+        assert len(found["kld_windows"]) == 2 and sum(found["kld_windows"]) / 2 == pytest.approx(found["kld"], rel=1e-6), "layers are paired by them"
     assert found["kld"] == pytest.approx(exact, rel=1e-4) and found["kld_low"] < found["kld"] < found["kld_high"]
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(before, loaded.model.parameters(), strict=True))
     assert not any("forward" in vars(block) for block in models.blocks(loaded.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -156,7 +157,18 @@ def test_two_configurations_are_told_apart_no_later_than_needed(store: Store) ->
 
 def test_a_point_is_beaten_only_beyond_the_intervals() -> None:
     points = [(4.0, 0.02, 0.01, 0.03), (4.2, 0.025, 0.02, 0.035), (4.3, 0.08, 0.07, 0.09), (3.0, 0.2, None, None), (4.0, 0.02, 0.01, 0.03)]
-    assert tradeoffs.standing(points) == ["best", "near", "beaten", "best", "best"]
+    assert tradeoffs.standing([(*point, None) for point in points]) == ["best", "near", "beaten", "best", "best"]
+
+
+def test_points_of_the_same_windows_are_paired() -> None:
+    """Their intervals overlap: one is worse in every window and beaten, one is as often better."""
+    windows = [0.01, 0.02, 0.03]
+    worse, same = ([w + move for w, move in zip(windows, moves, strict=True)] for moves in ([0.005, 0.006, 0.005], [0.004, -0.003, 0.0]))
+    points = [(4.0, 0.02, 0.0, 0.04, windows), (4.2, 0.0253, 0.0, 0.05, worse), (4.3, 0.0203, 0.0, 0.05, same)]
+    assert tradeoffs.standing(points) == ["best", "beaten", "near"]
+    values = [Measurement("kld_windows", windows, "nats"), Measurement("nll_delta_windows", same, "nats")]
+    paired = dataclasses.replace(REPORTS[0], measurements=(*REPORTS[0].measurements, *values))
+    assert tradeoffs.point_of(paired, "a", "recorded")["windows"] == {"kld_mean": windows, "perplexity_delta": same}
 
 
 def test_times_of_two_devices_are_never_put_together() -> None:

@@ -33,6 +33,8 @@ SURVEYED = (
     "perplexity_delta",
     "kld_mean",
     "kld_floor",
+    "kld_windows",
+    "nll_delta_windows",
     "top1_agreement",
     "quantize_seconds",
     "decode_tokens_per_second",

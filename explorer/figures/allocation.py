@@ -6,6 +6,7 @@ from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, finite, layout, plot, short_layer
 from explorer.figures.sensitivity import matrix
+from explorer.paired import by_window
 from explorer.records import significant
 
 WIDTH_COLOURS = {2: "#d55e00", 3: "#b4659a", 4: "#0a7abf", 8: "#009e73", 16: "#7f7f7f"}
@@ -45,7 +46,7 @@ def map_words(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any]) -> Plot:
-    """data["frontier"]: [bits, predicted nats] pairs; data["points"]: dicts of kind, name, bits, predicted and, once run, kld, low, high."""
+    """data["frontier"]: [bits, predicted nats] pairs; data["points"]: dicts of kind, name, bits, predicted and, once run, kld, low, high, windows (W nats)."""
     traces: list[dict] = []
     if data.get("frontier"):
         bits, losses = zip(*data["frontier"], strict=True)
@@ -101,13 +102,13 @@ def against(mixed: dict, uniforms: list[dict]) -> str:
         return ""
     near = min(uniforms, key=lambda p: abs(p["bits"] - mixed["bits"]))
     size = "the same size" if abs(near["bits"] - mixed["bits"]) < 0.02 else f"{near['bits']:.3f} bits (the allocation has {mixed['bits']:.3f})"
-    if not all(finite(p[end]) for p in (mixed, near) for end in ("low", "high")):
-        return f" {near['name']} at {size} has {significant(near['kld'])}: on so little text nothing tells whether that is a difference."
-    if mixed["high"] < near["low"]:
-        return f" {near['name']} at {size} has {significant(near['kld'])}: spending the bits unevenly wins, beyond both intervals."
-    if mixed["low"] > near["high"]:
-        return f" {near['name']} at {size} has {significant(near['kld'])}: here one width for all is better."
-    return f" {near['name']} at {size} has {significant(near['kld'])}: the intervals overlap, so no difference is shown."
+    words, found = f" {near['name']} at {size} has {significant(near['kld'])}", by_window(mixed.get("windows"), near.get("windows"))
+    if found is None:
+        return f"{words}: without the same windows of text for both nothing tells whether that is a difference."
+    _, low, high = found
+    if low <= 0 <= high:
+        return f"{words}: paired by window no difference is shown."
+    return f"{words}: {'spending the bits unevenly wins' if high < 0 else 'here one width for all is better'}, paired over {len(near['windows'])} windows."
 
 
 MAP = Chart(

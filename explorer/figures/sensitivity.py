@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, finite, layout, picks, plot, short_layer
+from explorer.paired import by_window
 
 SCALE = [[0, "rgba(10,122,191,0.12)"], [0.5, "#0a7abf"], [1, "#d55e00"]]
 NOTHING = "No layer measured yet: press Measure sensitivity."
@@ -109,21 +110,34 @@ def over(data: dict[str, Any], row: dict) -> str:
     return f"{windows[1]} windows ({row['tokens']:,} tokens)" if windows else f"the windows of {row['tokens']:,} tokens"
 
 
+def paired(row: dict, first: dict) -> tuple[float, float, float] | None:
+    """What one layer costs less another, with a 95% interval, paired by window; None for rows without windows or with tokens left out."""
+    return None if row["bad"] or first["bad"] else by_window(row.get("kld_windows"), first.get("kld_windows"))
+
+
+def surely_less(row: dict, first: dict) -> bool:
+    """Whether a layer costs surely less than another: paired by window, or where that cannot be, when their intervals lie apart."""
+    found = paired(row, first)
+    return finite(row["kld_high"]) and row["kld_high"] < first["kld_low"] if found is None else found[2] < 0
+
+
 def ranking_words(data: dict[str, Any]) -> str:
     rows = sorted((row for row in chosen(data).values() if finite(row["kld"])), key=lambda row: -row["kld"])
     if len(rows) < 2:
         return "No layers to put in order yet."
     first = rows[0]
-    apart = len(rows)  # from which layer on all intervals lie below the first one's
-    while apart and finite(rows[apart - 1]["kld_high"]) and rows[apart - 1]["kld_high"] < first["kld_low"]:
+    apart = len(rows)  # from which layer on all cost surely less than the first
+    while apart > 1 and surely_less(rows[apart - 1], first):
         apart -= 1
+    how = "Paired by window, " if all(paired(row, first) for row in rows) else "By their intervals, "
     scored = over(data, first)
     if apart == len(rows):
-        return f"All intervals overlap that of {short_layer(first['layer'])}: over {scored} the order means nothing."
+        return f"{how}no layer is surely less sensitive than {short_layer(first['layer'])}: over {scored} the order means nothing."
     others = [short_layer(row["layer"]) for row in rows[1:apart]]
     named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"
     alike = f"{short_layer(first['layer'])} and {named} cannot be told apart" if others else f"{short_layer(first['layer'])} is the most sensitive"
-    return f"Bars are 95% intervals over {scored}. {alike}; from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive."
+    rest = f"from {short_layer(rows[apart]['layer'])} on, layers are measurably less sensitive"
+    return f"Bars are 95% intervals of each layer alone over {scored}. {how}{alike}; {rest}."
 
 
 def _row(layer: str, kld: float) -> dict[str, Any]:
@@ -140,8 +154,10 @@ MAP = Chart(
     draw, summary, EXAMPLE,
 )  # fmt: skip
 RANKING = Chart(
-    "sensitivity_ranking", "The layers in order", "See where the bars stop to overlap: only beyond that is one layer known to matter less than another.",
-    "Each layer is scored on the same windows of text, and the spread of the windows' means gives the interval. A ranking of layers "
-    "without intervals invites stories about noise; a budget spent by such a ranking may be spent at random.",
+    "sensitivity_ranking", "The layers in order",
+    "See from which layer on the words below say that layers matter less than the first: before it the order may be chance.",
+    "Each layer is scored on the same windows of text. A bar is one layer alone, and most of it is how much windows differ, which all layers share; so "
+    "layers are compared by their difference in each window, and bars that overlap may belong to layers that surely differ. A ranking without intervals "
+    "invites stories about noise; a budget spent by such a ranking may be spent at random.",
     draw_ranking, ranking_words, EXAMPLE,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 from explorer.figures import COLOURS, FLOOR, MARKERS, Chart, Plot, finite, layout, plot, span
 from explorer.findings import counted, timed_on
+from explorer.paired import by_window, windows_of
 from explorer.records import Measurement, Report, change
 
 VIEWS = {
@@ -31,7 +32,7 @@ LOOKS = {
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
     """One configuration as plain data: key, name, method, origin ("recorded", "measured now", ...), device, the measurements by metric, and what its
-    limit is from.
+    limit is from, and windows: the window means behind each metric of quality, by which points are paired.
     """
     found = {
         m.metric: [m.value if finite(m.value) else None, m.low if finite(m.low) else None, m.high if finite(m.high) else None]
@@ -41,6 +42,7 @@ def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
     spec = report.experiment.spec
     return {"key": key, "name": report.name, "method": "none" if spec.is_baseline else spec.method, "origin": origin,
             "device": report.provenance.get("device", ""), "metrics": wanted,
+            "windows": {metric: windows_of(report, metric) for metric in QUALITY},
             "limit": counted(limit, report) if (limit := report.find("decode_limit")) else ""}  # fmt: skip
 
 
@@ -63,15 +65,22 @@ def up(point: dict[str, Any], metric: str) -> tuple[float, float | None, float |
     return value, low, high, False
 
 
-def standing(points: Sequence[tuple[float, float, float | None, float | None]]) -> list[str]:
-    """For each (x, y, low, high): "best" when no other is at most as large in both and smaller in one; "beaten" when one that is no larger in x
-    is better in y beyond both intervals; "near" otherwise.
+def surely_better(one: tuple, other: tuple) -> bool:
+    """Whether a point of `standing` is surely below another in y: paired by window, or where that cannot be, beyond both intervals."""
+    found = by_window(one[4], other[4])
+    if found is not None:
+        return found[2] < 0
+    return (one[3] if one[3] is not None else one[1]) < (other[2] if other[2] is not None else other[1])
+
+
+def standing(points: Sequence[tuple[float, float, float | None, float | None, Sequence[float] | None]]) -> list[str]:
+    """For each (x, y, low, high, window means): "best" when no other is at most as large in both and smaller in one; "beaten" when one that is no larger
+    in x is surely better in y; "near" otherwise.
     """
     found = []
-    for i, (x, y, low, _) in enumerate(points):
+    for i, (x, y, *_) in enumerate(points):
         others = [p for j, p in enumerate(points) if j != i and p[0] <= x and p[1] <= y and (p[0] < x or p[1] < y)]
-        clear = any((p[3] if p[3] is not None else p[1]) < (low if low is not None else y) for p in others)
-        found.append("beaten" if clear else "near" if others else "best")
+        found.append("beaten" if any(surely_better(p, points[i]) for p in others) else "near" if others else "best")
     return found
 
 
@@ -92,7 +101,7 @@ def draw(data: dict[str, Any]) -> Plot:
     if view == "roofline":
         return _roofline(points)
     placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
-    kinds = standing([(x, y[0], y[1], y[2]) for _, x, y in placed])
+    kinds = standing([(x, *y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
     best = sorted(((p, x, y) for (p, x, y), kind in zip(placed, kinds, strict=True) if kind == "best"), key=lambda item: item[1])
     traces = [{"type": "scatter", "mode": "lines", "x": [x for _, x, _ in best], "y": [y[0] for _, _, y in best], "name": "best at each size",
                "line": {"color": COLOURS[0], "dash": "dot", "shape": "hv"}, "hoverinfo": "skip", "showlegend": False}] if best else []  # fmt: skip
@@ -244,12 +253,12 @@ def summary(data: dict[str, Any]) -> str:
     placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
     if not placed:
         return nothing(data) + tail
-    kinds = standing([(x, y[0], y[1], y[2]) for _, x, y in placed])
+    kinds = standing([(x, *y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
     best = [p["name"] for (p, x, _), kind in sorted(zip(placed, kinds, strict=True), key=lambda item: item[0][1]) if kind == "best"]
     shown = ", ".join(best[:8]) + (f" and {len(best) - 8} more" if len(best) > 8 else "")
     return (
-        f"Of {len(placed)} configurations {len(best)} are beaten by none ({shown}); {kinds.count('beaten')} are faded: another that is no larger is better "
-        f"beyond the intervals; {kinds.count('near')} lie behind by less than that.{tail}"
+        f"Of {len(placed)} configurations {len(best)} are beaten by none ({shown}); {kinds.count('beaten')} are faded: another that is no larger surely "
+        f"better; {kinds.count('near')} lie behind by less than that.{tail}"
     )
 
 
@@ -258,7 +267,7 @@ def looks(data: dict[str, Any]) -> str:
     view = data.get("view", "bits")
     if view == "roofline":
         return "See how far above the dashed line, its own bandwidth limit, each point lies: that much is overhead, which fewer bits do not shorten."
-    return f"See the dotted line: {LOOKS[view]}. Faded points are beaten beyond their intervals; a hollow one is an upper limit."
+    return f"See the dotted line: {LOOKS[view]}. Faded points are surely beaten; a hollow one is an upper limit."
 
 
 def kinds(data: dict[str, Any]) -> list[str]:
@@ -276,8 +285,8 @@ CHART = Chart(
     "tradeoffs", "Every configuration over two axes",
     looks({}),
     "There is no best method, only a frontier: at each size one configuration loses least, and which one changes from size to size. Points close together "
-    "are often no different at all, so a point is called beaten only when the intervals say so. Bars are 95% intervals, across a latency the 20th to 80th "
-    "percentile of tokens.",
+    "are often no different at all, so a point is called beaten only when the difference in the same windows of text says so. Bars are 95% intervals of each "
+    "alone, across a latency the 20th to 80th percentile of tokens.",
     draw, summary,
     {"points": [_example("RTN 4-bit g64", "rtn", 4.25, 0.04), _example("GPTQ 4-bit g64", "gptq", 4.25, 0.014), _example("RTN 3-bit g64", "rtn", 3.25, 0.25)],
      "view": "bits", "quality": "kld_mean"},

@@ -1,4 +1,4 @@
-"""What expressions may ask of measured runs: values, intervals, and whether two runs differ beyond their intervals. Pure functions of reports."""
+"""What expressions may ask of measured runs: values, intervals, and whether two runs differ, paired by window. Pure functions of reports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from explorer import paired
 from explorer.learn import planned
 from explorer.learn.answers import FUNCTIONS
 from explorer.records import Answer, Measurement, Report, report_from
@@ -62,12 +63,31 @@ class Facts:
             raise KeyError(f"{metric} of {run} has no interval")
         return found
 
-    def below(self, run: str, other: str, metric: str) -> bool:
-        """Whether `run` is below `other` beyond both intervals."""
-        return self.high(run, metric) < self.low(other, metric)
+    def difference(self, run: str, other: str, metric: str) -> float:
+        """`run` less `other`, paired by window: see `paired.difference`. Raises KeyError for two that cannot be paired."""
+        return self._paired(run, other, metric).value
 
-    def overlap(self, run: str, other: str, metric: str) -> bool:
-        """Whether the two intervals overlap, so that this text cannot tell the runs apart."""
+    def difference_low(self, run: str, other: str, metric: str) -> float:
+        """The lower end of its 95% interval."""
+        return self._paired(run, other, metric).low
+
+    def difference_high(self, run: str, other: str, metric: str) -> float:
+        return self._paired(run, other, metric).high
+
+    def _paired(self, run: str, other: str, metric: str) -> Measurement:
+        reports = self._reports[run], self._reports[other]
+        found = paired.difference(*reports, metric)
+        if found is None:
+            raise KeyError(f"{run} and {other} cannot be paired in {metric}, because {paired.why_not(*reports, metric)}")
+        return found
+
+    def below(self, run: str, other: str, metric: str) -> bool:
+        """Whether `run` is surely below `other`: by the paired difference; for two that cannot be paired, when their intervals lie apart."""
+        found = paired.difference(self._reports[run], self._reports[other], metric)
+        return self.high(run, metric) < self.low(other, metric) if found is None else found.high < 0
+
+    def tied(self, run: str, other: str, metric: str) -> bool:
+        """Whether this text cannot tell the runs apart."""
         return not (self.below(run, other, metric) or self.below(other, run, metric))
 
     def half(self, run: str, metric: str) -> float:

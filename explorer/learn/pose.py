@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from explorer.learn.bank import Question
@@ -157,12 +158,18 @@ def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     ranked = sorted(range(len(names)), key=lambda i: facts.value(names[i], metric))
     given = [i for i in answer if isinstance(i, int) and 0 <= i < len(names)] if isinstance(answer, list | tuple) else []
     pairs = [(a, b) for at, a in enumerate(given) for b in given[at + 1 :]] if len(set(given)) == len(given) else []
-    # Two runs whose intervals overlap cannot be told apart by this text: either order of them is right.
+    # Of two runs that this text cannot tell apart, either order is right.
     wrong = sum(facts.below(names[b], names[a], metric) for a, b in pairs)
     whole = len(names) * (len(names) - 1) // 2
     off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
     right = "; ".join(f"{title_of(names[i], reports)}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
+    if any(facts.below(names[a], names[b], metric) and _overlap(*(reports[names[i]].find(metric) for i in (a, b))) for a, b in pairwise(ranked)):
+        right += " Where these intervals overlap, the difference in each window tells runs apart."
     return Verdict((len(pairs) - wrong) / whole, right, posed.question.why, off)
+
+
+def _overlap(less: Measurement, more: Measurement) -> bool:
+    return has_interval(less) and has_interval(more) and less.high >= more.low
 
 
 def _with_interval(found: Measurement | None) -> str:

@@ -114,6 +114,11 @@ def mean_interval(values: Tensor) -> Interval:
     return (mean, mean - half, mean + half) if half else (mean, None, None)
 
 
+def window_means(values: Tensor) -> list[float]:
+    """The mean over the finite values of each of windows [W, T], NaN where there is none: the value that a window gives to `mean_interval`."""
+    return values.double().where(values.isfinite(), torch.nan).nanmean(1).tolist()
+
+
 def quantile_interval(values: Tensor, share: float) -> Interval:
     """(value, low, high): the quantile of all finite values of windows [W, T], with a 95% interval: that of the share of values up to it, read back
     as quantiles (Woodruff 1952, Journal of the American Statistical Association 47, 635).

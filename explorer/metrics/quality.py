@@ -14,7 +14,7 @@ from torch import Tensor
 
 from explorer.kvcache import chunked_logits
 from explorer.likelihood import by_rows, passes
-from explorer.metrics import Interval, Metric, Subject, mean_interval, quantile_interval
+from explorer.metrics import Interval, Metric, Subject, mean_interval, quantile_interval, window_means
 from explorer.records import Measurement, Progress
 
 BATCH = 2  # windows a forward pass at most
@@ -64,7 +64,8 @@ def summarise(tokens: dict[str, Tensor]) -> Iterator[Measurement]:
     """Measurements from per-token statistics [W, T]; tokens with NaN or infinities are left out of every mean and counted in `bad`.
 
     Intervals are those of `mean_interval`; perplexity's has the ends of that of the mean log-likelihood. The largest divergence has none: it grows
-    with the text.
+    with the text. kld_windows and nll_delta_windows (nats, of the negative log-likelihood less the baseline's) are lists of W window means, by which two
+    configurations are paired (see explorer.paired).
     """
     good = tokens["nll"].isfinite() & tokens["base"].isfinite() & tokens["kld"].isfinite()
     kept = {key: value.where(good, torch.nan) for key, value in tokens.items()}
@@ -77,6 +78,8 @@ def summarise(tokens: dict[str, Tensor]) -> Iterator[Measurement]:
     yield found("perplexity", _each(_exp, mean_interval(kept["nll"])), "")
     yield found("perplexity_delta", _each(lambda nats: 100 * (_exp(nats) - 1), mean_interval(kept["nll"] - kept["base"])), "%")
     kld = kept["kld"]
+    for name, values in (("kld_windows", kld), ("nll_delta_windows", kept["nll"] - kept["base"])):
+        yield Measurement(name, window_means(values), "nats", n=int(good.sum()), bad=int((~good).sum()))
     yield found("kld_mean", mean_interval(kld), "nats", least=0.0)
     for name, share in (("kld_median", 0.5), ("kld_p99", 0.99)):
         yield found(name, quantile_interval(kld, share), "nats")

@@ -20,7 +20,7 @@ from explorer import data, models
 from explorer.calibration import sequential_statistics
 from explorer.input_statistics import InputStatistics
 from explorer.methods import Method, build, fields_of, label_of, methods
-from explorer.metrics import mean_interval
+from explorer.metrics import mean_interval, window_means
 from explorer.metrics.floor import fits_in_float32, in_float32, room
 from explorer.metrics.layers import relative
 from explorer.metrics.quality import token_statistics
@@ -82,7 +82,7 @@ class Scorer:
     @torch.no_grad()
     def score(self, name: str, weight: Tensor) -> dict[str, Any]:
         """What the model loses with weight [N, K] float32 in the named layer: kld (nats) and delta (paired change of perplexity, %), both with the
-        ends of a 95% interval, None with one window; output_error (relative); tokens scored and bad ones left out.
+        ends of a 95% interval, None with one window; kld_windows, the mean of each; output_error (relative); tokens scored and bad ones left out.
         """
         self._enter(self.block_of[name])
         original, inputs = self.originals[name], self._inputs[name]
@@ -99,6 +99,7 @@ class Scorer:
         delta = [None if v is None else 100 * math.expm1(v) for v in mean_interval(by_window["nll"] - by_window["base"])]
         return {
             "kld": kld[0], "kld_low": None if kld[1] is None else max(0.0, kld[1]), "kld_high": kld[2],
+            "kld_windows": window_means(by_window["kld"]),
             "delta": delta[0], "delta_low": delta[1], "delta_high": delta[2],
             "output_error": relative(moved - exact, exact), "tokens": int(good.sum()), "bad": int((~good).sum()),
         }  # fmt: skip

@@ -10,6 +10,7 @@ import gradio as gr
 
 from explorer.allocate import Point, best, frontier, options_of, rules, uniform
 from explorer.figures import allocation, sensitivity
+from explorer.paired import windows_of
 from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
 from explorer.ui.kept import Kept
@@ -166,7 +167,7 @@ class Sensitivities:
                             shown, _ = self.shell.shelf.arrange(shown, event)
                         if point is not None:
                             found = event.find("kld_mean")
-                            point |= {"kld": found.value, "low": found.low, "high": found.high}
+                            point |= {"kld": found.value, "low": found.low, "high": found.high, "windows": windows_of(event, "kld_mean")}
                         yield [gr.skip(), *chart_values(allocation.CHART, data), gr.skip(), gr.skip()]
             compared, picker = self.shell.shared(shown, layer)
             sentence = f"Done in {clock.seconds():.0f} s; the allocation is in Compare."
