@@ -66,7 +66,9 @@ def _layer_by_layer(loaded: LoadedModel, method: Method, wanted: dict[str, nn.Li
     """
     layers: dict[str, QuantizedLinear] = {}
     qtensors: dict[str, QuantizedTensor] = {}
-    least = sizes.ROOM + sizes.BESIDE * max((layer.weight.numel() for layer in wanted.values()), default=0)
+    largest = max((layer.weight.numel() for layer in wanted.values()), default=0)
+    squared = max((layer.in_features for name, layer in wanted.items() if rows is not None and method.reads_gram(name)), default=0)
+    least = sizes.ROOM + sizes.beside(sizes.Weight({}, largest, widest=squared))
 
     def convert(names: Sequence[str], inputs: InputStatistics | None, rows: torch.Tensor | None = None) -> Iterator[Progress]:
         weights = {name: _weight(loaded, name, wanted[name]) for name in names}

@@ -164,6 +164,15 @@ def test_a_full_memory_or_disk_ends_with_a_sentence_and_the_models_own_layers(fo
     assert models.linears(model.model) == own
 
 
+def test_room_for_the_square_matrices_of_gptq_is_asked_for(folder: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 bytes for each pair of a layer's 256 inputs beside 20 a weight: more than the 48 a weight that rounding to nearest takes."""
+    model = loaded(folder)
+    monkeypatch.setattr(offload, "free_memory", lambda device: sizes.ROOM + 50 * 128 * 256)
+    assert quantized(model, "rtn").qtensors
+    with pytest.raises(InputError, match="full after 1 of 42 layers"):
+        quantized(model, "gptq")
+
+
 def test_the_estimates_follow_the_published_sizes() -> None:
     """A 70B (Llama 3.1: 8,192 wide, 28,672 inside, 128,256 tokens) fits a GPU of 80 GB at 4 bits, not whole; an 8B one of 16 GB."""
     large = sizes.Weight({"BF16": 70_553_706_496}, 8192 * 28672, 2 * 128256 * 8192 + 8192)
