@@ -157,6 +157,10 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     shown = [page.locator(part).bounding_box() for part in ("#class-question h2", "#invitation .code", "#plot-class", "#class-conclusion .conclusion")]
     assert all(box["y"] >= 0 and box["y"] + box["height"] <= 900 for box in shown), "a projector shows the answer and the code without scrolling"
     assert shown[0]["y"] < 100 and shown[1]["x"] > 1000 and page.locator("#class-reveal").bounding_box()["height"] < 30
+    page.set_viewport_size({"width": 1024, "height": 640})
+    ends = "Math.max(...['#plot-class', '#class-conclusion .conclusion'].map(part => document.querySelector(part).getBoundingClientRect().bottom))"
+    page.wait_for_function(f"{ends} <= innerHeight", timeout=5000)
+    page.set_viewport_size({"width": 1440, "height": 900})
     page.keyboard.press("ArrowRight")
     page.locator("#class-question h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
     page.keyboard.press("Escape")

@@ -21,10 +21,16 @@ NEW_TICKET = (
     "(seen, ticket, choice) => [seen, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"
 )
 
-# The chart takes the width that it has then.
-PRESENT = (
-    "() => { document.body.classList.toggle('presenting'); window.scrollTo(0, 0); requestAnimationFrame(() => window.dispatchEvent(new Event('resize'))); }"
-)
+# The stage is laid out for 1440 x 900 and scaled to the screen; a narrow one has a column of its own. The chart takes the width that it has then.
+PRESENT = """() => {
+  const scale = () => document.body.style.setProperty('--stage', innerWidth > 900 ? Math.max(0.6, Math.min(innerWidth / 1440, innerHeight / 900)) : 1);
+  if (!window.stageScales) addEventListener('resize', scale);
+  window.stageScales = true;
+  document.body.classList.toggle('presenting');
+  scale();
+  window.scrollTo(0, 0);
+  requestAnimationFrame(() => window.dispatchEvent(new Event('resize')));
+}"""
 
 
 def build(shell: Shell) -> View | None:
