@@ -16,23 +16,25 @@ STORY = "gptq"
 def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, query=f"&tab=learn&story={STORY}&step=1")
     page.locator("#tab-learn").wait_for(state="visible", timeout=10_000)
-    for at, step in enumerate(stories()[STORY].steps):
+    for step in stories()[STORY].steps:
         page.locator("#learn-text h2", has_text=step.title).wait_for(timeout=5000)
         assert not page.locator("#learn-conclusion .conclusion").count(), "nothing is revealed before the prediction"
+        page.click("#learn-reveal")
+        page.locator("#learn-conclusion .said", has_text="You made no prediction").wait_for(timeout=5000)
         if step.predict.options:
-            page.click("#learn-reveal")
-            page.locator("#learn-status", has_text="Choose a prediction first").wait_for(timeout=5000)
             page.locator("#learn-predict label").first.click()
         else:
-            page.click("#learn-reveal")
-            page.locator("#learn-conclusion .said", has_text="You made no prediction").wait_for(timeout=5000)
             page.locator("#learn-number input[type=number]").fill(str(step.predict.high))
         page.click("#learn-reveal")
         page.locator("#learn-conclusion .said", has_text=re.compile("Right|Close|Not so")).wait_for(timeout=5000)
         page.wait_for_selector("#plot-learn .main-svg")
         assert "Keep in mind" in page.inner_text("#learn-conclusion") and "Recorded" in page.inner_text("#learn-conclusion")
-        if at + 1 < len(stories()[STORY].steps):
-            page.click("#learn-next")
+        page.click("#learn-next")
+    page.locator("#learn-text h2", has_text=re.compile("predictions right\\.")).wait_for(timeout=5000)
+    assert page.locator("#learn-text li").count() == len(stories()[STORY].steps) and "What to try next" in page.inner_text("#learn-text")
+    assert not page.locator("#learn-reveal").is_visible() and page.locator("#learn-step input:checked").count() == 1
+    page.click("#learn-back")
+    page.locator("#learn-reveal").wait_for(timeout=5000)
     page.reload()
     page.locator("#learn-story input").wait_for()
     page.wait_for_function("document.querySelector('#learn-story input').value.includes('✓')", timeout=10_000)
@@ -47,6 +49,14 @@ def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, add
     page.click("#learn-measure")
     page.locator("#learn-status", has_text="measured here").wait_for(timeout=60_000)
     assert "Right." in page.inner_text("#learn-conclusion") and not wrong
+    page.close()
+
+
+def test_the_answer_comes_into_sight_on_a_phone(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 390, 844, query=f"&tab=learn&story={STORY}&step=1")
+    page.locator("#learn-reveal").click()
+    page.wait_for_function("(box => box && box.top >= -1 && box.top < 200)(document.querySelector('#learn-conclusion .conclusion')?.getBoundingClientRect())")
+    assert not wrong
     page.close()
 
 

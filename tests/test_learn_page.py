@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
+from urllib.parse import parse_qsl
 
 import pytest
 
 import app
+from explorer import link
 from explorer.learn.bank import Question, questions
 from explorer.learn.interview import cards
 from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
-from explorer.learn.stories import judge, stories
+from explorer.learn.stories import conclude, judge, stories
 from explorer.records import InputError, Progress, Report, key_of
 from explorer.ui import classroom, interviewer, learn, trainer
+from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
@@ -61,16 +65,43 @@ def test_every_step_is_revealed_measured_and_compared(shell: Shell, story: str, 
     assert len(walk.compare(story, at)) == 2 + len(shell.controls)
 
 
-def test_a_step_asks_for_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
+def test_a_step_is_revealed_without_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
     walk = learn.Walk(shell)
-    assert "Choose a prediction" in walk.reveal("basics", 0, None, 0, "", {})[-1].value
+    _, _, conclusion, done, _, right = walk.reveal("basics", 0, None, 0, "", {})
+    assert "You made no prediction.</b> The answer:" in conclusion and done == right == {}
     shell.runner.error = InputError("The text is too short.")
     assert "too short" in list(walk.measure("gptq", 0, None, 50, ""))[-1][-1].value
     names = list(stories())
-    assert walk.turn(names[0], 4, {}, 1)[0].value == names[1] and walk.turn(names[0], 0, {}, -1)[0].value == names[-1]
+    assert walk.turn(names[0], 5, {}, by=1)[0].value == names[1] and walk.turn(names[0], 0, {}, by=-1)[0].value == names[-1]
     for junk in NONSENSE:
         assert learn.place(junk, junk)[1] in (0, 1) and isinstance(learn.checked(junk), dict)
         assert walk.show(junk, junk, junk)[2]
+
+
+@pytest.mark.parametrize("name", list(stories()))
+def test_a_walkthrough_ends_with_its_predictions_and_conclusions(shell: Shell, name: str) -> None:
+    walk, story = learn.Walk(shell), stories()[name]
+    card = walk.turn(name, len(story.steps) - 1, {name: [0, 1]}, {name: [1]}, by=1)
+    first, others = (escape(text) for text in (conclude(story.steps[0], recorded(), recorded_answers()).text, story.steps[2].title))
+    assert f"1 of 2 predictions right; {len(story.steps) - 2} step" in card[2] and first in card[2] and others in card[2]
+    assert "step=3'>Predict it" in card[2] and "What to try next" in card[2] and not any(part["visible"] for part in (*card[3:5], *card[9:12]))
+    assert "You predicted nothing here." in walk.turn(name, len(story.steps) - 1, {}, by=1)[2]
+    run = last_run(story)
+    if run is not None:
+        query = unescape(re.search(r"Go on in <a href='\?([^']+)'", card[2])[1])
+        found = link.parse(parse_qsl(query), CATALOGUE, [story.see])
+        assert f"with {escape(run.name)} in the controls" in card[2] and found.method == run.experiment.spec.method and not found.wrong
+        assert found.params.items() <= dict(run.experiment.spec.params).items()
+    assert walk.turn(name, len(story.steps), {}, by=-1)[1].value == len(story.steps) - 1
+
+
+def test_only_a_first_prediction_counts_as_right(shell: Shell) -> None:
+    walk, step = learn.Walk(shell), stories()["basics"].steps[0]
+    good = next(i for i in range(4) if judge(step, i, recorded(), recorded_answers())[0] == 1)
+    *_, done, _, right = walk.reveal("basics", 0, good, 0, "", {}, {})
+    assert done == right == {"basics": [0]}
+    *_, done, _, right = walk.reveal("basics", 0, (good + 1) % 4, 0, "", {}, {})
+    assert right == {} and walk.reveal("basics", 0, good, 0, "", done, right)[-1] == {}
 
 
 @pytest.mark.parametrize("question", list(questions().values()), ids=lambda q: q.id)

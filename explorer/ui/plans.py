@@ -21,7 +21,7 @@ from explorer.planner import LAYOUTS, Need, Plan, gigabytes, need
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.goal import goal
-from explorer.ui.page import failure, status
+from explorer.ui.page import failure, many, status
 from explorer.ui.points import survey
 from explorer.ui.tab import Shell
 
@@ -138,11 +138,6 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
 
 
-def counted(number: int, thing: str) -> str:
-    """A number with its noun: 1 user, 13 users."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def width(model: Architecture, plan: Plan, found: Need) -> str:
     """In which width the weights are stored, in words; nothing for 16 bits."""
     if plan.layout() is None:
@@ -157,7 +152,7 @@ def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
     kind = f", {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
     text = (
         f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)}{width(model, plan, found)}, "
-        f"KV cache {gigabytes(found.kv_user)} a user at {counted(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
+        f"KV cache {gigabytes(found.kv_user)} a user at {many(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
         f"activations {gigabytes(found.activations)}. "
     )
     if model.window and plan.context > model.window:
@@ -174,7 +169,7 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: f
     if not chosen.count:
         why = "" if chosen.accelerator.linked else ", and no link joins them"
         return f"{text}More than {chosen.most} × {name} would be needed{why}."
-    text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {counted(chosen.users, 'user')}; "
+    text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {many(chosen.users, 'user')}; "
     busy = "memory bandwidth" if chosen.limit == "bandwidth" else "compute"
     text += f"it decodes at most {chosen.bound:,.0f} tokens/s in all, bound by {busy} (estimated bound)"
     if chosen.dollars is None:

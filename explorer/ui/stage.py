@@ -19,6 +19,7 @@ from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, conclude, judge, stories
 from explorer.ui.frame import plotted
 from explorer.ui.learn import chips, concluded, drawn, place
+from explorer.ui.page import many
 
 CLOSED = "<b>The votes are in.</b> No run answers this one: it is your teacher's."
 BINS = 5  # choices that a number to be predicted is offered as
@@ -60,11 +61,6 @@ def bars(names: Sequence[str], counts: Sequence[int], right: int | None = None) 
         label = f"{'✓ ' if i == right else ''}{escape(name)}"
         rows.append(f"<tr{mark}><th scope='row'>{label}</th><td><span style='width:{width:.0f}%'></span></td><td>{count}</td></tr>")
     return f"<table class='votes' aria-label='votes'>{''.join(rows)}</table><p class='hint'>{many(sum(counts), 'vote')}</p>"
-
-
-def many(number: int, thing: str) -> str:
-    """1 vote, 2 votes."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def enlarged(plot: dict[str, Any]) -> dict[str, Any]:
