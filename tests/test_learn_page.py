@@ -13,6 +13,7 @@ import pytest
 
 import app
 from explorer import link
+from explorer.learn import progress
 from explorer.learn.bank import Question, questions
 from explorer.learn.interview import cards
 from explorer.learn.pose import amount, pose
@@ -22,6 +23,7 @@ from explorer.records import InputError, Progress, Report, key_of
 from explorer.ui import classroom, interviewer, learn, trainer
 from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
+from explorer.ui.results import today
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 from tests.learn_data import NONSENSE, STEPS
@@ -109,7 +111,7 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     coach = trainer.Trainer(shell)
     state = set_of(question.id)
     shown = coach.show(state)
-    assert len(shown) == 7 + trainer.FIELDS + 5 + 1
+    assert len(shown) == 7 + trainer.FIELDS + 6 + 1
     posed = pose(question, "7")
     order = sorted(range(len(posed.shown())), key=lambda i: recorded()[posed.shown()[i]].value(question.metric)) if question.kind == "order" else []
     right = next(
@@ -126,6 +128,26 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     assert final[0]["progress"]["answers"] == 1 and "feedback good" in final[4]
     ended = coach.following(final[0])
     assert "of 1" in ended[1] and escape(posed.ask) in ended[1]
+
+
+def test_a_skipped_question_counts_for_nothing_and_comes_back(shell: Shell) -> None:
+    coach = trainer.Trainer(shell)
+    state = coach.start({}, [], "daily")[0]
+    first = state["set"]["ids"][0]
+    state, heading, *_ = coach.skip(state)
+    assert "2 of 5" in heading and state["progress"]["answers"] == 0 and state["progress"]["log"] == [] and trainer.checked(state) == state
+    assert progress.due(state["progress"], today()) == [] and progress.due(state["progress"], today() + 1) == [first]
+    for _ in range(4):
+        state, heading, *_ = coach.skip(state)
+    assert "0.0 of 5, 5 skipped" in heading and heading.count("<td>skipped</td>") == 5
+    assert coach.skip(state)[0] == state and all(coach.skip(junk) for junk in NONSENSE), "after the last one there is nothing to skip"
+
+
+def test_an_untouched_checklist_is_not_called_wrong(shell: Shell) -> None:
+    coach, explain = trainer.Trainer(shell), next(q for q in questions().values() if q.kind == "explain")
+    given = (None, None, [], [], 50, False)
+    graded = list(coach.answer(list(coach.answer(set_of(explain.id), *given))[-1][0], *given))[-1]
+    assert f"You ticked 0 of {len(explain.checklist)}." in graded[4] and "Wrong" not in graded[4]
 
 
 def test_answers_that_are_none_are_asked_for_again(shell: Shell) -> None:
@@ -151,7 +173,7 @@ def set_of(name: str) -> dict:
 def test_an_answer_about_runs_is_graded_by_running_them(shell: Shell, name: str, number: float | None, order: list[int]) -> None:
     coach, given = trainer.Trainer(shell), (None, number, order, [], 50, False)
     events = list(coach.answer(set_of(name), *given))
-    assert any("quantize" in event[4] and event[-1]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
+    assert any("quantize" in event[4] and event[-2]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
     live = events[-1]
     assert "Measured here now on fresh" in live[4] and "Measured here now" in coach.following(live[0])[1] and not live[-1]["visible"]
     runs = pose(questions()[name], "7").graded_by

@@ -69,22 +69,24 @@ def build(shell: Shell) -> View | None:
         answer = gr.Button("Answer", variant="primary", visible=False, elem_id="answer", min_width=140)
         recorded = gr.Button("Do not wait: grade by the recorded run", visible=False, elem_id="answer-recorded", min_width=140)
         following = gr.Button("Next question", variant="primary", visible=False, elem_id="next-question", min_width=140)
+        skip = gr.Button("Skip", visible=False, elem_id="skip-question", min_width=80)
     feedback = gr.HTML("", elem_id="feedback")
     with gr.Accordion("Result sheet", open=False):
         result = gr.HTML(sheet({"progress": progress.fresh(), "set": None}), elem_id="sheet")
         with gr.Row():
             printed = gr.Button("Print", elem_id="print-sheet", size="sm", min_width=80)
             forget = gr.Button("Forget everything", elem_id="forget", size="sm", min_width=120)
-    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, recorded, following, feedback]
+    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, recorded, following, skip, feedback]
     quick = QUIET | {"queue": False}
     five.click(partial(trainer.start, kind="five"), [state, wanted], [state, *question, result], **quick)
     today.click(partial(trainer.start, kind="daily"), [state, wanted], [state, *question, result], **quick)
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, ticked, confidence, quiet, *fields]  # not the text: it is for whoever wrote it
-    graded = [state, ticked, answer, following, feedback, result, recorded]
+    graded = [state, ticked, answer, following, feedback, result, recorded, skip]
     waiting = Cancel("")
     waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
     waiting.instead(recorded, trainer.recorded, given, graded)
+    waiting.instead(skip, trainer.skip, [state], [state, *question, result])
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js=PRINT)
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
