@@ -101,12 +101,28 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page.click("#print-sheet")
     page.wait_for_function("window.printed === 'hidden,visible'", timeout=5000)
     page.emulate_media(media="screen")
+    assert not wrong
+    page.close()
+
+
+def test_an_interview_with_its_evidence(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "trainer")
+    page.click("#set-daily")
+    page.locator("#question .where", has_text="1 of 5").wait_for(timeout=10_000)
+    page.click("#skip-question")
+    page.locator("#question .where", has_text="2 of 5").wait_for(timeout=10_000)
     page.get_by_text("Interviewer mode").click()
     page.fill("#card-answer textarea", "Four bits and an 8-bit cache.")
     page.locator("#card-evidence input").click()
     page.get_by_role("option", name="RTN 4-bit g64").click()
     page.keyboard.press("Escape")
     page.click("#record-answer")
+    page.locator("#card-status", has_text="nothing attached bears on this card").wait_for(timeout=10_000)
+    page.locator("#card-plan input").check()
+    page.click("#record-answer")
+    page.locator("#card-status", has_text="with 1 run and the Planner's answer").wait_for(timeout=10_000)
+    assert "1 on record" in page.inner_text("#transcript") and "the Planner, estimated: llama-3.1-70b" in page.inner_text("#transcript pre")
     page.locator("#transcript pre", has_text="evidence: run").wait_for(timeout=10_000)
     assert re.search(r"run `[0-9a-f]{32}`", page.inner_text("#transcript pre"))
     page.locator("#card input").click()

@@ -15,12 +15,11 @@ import app
 from explorer import link
 from explorer.learn import progress
 from explorer.learn.bank import Question, questions
-from explorer.learn.interview import cards
 from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import conclude, judge, stories
 from explorer.records import InputError, Progress, Report, key_of
-from explorer.ui import classroom, interviewer, learn, trainer
+from explorer.ui import classroom, learn, trainer
 from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
 from explorer.ui.results import today
@@ -200,19 +199,6 @@ def test_explanations_can_wait(shell: Shell) -> None:
     state = set_of("int-bit-db")
     last = list(coach.answer(state, 0, None, [], [], 50, True))[-1]
     assert "Noted" in last[4] and "Source" not in last[4] and "The step halves" in coach.following(last[0])[1]
-
-
-def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
-    mode = interviewer.Interviewer(shell)
-    key = shell.shelf.add(recorded()["gptq4"])
-    assert "Write an answer first." in mode.record([], "four-bits", " ", 70, [key])[-1]
-    notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
-    assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
-    ticked, _ = mode.tick(notes, [0, 2, 99])
-    assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
-    for junk in NONSENSE:
-        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.turn(str(junk))
-    assert all(interviewer.shown_card(name) for name in cards())
 
 
 def test_reports_of_the_shelf_are_kept_apart(shell: Shell) -> None:

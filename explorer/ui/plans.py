@@ -96,16 +96,20 @@ class Plans:
         plan = Plan(*numbers, everything=bool(everything), format=form or "", kv_float=kept == FLOAT8)
         return self.model(preset, config), plan, chosen, integer(reached, "The share") / 100
 
+    def told(self, *asked: Any) -> tuple[str, float]:
+        """(the answer in words, the model's parameters). Raises InputError."""
+        model, plan, chosen, share = self.read(*asked)
+        said = sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked[9], share), share)
+        return said + rounded(asked[6], asked[7], asked[10]), model.parameters
+
     def solved(self, *asked: Any) -> list[Any]:
         """[status, table, chart, words]."""
         try:
             model, plan, chosen, share = self.read(*asked)
             fits = [fit(model, plan, one, asked[9] if one is chosen else None, share) for one in ACCELERATORS]
-            drawn = chart_values(CHART, bars(model, plan, chosen))
+            drawn, (said, _) = chart_values(CHART, bars(model, plan, chosen)), self.told(*asked)
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
-        mine = next(f for f in fits if f.accelerator is chosen)
-        said = sentence(model, plan, need(model, plan), mine, share) + rounded(asked[6], asked[7], asked[10])
         first_of_all = goal(model, plan, chosen, survey(), presets()["demo"].parameters / 1e6)
         return [status(said, "done", chips=chip("estimated")), first_of_all + table(fits, chosen.name, plan, share), *drawn]
 

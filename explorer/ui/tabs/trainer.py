@@ -107,7 +107,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
     mode, first = Interviewer(shell), next(iter(cards()))
     offered = [r for r in shell.shelf.first() if not is_baseline(r)]
     kept = notes("transcript", [])
-    gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls, and attach it.</p>")
+    gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls, or plan it in the Planner, and attach it.</p>")
     card = gr.Dropdown([(f"{c.title} ({c.level})", name) for name, c in cards().items()], value=first, label="Card", filterable=False, elem_id="card")
     shown = gr.HTML(shown_card(first), elem_id="card-text")
     with gr.Column(visible=False) as broken:
@@ -117,6 +117,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
         [(r.name, key) for r, key in zip(offered, keys_of(offered), strict=True)], multiselect=True, allow_custom_value=True, max_choices=5,
         label="Evidence: runs on the page", elem_id="card-evidence",
     )  # fmt: skip
+    plans = gr.Checkbox(False, label="Evidence: the Planner's answer, as its tab is set now", elem_id="card-plan")
     sure = gr.Slider(0, 100, 50, step=5, label="How sure are you? %", elem_id="card-sure")
     with gr.Row():
         add = gr.Button("Put it on record", variant="primary", elem_id="record-answer", min_width=140)
@@ -126,7 +127,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
     transcript = gr.HTML("", elem_id="transcript")
     quick = QUIET | {"queue": False}
     card.input(mode.turn, card, [shown, answer, met, broken], **quick)
-    add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step], [kept, met, transcript, line], **QUIET)
+    add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step, plans, *shell.planned], [kept, met, transcript, line], **QUIET)
     met.input(mode.tick, [kept, met], [kept, transcript], **quick)
     clear.click(lambda: ([], ""), None, [kept, transcript], **quick)
     Context.root_block.load(mode.show, kept, transcript, **quick)
