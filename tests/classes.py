@@ -42,14 +42,14 @@ async def phone(screen: Screen, code: str, until: float, voted: list[int], revea
     """Joins, then looks every four seconds and votes once on each question."""
     rng, ticket = random.Random(delay), secrets.token_hex(16)
     await asyncio.sleep(delay)
-    _, choice, _, seen, _ = await screen.send("join", "click", code)
+    _, choice, _, seen, _ = await screen.send("join", "click", code, ticket)
     while time.monotonic() < until:
         if choice.get("choices") and choice.get("interactive", True):
             said = await screen.send("class-choice", "input", seen, ticket, rng.choice(choice["choices"])[1])
             voted.append("Voted" in str(said))
         choice = {}
         await asyncio.sleep(FOLLOW * rng.uniform(0.9, 1.1))
-        found = await screen.send("", "tick", seen)
+        found = await screen.send("", "tick", seen, ticket)
         choice = found[1] if isinstance(found[1], dict) else {}
         seen = found[3] if isinstance(found[3], str) else seen
         revealed.append("The answer:" in str(found[2]))
@@ -72,13 +72,15 @@ def classes(count: int, seconds: float) -> dict[str, Any]:
             until = time.monotonic() + seconds
             phones = [phone(Screen(http, config, waits), mine["code"], until, voted, revealed, FOLLOW * i / count) for i in range(count)]
             told = asyncio.gather(*phones, return_exceptions=True)
-            step = 0
+            step = asked = 0
             while time.monotonic() < until - FOLLOW:
                 await asyncio.sleep(8)
                 counted.append(count_of(await teacher.send("class-reveal", "click", mine, "gptq", step)))
                 await asyncio.sleep(4)
-                step = (step + 1) % 3
+                step, asked = (step + 1) % 3, asked + 1
                 await teacher.send("class-step", "input", mine, "gptq", step)
+                if asked >= 3:  # the step was asked before, and is as it was left
+                    await teacher.send("class-again", "click", mine, "gptq", step)
             wrong.extend(f"{type(e).__name__}: {e}"[:200] for e in await told if isinstance(e, Exception))
             counted.append(count_of(await teacher.send("class-reveal", "click", mine, "gptq", step)))
 

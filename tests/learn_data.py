@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from explorer.learn import progress
 from explorer.learn.bank import questions
+from explorer.learn.stories import stories
+
+STEPS = [(story.name, at) for story in stories().values() for at in range(len(story.steps))]
+NONSENSE = (None, "x", -1, 99, float("nan"), [], {}, [1, "2"], {"a": 1}, True)
 
 
 def wrong_number(right: float) -> float:

@@ -16,23 +16,25 @@ STORY = "gptq"
 def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900, query=f"&tab=learn&story={STORY}&step=1")
     page.locator("#tab-learn").wait_for(state="visible", timeout=10_000)
-    for at, step in enumerate(stories()[STORY].steps):
+    for step in stories()[STORY].steps:
         page.locator("#learn-text h2", has_text=step.title).wait_for(timeout=5000)
         assert not page.locator("#learn-conclusion .conclusion").count(), "nothing is revealed before the prediction"
+        page.click("#learn-reveal")
+        page.locator("#learn-conclusion .said", has_text="You made no prediction").wait_for(timeout=5000)
         if step.predict.options:
-            page.click("#learn-reveal")
-            page.locator("#learn-status", has_text="Choose a prediction first").wait_for(timeout=5000)
             page.locator("#learn-predict label").first.click()
         else:
-            page.click("#learn-reveal")
-            page.locator("#learn-conclusion .said", has_text="You made no prediction").wait_for(timeout=5000)
             page.locator("#learn-number input[type=number]").fill(str(step.predict.high))
         page.click("#learn-reveal")
         page.locator("#learn-conclusion .said", has_text=re.compile("Right|Close|Not so")).wait_for(timeout=5000)
         page.wait_for_selector("#plot-learn .main-svg")
         assert "Keep in mind" in page.inner_text("#learn-conclusion") and "Recorded" in page.inner_text("#learn-conclusion")
-        if at + 1 < len(stories()[STORY].steps):
-            page.click("#learn-next")
+        page.click("#learn-next")
+    page.locator("#learn-text h2", has_text=re.compile("predictions right\\.")).wait_for(timeout=5000)
+    assert page.locator("#learn-text li").count() == len(stories()[STORY].steps) and "What to try next" in page.inner_text("#learn-text")
+    assert not page.locator("#learn-reveal").is_visible() and page.locator("#learn-step input:checked").count() == 1
+    page.click("#learn-back")
+    page.locator("#learn-reveal").wait_for(timeout=5000)
     page.reload()
     page.locator("#learn-story input").wait_for()
     page.wait_for_function("document.querySelector('#learn-story input').value.includes('✓')", timeout=10_000)
@@ -47,6 +49,14 @@ def test_a_whole_walkthrough_from_its_link_and_a_step_measured_here(browser, add
     page.click("#learn-measure")
     page.locator("#learn-status", has_text="measured here").wait_for(timeout=60_000)
     assert "Right." in page.inner_text("#learn-conclusion") and not wrong
+    page.close()
+
+
+def test_the_answer_comes_into_sight_on_a_phone(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 390, 844, query=f"&tab=learn&story={STORY}&step=1")
+    page.locator("#learn-reveal").click()
+    page.wait_for_function("(box => box && box.top >= -1 && box.top < 200)(document.querySelector('#learn-conclusion .conclusion')?.getBoundingClientRect())")
+    assert not wrong
     page.close()
 
 
@@ -91,12 +101,28 @@ def test_an_interview_set_and_its_sheet(browser, address: str) -> None:
     page.click("#print-sheet")
     page.wait_for_function("window.printed === 'hidden,visible'", timeout=5000)
     page.emulate_media(media="screen")
+    assert not wrong
+    page.close()
+
+
+def test_an_interview_with_its_evidence(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "trainer")
+    page.click("#set-daily")
+    page.locator("#question .where", has_text="1 of 5").wait_for(timeout=10_000)
+    page.click("#skip-question")
+    page.locator("#question .where", has_text="2 of 5").wait_for(timeout=10_000)
     page.get_by_text("Interviewer mode").click()
     page.fill("#card-answer textarea", "Four bits and an 8-bit cache.")
     page.locator("#card-evidence input").click()
     page.get_by_role("option", name="RTN 4-bit g64").click()
     page.keyboard.press("Escape")
     page.click("#record-answer")
+    page.locator("#card-status", has_text="nothing attached bears on this card").wait_for(timeout=10_000)
+    page.locator("#card-plan input").check()
+    page.click("#record-answer")
+    page.locator("#card-status", has_text="with 1 run and the Planner's answer").wait_for(timeout=10_000)
+    assert "1 on record" in page.inner_text("#transcript") and "the Planner, estimated: llama-3.1-70b" in page.inner_text("#transcript pre")
     page.locator("#transcript pre", has_text="evidence: run").wait_for(timeout=10_000)
     assert re.search(r"run `[0-9a-f]{32}`", page.inner_text("#transcript pre"))
     page.locator("#card input").click()
@@ -138,23 +164,29 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     )
     assert post(address, handler, code, f"{0:016x}", "basics:0:1").startswith("Voted"), "a vote can be changed"
     counted = "[...document.querySelectorAll('#votes td:last-child')].map(cell => cell.innerText).join()"
-    page.wait_for_function(f"{counted} === '7,9,7,7'", timeout=10_000)
+    page.locator("#votes .hint", has_text="30 votes").wait_for(timeout=10_000)
+    assert page.locator("#votes th").count() == 4 and not page.locator("#votes td").count(), "no vote is swayed by what others chose"
     student, also_wrong = visit(browser, address, 390, 844, query=f"&tab=classroom&room={code}")
     student.locator("#class-choice label").first.wait_for(timeout=10_000)
     assert student.locator("#tabs").bounding_box()["y"] < 150 and not student.locator("#compared-row").is_visible(), "the question comes first on a phone"
     student.locator("#class-choice label", has_text="16").click()
     student.locator("#class-line", has_text="Voted").wait_for(timeout=10_000)
-    page.wait_for_function(f"{counted} === '7,9,8,7'", timeout=10_000)
+    page.locator("#votes .hint", has_text="31 votes, 1 phone in the room").wait_for(timeout=10_000)
     page.click("#class-reveal")
+    page.wait_for_function(f"{counted} === '7,9,8,7'", timeout=10_000)
     page.locator("#votes tr.right", has_text="16").wait_for(timeout=10_000)
     page.wait_for_selector("#plot-class .main-svg")
-    student.locator("#class-line .said", has_text="✓ 16").wait_for(timeout=10_000)
+    student.locator("#class-line .said", has_text="You chose 16: right. The answer: ✓ 16").wait_for(timeout=10_000)
     assert student.locator("#class-choice input").first.is_disabled() and "closed" in post(address, handler, code, f"{0:016x}", "basics:0:2")
     page.click("#present")
     assert not page.locator("#controls").is_visible()
     shown = [page.locator(part).bounding_box() for part in ("#class-question h2", "#invitation .code", "#plot-class", "#class-conclusion .conclusion")]
     assert all(box["y"] >= 0 and box["y"] + box["height"] <= 900 for box in shown), "a projector shows the answer and the code without scrolling"
     assert shown[0]["y"] < 100 and shown[1]["x"] > 1000 and page.locator("#class-reveal").bounding_box()["height"] < 30
+    page.set_viewport_size({"width": 1024, "height": 640})
+    ends = "Math.max(...['#plot-class', '#class-conclusion .conclusion'].map(part => document.querySelector(part).getBoundingClientRect().bottom))"
+    page.wait_for_function(f"{ends} <= innerHeight", timeout=5000)
+    page.set_viewport_size({"width": 1440, "height": 900})
     page.keyboard.press("ArrowRight")
     page.locator("#class-question h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
     page.keyboard.press("Escape")
@@ -162,6 +194,23 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     assert "moved on" in post(address, handler, code, f"{0:016x}", "basics:0:2")
     student.locator("#class-asked h2", has_text=stories()["basics"].steps[1].title).wait_for(timeout=10_000)
     assert student.locator("#class-choice input").first.is_enabled() and not student.locator("#class-choice input:checked").count()
+    back_and_again(page, student)
     assert not wrong and not also_wrong
     page.close()
     student.close()
+
+
+def back_and_again(page, student) -> None:
+    """The question that was left has its votes and its answer; asked again it has none; another one comes from the trainer's bank."""
+    page.click("#class-back")
+    page.locator("#votes", has_text="31 votes").wait_for(timeout=10_000)
+    student.locator("#class-choice label", has_text="16").locator("input:checked").wait_for(timeout=10_000)
+    assert student.locator("#class-choice input").first.is_disabled() and "You chose 16" in student.inner_text("#class-line")
+    page.click("#class-again")
+    page.locator("#votes .hint", has_text="0 votes").wait_for(timeout=10_000)
+    page.wait_for_function("!document.querySelector('#class-conclusion').innerText")
+    page.click("#class-own button")
+    page.locator("#bank-question input").click()
+    page.get_by_role("option").nth(3).click()
+    page.click("#bank-ask")
+    student.locator("#class-asked", has_text="A question of the trainer's").wait_for(timeout=10_000)

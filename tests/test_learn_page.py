@@ -1,31 +1,33 @@
-"""The handlers of Learn, Trainer and Class as plain functions: every step and question can be shown and answered, whatever a browser sends."""
+"""The handlers of Learn and Trainer as plain functions: every step and question can be shown and answered, whatever a browser sends."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
-from html import escape
-from types import SimpleNamespace
+from html import escape, unescape
+from urllib.parse import parse_qsl
 
-import gradio as gr
 import pytest
 
 import app
+from explorer import link
+from explorer.learn import progress
 from explorer.learn.bank import Question, questions
-from explorer.learn.interview import cards
 from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
-from explorer.learn.stories import judge, stories
+from explorer.learn.stories import conclude, judge, stories
 from explorer.records import InputError, Progress, Report, key_of
-from explorer.ui import classroom, interviewer, learn, trainer
+from explorer.ui import classroom, learn, trainer
+from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
+from explorer.ui.results import today
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from tests.learn_data import NONSENSE, STEPS
 
 CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
-STEPS = [(story.name, at) for story in stories().values() for at in range(len(story.steps))]
-NONSENSE = (None, "x", -1, 99, float("nan"), [], {}, [1, "2"], {"a": 1}, True)
 
 
 class Recorded:
@@ -64,16 +66,43 @@ def test_every_step_is_revealed_measured_and_compared(shell: Shell, story: str, 
     assert len(walk.compare(story, at)) == 2 + len(shell.controls)
 
 
-def test_a_step_asks_for_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
+def test_a_step_is_revealed_without_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
     walk = learn.Walk(shell)
-    assert "Choose a prediction" in walk.reveal("basics", 0, None, 0, "", {})[-1].value
+    _, _, conclusion, done, _, right = walk.reveal("basics", 0, None, 0, "", {})
+    assert "You made no prediction.</b> The answer:" in conclusion and done == right == {}
     shell.runner.error = InputError("The text is too short.")
     assert "too short" in list(walk.measure("gptq", 0, None, 50, ""))[-1][-1].value
     names = list(stories())
-    assert walk.turn(names[0], 4, {}, 1)[0].value == names[1] and walk.turn(names[0], 0, {}, -1)[0].value == names[-1]
+    assert walk.turn(names[0], 5, {}, by=1)[0].value == names[1] and walk.turn(names[0], 0, {}, by=-1)[0].value == names[-1]
     for junk in NONSENSE:
         assert learn.place(junk, junk)[1] in (0, 1) and isinstance(learn.checked(junk), dict)
         assert walk.show(junk, junk, junk)[2]
+
+
+@pytest.mark.parametrize("name", list(stories()))
+def test_a_walkthrough_ends_with_its_predictions_and_conclusions(shell: Shell, name: str) -> None:
+    walk, story = learn.Walk(shell), stories()[name]
+    card = walk.turn(name, len(story.steps) - 1, {name: [0, 1]}, {name: [1]}, by=1)
+    first, others = (escape(text) for text in (conclude(story.steps[0], recorded(), recorded_answers()).text, story.steps[2].title))
+    assert f"1 of 2 predictions right; {len(story.steps) - 2} step" in card[2] and first in card[2] and others in card[2]
+    assert "step=3'>Predict it" in card[2] and "What to try next" in card[2] and not any(part["visible"] for part in (*card[3:5], *card[9:12]))
+    assert "You predicted nothing here." in walk.turn(name, len(story.steps) - 1, {}, by=1)[2]
+    run = last_run(story)
+    if run is not None:
+        query = unescape(re.search(r"Go on in <a href='\?([^']+)'", card[2])[1])
+        found = link.parse(parse_qsl(query), CATALOGUE, [story.see])
+        assert f"with {escape(run.name)} in the controls" in card[2] and found.method == run.experiment.spec.method and not found.wrong
+        assert found.params.items() <= dict(run.experiment.spec.params).items()
+    assert walk.turn(name, len(story.steps), {}, by=-1)[1].value == len(story.steps) - 1
+
+
+def test_only_a_first_prediction_counts_as_right(shell: Shell) -> None:
+    walk, step = learn.Walk(shell), stories()["basics"].steps[0]
+    good = next(i for i in range(4) if judge(step, i, recorded(), recorded_answers())[0] == 1)
+    *_, done, _, right = walk.reveal("basics", 0, good, 0, "", {}, {})
+    assert done == right == {"basics": [0]}
+    *_, done, _, right = walk.reveal("basics", 0, (good + 1) % 4, 0, "", {}, {})
+    assert right == {} and walk.reveal("basics", 0, good, 0, "", done, right)[-1] == {}
 
 
 @pytest.mark.parametrize("question", list(questions().values()), ids=lambda q: q.id)
@@ -81,7 +110,7 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     coach = trainer.Trainer(shell)
     state = set_of(question.id)
     shown = coach.show(state)
-    assert len(shown) == 7 + trainer.FIELDS + 5 + 1
+    assert len(shown) == 7 + trainer.FIELDS + 6 + 1
     posed = pose(question, "7")
     order = sorted(range(len(posed.shown())), key=lambda i: recorded()[posed.shown()[i]].value(question.metric)) if question.kind == "order" else []
     right = next(
@@ -98,6 +127,26 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     assert final[0]["progress"]["answers"] == 1 and "feedback good" in final[4]
     ended = coach.following(final[0])
     assert "of 1" in ended[1] and escape(posed.ask) in ended[1]
+
+
+def test_a_skipped_question_counts_for_nothing_and_comes_back(shell: Shell) -> None:
+    coach = trainer.Trainer(shell)
+    state = coach.start({}, [], "daily")[0]
+    first = state["set"]["ids"][0]
+    state, heading, *_ = coach.skip(state)
+    assert "2 of 5" in heading and state["progress"]["answers"] == 0 and state["progress"]["log"] == [] and trainer.checked(state) == state
+    assert progress.due(state["progress"], today()) == [] and progress.due(state["progress"], today() + 1) == [first]
+    for _ in range(4):
+        state, heading, *_ = coach.skip(state)
+    assert "0.0 of 5, 5 skipped" in heading and heading.count("<td>skipped</td>") == 5
+    assert coach.skip(state)[0] == state and all(coach.skip(junk) for junk in NONSENSE), "after the last one there is nothing to skip"
+
+
+def test_an_untouched_checklist_is_not_called_wrong(shell: Shell) -> None:
+    coach, explain = trainer.Trainer(shell), next(q for q in questions().values() if q.kind == "explain")
+    given = (None, None, [], [], 50, False)
+    graded = list(coach.answer(list(coach.answer(set_of(explain.id), *given))[-1][0], *given))[-1]
+    assert f"You ticked 0 of {len(explain.checklist)}." in graded[4] and "Wrong" not in graded[4]
 
 
 def test_answers_that_are_none_are_asked_for_again(shell: Shell) -> None:
@@ -123,7 +172,7 @@ def set_of(name: str) -> dict:
 def test_an_answer_about_runs_is_graded_by_running_them(shell: Shell, name: str, number: float | None, order: list[int]) -> None:
     coach, given = trainer.Trainer(shell), (None, number, order, [], 50, False)
     events = list(coach.answer(set_of(name), *given))
-    assert any("quantize" in event[4] and event[-1]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
+    assert any("quantize" in event[4] and event[-2]["visible"] for event in events[:-1]), "progress streams, and nobody has to wait"
     live = events[-1]
     assert "Measured here now on fresh" in live[4] and "Measured here now" in coach.following(live[0])[1] and not live[-1]["visible"]
     runs = pose(questions()[name], "7").graded_by
@@ -150,103 +199,6 @@ def test_explanations_can_wait(shell: Shell) -> None:
     state = set_of("int-bit-db")
     last = list(coach.answer(state, 0, None, [], [], 50, True))[-1]
     assert "Noted" in last[4] and "Source" not in last[4] and "The step halves" in coach.following(last[0])[1]
-
-
-def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
-    mode = interviewer.Interviewer(shell)
-    key = shell.shelf.add(recorded()["gptq4"])
-    assert "Write an answer first." in mode.record([], "four-bits", " ", 70, [key])[-1]
-    notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
-    assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
-    ticked, _ = mode.tick(notes, [0, 2, 99])
-    assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
-    for junk in NONSENSE:
-        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.turn(str(junk))
-    assert all(interviewer.shown_card(name) for name in cards())
-
-
-@pytest.mark.parametrize(("story", "at"), STEPS)
-def test_a_class_can_vote_on_every_step(story: str, at: int) -> None:
-    step = stories()[story].steps[at]
-    names = classroom.choices(step.predict)
-    assert 2 <= len(set(names)) == len(names) <= 6 and 0 <= classroom.right_choice(step) < len(names)
-    assert "The answer:</b> ✓" in classroom.answer(classroom.first_asked(story, at)[0])
-    votes, plot, conclusion = classroom.Classroom().reveal({}, story, at)
-    assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "Keep in mind" in conclusion
-
-
-def test_a_room_from_opening_to_the_next_question() -> None:
-    room = classroom.Classroom()
-    mine, invitation, *_ = room.open("http://lab.example:7860/", "gptq", 1)
-    assert "<svg" in invitation and f"room={mine['code']}" in invitation
-    assert "<svg" not in room.open("javascript:alert(1)", "gptq", 1)[1]
-    asked, choice, _, seen, timer = room.join(mine["code"].lower())
-    assert "Worse weights" in asked and len(choice.choices) == 3 and timer.active and room.follow(seen) == [gr.skip()] * 5
-    votes = [value for _, value in choice.choices]
-    assert "done" in room.voted(seen, "a" * 32, votes[1])[2] and "error" in room.voted(seen, "nobody", votes[1])[2]
-    assert ">1</td>" in room.watch(mine) and room.resume("http://lab.example/", mine)[1].active and not room.resume("", {"code": "ZZZZZ"})[1].active
-    assert "Worse weights" in room.resume("http://lab.example/", mine)[4], "a reloaded page shows what the class is asked"
-    assert "0 votes" in (turned := room.turn(mine, "gptq", 1, 1))[3] and "error" in room.turn({"code": mine["code"], "key": "guess"}, "gptq", 1, 0)[3]
-    late = room.voted(seen, "a" * 32, votes[1])
-    assert "moved on" in late[2] and late[0] == turned[2] and "0 votes" in room.watch(mine), "a tap on an old question is no vote on the new one"
-
-
-def test_joining_without_a_code_is_told_how() -> None:
-    room = classroom.Classroom()
-    assert all("five letters" in room.enter(empty)[2] and "error" in room.enter(empty)[2] for empty in ("", "  ", None)) and room.join("")[2] == ""
-    assert "no room with this code" in room.enter("ZZZZZ")[2] and "Worse weights" in room.enter(room.open("", "gptq", 1)[0]["code"])[0]
-
-
-def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
-    room = classroom.Classroom()
-    mine = room.open("", "gptq", 1)[0]
-    _, choice, _, seen, _ = room.join(mine["code"])
-    vote = choice.choices[1][1]
-    room.voted(seen, "a" * 32, vote)
-    assert "class='right'" not in room.watch(mine)
-    told = room.reveal(mine, "gptq", 1)
-    assert ">1</td>" in told[0] and room.watch(mine) == told[0], "a tick after it marks the right bar too"
-    assert "class='right'" in room.turn(mine, "gptq", 1, 0)[3], "and so does the step that is open"
-    asked, closed, line, now, _ = room.follow(seen)
-    assert asked == gr.skip() and closed.interactive is False and "The answer:" in line and "✓" in line and room.follow(now) == [gr.skip()] * 5
-    late = room.voted(seen, "b" * 32, vote)
-    assert "closed" in late[2] and "The answer:" in late[2] and "1 vote<" in room.watch(mine)
-    assert "The answer:" in room.join(mine["code"])[2], "whoever comes late reads it as well"
-
-
-def test_a_teacher_s_own_question_is_voted_on_and_has_no_right_choice() -> None:
-    room = classroom.Classroom()
-    assert "Open a room first" in room.pose({}, "Which?", "a\nb")[-1]
-    mine = room.open("", "gptq", 1)[0]
-    wrong = (("", "a\nb"), ("x" * 301, "a\nb"), ("Q", "a"), ("Q", "a\na"), ("Q", "a\nb\nc\nd\ne"), ("Q", "a\n" + "b" * 81), (None, None))
-    assert all("error" in room.pose(mine, *bad)[-1] for bad in wrong) and "error" in room.pose(mine | {"key": "guess"}, "Q", "a\nb")[-1]
-    assert "Worse weights" in room.join(mine["code"])[0], "what was refused leaves the question as it was"
-    *screen, line = room.pose(mine, "Which <b>?", " a \n\n<i>b")
-    assert "Which &lt;b&gt;?" in screen[2] and "0 votes" in screen[3] and "&lt;i&gt;b" in screen[3] and "done" in line
-    asked, choice, _, seen, _ = room.join(mine["code"])
-    assert "Which &lt;b&gt;?" in asked and [name for name, _ in choice.choices] == ["a", "<i>b"]
-    assert "Voted: <i>b" in room.vote(mine["code"], "a" * 32, choice.choices[1][1]) and "&lt;i&gt;b" in room.voted(seen, "a" * 32, choice.choices[1][1])[2]
-    votes, plot, said = room.reveal(mine, "gptq", 1)
-    assert "1 vote<" in votes and "class='right'" not in votes and not plot.visible and "The votes are in" in said
-    assert "The votes are in" in room.follow(seen)[2] and "closed" in room.voted(seen, "b" * 32, choice.choices[0][1])[2]
-    assert "A question of your teacher" in room.resume("", mine)[4] and "Worse weights" in room.turn(mine, "gptq", 1)[2] and "0 votes" in room.watch(mine)
-
-
-def test_nonsense_is_no_vote() -> None:
-    room = classroom.Classroom()
-    mine = room.open("", "gptq", 1)[0]
-    for junk in NONSENSE:
-        assert (
-            room.turn(junk, junk, junk)
-            and room.reveal(junk, junk, junk)
-            and "error" in room.pose(mine, junk, junk)[-1]
-            and room.pose(junk, junk, junk)
-            and room.join(junk)
-            and "error" in room.voted(mine["code"], "a" * 32, junk)[2]
-            and room.voted(junk, junk, junk)
-            and room.follow(junk)
-        )
-    assert SimpleNamespace(**mine).key not in str(room.join(mine["code"]))
 
 
 def test_reports_of_the_shelf_are_kept_apart(shell: Shell) -> None:

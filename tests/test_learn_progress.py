@@ -12,7 +12,7 @@ import pytest
 from explorer.learn import interview, progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.pose import pose
-from explorer.learn.room import RATE, VOTES, Asked, Rooms
+from explorer.learn.room import HERE, POLLS, RATE, VOTES, Asked, Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError, key_of
 from tests.learn_data import practised
@@ -126,7 +126,7 @@ def test_thirty_browsers_vote_at_once_and_count_once(rooms: Rooms) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert rooms.tally(code) == (Asked("gptq", 0, ("a", "b", "c")), [10, 10, 10])
+    assert rooms.tally(code) == (Asked("gptq", 0, ("a", "b", "c")), [10, 10, 10], 0)
 
 
 def test_votes_are_checked_and_limited(rooms: Rooms) -> None:
@@ -173,6 +173,36 @@ def test_a_vote_counts_only_on_the_question_that_is_open(rooms: Rooms) -> None:
     assert rooms.tally(code)[1] == [0, 0] and not rooms.question(code).revealed
 
 
+def test_going_back_finds_a_question_as_it_was_left_until_it_is_asked_again(rooms: Rooms) -> None:
+    code, key = rooms.open("gptq", 0, ("a", "b"))
+    rooms.vote(code, ticket(1), "gptq", 0, 1)
+    rooms.reveal(code, key, "gptq", 0)
+    rooms.ask(code, key, "gptq", 1, ("x", "y"))
+    rooms.vote(code, ticket(1), "gptq", 1, 0)
+    rooms.ask(code, key, "gptq", 0, ("a", "b"))
+    assert rooms.look(code, ticket(1)) == (Asked("gptq", 0, ("a", "b"), 0, True), 1) and rooms.tally(code)[1] == [0, 1]
+    rooms.ask(code, key, "gptq", 1, ("x", "y"))
+    assert rooms.tally(code)[:2] == (Asked("gptq", 1, ("x", "y"), 1), [1, 0])
+    with pytest.raises(InputError, match="Only whoever opened"):
+        rooms.again(code, "wrong")
+    rooms.again(code, key)
+    assert rooms.look(code, ticket(1)) == (Asked("gptq", 1, ("x", "y"), 2), None) and rooms.tally(code)[1] == [0, 0]
+    for step in range(2, 2 * POLLS):
+        rooms.ask(code, key, "gptq", step, ("x", "y"))
+    assert len(rooms._rooms[code].polls) == POLLS
+
+
+def test_phones_are_counted_while_they_look(rooms: Rooms) -> None:
+    code, _ = rooms.open("gptq", 0, ("a", "b"))
+    for phone in ("one", "two", "one", ""):
+        rooms.look(code, None, phone)
+    assert rooms.tally(code)[2] == 2
+    Clock.now += HERE - 1
+    rooms.look(code, None, "one")
+    Clock.now += 2
+    assert rooms.tally(code)[2] == 1
+
+
 def test_rooms_end(rooms: Rooms) -> None:
     code, _ = rooms.open("gptq", 0, ("a", "b"))
     Clock.now += 4 * 3600
@@ -184,4 +214,4 @@ def test_nothing_in_a_room_names_a_person(rooms: Rooms) -> None:
     code, _ = rooms.open("gptq", 0, ("a", "b"))
     rooms.vote(code, ticket(7), "gptq", 0, 1)
     room = rooms._rooms[code]
-    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "asked", "votes", "changes"}
+    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "open", "polls", "changes", "phones", "count"}

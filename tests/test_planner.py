@@ -20,7 +20,8 @@ from explorer.hub import Hub
 from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
 from explorer.records import InputError
-from explorer.ui.plans import Plans, bounded, counted, first, presets
+from explorer.ui.page import many
+from explorer.ui.plans import Plans, bounded, first, presets
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,
@@ -254,9 +255,7 @@ def test_the_tab_answers_or_says_why_not() -> None:
     assert "70.554 billion" in words and "class='chosen'" in table and "A100 80 GB" in table
     assert "39.5 GB (4.125 bits a weight; embedding and head in 16)" in words and "1 × A100 80 GB, which then holds 13 users" in words
     assert (
-        "bound by memory bandwidth" in words
-        and "million tokens of prompt come on top" in words
-        and (counted(1, "user"), counted(2, "user")) == ("1 user", "2 users")
+        "bound by memory bandwidth" in words and "million tokens of prompt come on top" in words and (many(1, "user"), many(2, "user")) == ("1 user", "2 users")
     )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
     assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])

@@ -12,7 +12,7 @@ from explorer.bugs import BUGS
 from explorer.learn.runs import FOLDER
 from explorer.records import Report, key_of
 
-TEXT_LIMIT = 4000  # characters of an answer
+TEXT_LIMIT = 4000  # characters of an answer, and of what the Planner says
 BROKEN = "broken"  # the card that hands over a model with a bug
 
 
@@ -37,16 +37,22 @@ def cards() -> dict[str, Card]:
 
 
 def entry(
-    card: Card, answer: str, confidence: float, met: Sequence[int], evidence: Sequence[Report], diagnosis: dict[str, Any] | None = None
+    card: Card, answer: str, confidence: float, met: Sequence[int], evidence: Sequence[Report], diagnosis: dict[str, Any] | None = None, planned: str = ""
 ) -> dict[str, Any]:
-    """One answer as it goes into a transcript: its evidence by run id, with the numbers of the runs. diagnosis: of a broken model, as graded."""
-    return ({"diagnosis": diagnosis} if diagnosis else {}) | {
-        "card": card.name,
-        "answer": str(answer)[:TEXT_LIMIT],
-        "confidence": confidence,
-        "met": sorted({i for i in met if 0 <= i < len(card.points)}),
-        "evidence": [_cited(report) for report in evidence],
-    }
+    """One answer as it goes into a transcript: its evidence by run id, with the numbers of the runs. diagnosis: of a broken model, as graded.
+    planned: what the Planner answered, where that is evidence.
+    """
+    return (
+        ({"diagnosis": diagnosis} if diagnosis else {})
+        | ({"planned": planned} if planned else {})
+        | {
+            "card": card.name,
+            "answer": str(answer)[:TEXT_LIMIT],
+            "confidence": confidence,
+            "met": sorted({i for i in met if 0 <= i < len(card.points)}),
+            "evidence": [_cited(report) for report in evidence],
+        }
+    )
 
 
 def _cited(report: Report) -> dict[str, Any]:
@@ -64,6 +70,7 @@ def markdown(entries: Sequence[dict[str, Any]]) -> str:
         parts += [f"## {number}. {card.title} ({card.level})", card.ask, quoted, f"Confidence: {100 * found['confidence']:.0f}%."]
         parts += diagnosis_lines(found["diagnosis"]) if "diagnosis" in found else []
         parts.append("\n".join(f"- [{'x' if i in found['met'] else ' '}] {point}" for i, point in enumerate(card.points)))
+        parts += [f"- evidence: the Planner, estimated: {found['planned']}"] if found.get("planned") else []
         for run in found["evidence"]:
             numbers = ", ".join(f"{run[key]:.4g} {unit}" for key, unit in (("bits", "bits a weight"), ("kld", "nats"), ("perplexity_change", "% perplexity"))
                                 if isinstance(run[key], int | float))  # fmt: skip

@@ -67,6 +67,12 @@ def answered(state: State, question: Question, score: float, confidence: float, 
     }  # fmt: skip
 
 
+def skipped(state: State, question: Question, day: int) -> State:
+    """The state after a question that was not answered: nothing is counted, and it comes back tomorrow."""
+    box = state["boxes"].get(question.id, [0, 0])[0]
+    return state | {"boxes": state["boxes"] | {question.id: [box, day + 1]}}
+
+
 def due(state: State, day: int) -> list[str]:
     """Questions whose time has come, those that were wrong first."""
     found = [(box, when, name) for name, (box, when) in state["boxes"].items() if when <= day]

@@ -1,5 +1,5 @@
 """Class votes: rooms that live in memory and forget. A vote belongs to a random ticket of a browser, so it can be changed and counts once; it says which
-question it answers, and counts only while that question is open.
+question it answers, and counts only while that question is open. A question that was asked keeps its votes and its answer until it is asked again.
 """
 
 from __future__ import annotations
@@ -8,21 +8,23 @@ import re
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from explorer.records import InputError
 
 OWN, LENGTH, WORDS = "own", 300, 80  # the story of a teacher's own questions; characters of such a question, and of a choice
-ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a room, life of a room, changes of one ticket a minute
+ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a question, life of a room, changes of one ticket a minute
+POLLS, HERE = 60, 15.0  # questions whose votes a room keeps; seconds since its last look in which a phone is in the room
 LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ"
 TICKET = re.compile(r"[0-9a-f]{16,64}")
 
 
 class Asked(NamedTuple):
     """What a class is asked: a step of a story, what can be chosen, and whether the answer is out, which ends the voting. number: counts the
-    questions of a room. text: of a question that the teacher wrote, whose story is OWN.
+    questions of a room. text: of a question that is no step, whose story is OWN; right, why: its right choice and what is said then, of one from the
+    trainer's bank.
     """
 
     story: str
@@ -31,18 +33,39 @@ class Asked(NamedTuple):
     number: int = 0
     revealed: bool = False
     text: str = ""
+    right: int | None = None
+    why: str = ""
+
+
+@dataclass
+class Poll:
+    """A question and the votes on it by ticket."""
+
+    asked: Asked
+    votes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Room:
-    """One class: what is asked now, and the votes on it by ticket."""
+    """One class: the questions it was asked by story and step, and which is open. changes, phones: times of a ticket's votes and of a page's last look."""
 
     code: str
     key: str
     born: float
-    asked: Asked
-    votes: dict[str, int] = field(default_factory=dict)
+    open: Poll
+    polls: dict[tuple[str, int], Poll] = field(default_factory=dict)
     changes: dict[str, list[float]] = field(default_factory=dict)
+    phones: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def ask(self, asked: Asked) -> None:
+        """Opens a question without votes; the oldest one goes when there are too many."""
+        self.open = Poll(asked._replace(number=self.count))
+        self.count += 1
+        self.polls.pop(asked[:2], None)
+        self.polls[asked[:2]] = self.open
+        while len(self.polls) > POLLS:
+            self.polls.pop(next(iter(self.polls)))
 
 
 class Rooms:
@@ -56,35 +79,46 @@ class Rooms:
         with self._lock:
             self._forget()
             code = next(c for c in iter(lambda: "".join(secrets.choice(LETTERS) for _ in range(5)), None) if c not in self._rooms)
-            self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), Asked(story, step, choices))
+            asked = Asked(story, step, choices)
+            room = self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), Poll(asked))
+            room.ask(asked)
             while len(self._rooms) > ROOMS:
                 self._rooms.popitem(last=False)
-            return code, self._rooms[code].key
+            return code, room.key
 
     def ask(self, code: str, key: str, story: str, step: int, choices: tuple[str, ...]) -> None:
-        """The next question: only with the teacher's key. Votes on the last one are forgotten."""
+        """Another question: only with the teacher's key. One that was asked before is as it was left."""
         with self._lock:
             room = self._own(code, key)
-            if room.asked[:2] != (story, step):
-                room.asked, room.votes = Asked(story, step, choices, room.asked.number + 1), {}
+            if (story, step) in room.polls:
+                room.open = room.polls[story, step]
+            else:
+                room.ask(Asked(story, step, choices))
 
-    def pose(self, code: str, key: str, text: str, choices: tuple[str, ...]) -> None:
-        """The same with a question that the teacher wrote. Raises InputError with a sentence for one that cannot be voted on."""
-        if not 0 < len(text) <= LENGTH:
+    def again(self, code: str, key: str) -> None:
+        """Asks the open question anew: its votes and its answer are forgotten."""
+        with self._lock:
+            room = self._own(code, key)
+            room.ask(room.open.asked._replace(revealed=False))
+
+    def pose(self, code: str, key: str, text: str, choices: tuple[str, ...], right: int | None = None, why: str = "") -> None:
+        """The same with a question that is no step. right, why: as in `Asked`. Raises InputError with a sentence for one of a teacher's that cannot be
+        voted on.
+        """
+        if right is None and not 0 < len(text) <= LENGTH:
             raise InputError(f"Write a question of at most {LENGTH} characters.")
-        if not 2 <= len(choices) <= 4 or len(set(choices)) < len(choices) or any(len(choice) > WORDS for choice in choices):
+        if right is None and (not 2 <= len(choices) <= 4 or len(set(choices)) < len(choices) or any(len(choice) > WORDS for choice in choices)):
             raise InputError(f"Give 2 to 4 different choices, one a line, of at most {WORDS} characters.")
         with self._lock:
             room = self._own(code, key)
-            number = room.asked.number + 1
-            room.asked, room.votes = Asked(OWN, number, choices, number, text=text), {}
+            room.ask(Asked(OWN, room.count, choices, text=text, right=right, why=why))
 
     def reveal(self, code: str, key: str, story: str, step: int) -> None:
         """Ends the voting on a step: only with the teacher's key. Nothing when the room asks something else by now."""
         with self._lock:
-            room = self._own(code, key)
-            if room.asked[:2] == (story, step):
-                room.asked = room.asked._replace(revealed=True)
+            open_one = self._own(code, key).open
+            if open_one.asked[:2] == (story, step):
+                open_one.asked = open_one.asked._replace(revealed=True)
 
     def vote(self, code: str, ticket: str, story: str, step: int, choice: int) -> str:
         """Counts a vote on a step, or changes it. Raises InputError with a sentence, also when the class is at another step or knows the answer."""
@@ -92,11 +126,12 @@ class Rooms:
             raise InputError("This vote carries no valid ticket; reload the page.")
         with self._lock:
             room = self._room(code)
-            if room.asked[:2] != (story, step):
+            asked = room.open.asked
+            if asked[:2] != (story, step):
                 raise InputError("The class has moved on; here is the next question.")
-            if room.asked.revealed:
+            if asked.revealed:
                 raise InputError("The answer is out; votes on this question are closed.")
-            if not 0 <= choice < len(room.asked.choices):
+            if not 0 <= choice < len(asked.choices):
                 raise InputError("That is not one of the choices.")
             now = self._now()
             recent = [t for t in room.changes.get(ticket, []) if now - t < 60]
@@ -105,19 +140,29 @@ class Rooms:
             if ticket not in room.changes and len(room.changes) >= VOTES:
                 raise InputError("This room is full.")
             room.changes[ticket] = [*recent, now]
-            room.votes[ticket] = choice
-            return room.asked.choices[choice]
+            room.open.votes[ticket] = choice
+            return asked.choices[choice]
 
     def question(self, code: str) -> Asked:
         """What a room asks now."""
         with self._lock:
-            return self._room(code).asked
+            return self._room(code).open.asked
 
-    def tally(self, code: str) -> tuple[Asked, list[int]]:
-        """(what is asked, votes for each choice)."""
+    def look(self, code: str, ticket: Any = "", phone: str = "") -> tuple[Asked, int | None]:
+        """(what a room asks now, the choice of this ticket, None before its vote). phone: which page looks, to be counted."""
         with self._lock:
             room = self._room(code)
-            return room.asked, [sum(choice == i for choice in room.votes.values()) for i in range(len(room.asked.choices))]
+            if phone and (phone in room.phones or len(room.phones) < VOTES):
+                room.phones[phone] = self._now()
+            return room.open.asked, room.open.votes.get(ticket) if isinstance(ticket, str) else None
+
+    def tally(self, code: str) -> tuple[Asked, list[int], int]:
+        """(what is asked, votes for each choice, phones that looked just now)."""
+        with self._lock:
+            room = self._room(code)
+            room.phones = {phone: at for phone, at in room.phones.items() if self._now() - at < HERE}
+            votes = Counter(room.open.votes.values())
+            return room.open.asked, [votes[i] for i in range(len(room.open.asked.choices))], len(room.phones)
 
     def _own(self, code: str, key: str) -> Room:
         """The room, for whoever holds its key."""

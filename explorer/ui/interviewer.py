@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -10,9 +11,12 @@ from urllib.parse import quote
 import gradio as gr
 
 from explorer.bugs import BUGS
+from explorer.learn.evidence import bears
 from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
+from explorer.records import Report
 from explorer.ui.diagnosis import Diagnosis
-from explorer.ui.page import failure, status
+from explorer.ui.page import failure, many, status
+from explorer.ui.plans import Plans
 from explorer.ui.results import see
 from explorer.ui.tab import Shell
 
@@ -39,6 +43,8 @@ def checked(notes: Any) -> list[dict[str, Any]]:
         if (
             len(note["answer"]) > TEXT_LIMIT
             or len(runs) > 5
+            or not isinstance(note.get("planned", ""), str)
+            or len(note.get("planned", "")) > TEXT_LIMIT
             or any(not isinstance(r, dict) or not {"run", "name", "model", "device"} <= r.keys() for r in runs)
         ):
             return []
@@ -70,6 +76,17 @@ def page(notes: list[dict[str, Any]]) -> str:
     return f"<p>{len(notes)} on record. Download as {links}.{mean} {see(last.see)}</p><pre class='transcript'>{escape(text)}</pre>"
 
 
+def weighed(card: str, runs: Sequence[Report], plan: str, parameters: float) -> str:
+    """What is said of the evidence: whether any of it bears on the card. parameters: of the planned model."""
+    wanted = cards()[card].evidence
+    if not runs and not plan:
+        return f"On record without evidence. What the card asks for: {wanted}"
+    if not bears(card, runs, parameters):
+        return f"On record, but nothing attached bears on this card. What it asks for: {wanted}"
+    named = [many(len(runs), "run")] * bool(runs) + ["the Planner's answer"] * bool(plan)
+    return f"On record with {' and '.join(named)} as evidence."
+
+
 class Interviewer:
     """Handlers of interviewer mode over the shell."""
 
@@ -81,10 +98,13 @@ class Interviewer:
         name = card if card in cards() else next(iter(cards()))
         return [shown_card(name), "", gr.update(visible=False), gr.update(visible=name == BROKEN)]
 
-    def record(self, notes: Any, card: Any, answer: Any, sure: Any, keys: Any, ticket: Any = "", named: Any = None, step: Any = None) -> list[Any]:
-        """Puts an answer on record with the attached runs as evidence: notes, the interviewer's list, the transcript, a status line.
+    def record(
+        self, notes: Any, card: Any, answer: Any, sure: Any, keys: Any, ticket: Any = "", named: Any = None, step: Any = None, plans: Any = False, *asked: Any
+    ) -> list[Any]:
+        """Puts an answer on record with what is attached as evidence: notes, the interviewer's list, the transcript, a status line.
 
-        ticket, named, step: of a broken model, whose diagnosis is graded.
+        ticket, named, step: of a broken model, whose diagnosis is graded. plans: whether the Planner's answer to `asked` is evidence as well. The same
+        answer to the same card again takes the place of the last one.
         """
         if card not in cards():
             return [gr.skip(), gr.skip(), gr.skip(), status("Choose a card first.", "error")]
@@ -93,18 +113,25 @@ class Interviewer:
         attached = self.shell.shelf.pick([key for key in keys if isinstance(key, str)] if isinstance(keys, list) else [])
         runs = [r for r in attached if not r.experiment.spec.is_baseline]
         confidence = min(1.0, max(0.0, float(sure) / 100)) if isinstance(sure, int | float) and sure == sure else 0.5
-        told, found = f"On record with {len(runs)} run{'s' if len(runs) != 1 else ''} as evidence.", None
-        if card == BROKEN:
-            try:
+        known, found = checked(notes), None
+        try:
+            plan, parameters = Plans(self.shell).told(*asked) if plans is True else ("", 0.0)
+            if card == BROKEN:
                 found = self.diagnosis.grade(ticket, named, step, confidence, runs)
-            except Exception as error:  # the outermost boundary: whoever answers gets a sentence
-                return [gr.skip(), gr.skip(), gr.skip(), failure(error)]
+        except Exception as error:  # the outermost boundary: whoever answers gets a sentence
+            return [gr.skip(), gr.skip(), gr.skip(), failure(error)]
+        new = entry(cards()[card], str(answer or ""), confidence, [], runs, found, plan)
+        last = known[-1] if known and not found and (known[-1]["card"], known[-1]["answer"]) == (card, new["answer"]) else None
+        if last is not None:
+            known, new = known[:-1], new | {"met": last["met"]}
+        told = "This answer is on record already." if new == last else weighed(card, runs, plan, parameters)
+        if found:
             told = f"{100 * found['score']:.0f}%, Brier score {found['brier']:.2f}. {' '.join(found['said'])}"
-        new = [*checked(notes), entry(cards()[card], str(answer or ""), confidence, [], runs, found)][-ENTRIES:]
-        while len(new) > 1 and len(json.dumps(new).encode()) > SIZE:
-            new = new[1:]
+        new_notes = [*known, new][-ENTRIES:]
+        while len(new_notes) > 1 and len(json.dumps(new_notes).encode()) > SIZE:
+            new_notes = new_notes[1:]
         points = [(point, i) for i, point in enumerate(cards()[card].points)]
-        return [new, gr.update(choices=points, value=[], visible=True), page(new), status(told, "done")]
+        return [new_notes, gr.update(choices=points, value=new["met"], visible=True), page(new_notes), status(told, "done")]
 
     def tick(self, notes: Any, met: Any) -> list[Any]:
         """Notes what the last answer covered."""

@@ -15,6 +15,7 @@ from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
 from explorer.records import Answer, Report
+from explorer.ui.closing import closing
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
@@ -49,6 +50,11 @@ def place(story: Any, step: Any) -> tuple[Story, int]:
     found = found or next(iter(stories().values()))
     at = int(step) if isinstance(step, int | float) and step == step and 0 <= step < len(found.steps) else 0
     return found, at
+
+
+def ended(story: Any, step: Any) -> bool:
+    """Whether a page is at the closing card, which comes after the last step."""
+    return step == len(place(story, 0)[0].steps)
 
 
 def address(story: Story, at: int) -> str:
@@ -169,35 +175,40 @@ class Walk:
         self.shell = shell
         self.runner: Runner = shell.runner
 
-    def show(self, story: Any, step: Any, done: Any) -> list[Any]:
-        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, no number set."""
-        found, at = place(story, step)
+    def show(self, story: Any, step: Any, done: Any, right: Any = None) -> list[Any]:
+        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, the buttons of a step, no number set.
+        After the last step its closing card. right: the steps that were first predicted right, as `done`.
+        """
+        (found, at), end = place(story, step), ended(story, step)
         steps = [(str(i + 1), i) for i in range(len(found.steps))]
-        picker = gr.Dropdown(choices=listed(checked(done)), value=found.name)
-        return [picker, gr.Radio(choices=steps, value=at), *asked(found, at), gr.Plot(visible=False), "", "", gr.HTML("", visible=False), ""]
+        heads = asked(found, at)
+        if end:
+            steps, at = [*steps, ("End", len(steps))], len(steps)
+            known = [checked(notes).get(found.name, []) for notes in (done, right)]
+            heads = [closing(found, *known, self.shell.catalogue, {tab.name: tab.title for tab in tabs()}), *[gr.update(visible=False)] * 2]
+        picker, buttons = gr.Dropdown(choices=listed(checked(done)), value=found.name), [gr.update(visible=not end)] * 3
+        return [picker, gr.Radio(choices=steps, value=at), *heads, gr.Plot(visible=False), "", "", gr.HTML("", visible=False), *buttons, ""]
 
-    def turn(self, story: Any, step: Any, done: Any, by: int) -> list[Any]:
-        """The step after or before this one; at the end of a story the next story."""
+    def turn(self, story: Any, step: Any, done: Any, right: Any = None, *, by: int) -> list[Any]:
+        """What comes after or before a step: another one, the closing card after the last, then the next story."""
         found, at = place(story, step)
-        names = list(stories())
-        if 0 <= at + by < len(found.steps):
-            return self.show(found.name, at + by, done)
+        at, names = len(found.steps) if ended(story, step) else at, list(stories())
+        if 0 <= at + by <= len(found.steps):
+            return self.show(found.name, at + by, done, right)
         other = names[(names.index(found.name) + by) % len(names)]
-        return self.show(other, 0 if by > 0 else len(stories()[other].steps) - 1, done)
+        return self.show(other, 0 if by > 0 else len(stories()[other].steps) - 1, done, right)
 
-    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any, done: Any) -> list[Any]:
-        """What was recorded, at once: plot, words, conclusion, done, story, status. moved: the `place_of` the step whose number was set last."""
+    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any, done: Any, right: Any = None) -> list[Any]:
+        """What was recorded, at once: plot, words, conclusion, done, story, right. moved: the `place_of` the step whose number was set last."""
         found, at = place(story, step)
         own = found.steps[at]
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
-        if own.predict.options and prediction is None:
-            asks = status("Choose a prediction first.", "error")
-            return [gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.HTML(asks, visible=True)]
-        state = checked(done)
-        if prediction is not None:
+        state, hits = checked(done), checked(right)
+        if prediction is not None and at not in state.get(found.name, []):  # the first prediction counts
             state = state | {found.name: sorted({*state.get(found.name, []), at})}
-        shown = revealed(own, prediction, recorded(), recorded_answers())
-        return [*shown, state, gr.Dropdown(choices=listed(state), value=found.name), gr.HTML("", visible=False)]
+            if judge(own, prediction, recorded(), recorded_answers())[0] == 1:
+                hits = hits | {found.name: sorted({*hits.get(found.name, []), at})}
+        return [*revealed(own, prediction, recorded(), recorded_answers()), state, gr.Dropdown(choices=listed(state), value=found.name), hits]
 
     def measure(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any) -> Iterator[list[Any]]:
         """Runs the step's experiments and tasks here, from the store where it has them: plot, words, conclusion, status."""

@@ -52,6 +52,11 @@ class Clock:
         return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left})", "busy", share)
 
 
+def many(number: int, thing: str) -> str:
+    """A number with its noun: 1 user, 13 users."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def failure(error: Exception) -> str:
     """The status line for what went wrong: a person's own input in one sentence, anything else with what to do; the log gets the rest."""
     if isinstance(error, InputError):

@@ -21,7 +21,7 @@ from explorer.planner import LAYOUTS, Need, Plan, gigabytes, need
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.goal import goal
-from explorer.ui.page import failure, status
+from explorer.ui.page import failure, many, status
 from explorer.ui.points import survey
 from explorer.ui.tab import Shell
 
@@ -96,16 +96,20 @@ class Plans:
         plan = Plan(*numbers, everything=bool(everything), format=form or "", kv_float=kept == FLOAT8)
         return self.model(preset, config), plan, chosen, integer(reached, "The share") / 100
 
+    def told(self, *asked: Any) -> tuple[str, float]:
+        """(the answer in words, the model's parameters). Raises InputError."""
+        model, plan, chosen, share = self.read(*asked)
+        said = sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked[9], share), share)
+        return said + rounded(asked[6], asked[7], asked[10]), model.parameters
+
     def solved(self, *asked: Any) -> list[Any]:
         """[status, table, chart, words]."""
         try:
             model, plan, chosen, share = self.read(*asked)
             fits = [fit(model, plan, one, asked[9] if one is chosen else None, share) for one in ACCELERATORS]
-            drawn = chart_values(CHART, bars(model, plan, chosen))
+            drawn, (said, _) = chart_values(CHART, bars(model, plan, chosen)), self.told(*asked)
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
-        mine = next(f for f in fits if f.accelerator is chosen)
-        said = sentence(model, plan, need(model, plan), mine, share) + rounded(asked[6], asked[7], asked[10])
         first_of_all = goal(model, plan, chosen, survey(), presets()["demo"].parameters / 1e6)
         return [status(said, "done", chips=chip("estimated")), first_of_all + table(fits, chosen.name, plan, share), *drawn]
 
@@ -138,11 +142,6 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
 
 
-def counted(number: int, thing: str) -> str:
-    """A number with its noun: 1 user, 13 users."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def width(model: Architecture, plan: Plan, found: Need) -> str:
     """In which width the weights are stored, in words; nothing for 16 bits."""
     if plan.layout() is None:
@@ -157,7 +156,7 @@ def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
     kind = f", {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
     text = (
         f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)}{width(model, plan, found)}, "
-        f"KV cache {gigabytes(found.kv_user)} a user at {counted(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
+        f"KV cache {gigabytes(found.kv_user)} a user at {many(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
         f"activations {gigabytes(found.activations)}. "
     )
     if model.window and plan.context > model.window:
@@ -174,7 +173,7 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: f
     if not chosen.count:
         why = "" if chosen.accelerator.linked else ", and no link joins them"
         return f"{text}More than {chosen.most} × {name} would be needed{why}."
-    text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {counted(chosen.users, 'user')}; "
+    text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {many(chosen.users, 'user')}; "
     busy = "memory bandwidth" if chosen.limit == "bandwidth" else "compute"
     text += f"it decodes at most {chosen.bound:,.0f} tokens/s in all, bound by {busy} (estimated bound)"
     if chosen.dollars is None:

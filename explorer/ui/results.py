@@ -52,12 +52,15 @@ def finished(state: State) -> str:
         posed = pose(questions()[name], running["seed"])
         verdict = grade(posed, None, recorded())
         right = escape(told) or f"{escape(verdict.right)} {chips(posed)}"  # what was told says itself where it was measured
+        graded = "skipped" if score is None else f"{100 * (score or 0):.0f}% {'by you' if posed.question.kind == 'explain' else OWN}"
         rows.append(
-            f"<tr><td>{100 * (score or 0):.0f}% {'by you' if posed.question.kind == 'explain' else OWN}</td><td><b>{escape(posed.ask)}</b> {right}<br>"
+            f"<tr><td>{graded}</td><td><b>{escape(posed.ask)}</b> {right}<br>"
             f"<span class='hint'>{escape(verdict.why)} "
             f"{see(posed.question.see)}</span></td></tr>"
         )
-    return f"<h2>{escape(running['title'])}: {sum(running['scores']):.1f} of {len(rows)}</h2><table class='sheet'>{reachable(''.join(rows))}</table>"
+    scored = [score for score in running["scores"] if score is not None]
+    skipped = f", {len(running['scores']) - len(scored)} skipped" if len(scored) < len(running["scores"]) else ""
+    return f"<h2>{escape(running['title'])}: {sum(scored):.1f} of {len(rows)}{skipped}</h2><table class='sheet'>{reachable(''.join(rows))}</table>"
 
 
 def sheet(state: State) -> str:

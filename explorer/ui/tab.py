@@ -94,6 +94,7 @@ class Shell:
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
     HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
+    planned: the Planner's controls, whose answer can be evidence.
     """
 
     runner: Runner
@@ -109,6 +110,7 @@ class Shell:
     picks: dict[str, Any] = field(default_factory=dict)
     sealed: Sealed = field(default_factory=Sealed)
     linked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    planned: list[Any] = field(default_factory=list)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:

@@ -27,7 +27,7 @@ from explorer.ui.table import origin
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}
 NOTED = "<div class='feedback'><p>Noted. What was right, and why, comes at the end of the set.</p></div>"
-OUTPUTS = 7  # of an answer
+OUTPUTS = 8  # of an answer
 TOLD = 600  # characters of a right answer that a set remembers
 State = dict[str, Any]
 
@@ -40,7 +40,7 @@ def checked(state: Any) -> State:
     good = (
         isinstance(running, dict) and isinstance(running.get("ids"), list) and 0 < len(running["ids"]) <= 10 and all(i in bank for i in running["ids"])
         and isinstance(running.get("at"), int) and 0 <= running["at"] <= len(running["ids"]) and isinstance(running.get("scores"), list)
-        and all(isinstance(s, int | float) for s in running["scores"]) and len(running["scores"]) <= 10
+        and all(s is None or isinstance(s, int | float) for s in running["scores"]) and len(running["scores"]) <= 10
         and all(isinstance(running.get(key), str) and len(running[key]) < 80 for key in ("seed", "title", "stage"))
         and isinstance(told := running.get("told", []), list) and len(told) <= 10 and all(isinstance(t, str) and len(t) <= TOLD for t in told)
     )  # fmt: skip
@@ -73,12 +73,12 @@ def picture(question: Question) -> dict[str, Any] | None:
 
 
 def asked(state: State) -> list[Any]:
-    """Updates of heading, plot, choice, number, order, text, checklist, the fields, confidence, the buttons (answer, do not wait, next), feedback."""
+    """Updates of heading, plot, choice, number, order, text, checklist, the fields, confidence, the buttons (answer, do not wait, next, skip), feedback."""
     posed = current(state)
     hidden = [gr.update(visible=False)] * FIELDS
     if posed is None:
         heading = finished(state) if state["set"] else "<p class='see'>Start a set of five at your level, or today's challenge.</p>"
-        return [heading, *[gr.update(visible=False)] * 6, *hidden, *[gr.update(visible=False)] * 4, ""]
+        return [heading, *[gr.update(visible=False)] * 6, *hidden, *[gr.update(visible=False)] * 5, ""]
     question, running = posed.question, state["set"]
     area = areas()[question.area].title
     heading = (
@@ -100,7 +100,7 @@ def asked(state: State) -> list[Any]:
         *fields, *hidden[len(fields):],
         gr.update(value=50, visible=question.kind != "explain"),
         gr.update(value=pressed(posed), visible=True),
-        gr.update(visible=False), gr.update(visible=False), "",
+        gr.update(visible=False), gr.update(visible=False), gr.update(visible=True), "",
     ]  # fmt: skip
 
 
@@ -114,6 +114,8 @@ def pressed(posed: Posed) -> str:
 def feedback(posed: Posed, verdict: Verdict, measured: str = "", chips: str = "") -> str:
     """What is said after an answer. measured: where the numbers that it was graded by come from; chips: theirs, as HTML."""
     word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
+    if points := len(posed.question.checklist):  # it grades nobody who ticks for himself
+        word = f"You ticked {verdict.score * points:.0f} of {points}"
     kind = "good" if verdict.score >= progress.RIGHT else "poor"
     said = [
         f"<b>{word}.</b> {escape(verdict.right)} {chips} <b>{escape(verdict.off)}</b>",
@@ -148,8 +150,19 @@ class Trainer:
             known = known | {"set": known["set"] | {"at": known["set"]["at"] + 1, "stage": "ask"}}
         return [known, *asked(known), sheet(known)]
 
+    def skip(self, state: Any) -> list[Any]:
+        """The next question without an answer to this one: state, then what `asked` gives, then the sheet."""
+        known = checked(state)
+        posed = current(known)
+        if posed is not None and known["set"]["stage"] != "done":
+            running = known["set"]
+            passed = {"at": running["at"] + 1, "stage": "ask", "scores": [*running["scores"], None], "told": [*running.get("told", []), ""]}
+            known = {"progress": progress.skipped(known["progress"], posed.question, today()), "set": running | passed}
+        return [known, *asked(known), sheet(known)]
+
     def answer(self, state: Any, *given: Any) -> Iterator[list[Any]]:
-        """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet, the button that does not wait.
+        """Grades the answer to the open question: state, checklist, answer button, next button, feedback, sheet, the buttons that do not wait and
+        that skip.
 
         given: choice, number, order, ticked, confidence, quiet, then the fields. quiet: explanations wait for the end of the set. What must be
         run to be graded is run first, while the status streams into the feedback.
@@ -171,7 +184,7 @@ class Trainer:
                 if isinstance(event, Graded):
                     yield self._graded(known, posed, grade(posed, answer, event.reports), event, given)
                 else:
-                    yield [*same[:4], event, same[5], gr.update(visible=bool(posed.graded_by))]
+                    yield [*same[:4], event, same[5], gr.update(visible=bool(posed.graded_by)), same[7]]
         except (InputError, RuntimeError, ValueError) as error:
             yield [*same[:4], failure(error), *same[5:]]
 
@@ -212,7 +225,7 @@ class Trainer:
         last = running["at"] + 1 == len(running["ids"])
         following = gr.update(value="Result" if last else "Next question", visible=True)
         said = NOTED if quiet is True else feedback(posed, verdict, graded.said, chips(posed, graded.reports))
-        return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), gr.update(visible=False)]
+        return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), *[gr.update(visible=False)] * 2]
 
 
 def answer_of(question: Question, choice: Any, number: Any, order: Any, ticked: Any, confidence: Any, quiet: Any, *fields: Any) -> Any:
@@ -233,7 +246,7 @@ def opened(known: State, question: Question) -> list[Any]:
     new = known | {"set": known["set"] | {"stage": "grade"}}
     points = [(point, i) for i, point in enumerate(question.checklist)]
     model = f"<div class='feedback'><p><b>A model answer.</b> {escape(question.model)}</p><p>Tick what yours covered.</p></div>"
-    return [new, gr.update(choices=points, value=[], visible=True), gr.update(value="Grade myself"), gr.skip(), model, gr.skip(), gr.skip()]
+    return [new, gr.update(choices=points, value=[], visible=True), gr.update(value="Grade myself"), gr.skip(), model, *[gr.skip()] * 3]
 
 
 def ran(run: Report) -> str:

@@ -1,4 +1,4 @@
-"""Class: a teacher opens a room and leads through a walkthrough; everyone predicts; the votes show live before the run answers."""
+"""Class: a teacher opens a room and leads through a walkthrough; everyone predicts; votes and the measured answer show together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from functools import partial
 import gradio as gr
 from gradio.context import Context
 
+from explorer.learn.bank import areas
 from explorer.learn.room import LENGTH, WORDS
 from explorer.learn.stories import stories
-from explorer.ui.classroom import Classroom, keys_script, question
+from explorer.ui.classroom import Classroom, borrowed, keys_script
 from explorer.ui.notes import notes
+from explorer.ui.stage import question
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 FOLLOW = 4.0  # seconds after which a student's page looks for the next question, or for the answer
@@ -19,30 +21,36 @@ NEW_TICKET = (
     "(seen, ticket, choice) => [seen, ticket || [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join(''), choice]"
 )
 
-# The chart takes the width that it has then.
-PRESENT = (
-    "() => { document.body.classList.toggle('presenting'); window.scrollTo(0, 0); requestAnimationFrame(() => window.dispatchEvent(new Event('resize'))); }"
-)
+# The stage is laid out for 1440 x 900 and scaled to the screen; a narrow one has a column of its own. The chart takes the width that it has then.
+PRESENT = """() => {
+  const scale = () => document.body.style.setProperty('--stage', innerWidth > 900 ? Math.max(0.6, Math.min(innerWidth / 1440, innerHeight / 900)) : 1);
+  if (!window.stageScales) addEventListener('resize', scale);
+  window.stageScales = true;
+  document.body.classList.toggle('presenting');
+  scale();
+  window.scrollTo(0, 0);
+  requestAnimationFrame(() => window.dispatchEvent(new Event('resize')));
+}"""
 
 
 def build(shell: Shell) -> View | None:
     """Lays out the student's side first, then the teacher's."""
     room = Classroom()
-    joining = _student(room)
+    ticket = notes("ticket", "")
+    joining = _student(room, ticket)
     with gr.Accordion("Lead a class", open=True, elem_id="teacher") as teacher:
         _teacher(room)
 
-    def arrived(request: gr.Request) -> list:
+    def arrived(ticket: object, request: gr.Request) -> list:
         """A room named in the page's address is joined at once, and the teacher's side is folded away."""
         code = request.query_params.get("room", "")[:8] if request is not None else ""
-        return [code, *room.join(code), gr.Accordion(open=False) if code else gr.skip()]
+        return [code, *room.join(code, "", ticket), gr.Accordion(open=False) if code else gr.skip()]
 
-    Context.root_block.load(arrived, None, [*joining, teacher], **QUICK)
+    Context.root_block.load(arrived, ticket, [*joining, teacher], **QUICK)
     return None
 
 
-def _student(room: Classroom) -> list:
-    ticket = notes("ticket", "")
+def _student(room: Classroom, ticket: gr.BrowserState) -> list:
     with gr.Row(elem_id="join-row"):
         code = gr.Textbox(label="Room code", max_length=8, elem_id="room-code", scale=2, placeholder="five letters from the screen")
         join = gr.Button("Join", elem_id="join", scale=1, min_width=160)
@@ -52,8 +60,8 @@ def _student(room: Classroom) -> list:
     seen, timer = gr.Textbox("", visible="hidden", max_length=40), gr.Timer(FOLLOW, active=False)
     shown = [asked, choice, line, seen, timer]
     for happens in (join.click, code.submit):
-        happens(room.enter, code, shown, **QUICK)
-    timer.tick(room.follow, seen, shown, **QUICK)
+        happens(room.enter, [code, ticket], shown, **QUICK)
+    timer.tick(room.follow, [seen, ticket], shown, **QUICK)
 
     def cast(seen: object, ticket: object, choice: object) -> list:
         return [ticket, *room.voted(seen, ticket, choice)]
@@ -79,9 +87,15 @@ def _teacher(room: Classroom) -> None:
         back = gr.Button("Back", elem_id="class-back", min_width=70)
         following = gr.Button("Next", elem_id="class-next", min_width=70)
         reveal = gr.Button("Reveal", elem_id="class-reveal", min_width=80)
+        again = gr.Button("Ask again", elem_id="class-again", min_width=90)
     gr.HTML("<p class='hint presenter-hint'>Presenter view: → and ← turn the steps, r reveals, Escape leaves. Votes are kept in memory and carry no name.</p>")
-    with gr.Accordion("A question of your own", open=False, elem_id="class-own"):
-        text = gr.Textbox(label="Question", max_length=LENGTH, lines=2, elem_id="own-text")
+    with gr.Accordion("A question of your own, or of the trainer's", open=False, elem_id="class-own"):
+        with gr.Row(equal_height=False):
+            bank = gr.Dropdown(
+                [(f"{areas()[q.area].title}: {q.ask}", name) for name, q in borrowed().items()], value=None, label="Of the trainer's", elem_id="bank-question"
+            )
+            lent = gr.Button("Ask it", elem_id="bank-ask", scale=0, min_width=90)
+        text = gr.Textbox(label="Your own", max_length=LENGTH, lines=2, elem_id="own-text")
         given = gr.Textbox(label="Choices, 2 to 4, one a line", max_length=4 * WORDS + 3, lines=4, elem_id="own-choices")
         posed, line = gr.Button("Ask it", elem_id="own-ask"), gr.HTML("", elem_id="own-line", padding=False)
     mine, address, timer = notes("room", {}), gr.Textbox("", visible="hidden"), gr.Timer(1.5, active=False)
@@ -101,11 +115,13 @@ def _teacher(room: Classroom) -> None:
     for button, by in ((back, -1), (following, 1)):
         button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK)
     posed.click(room.pose, [mine, text, given], [*turned, line], **QUICK)
+    lent.click(room.borrow, [mine, bank], [*turned, line], **QUICK)
+    again.click(room.again, [mine, story, step], turned, **QUICK)
     reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK)
     present.click(None, None, None, js=PRESENT)
     Context.root_block.load(None, None, None, js=keys_script())
-    again = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
-    Context.root_block.load(room.resume, [address, mine], [invite, timer, *turned], js=again, **QUICK)
+    reloaded = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
+    Context.root_block.load(room.resume, [address, mine], [invite, timer, *turned], js=reloaded, **QUICK)
 
 
 TAB = Tab("classroom", "Class", build, order=82)

@@ -16,6 +16,9 @@ from explorer.ui.tab import QUIET, Shell, Tab, View
 # On a phone the controls stand above the tabs: a link leads to what it names.
 TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
 
+# On a phone the answer is below the buttons.
+TO_ANSWER = "() => setTimeout(() => innerWidth > 700 || document.getElementById('learn-conclusion').scrollIntoView({ behavior: 'smooth' }), 100)"
+
 MOVED = "(story, step) => `${story}:${step}`"
 
 
@@ -23,7 +26,7 @@ def build(shell: Shell) -> View | None:
     """Lays out the story picker, one step, and what it reveals."""
     walk, first = Walk(shell), next(iter(stories()))
     choice, amount = widgets(stories()[first].steps[0].predict)
-    done = notes("learn-done", {})
+    done, right = notes("learn-done", {}), notes("learn-right", {})
     with gr.Row(elem_id="learn-pick"):
         story = gr.Dropdown(listed({}), value=first, label="Walkthrough", elem_id="learn-story", filterable=False, scale=5)
         step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="learn-step", scale=3)
@@ -42,25 +45,26 @@ def build(shell: Shell) -> View | None:
     plot = gr.Plot(visible=False, show_label=False, elem_id="plot-learn", container=False)
     words = gr.HTML("", elem_classes=["summary"], padding=False)
     handout = gr.HTML(handout_link(first), elem_id="learn-handout")
-    shown = [story, step, text, choices, slider, plot, words, conclusion, line, moved]
+    shown = [story, step, text, choices, slider, plot, words, conclusion, line, reveal, measure, compare, moved]
     quick = QUIET | {"queue": False}
     story.input(lambda name, state: walk.show(name, 0, state), [story, done], shown, **quick)
-    step.input(walk.show, [story, step, done], shown, **quick)
-    back.click(partial(walk.turn, by=-1), [story, step, done], shown, **quick)
-    following.click(partial(walk.turn, by=1), [story, step, done], shown, **quick)
+    step.input(walk.show, [story, step, done, right], shown, **quick)
+    back.click(partial(walk.turn, by=-1), [story, step, done, right], shown, **quick)
+    following.click(partial(walk.turn, by=1), [story, step, done, right], shown, **quick)
     slider.input(None, [story, step], moved, js=MOVED)
-    reveal.click(walk.reveal, [story, step, choices, slider, moved, done], [plot, words, conclusion, done, story, line], **quick)
+    answered = reveal.click(walk.reveal, [story, step, choices, slider, moved, done, right], [plot, words, conclusion, done, story, right], **quick)
+    answered.then(None, None, None, js=TO_ANSWER)
     measure.click(walk.measure, [story, step, choices, slider, moved], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
     compare.click(walk.compare, [story, step], [shell.bar, shell.compared, *shell.controls], **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
 
-    def opened(state: object, request: gr.Request) -> list:
+    def opened(state: object, hits: object, request: gr.Request) -> list:
         """The story and step that the page's address names; which tab is open is the shell's to read."""
         asked = dict(request.query_params) if request is not None else {}
         step = asked.get("step", "")[:4]
-        return walk.show(asked.get("story", first)[:100], int(step) - 1 if step.isascii() and step.isdigit() else 0, state)
+        return walk.show(asked.get("story", first)[:100], int(step) - 1 if step.isascii() and step.isdigit() else 0, state, hits)
 
-    loaded = Context.root_block.load(opened, done, shown, **quick)
+    loaded = Context.root_block.load(opened, [done, right], shown, **quick)
     loaded.then(None, None, None, js=TO_TAB)
     return None
 

@@ -56,6 +56,7 @@ def build(shell: Shell) -> View | None:
         )
     name, fetch, config = another()
     asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form]
+    shell.planned = asked
     shell.linked["planner"] = {
         "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
         "price": price, "reached": reached, "format": form,

@@ -69,22 +69,24 @@ def build(shell: Shell) -> View | None:
         answer = gr.Button("Answer", variant="primary", visible=False, elem_id="answer", min_width=140)
         recorded = gr.Button("Do not wait: grade by the recorded run", visible=False, elem_id="answer-recorded", min_width=140)
         following = gr.Button("Next question", variant="primary", visible=False, elem_id="next-question", min_width=140)
+        skip = gr.Button("Skip", visible=False, elem_id="skip-question", min_width=80)
     feedback = gr.HTML("", elem_id="feedback")
     with gr.Accordion("Result sheet", open=False):
         result = gr.HTML(sheet({"progress": progress.fresh(), "set": None}), elem_id="sheet")
         with gr.Row():
             printed = gr.Button("Print", elem_id="print-sheet", size="sm", min_width=80)
             forget = gr.Button("Forget everything", elem_id="forget", size="sm", min_width=120)
-    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, recorded, following, feedback]
+    question = [heading, plot, choice, number, order, text, ticked, *fields, confidence, answer, recorded, following, skip, feedback]
     quick = QUIET | {"queue": False}
     five.click(partial(trainer.start, kind="five"), [state, wanted], [state, *question, result], **quick)
     today.click(partial(trainer.start, kind="daily"), [state, wanted], [state, *question, result], **quick)
     following.click(trainer.following, [state], [state, *question, result], **quick)
     given = [state, choice, number, order, ticked, confidence, quiet, *fields]  # not the text: it is for whoever wrote it
-    graded = [state, ticked, answer, following, feedback, result, recorded]
+    graded = [state, ticked, answer, following, feedback, result, recorded, skip]
     waiting = Cancel("")
     waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
     waiting.instead(recorded, trainer.recorded, given, graded)
+    waiting.instead(skip, trainer.skip, [state], [state, *question, result])
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js=PRINT)
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
@@ -105,7 +107,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
     mode, first = Interviewer(shell), next(iter(cards()))
     offered = [r for r in shell.shelf.first() if not is_baseline(r)]
     kept = notes("transcript", [])
-    gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls, and attach it.</p>")
+    gr.HTML("<p class='see'>A card sets a constraint. Run what supports your answer in the controls, or plan it in the Planner, and attach it.</p>")
     card = gr.Dropdown([(f"{c.title} ({c.level})", name) for name, c in cards().items()], value=first, label="Card", filterable=False, elem_id="card")
     shown = gr.HTML(shown_card(first), elem_id="card-text")
     with gr.Column(visible=False) as broken:
@@ -115,6 +117,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
         [(r.name, key) for r, key in zip(offered, keys_of(offered), strict=True)], multiselect=True, allow_custom_value=True, max_choices=5,
         label="Evidence: runs on the page", elem_id="card-evidence",
     )  # fmt: skip
+    plans = gr.Checkbox(False, label="Evidence: the Planner's answer, as its tab is set now", elem_id="card-plan")
     sure = gr.Slider(0, 100, 50, step=5, label="How sure are you? %", elem_id="card-sure")
     with gr.Row():
         add = gr.Button("Put it on record", variant="primary", elem_id="record-answer", min_width=140)
@@ -124,7 +127,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
     transcript = gr.HTML("", elem_id="transcript")
     quick = QUIET | {"queue": False}
     card.input(mode.turn, card, [shown, answer, met, broken], **quick)
-    add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step], [kept, met, transcript, line], **QUIET)
+    add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step, plans, *shell.planned], [kept, met, transcript, line], **QUIET)
     met.input(mode.tick, [kept, met], [kept, transcript], **quick)
     clear.click(lambda: ([], ""), None, [kept, transcript], **quick)
     Context.root_block.load(mode.show, kept, transcript, **quick)
