@@ -155,7 +155,7 @@ def test_one_read_rate_a_process_measured_again_while_threads_waited(monkeypatch
     def told(waited: float) -> str:
         kept = tuple(m for m in SEED.measurements if m.metric not in ("decode_bandwidth", "decode_bandwidth_waited", "decode_limit"))
         given = Measurement("decode_bandwidth", 12e9, "bytes/s"), Measurement("decode_bandwidth_waited", waited, "%"), Measurement("decode_limit", 9e3)
-        return " ".join(speed(Report(SEED.experiment, (*kept, *given), SEED.provenance), None))
+        return " ".join(speed(Report(SEED.experiment, (*kept, *given), SEED.provenance)))
 
     assert "12.0 GB/s, measured in the same process while threads waited 40%" in told(40.0) and "threads" not in told(3.0)
 

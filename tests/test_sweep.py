@@ -156,7 +156,7 @@ def test_two_configurations_are_told_apart_no_later_than_needed(store: Store) ->
 
 def test_a_point_is_beaten_only_beyond_the_intervals() -> None:
     points = [(4.0, 0.02, 0.01, 0.03), (4.2, 0.025, 0.02, 0.035), (4.3, 0.08, 0.07, 0.09), (3.0, 0.2, None, None), (4.0, 0.02, 0.01, 0.03)]
-    assert tradeoffs.standing(points) == ["best", "near", "beaten", "best", "best"]
+    assert tradeoffs.standing([((x, x, x), quality) for x, *quality in points]) == ["best", "near", "beaten", "best", "best"]
 
 
 def test_times_of_two_devices_are_never_put_together() -> None:
