@@ -188,7 +188,10 @@ def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch
     plot, named = ladder.draw([REPORTS[2], *rungs, finest], ""), ladder.summary([*rungs, finest], "")
     marks = plot["data"][-1]
     assert marks["marker"]["symbol"][1] == "triangle-right-open" and "4.25 bits or more, not measurable" in marks["customdata"][1]
-    assert "Not measurable in perplexity" in named and f"hollow at 4.25 bits or more: {finest.name}." in named
+    assert "Hollow: " in named and f"{finest.name}, not measurable in perplexity change (4.25 bits or more)" in named
+    drawn = [trace for trace in plot["data"] if any(symbol.endswith("-open") for symbol in trace["marker"]["symbol"])]
+    said = ladder.summary([REPORTS[2], *rungs, finest], "")
+    assert len(drawn) > 1 and all(trace["name"] in said.partition("Hollow: ")[2] for trace in drawn), "every hollow mark is named"
     assert plot["layout"]["xaxis"]["ticktext"][1:] == ["4.25<br>RTN 4", "3.25<br>RTN 3", "2.25<br>RTN 2"]
     assert "No ladder" in ladder.summary([REPORTS[0], REPORTS[3]], "") and "plain rounding at" in ladder.summary([*REPORTS[:4], *rungs], "")
 

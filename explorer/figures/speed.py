@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from explorer.answers import gain
 from explorer.figures import COLOURS, Figure, Plot, layout, plot, with_metrics
 from explorer.findings import counted, one_rate
 from explorer.records import Report
@@ -34,7 +35,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
     for _, report in with_metrics(one_rate(reports), "decode_tokens_per_second", "decode_bound"):
         speed = report.find("decode_tokens_per_second")
         bound = report.value("decode_bound")
-        beside = report.find("decode_speedup")
+        beside = gain(report)
         times = f", {beside.value:.2f} times as fast as 16 bits in the same run ({beside.low:.2f} to {beside.high:.2f})" if beside else ""
         parts.append(f"{report.name}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}){times}, bound by {bound}")
     return "; ".join(parts) + "." if parts else "No speed measured."

@@ -195,8 +195,8 @@ def hover(point: dict[str, Any]) -> str:
         elif finite(value):
             parts.append(f"{title} {value:.4g} {unit}" + (f" ({low:.3g} to {high:.3g})" if finite(low) and finite(high) and low != high else ""))
     parts += [f"{text} a token"] if (text := milliseconds(point)) else []
-    if finite(times := m.get("decode_speedup", [None])[0]):
-        parts.append(f"{times:.2f} times as fast as 16 bits ({m['decode_speedup'][1]:.2f} to {m['decode_speedup'][2]:.2f}), timed in turn")
+    if all(map(finite, times := m.get("decode_speedup", [None]))):
+        parts.append("{:.2f} times as fast as 16 bits ({:.2f} to {:.2f}), timed in turn".format(*times))
     return "<br>".join([*parts, f"{point['origin']}, {point['device']}"])
 
 
