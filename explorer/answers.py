@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
-from explorer.findings import Finding, busy, drowned, grid, known, level
+from explorer.findings import Finding, drowned, grid, known, level
 from explorer.records import BUSY, OUTSIDE, Measurement, Report, change, fitting, significant
 
 MIB = 2**20
@@ -33,7 +33,7 @@ def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -
         return []
     found = verdicts(report, base, rungs)
     return [
-        Answered("Why is it not faster or smaller?", in_short(report, base), facts=(*size(report, base), *speed(report, base), *slower_start(report, base))),
+        Answered("Why is it not faster or smaller?", in_short(report, base), facts=(*size(report, base), *speed(report), *slower_start(report))),
         Answered("Is this number good?", place(report, rungs)),
         Answered("It runs, but is the output garbage?", garbage(found), level(found)),
     ]
@@ -56,14 +56,14 @@ def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
 
 
 def in_short(report: Report, base: Report | None) -> str:
-    """How much smaller and how fast beside the baseline, and what limits it, in one sentence without the numbers it rests on."""
+    """How much smaller and how fast beside 16 bits, and what limits it, in one sentence without the numbers it rests on."""
     ours, theirs = known(report, "weight_bytes"), known(base, "weight_bytes")
     smaller = theirs.value / ours.value if ours and theirs else None
     told = [] if smaller is None else [f"{smaller:.1f} times smaller" if smaller >= 1.05 else "Not smaller"]
-    ratio, apart = pace(report, base)
-    if ratio is not None:
-        told.append("no measurable difference in speed" if not apart else f"{ratio:.2f} times as fast as the baseline" if ratio > 1 else "slower")
-    if ratio is not None and apart and ratio < 1:
+    found = gain(report)
+    if found is not None:
+        told.append(f"{found.value:.2f} times as fast as 16 bits" if found.low > 1 else "slower" if found.high < 1 else "no measurable difference in speed")
+    if found is not None and found.high < 1:
         why = "unpacking costs more here than the bytes save"
     elif (limit := known(report, "decode_limit")) is None or limit.value <= 0 or known(report, "decode_tokens_per_second") is None:
         why = "what limits its speed was not measured"
@@ -72,12 +72,12 @@ def in_short(report: Report, base: Report | None) -> str:
     return f"{', '.join(told)}: {why}." if told else f"{why[:1].upper()}{why[1:]}."
 
 
-def pace(report: Report, base: Report | None) -> tuple[float | None, bool]:
-    """(how many times the baseline's speed, whether that is beyond the spread of single tokens); None where the two cannot be compared."""
-    ours, theirs = known(report, "decode_tokens_per_second"), known(base, "decode_tokens_per_second")
-    if ours is None or theirs is None or timed_apart(report, base):
-        return None, False
-    return ours.value / theirs.value, None not in (ours.low, ours.high, theirs.low, theirs.high) and (ours.low > theirs.high or ours.high < theirs.low)
+def gain(report: Report | None, metric: str = "decode_speedup") -> Measurement | None:
+    """How many times as fast as the 16-bit loop that was timed in turn with it, with its interval; None where that was not measured. Two speeds that were
+    timed one after the other are never compared: on a shared machine they differ by half for the same code.
+    """
+    found = known(report, metric)
+    return None if found is None or found.low is None or found.high is None else found
 
 
 def size(report: Report, base: Report | None) -> list[str]:
@@ -101,20 +101,8 @@ def size(report: Report, base: Report | None) -> list[str]:
     return [words, f"{whole}: {kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."]
 
 
-def timed_apart(report: Report, base: Report) -> str:
-    """Why times of two reports cannot be compared, "" when they can: another device, one recorded long ago and one measured now, or other work beside
-    one of them.
-    """
-    ours, theirs = report.provenance, base.provenance
-    if busy(report) or busy(base):
-        return f"other work had the cores while {'this' if busy(report) else 'the baseline'} was timed"
-    if ours.get("device") != theirs.get("device"):
-        return "the baseline was measured on another device"
-    return "" if bool(ours.get("recorded")) == bool(theirs.get("recorded")) else "one was recorded and one measured now"
-
-
-def speed(report: Report, base: Report | None) -> list[str]:
-    """Which kernel ran, what bounds it, and whether it is faster than the baseline beyond the spread, each in a sentence."""
+def speed(report: Report) -> list[str]:
+    """Which kernel ran, what bounds it, and whether it is faster than 16 bits beyond the interval, each in a sentence."""
     ours = known(report, "decode_tokens_per_second")
     if ours is None:
         return ["Its speed was not measured."]
@@ -133,32 +121,31 @@ def speed(report: Report, base: Report | None) -> list[str]:
         if moved and lost and lost.value > BUSY:
             at += f" while threads waited {lost.value:.0f}% of their time for a core, so memory may be faster: measure again"
         told.append(f"That is {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}.")
-    return [*told, against(report, base)]
+    return [*told, against(report)]
 
 
-def against(report: Report, base: Report | None) -> str:
-    """A report's speed beside the baseline's, or why that cannot be said."""
-    ratio, apart = pace(report, base)
-    if ratio is None:
-        why = "the baseline has no speed" if known(base, "decode_tokens_per_second") is None else timed_apart(report, base)
-        return f"There is nothing to compare its speed with: {why}."
-    if not apart:
-        return f"Its speed is {100 * (ratio - 1):+.0f}% against the baseline, within the spread of single tokens: no measurable difference."
-    words = f"Its speed is {ratio:.2f} times the baseline's"
-    if ratio < 1:
-        return f"{words}: slower, although it reads fewer bytes. Unpacking costs more here than the bytes save."
+def against(report: Report) -> str:
+    """A report's speed beside the 16-bit loop's in the same run. What a gain comes from is told only where there is one beyond the interval."""
+    found = gain(report)
+    if found is None:
+        return "Whether that is faster than 16 bits is not known: no 16-bit loop was timed in turn with it."
+    words = f"{found.value:.2f} times as fast as 16 bits ({found.low:.2f} to {found.high:.2f}, {found.n} rounds in turn)"
+    if found.low <= 1 <= found.high:
+        return f"It is {words}: no measurable difference."
+    if found.high < 1:
+        return f"It is {words}: slower. Unpacking costs more here than the bytes save."
     if report.value("decode_bound") != "bandwidth":
-        return f"{words}: faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
-    return f"{words}."
+        return f"It is {words}: faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
+    return f"It is {words}."
 
 
-def slower_start(report: Report, base: Report | None) -> list[str]:
-    """That the first token takes longer than the baseline's beyond the spread of the runs, [] where it does not or cannot be compared."""
-    ours, theirs = known(report, "time_to_first_token"), known(base, "time_to_first_token")
-    if ours is None or theirs is None or None in (ours.low, theirs.high) or timed_apart(report, base) or ours.low <= theirs.high:
+def slower_start(report: Report) -> list[str]:
+    """That the first token takes longer than in 16 bits, beyond the interval over rounds; [] where it does not or that was not measured."""
+    found = gain(report, "first_token_speedup")
+    if found is None or found.high >= 1:
         return []
-    longer = f"{1e3 * ours.value:.1f} ms against {1e3 * theirs.value:.1f}, {100 * (ours.value / theirs.value - 1):+.0f}%"
-    return [f"Its first token takes longer: {longer}. A prompt is many rows at once, where weights are read once for all of them and unpacking is extra work."]
+    longer = f"{1 / found.value:.2f} times as long as in 16 bits ({1 / found.high:.2f} to {1 / found.low:.2f}, {found.n} rounds in turn)"
+    return [f"Its first token takes {longer}. A prompt is many rows at once, where weights are read once for all of them and unpacking is extra work."]
 
 
 def place(report: Report, rungs: Sequence[Report]) -> str:

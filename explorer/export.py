@@ -19,7 +19,9 @@ from explorer.records import Measurement, Report, key_of, plain
 ALL = 10**9  # tokens that mean the whole text
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "origin",
            "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
-SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "time_to_first_token": "least to most of runs"}  # else 95% over windows
+# Else 95% over windows.
+SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "time_to_first_token": "least to most of runs",
+           "decode_speedup": "95% over rounds", "first_token_speedup": "95% over rounds"}  # fmt: skip
 
 
 def command_of(report: Report) -> str:

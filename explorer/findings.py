@@ -138,6 +138,8 @@ def counted(found: Measurement, report: Report) -> str:
         return f"from the best of {found.n:,} readings of memory" if found.n > 1 else "from one reading of memory" if found.n else "from a reading of its own"
     text = report.experiment.calibration if found.metric.startswith("calibration") else report.experiment.evaluation
     windows, rest = divmod(found.n + found.bad, max(1, text.length - 1))
+    if found.metric.endswith("_speedup"):
+        return f"over {found.n:,} rounds of both loops in turn"
     if not found.metric.startswith(SCORED) or rest or not windows:
         return f"over {found.n:,} values"
     return f"over {windows:,} windows ({found.n:,} tokens)" if windows > 1 else f"over one window ({found.n:,} tokens)"

@@ -15,6 +15,8 @@ from explorer.findings import known
 from explorer.records import Measurement, Report, fitting
 from explorer.sequential import quantile
 
+Place = tuple[float, float | None, float | None]  # where a point stands on an axis, and the ends of its interval there
+Mark = tuple[Place, Place, Sequence[float] | None]  # on both axes, and the means of its windows
 # Metric -> the means of its windows.
 WINDOWS = {"kld_mean": "kld_windows", "perplexity": "nll_delta_windows", "perplexity_delta": "nll_delta_windows"}
 
@@ -88,3 +90,25 @@ def beside(better: Report, worse: Report) -> str:
     if found.high < 0:
         return f"{better.name} is {plus_minus(found)} below {worse.name} ({over})."
     return f"{better.name} and {worse.name} cannot be told apart: they differ by {plus_minus(found)} ({over})."
+
+
+def clearly_better(one: Mark, other: Mark) -> bool:
+    """Whether a point is below another in y: paired by window, or where that cannot be, beyond both intervals."""
+    if (found := by_window(one[2], other[2])) is not None:
+        return found[2] < 0
+    (y, _, high), (their_y, low, _) = one[1], other[1]
+    return (high if high is not None else y) < (low if low is not None else their_y)
+
+
+def standing(points: Sequence[Mark]) -> list[str]:
+    """For each (x, y, window means), x and y with their ends: "beaten" when one that is not larger in x beyond both intervals is clearly better in y; else
+    "best" when no other is at most as large in both and smaller in one, and "near" otherwise.
+    """
+    found = []
+    for i, mark in enumerate(points):
+        (x, _, right), (y, *_), _ = mark
+        rest = [p for j, p in enumerate(points) if j != i]
+        clear = any(p[0][1] <= right and clearly_better(p, mark) for p in rest)
+        ahead = any(a[0] <= x and b[0] <= y and (a[0] < x or b[0] < y) for a, b, _ in rest)
+        found.append("beaten" if clear else "near" if ahead else "best")
+    return found

@@ -16,11 +16,11 @@ WHAT = ("label", "method", "params", "kv_bits", "head_bits", "model", "revision"
 UNITS = {
     "bits_per_weight": "bits", "kld_mean": "nats", "perplexity_delta": "%", "perplexity": "", "top1_agreement": "%", "p_correct_change": "percentage points",
     "p_correct_rms": "percentage points", "kld_median": "nats", "kld_max": "nats", "weight_bytes": "bytes", "decode_tokens_per_second": "tokens/s",
-    "decode_latency_p50": "s", "decode_limit": "tokens/s", "quantize_seconds": "s",
+    "decode_speedup": "x", "decode_latency_p50": "s", "decode_limit": "tokens/s", "quantize_seconds": "s",
 }  # fmt: skip
 WITHOUT_ENDS = ("bits_per_weight", "kld_max", "weight_bytes", "decode_latency_p50", "decode_limit", "quantize_seconds")  # of those: no interval is known
 SPREAD = ("kld_mean", "perplexity_delta", "perplexity", "top1_agreement")  # what differs with the calibration text
-WORDS = {"%": "percent", "s": "seconds", "tokens/s": "tokens_per_second", "bytes/s": "bytes_per_second"}
+WORDS = {"x": "", "%": "percent", "s": "seconds", "tokens/s": "tokens_per_second", "bytes/s": "bytes_per_second"}
 WHERE = ("origin", "speed_origin", "device", "date", "error")
 
 

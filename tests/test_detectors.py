@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from explorer.answers import answers, ladder, place, speed
+from explorer.answers import answers, ladder, place
 from explorer.bugs import BUGS
 from explorer.commands.survey import SURVEY
 from explorer.detectors import named, sentence, verdicts
@@ -19,7 +19,7 @@ from explorer.experiment import LocalRunner
 from explorer.faults import FAULTS, planted
 from explorer.findings import BROKEN, OK, level
 from explorer.hub import Hub
-from explorer.records import Answer, InputError, Measurement, Report, report_from
+from explorer.records import Answer, InputError, Report, report_from
 from explorer.repetition import cycle, repetition
 from explorer.store import Store
 
@@ -169,19 +169,4 @@ def test_answers_follow_the_numbers() -> None:
     assert size.text.startswith("2.") and "times smaller" in size.text and "the overhead of each step, not by bytes" in size.text and len(size.text) < 120
     assert "between" in good.text and "better than its size" in good.text
     assert garbage.level in ("ok", "unknown") and answers(base, base) == []
-    rate = base.value("decode_tokens_per_second")
-    slow = dataclasses.replace(gptq, measurements=(*(m for m in gptq.measurements if m.metric != "decode_tokens_per_second"),
-        Measurement("decode_tokens_per_second", rate / 3, "tokens/s", low=rate / 4, high=rate / 2.5)))  # fmt: skip
-    assert "slower, although it reads fewer bytes" in speed(slow, base)[-1] and "slower: unpacking costs more" in answers(slow, base)[0].text
-    same = dataclasses.replace(
-        slow, measurements=(*(m for m in slow.measurements[:-1]), Measurement("decode_tokens_per_second", rate, low=rate / 2, high=2 * rate))
-    )
-    assert "no measurable difference" in speed(same, base)[-1] and "no measurable difference in speed" in answers(same, base)[0].text
-    late = [
-        dataclasses.replace(r, measurements=(Measurement("time_to_first_token", v, "s", low=0.9 * v, high=1.1 * v),))
-        for r, v in ((gptq, 0.0078), (base, 0.0049))
-    ]
-    assert "7.8 ms against 4.9, +59%" in answers(*late)[0].facts[-1] and "first token" not in "".join(answers(late[0], late[0])[0].facts)
-    live = dataclasses.replace(slow, provenance={**slow.provenance, "recorded": True})
-    assert "nothing to compare its speed with: one was recorded and one measured now" in speed(live, base)[-1] and "slower" not in "".join(speed(live, base))
     assert "worse than" in place(changed(gptq, kld_mean=9.0), ladder(RECORDED, gptq)) and "no ladder" in place(gptq, [])

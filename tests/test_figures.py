@@ -229,3 +229,11 @@ def test_no_tick_is_drawn_for_a_code_that_no_weight_takes() -> None:
     two = next(r for r in ALL if r.experiment.spec.get("bits") == 2)
     ticks = next(trace for trace in figures()["weights"].draw([two], LAYER)["data"] if trace["name"].startswith("grid"))
     assert len(ticks["x"]) == 3 and ticks["x"][0] == -ticks["x"][2]
+
+
+def test_more_bits_are_the_stronger_colour() -> None:
+    widths = [2, 3, 4, 5, 6, 7, 8, 16]
+    assignment = {f"layers.{i}.mlp.down_proj": bits for i, bits in enumerate(widths)}
+    scale = charts()["allocation_map"].draw({"assignment": assignment})["data"][0]["colorscale"]
+    hues, strengths = zip(*(colour.rstrip(")").rsplit(",", 1) for _, colour in scale), strict=True)
+    assert len(set(hues)) == 1 and list(map(float, strengths)) == sorted(map(float, strengths)) and len(set(strengths)) == len(widths)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from explorer.answers import place, slower_start, speed
+from explorer.answers import answers, place, slower_start, speed
 from explorer.bugs import impossible
 from explorer.detectors import sentence, verdicts
 from explorer.docs import SEEDS
 from explorer.figures import charts
 from explorer.figures.ladder import rungs_for
 from explorer.findings import FEW, cause, counted
-from explorer.records import QuantSpec, Report, report_from
+from explorer.records import Measurement, QuantSpec, Report, report_from
 from explorer.ui.table import SECTIONS, cell
 from explorer.ui.tabs import failures
 
@@ -35,15 +35,35 @@ def test_the_cause_of_a_bad_number_is_what_differs_from_the_rung_of_as_many_bits
     assert not cause(report, []) and cause(FOUR, rungs_for(FOUR)) == FEW
 
 
-def test_no_verdict_on_a_speed_beside_other_work_or_without_an_interval() -> None:
-    base, run = RECORDED[:2]
+def raced(report: Report, low: float, high: float, metric: str = "decode_speedup") -> Report:
+    """With a speed-up over 16 bits of this interval."""
+    kept = tuple(m for m in report.measurements if m.metric != metric)
+    return dataclasses.replace(report, measurements=(*kept, Measurement(metric, (low * high) ** 0.5, "x", low=low, high=high, n=6)))
+
+
+def silent(report: Report) -> Report:
+    """Without any speed-up."""
+    return dataclasses.replace(report, measurements=tuple(m for m in report.measurements if not m.metric.endswith("_speedup")))
+
+
+def test_a_speed_is_judged_by_the_loop_that_ran_in_turn_with_it_alone() -> None:
+    run, base = silent(FOUR), changed(BASE, decode_tokens_per_second=1.0)
     row = {row.metric: row for row in SECTIONS["Speed"]}
-    assert "class='better'" in cell(row["decode_tokens_per_second"], run, base, False)
-    assert "no interval" in (late := cell(row["decode_latency_p95"], run, base, False)) and "class=''" in late
-    for pair in ((changed(run, decode_waited=40.0), base), (run, changed(base, decode_waited=40.0))):
-        cells = [cell(row[name], *pair, False) for name in ("decode_tokens_per_second", "decode_latency_p95", "time_to_first_token")]
-        assert all("class=''" in each for each in cells) and "other work" in cells[2]
-        assert "nothing to compare its speed with" in speed(*pair)[-1] and not slower_start(*pair)
+    for name in ("decode_tokens_per_second", "decode_latency_p95", "time_to_first_token"):
+        assert "class=''" in cell(row[name], run, base, False), "two runs apart: a hundred times the baseline's speed is no verdict"
+    assert "no 16-bit loop was timed in turn" in speed(run)[-1] and "as fast" not in answers(run, base)[0].text and not slower_start(run)
+    assert "class='empty'" in cell(row["decode_speedup"], run, base, False)
+    for low, high, kind, words, short in (
+        (1.3, 1.5, "better", "the gain is in the kernel", "1.40 times as fast as 16 bits"), (0.95, 1.2, "same", "no measurable difference", "no measurable"),
+        (0.5, 0.7, "worse", "Unpacking costs more", "slower: unpacking costs more"),
+    ):  # fmt: skip
+        fast = raced(changed(run, decode_waited=40.0), low, high)
+        assert f"class='{kind}'" in (shown := cell(row["decode_speedup"], fast, base, False)) and f"95% interval {low:.2f} to {high:.2f} x" in shown
+        assert words in speed(fast)[-1] and f"({low:.2f} to {high:.2f}, 6 rounds in turn)" in speed(fast)[-1] and short in answers(fast, base)[0].text
+        assert ("gain" in speed(fast)[-1]) == (low > 1)
+    late = raced(run, 0.5, 0.7, "first_token_speedup")
+    assert "1.69 times as long as in 16 bits (1.43 to 2.00, 6 rounds in turn)" in slower_start(late)[0]
+    assert not slower_start(raced(late, 0.9, 1.1, "first_token_speedup"))
 
 
 def test_an_interval_is_over_windows() -> None:

@@ -21,7 +21,7 @@ from explorer.figures.roofline import above
 from explorer.findings import busy
 from explorer.hub import Hub
 from explorer.kvcache import bytes_at
-from explorer.records import Answer, InputError, Measurement, Report, report_from
+from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
 from explorer.store import Store
 from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
@@ -59,7 +59,8 @@ def test_crossing_is_where_the_lines_meet_for_good() -> None:
     assert batch.crossing(rates(4, 1, 4, 1), rates(2, 2, 2, 4)) == pytest.approx(4 * 2 ** (1 / 3)), "the last crossing, not a dip before it"
     arms = [{"role": "chosen", "label": "X", "points": rates(4, 4)}, {"role": "16 bits", "label": "B", "points": rates(1, 8)}]
     said = batch.sentence(arms, {"16 bits": 1.6})
-    assert said == "X: beside 16 bits it is 4.00 times as fast for one sequence and is overtaken at a batch of about 2."
+    assert said == "X: beside 16 bits it is overtaken at a batch of about 2. All ran in turn at each batch.", "how fast one sequence is stands in Compare"
+    assert "one after the other, for want of memory" in batch.sentence(arms, {"16 bits": 1.6}, together=False)
     assert "stays ahead up to batch 2" in batch.sentence(arms, {"16 bits": None}) and not batch.disturbance(arms)
     arms[1]["points"][0]["high"] *= 3
     assert "a factor of 3.0" in batch.disturbance(arms) and "as fast" not in batch.disturbance(arms)
@@ -121,11 +122,21 @@ def test_batch_sweep_measures_three_arms_at_the_same_sizes(runner: LocalRunner, 
         assert four["flops"] == 4 * one["flops"] and 0 < four["bytes"] - one["bytes"] < one["bytes"]
         assert all(p["low"] <= p["tokens_per_second"] * 1.001 and p["prefill_tokens_per_second"] > 0 for p in arm["points"])
     assert found["arms"][0]["points"][0]["bytes"] < found["arms"][2]["points"][0]["bytes"] < found["arms"][1]["points"][0]["bytes"]
+    assert "ran in turn" in found["sentence"] or found["disturbed"]
     assert [arm["peak"] for arm in found["arms"]] == ["matmul_16", "matmul_16", "matmul_8"]
     smooth = answer(runner, "batch", model=str(tiny_folder), method="smoothquant", params={}, context=16, largest=1).data["arms"][0]
     assert smooth["peak"] == "matmul_8", "whatever an arm's role is"
     with pytest.raises(InputError, match="a context of 8 to 2,048"):
         answer(runner, "batch", model=str(tiny_folder), method="rtn", params={}, context=1)
+
+
+def test_arms_run_in_turn_where_memory_holds_them(runner: LocalRunner, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict = {"model": str(tiny_folder), "method": "rtn", "params": {"granularity": "channel"}, "context": 16, "largest": 2}
+    for spare, order in ((1 << 40, ["chosen", "16 bits", "W8A8", "W8A8", "16 bits", "chosen"]), (0, ["chosen"] * 3 + ["16 bits"] * 3)):
+        monkeypatch.setattr(batch, "spare_memory", lambda device, spare=spare: spare)
+        events = list(runner.do("batch", asked | {"context": 16 + bool(spare)}))
+        assert [event.detail for event in events if isinstance(event, Progress) and event.stage == "batch 1"][:6] == order
+        assert events[-1].data["sentence"].endswith("in turn at each batch." if spare else "counts too.")
 
 
 def test_profile_writes_a_trace_with_named_ranges(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -158,7 +169,7 @@ def test_one_read_rate_a_process_measured_again_while_threads_waited(monkeypatch
     def told(waited: float) -> str:
         kept = tuple(m for m in SEED.measurements if m.metric not in ("decode_bandwidth", "decode_bandwidth_waited", "decode_limit"))
         given = Measurement("decode_bandwidth", 12e9, "bytes/s"), Measurement("decode_bandwidth_waited", waited, "%"), Measurement("decode_limit", 9e3)
-        return " ".join(speed(Report(SEED.experiment, (*kept, *given), SEED.provenance), None))
+        return " ".join(speed(Report(SEED.experiment, (*kept, *given), SEED.provenance)))
 
     assert "12.0 GB/s, measured in the same process while threads waited 40%" in told(40.0) and "threads" not in told(3.0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer import data, models
+from explorer import data, models, paired
 from explorer.__main__ import main
 from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner, quantize
@@ -157,7 +157,7 @@ def test_two_configurations_are_told_apart_no_later_than_needed(store: Store) ->
 
 def test_a_point_is_beaten_only_beyond_the_intervals() -> None:
     points = [(4.0, 0.02, 0.01, 0.03), (4.2, 0.025, 0.02, 0.035), (4.3, 0.08, 0.07, 0.09), (3.0, 0.2, None, None), (4.0, 0.02, 0.01, 0.03)]
-    assert tradeoffs.standing([(*point, None) for point in points]) == ["best", "near", "beaten", "best", "best"]
+    assert paired.standing([((x, x, x), quality, None) for x, *quality in points]) == ["best", "near", "beaten", "best", "best"]
 
 
 def test_points_of_the_same_windows_are_paired() -> None:
@@ -165,10 +165,10 @@ def test_points_of_the_same_windows_are_paired() -> None:
     windows = [0.01, 0.02, 0.03]
     worse, same = ([w + move for w, move in zip(windows, moves, strict=True)] for moves in ([0.005, 0.006, 0.005], [0.004, -0.003, 0.0]))
     points = [(4.0, 0.02, 0.0, 0.04, windows), (4.2, 0.0253, 0.0, 0.05, worse), (4.3, 0.0203, 0.0, 0.05, same)]
-    assert tradeoffs.standing(points) == ["best", "beaten", "near"]
+    assert paired.standing([((x, x, x), (y, low, high), means) for x, y, low, high, means in points]) == ["best", "beaten", "near"]
     values = [Measurement("kld_windows", windows, "nats"), Measurement("nll_delta_windows", same, "nats")]
-    paired = dataclasses.replace(REPORTS[0], measurements=(*REPORTS[0].measurements, *values))
-    assert tradeoffs.point_of(paired, "a", "recorded")["windows"] == {"kld_mean": windows, "perplexity_delta": same}
+    with_windows = dataclasses.replace(REPORTS[0], measurements=(*REPORTS[0].measurements, *values))
+    assert tradeoffs.point_of(with_windows, "a", "recorded")["windows"] == {"kld_mean": windows, "perplexity_delta": same}
 
 
 def test_times_of_two_devices_are_never_put_together() -> None:
@@ -200,7 +200,10 @@ def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch
     plot, named = ladder.draw([REPORTS[2], *rungs, finest], ""), ladder.summary([*rungs, finest], "")
     marks = plot["data"][-1]
     assert marks["marker"]["symbol"][1] == "triangle-right-open" and "4.25 bits or more, not measurable" in marks["customdata"][1]
-    assert "Not measurable in perplexity" in named and f"hollow at 4.25 bits or more: {finest.name}." in named
+    assert "Hollow: " in named and f"{finest.name}, not measurable in perplexity change (4.25 bits or more)" in named
+    drawn = [trace for trace in plot["data"] if any(symbol.endswith("-open") for symbol in trace["marker"]["symbol"])]
+    said = ladder.summary([REPORTS[2], *rungs, finest], "")
+    assert len(drawn) > 1 and all(trace["name"] in said.partition("Hollow: ")[2] for trace in drawn), "every hollow mark is named"
     assert plot["layout"]["xaxis"]["ticktext"][1:] == ["4.25<br>RTN 4", "3.25<br>RTN 3", "2.25<br>RTN 2"]
     assert "No ladder" in ladder.summary([REPORTS[0], REPORTS[3]], "") and "plain rounding at" in ladder.summary([*REPORTS[:4], *rungs], "")
 

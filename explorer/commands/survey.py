@@ -38,6 +38,7 @@ SURVEYED = (
     "top1_agreement",
     "quantize_seconds",
     "decode_tokens_per_second",
+    "decode_speedup",
     "decode_limit",
     "decode_bandwidth",
     "decode_bandwidth_waited",

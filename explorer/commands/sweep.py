@@ -22,9 +22,9 @@ ABOUT = (
 TABLE = (
     "The CSV has a row a configuration, one that could not run included: its `error` says why. Columns are always the same, in the same order, and are named "
     "with their units: " + ", ".join(FIXED) + ". layers_kept counts matrices of the decoder blocks that stayed in 16 bits. _low and _high are the ends of a "
-    "95% interval over evaluation windows, of decode_tokens_per_second the 20th and 80th percentile of single tokens, of time_to_first_token_seconds the "
-    "least and the most of its runs. Any further number that was measured on the whole model follows as a column of its own, named the same way. Exit code "
-    "2: none of the configurations could run."
+    "95% interval over evaluation windows, of the speed-ups over rounds of both loops in turn, of decode_tokens_per_second the 20th and 80th percentile of "
+    "single tokens, of time_to_first_token_seconds the least and the most of its runs. Any further number "
+    "that was measured on the whole model follows as a column of its own, named the same way. Exit code 2: none of the configurations could run."
 )
 
 
@@ -79,7 +79,7 @@ def notes(reports: Sequence[Report]) -> list[str]:
     old = [how for how in timed if not how.startswith("measured now")]
     if old:
         said.append(f"{len(old)} of {len(timed)} speeds were not measured in this sweep (the oldest: {min(old, key=lambda how: how.split(', ')[-1])}): "
-                    "compare no speeds of different times; --remeasure measures all of them now.")  # fmt: skip
+                    "compare decode_speedup instead; --remeasure measures all of them now.")  # fmt: skip
     return said
 
 

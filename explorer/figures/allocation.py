@@ -9,7 +9,7 @@ from explorer.figures.sensitivity import matrix
 from explorer.paired import by_window
 from explorer.records import significant
 
-WIDTH_COLOURS = {2: "#d55e00", 3: "#b4659a", 4: "#0a7abf", 8: "#009e73", 16: "#7f7f7f"}
+STRENGTH = {2: 0.12, 3: 0.32, 4: 0.5, 5: 0.6, 6: 0.68, 7: 0.75, 8: 0.82, 16: 1.0}  # of one hue, by bits: more bits are the stronger colour
 KINDS = {"uniform": ("circle", COLOURS[0], "one width for all"), "mixed": ("diamond", COLOURS[2], "allocated")}
 NOTHING = "Nothing to spend a budget by yet: press Measure sensitivity."
 
@@ -23,7 +23,7 @@ def draw_map(data: dict[str, Any]) -> Plot:
     blocks, kinds, bits = matrix(assignment)
     _, _, names = matrix({layer: f"{short_layer(layer)}: {bits} bits" for layer, bits in assignment.items()})
     step = 1 / len(widths)
-    scale = [[edge, WIDTH_COLOURS.get(width, COLOURS[3])] for i, width in enumerate(widths) for edge in (i * step, (i + 1) * step)]
+    scale = [[edge, f"rgba(0,158,115,{STRENGTH[width]})"] for i, width in enumerate(widths) for edge in (i * step, (i + 1) * step)]
     at = [[None if b is None else widths.index(b) for b in row] for row in bits]
     bar = {"tickvals": list(range(len(widths))), "ticktext": [f"{w} bits" for w in widths], "thickness": 14, "outlinewidth": 0}
     trace = {

@@ -156,16 +156,19 @@ def summary(reports: Sequence[Report], layer: str) -> str:
         least = "at least " if middle.end == "more" and not own else ""
         parts.append(f"{report.name}: its divergence is that of plain rounding at {least}{middle.bits:.2f} stored bits{worth}")
     if parts:
-        return "; ".join(parts) + "." + unmeasured(found)
+        return "; ".join(parts) + "." + beyond(found)
     return "No ladder of this model yet: sweep RTN at 8 to 2 bits in Trade-offs and compare its points." if reports else "Nothing to place yet."
 
 
-def unmeasured(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]]) -> str:
-    """Which perplexities stand at the end of the ladder only because nothing finer can be measured, as a sentence."""
-    names = [(report.name, at) for _, report, metric, (at, *_) in found if at.end == "more" and lost_in_noise(report, metric)]
-    if not names:
-        return ""
-    return f" Not measurable in perplexity, so hollow at {names[0][1]}: {', '.join(name for name, _ in names)}."
+def beyond(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]]) -> str:
+    """Every hollow mark that is drawn, by the end of the ladder that it lies beyond and whether it can be measured at all, in sentences."""
+    marks: dict[str, list[str]] = {}
+    for _, report, metric, (at, *_) in found:
+        if at.end:
+            why = "worse than the lowest rung" if at.end == "fewer" else "beyond the finest rung that can be measured"
+            why = "not measurable" if at.end == "more" and lost_in_noise(report, metric) else why
+            marks.setdefault(f"{why} in {METRICS[metric]} ({at})", []).append(report.name)
+    return " Hollow: " + "; ".join(f"{', '.join(names)}, {how}" for how, names in marks.items()) + "." if marks else ""
 
 
 FIGURE = Figure(

@@ -6,6 +6,8 @@ from typing import Any
 
 from explorer.figures import COLOURS, MARKERS, Chart, Plot, layout, plot
 
+ALONE = "This loop ran for this picture alone; how fast it is beside 16 bits stands in Compare, where both ran in turn."
+
 
 def _line(xs: list[float], ys: list[float], name: str, colour: str, dash: str = "solid") -> dict[str, Any]:
     return {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "name": name, "line": {"color": colour, "dash": dash, "width": 2}, "hoverinfo": "name"}
@@ -62,7 +64,7 @@ def summary(data: dict[str, Any]) -> str:
     reach = f" Of the measured read rate of memory, {roof['read'] / 1e9:.1f} GB/s: {', '.join(parts)}." if parts else ""
     higher = [f"{op['op']} ({why})" for op in data["ops"] if (why := above(op, roof))]
     reach += f" More than 100%: {', '.join(higher)}." if higher else ""
-    return f"**{data['label']} on {data['model']}, {data['loop']}.** {data['sentence']}{reach}"
+    return f"**{data['label']} on {data['model']}, {data['loop']}.** {data['sentence']}{reach} {ALONE}"
 
 
 def draw_times(data: dict[str, Any]) -> Plot:
@@ -90,7 +92,7 @@ def summary_times(data: dict[str, Any]) -> str:
     step = data["step"]
     beyond = sum(seconds > 1.5 * step["p95"] for seconds in step["latencies"])
     rest = f" {beyond} took longer than is drawn, the longest {1e3 * max(step['latencies']):.2f} ms." if beyond else ""
-    return f"Half of {len(step['latencies'])} single tokens took at most {1e3 * step['p50']:.2f} ms, 95% at most {1e3 * step['p95']:.2f} ms.{rest}"
+    return f"Half of {len(step['latencies'])} single tokens took at most {1e3 * step['p50']:.2f} ms, 95% at most {1e3 * step['p95']:.2f} ms.{rest} {ALONE}"
 
 
 EXAMPLE = {

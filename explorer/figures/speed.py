@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from explorer.answers import gain
 from explorer.figures import COLOURS, Figure, Plot, layout, plot, with_metrics
 from explorer.findings import counted, one_rate
 from explorer.records import Report
@@ -34,7 +35,9 @@ def summary(reports: Sequence[Report], layer: str) -> str:
     for _, report in with_metrics(one_rate(reports), "decode_tokens_per_second", "decode_bound"):
         speed = report.find("decode_tokens_per_second")
         bound = report.value("decode_bound")
-        parts.append(f"{report.name}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}), bound by {bound}")
+        beside = gain(report)
+        times = f", {beside.value:.2f} times as fast as 16 bits in the same run ({beside.low:.2f} to {beside.high:.2f})" if beside else ""
+        parts.append(f"{report.name}: {speed.value:.0f} tokens/s ({speed.low:.0f} to {speed.high:.0f}){times}, bound by {bound}")
     return "; ".join(parts) + "." if parts else "No speed measured."
 
 
@@ -43,6 +46,7 @@ FIGURE = Figure(
     "See the gap between the dots (measured tokens) and the orange bar (reading all weights at memory bandwidth): a wide gap is overhead.",
     "Decoding reads every weight once a token, so on a large model fewer bits mean proportionally more tokens per second. On a small model the "
     "fixed cost of launching each operation dominates and fewer bits change nothing, or even slow it down. Do not read this model's speeds as "
-    "a 7B model's.",
+    "a 7B model's. The dots of two configurations were timed in different minutes, and a machine's pace changes: to compare, take the speed-up over 16 bits, "
+    "for which both loops ran in turn.",
     ("decode_latencies", "decode_limit"), draw, summary, order=3,
 )  # fmt: skip

@@ -1,33 +1,45 @@
-"""Trade-offs: every configuration of a sweep or survey over two of the axes people trade; the best of them joined, the beaten ones faded."""
+"""Trade-offs: every configuration of a sweep or survey over two of the axes people trade; the best of them joined, the beaten ones faded.
+
+Times compare as ratios to the 16-bit loop that was timed in turn with them: two runs apart differ by the machine's pace of the minute.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from explorer.figures import COLOURS, FLOOR, MARKERS, Chart, Plot, finite, layout, plot, span
 from explorer.findings import counted, timed_on
-from explorer.paired import by_window, windows_of
+from explorer.paired import Place, standing, windows_of
 from explorer.records import Measurement, Report, change
 
 VIEWS = {
     "bits": ("bits_per_weight", "stored bits per weight", 1.0), "memory": ("weight_bytes", "all weights in memory, MB", 1e-6),
-    "latency": ("decode_tokens_per_second", "decoding, ms a token", 1000.0), "calibration": ("quantize_seconds", "time to quantize, s (log)", 1.0),
+    "latency": ("decode_speedup", "time per token, 16 bits = 1", 1.0), "calibration": ("quantize_seconds", "time to quantize, s (log)", 1.0),
     "roofline": ("decode_limit", "bandwidth limit, ms a token (estimated, log)", 1000.0),
+    "time": ("decode_tokens_per_second", "decoding, ms a token, each timed on its own", 1000.0),
 }  # fmt: skip
-INVERTED = ("latency", "roofline")  # stored as a rate, shown as a time
-BY_DEVICE = ("latency", "calibration", "roofline", "memory")
+INVERTED = ("latency", "roofline", "time")  # stored as a rate, shown as a time
+BY_DEVICE = ("latency", "calibration", "roofline", "memory", "time")
 QUALITY = {"kld_mean": "KL divergence, nats (log)", "perplexity_delta": "perplexity increase, % (log)"}
 APART = 0.07  # share of an axis that two names in the figure must be apart
-OTHERS = "other methods"
+OTHERS, FLOATS = "other methods", "FP8, MX, NVFP4, FP4"
+METHODS = {
+    "rtn": ("RTN", COLOURS[1], "square"), "gptq": ("GPTQ", COLOURS[2], "diamond"), "awq": ("AWQ", COLOURS[3], "triangle-up"),
+    "hqq": ("HQQ", COLOURS[4], "x"), "nf4": ("NF4", COLOURS[1], "triangle-down"), "kquant": ("GGUF", COLOURS[2], "pentagon"),
+    **dict.fromkeys(("fp8", "mxfp", "nvfp4", "fp4"), (FLOATS, COLOURS[3], "star")),
+}  # fmt: skip
 NO_LIMIT = "No point says a limit and the rate of memory that it is for. Run a sweep."
+APART_IN_TIME = (
+    "No point says how fast it is beside a 16-bit loop of its own run, so these times are of different minutes of the machine and nothing is called beaten; "
+    "run the sweep again to compare them."
+)
 LOOKS = {
     "bits": "nothing measured is better at that size or smaller", "memory": "nothing measured is better in as little memory",
     "latency": "nothing measured is better and as fast", "calibration": "nothing measured is better after as short a time",
 }  # fmt: skip
+NO_WORSE = {"bits": "no larger", "memory": "no larger", "latency": "not measurably slower", "calibration": "no slower to make"}
 
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
@@ -65,23 +77,13 @@ def up(point: dict[str, Any], metric: str) -> tuple[float, float | None, float |
     return value, low, high, False
 
 
-def surely_better(one: tuple, other: tuple) -> bool:
-    """Whether a point of `standing` is surely below another in y: paired by window, or where that cannot be, beyond both intervals."""
-    found = by_window(one[4], other[4])
-    if found is not None:
-        return found[2] < 0
-    return (one[3] if one[3] is not None else one[1]) < (other[2] if other[2] is not None else other[1])
-
-
-def standing(points: Sequence[tuple[float, float, float | None, float | None, Sequence[float] | None]]) -> list[str]:
-    """For each (x, y, low, high, window means): "best" when no other is at most as large in both and smaller in one; "beaten" when one that is no larger
-    in x is surely better in y; "near" otherwise.
-    """
-    found = []
-    for i, (x, y, *_) in enumerate(points):
-        others = [p for j, p in enumerate(points) if j != i and p[0] <= x and p[1] <= y and (p[0] < x or p[1] < y)]
-        found.append("beaten" if any(surely_better(p, points[i]) for p in others) else "near" if others else "best")
-    return found
+def aside(point: dict[str, Any], view: str) -> Place | None:
+    """Where a point stands on the view's x axis with its interval: that of a speed-up is over rounds, sizes are exact."""
+    x = across(point, view)
+    if x is None:
+        return None
+    _, low, high = point["metrics"].get(VIEWS[view][0], [None, None, None])
+    return (x, 1 / high, 1 / low) if view == "latency" and finite(low) and finite(high) and low > 0 else (x, x, x)
 
 
 def comparable(data: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
@@ -94,39 +96,37 @@ def comparable(data: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
     return kept, len(points) - len(kept), device
 
 
+def set_out(data: dict[str, Any]) -> tuple[str, list[tuple[dict[str, Any], Place, tuple, str]]]:
+    """(view, [(point, x, y, standing)]) of what has both numbers; the view "time", in which nothing is judged, where no point says a speed-up."""
+    view, points = data.get("view", "bits"), [p for p in comparable(data)[0] if p["method"] != "none"]
+    if view == "latency" and not any(p["metrics"].get("decode_speedup") for p in points):
+        view = "time"
+    metric = data.get("quality", "kld_mean")
+    placed = [(p, x, y) for p in points if (x := aside(p, view)) is not None and (y := up(p, metric)) is not None]
+    kinds = ["near"] * len(placed) if view == "time" else standing([(x, y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
+    return view, [(*each, kind) for each, kind in zip(placed, kinds, strict=True)]
+
+
 def draw(data: dict[str, Any]) -> Plot:
     """data: points as `point_of` gives them, view: one of VIEWS, quality: one of QUALITY; model: whose points they are."""
-    view, metric = data.get("view", "bits"), data.get("quality", "kld_mean")
     points, _, _ = comparable(data)
-    if view == "roofline":
+    if data.get("view") == "roofline":
         return _roofline(points)
-    placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
-    kinds = standing([(x, *y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
-    best = sorted(((p, x, y) for (p, x, y), kind in zip(placed, kinds, strict=True) if kind == "best"), key=lambda item: item[1])
+    view, placed = set_out(data)
+    best = sorted(((p, x[0], y) for p, x, y, kind in placed if kind == "best"), key=lambda item: item[1])
     traces = [{"type": "scatter", "mode": "lines", "x": [x for _, x, _ in best], "y": [y[0] for _, _, y in best], "name": "best at each size",
                "line": {"color": COLOURS[0], "dash": "dot", "shape": "hv"}, "hoverinfo": "skip", "showlegend": False}] if best else []  # fmt: skip
     named = {p["key"] for p in spaced(best)}
-    colour = colours([p["method"] for p, _, _ in best])
-    for method in [*colour, ""]:
-        title = family([p["name"] for p in points if p["method"] == method]) or method or OTHERS
+    for title, colour, marker in dict.fromkeys([*METHODS.values(), (OTHERS, COLOURS[0], "circle")]):
         for faded in (False, True):
-            chosen = [
-                (p, x, y, kind) for (p, x, y), kind in zip(placed, kinds, strict=True)
-                if (p["method"] if p["method"] in colour else "") == method and (kind == "beaten") == faded
-            ]  # fmt: skip
+            chosen = [each for each in placed if METHODS.get(each[0]["method"], (OTHERS,))[0] == title and (each[3] == "beaten") == faded]
             if chosen:
                 known = any(trace["name"] == title for trace in traces)
-                traces.append(_cloud(chosen, title, colour.get(method, (COLOURS[0], "circle")), faded, view, named) | {"showlegend": not known})
-    shape = layout(
-        VIEWS[view][1],
-        QUALITY[metric],
-        460,
-        yaxis={"type": "log", "dtick": 1},
-        xaxis={"type": "log", "dtick": 1} if view == "calibration" else {},
-        showlegend=True,
-    )
-    base = next((x for p in points if p["method"] == "none" and (x := across(p, view)) is not None and view != "calibration"), None)
-    if base is not None and placed:
+                traces.append(_cloud(chosen, title, (colour, marker), faded, named) | {"showlegend": not known})
+    across_axis = {"type": "log", "dtick": 1} if view == "calibration" else {}
+    shape = layout(VIEWS[view][1], QUALITY[data.get("quality", "kld_mean")], 460, yaxis={"type": "log", "dtick": 1}, xaxis=across_axis, showlegend=True)
+    base = 1.0 if view == "latency" else next((x for p in points if p["method"] == "none" and (x := across(p, view)) is not None), None)
+    if base is not None and placed and view not in ("calibration", "time"):
         line = {"type": "line", "x0": base, "x1": base, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": COLOURS[0], "width": 1, "dash": "dash"}}
         note = {"x": base, "y": 1, "yref": "paper", "text": "16-bit", "showarrow": False, "xanchor": "right", "yanchor": "top"}
         shape |= {"shapes": [line], "annotations": [note]}
@@ -154,38 +154,21 @@ def spaced(best: Sequence[tuple[dict[str, Any], float, tuple]]) -> list[dict[str
     return [point for point, _, _ in taken]
 
 
-def family(names: Sequence[str]) -> str:
-    """What the names of one method's configurations begin with, up to its parameters: "QuIP#" of "QuIP# 2-bit" and "QuIP# 2-bit not rotated"."""
-    words = zip(*(name.split() for name in names), strict=False)
-    shared = itertools.takewhile(lambda at: len(set(at)) == 1 and not at[0].startswith("per-") and not re.fullmatch(r"\d-bit|g\d+", at[0]), words)
-    return " ".join(at[0] for at in shared)
-
-
-def colours(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Method -> (colour, marker), for the methods on the frontier in order."""
-    return {m: (COLOURS[1 + i % 4], MARKERS[1 + (i + i // 4) % 4]) for i, m in enumerate(dict.fromkeys(methods))}
-
-
-def _cloud(chosen: list[tuple], name: str, look: tuple[str, str], faded: bool, view: str, named: set[str]) -> dict[str, Any]:
+def _cloud(chosen: list[tuple], name: str, look: tuple[str, str], faded: bool, named: set[str]) -> dict[str, Any]:
     colour, marker = look
     trace: dict[str, Any] = {
-        "type": "scatter", "mode": "markers+text", "x": [x for _, x, _, _ in chosen], "y": [y[0] for _, _, y, _ in chosen], "name": name, "legendgroup": name,
+        "type": "scatter", "mode": "markers+text", "x": [x[0] for _, x, *_ in chosen], "y": [y[0] for _, _, y, _ in chosen], "name": name, "legendgroup": name,
         "showlegend": True, "opacity": 0.3 if faded else 1.0, "textposition": "top right", "textfont": {"size": 10},
-        "text": [p["name"] if p["key"] in named else "" for p, _, _, kind in chosen],
+        "text": [p["name"] if p["key"] in named else "" for p, *_ in chosen],
         "marker": {"color": colour, "size": 9, "symbol": [marker + ("-open" if y[3] else "") for _, _, y, _ in chosen], "line": {"width": 1.5}},
         "ids": [f"report:{p['key']}" for p, *_ in chosen],
         "customdata": [hover(p) for p, *_ in chosen], "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False,
     }  # fmt: skip
     if not faded:
-        spans = [span(Measurement("", y[0], low=y[1], high=y[2])) for _, _, y, _ in chosen]
-        trace["error_y"] = {
-            "type": "data", "symmetric": False, "array": [s[0] for s in spans], "arrayminus": [s[1] for s in spans], "thickness": 1.2, "width": 2,
-        }  # fmt: skip
-    if view == "latency" and not faded:
-        rates = [p["metrics"]["decode_tokens_per_second"] for p, *_ in chosen]
-        spread = [(1000 / low - 1000 / v, 1000 / v - 1000 / high) if low and high else (0, 0) for v, low, high in rates]
-        trace["error_x"] = {"type": "data", "symmetric": False, "array": [max(0, s[0]) for s in spread], "arrayminus": [max(0, s[1]) for s in spread],
-                            "thickness": 1, "width": 0}  # fmt: skip
+        for axis, ends in (("error_x", [x for _, x, *_ in chosen]), ("error_y", [y for _, _, y, _ in chosen])):
+            spans = [span(Measurement("", at[0], low=at[1], high=at[2])) for at in ends]
+            bars = {"array": [s[0] for s in spans], "arrayminus": [s[1] for s in spans], "thickness": 1.2, "width": 2}
+            trace |= {axis: {"type": "data", "symmetric": False, **bars}} if any(map(any, spans)) else {}
     return trace
 
 
@@ -199,27 +182,27 @@ def hover(point: dict[str, Any]) -> str:
             parts.append(" ".join([title, *(f"({text})" if i else text for i, text in enumerate(change(value, low, high)) if text)]))
         elif finite(value):
             parts.append(f"{title} {value:.4g} {unit}" + (f" ({low:.3g} to {high:.3g})" if finite(low) and finite(high) and low != high else ""))
-    if finite(rate := m.get("decode_tokens_per_second", [None])[0]) and rate > 0:
-        parts.append(f"{1000 / rate:.2f} ms a token")
+    parts += [f"{text} a token"] if (text := milliseconds(point)) else []
+    if all(map(finite, times := m.get("decode_speedup", [None]))):
+        parts.append("{:.2f} times as fast as 16 bits ({:.2f} to {:.2f}), timed in turn".format(*times))
     return "<br>".join([*parts, f"{point['origin']}, {point['device']}"])
 
 
+def milliseconds(point: dict[str, Any]) -> str:
+    """Time of the median token with the 20th and 80th percentile of single tokens, "" where it was not measured."""
+    rate, low, high = point["metrics"].get("decode_tokens_per_second", [None, None, None])
+    if not finite(rate) or rate <= 0:
+        return ""
+    return f"{1000 / rate:.2f} ms" + (f" ({1000 / high:.2f} to {1000 / low:.2f})" if finite(low) and finite(high) and low > 0 else "")
+
+
 def _roofline(points: list[dict[str, Any]]) -> Plot:
-    placed = [(p, x, y) for p in points if (x := across(p, "roofline")) is not None and (y := across(p, "latency")) is not None]
+    placed = [(p, x, y) for p in points if (x := across(p, "roofline")) is not None and (y := across(p, "time")) is not None]
     if not placed:
         return plot([], layout(VIEWS["roofline"][1], "", 460), NO_LIMIT)
     ends = [min(min(x, y) for _, x, y in placed) / 1.3, max(max(x, y) for _, x, y in placed) * 1.3]
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": ends,
-            "y": ends,
-            "name": "the limit itself",
-            "line": {"color": COLOURS[2], "dash": "dash"},
-            "hoverinfo": "skip",
-        }
-    ]
+    limit = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "name": "the limit itself", "hoverinfo": "skip"}
+    traces = [limit | {"line": {"color": COLOURS[2], "dash": "dash"}}]
     named = {p["key"] for p in spaced([(p, math.log10(x), (y,)) for p, x, y in placed])}
     for baseline in (True, False):
         chosen = [(p, x, y) for p, x, y in placed if (p["method"] == "none") == baseline]
@@ -235,30 +218,33 @@ def _roofline(points: list[dict[str, Any]]) -> Plot:
 
 
 def summary(data: dict[str, Any]) -> str:
-    view, metric = data.get("view", "bits"), data.get("quality", "kld_mean")
     points, left, device = comparable(data)
     tail = f" {left} points of another device are left out: times and memory are compared on one device only." if left else ""
     tail += f" Device: {device}." if device else ""
-    if view == "roofline":
-        ratios = [(across(p, "latency") / x, p["name"]) for p in points if (x := across(p, "roofline")) and across(p, "latency")]
+    if data.get("view") == "roofline":
+        ratios = [(across(p, "time") / x, p["name"]) for p in points if (x := across(p, "roofline")) and across(p, "time")]
         if not ratios:
             return f"{NO_LIMIT}{tail}"
         (least, near), (most, far) = min(ratios), max(ratios)
         verdict = "so overhead, not bandwidth, sets the speed here" if least > 2 else "so bandwidth matters here"
         rate = "; ".join(dict.fromkeys(p["limit"] for p in points if p.get("limit")))
-        silent = sum(across(p, "latency") is not None for p in points) - len(ratios)
+        silent = sum(across(p, "time") is not None for p in points) - len(ratios)
         tail = (f" {silent} more do not say the rate of memory that their limit is for and are left out." if silent else "") + tail
         far = f"{least:.1f} ({near}) to {most:.1f} ({far})" if len(ratios) > 1 else f"{least:.1f} ({near})"
         return f"Measured times are {far} times the bandwidth limit ({rate}), {verdict}.{tail}"
-    placed = [(p, x, y) for p in points if p["method"] != "none" and (x := across(p, view)) is not None and (y := up(p, metric)) is not None]
+    view, placed = set_out(data)
     if not placed:
         return nothing(data) + tail
-    kinds = standing([(x, *y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
-    best = [p["name"] for (p, x, _), kind in sorted(zip(placed, kinds, strict=True), key=lambda item: item[0][1]) if kind == "best"]
+    if view == "time":
+        return f"{len(placed)} configurations. {APART_IN_TIME}{tail}"
+    lacking = sum(p["method"] != "none" for p in points) - len(placed)
+    tail = (f" {lacking} more have no speed-up yet and are left out." if lacking and view == "latency" else "") + tail
+    best = [p["name"] for p, _, _, kind in sorted(placed, key=lambda item: item[1][0]) if kind == "best"]
     shown = ", ".join(best[:8]) + (f" and {len(best) - 8} more" if len(best) > 8 else "")
+    beaten, near = (sum(kind == wanted for *_, kind in placed) for wanted in ("beaten", "near"))
     return (
-        f"Of {len(placed)} configurations {len(best)} are beaten by none ({shown}); {kinds.count('beaten')} are faded: another that is no larger surely "
-        f"better; {kinds.count('near')} lie behind by less than that.{tail}"
+        f"Of {len(placed)} configurations {len(best)} are beaten by none ({shown}); {beaten} are faded: another that is {NO_WORSE[view]} is measurably "
+        f"better; {near} lie behind by less than that.{tail}"
     )
 
 
@@ -267,7 +253,10 @@ def looks(data: dict[str, Any]) -> str:
     view = data.get("view", "bits")
     if view == "roofline":
         return "See how far above the dashed line, its own bandwidth limit, each point lies: that much is overhead, which fewer bits do not shorten."
-    return f"See the dotted line: {LOOKS[view]}. Faded points are surely beaten; a hollow one is an upper limit."
+    if view == "time" or (data.get("points") and set_out(data)[0] == "time"):
+        return "See quality beside time, but compare no two times: each is of its own minute."
+    hollow = "Faded points are measurably beaten; a hollow one is an upper limit. A click on a method in the legend hides it, two show it alone."
+    return f"See the dotted line: {LOOKS[view]}. {hollow}"
 
 
 def kinds(data: dict[str, Any]) -> list[str]:
@@ -286,7 +275,7 @@ CHART = Chart(
     looks({}),
     "There is no best method, only a frontier: at each size one configuration loses least, and which one changes from size to size. Points close together "
     "are often no different at all, so a point is called beaten only when the difference in the same windows of text says so. Bars are 95% intervals of each "
-    "alone, across a latency the 20th to 80th percentile of tokens.",
+    "alone. Time is relative to the 16-bit loop, which was timed in turn with each in the same run: an hour later the same loop may take half as long again.",
     draw, summary,
     {"points": [_example("RTN 4-bit g64", "rtn", 4.25, 0.04), _example("GPTQ 4-bit g64", "gptq", 4.25, 0.014), _example("RTN 3-bit g64", "rtn", 3.25, 0.25)],
      "view": "bits", "quality": "kld_mean"},

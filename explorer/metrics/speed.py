@@ -1,20 +1,26 @@
-"""How fast tokens come: time to first token, seconds per token, and what bounds them, measured on the loop in `decode`."""
+"""How fast tokens come, beside the 16-bit loop in the same minute: time to first token, seconds per token, and what bounds them. Times the loop in `decode`."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from explorer.decode import Decoder
-from explorer.devices import bandwidth, waited
+from explorer.devices import bandwidth, spare_memory, waited
 from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
+from explorer.sequential import quantile as student
 
-PROMPT, NEW, RUNS = 96, 33, 4  # tokens of prompt, so many that a cache in low bits holds packed ones; tokens decoded a run; runs, the first warms up
+PROMPT, NEW = 96, 33  # tokens of prompt, so many that a cache in low bits holds packed ones; tokens decoded a run
+ROUNDS, LEAST, SLOW = 6, 3, 5.0  # runs of each loop after its warm-up, and how many where a run of each takes so many seconds
+
+Arm = tuple[Decoder, Callable[[], AbstractContextManager[None]]]  # a loop, and a `with` in which the model is the one that it runs
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -27,29 +33,70 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     """Raises NoRoom for weights that come from their files at every token: that would be the disk's speed."""
     loaded = subject.loaded
     subject.require_memory()
+    arms: list[Arm] = [(Decoder(loaded, PROMPT + NEW + 8), nullcontext)] if two_fit(subject) else []
     with subject.quantized():
         decoder = Decoder(loaded, PROMPT + NEW + 8, subject.kv_bits)
-        prompt = subject.windows[:1, :PROMPT]
-        firsts, latencies, waits = [], [], []
-        for run in range(RUNS):
-            yield Progress("speed", run, RUNS, "warm-up" if run == 0 else f"run {run}")
-            idle, used = waited(), time.process_time()
-            first, steps = decoder.timed(prompt, NEW)
-            waits.append((waited() - idle, time.process_time() - used))
-            if run == 0:
-                decoder.capture()
-            else:
-                firsts.append(first)
-                latencies += steps
-        read, held = read_per_token(loaded.model) + decoder.beyond, decoder.forward.cache_bytes()
+        read = read_per_token(loaded.model) + decoder.beyond
+    arms.insert(0, (decoder, subject.quantized))
+    firsts, latencies, (idle, used) = yield from rounds(arms, subject.windows[:1, :PROMPT])
     yield Measurement("decode_loop", decoder.told())
-    lost, used = (sum(parts) for parts in zip(*waits[1:], strict=True))
-    if math.isfinite(lost):
-        yield Measurement("decode_waited", 100 * max(0.0, lost) / (max(0.0, lost) + used), "%")
+    if math.isfinite(idle):
+        yield Measurement("decode_waited", 100 * max(0.0, idle) / (max(0.0, idle) + used), "%")
     yield Measurement("decode_copies", decoder.copies, "bytes")
     yield Measurement("decode_attention", decoder.attention)
-    yield Measurement("decode_cache_bytes", held, "bytes")
-    yield from summarise(firsts, latencies, read + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
+    yield Measurement("decode_cache_bytes", decoder.forward.cache_bytes(), "bytes")
+    yield from summarise(firsts[0], list(itertools.chain(*latencies[0])), read + bytes_at(loaded.model.config, PROMPT + NEW, subject.kv_bits), subject)
+    if len(arms) > 1:
+        pairs = zip(*([statistics.median(steps) for steps in arm] for arm in latencies), strict=True)
+        yield speedup("decode_speedup", [sixteen / low for low, sixteen in pairs])
+        yield speedup("first_token_speedup", [sixteen / low for low, sixteen in zip(*firsts, strict=True)])
+
+
+def two_fit(subject: Subject) -> bool:
+    """Whether there is a 16-bit loop to time beside the quantized one: its weights are there, and there is memory for what it holds beside them, on a CPU
+    a packed copy of all of them and on a GPU what joining two matrices takes.
+    """
+    if not (subject.layers or subject.head) and subject.kv_bits == 16:
+        return False
+    loaded, weights = subject.loaded, [layer.weight for layer in subject.originals.values()]
+    if loaded.offloaded or any(weight.is_meta for weight in weights):
+        return False
+    sizes = [weight.nbytes for weight in (*weights, loaded.model.get_input_embeddings().weight)]  # the embedding's, for the head's
+    return (sum(sizes) if loaded.device.type == "cpu" else 4 * max(sizes)) < spare_memory(loaded.device)
+
+
+def rounds(arms: list[Arm], prompt: Any) -> Iterator[Any]:
+    """Runs the loops in turn, after a warm-up of each, the other one first in every second round: work beside them that comes and goes meets both alike.
+
+    Yields Progress. Returns (seconds to the first token [arm][round], of each further token [arm][round][token], (seconds that threads waited for a core
+    and that they ran)). prompt [1, T] int64.
+    """
+    taken = 0.0
+    for decoder, place in arms:
+        yield Progress("speed", 0, ROUNDS, "warm-up")
+        with place():
+            taken += NEW * statistics.median(decoder.timed(prompt, NEW)[1])
+            decoder.capture()
+    count = ROUNDS if taken < SLOW else LEAST
+    firsts, latencies = ([[] for _ in arms] for _ in range(2))
+    idle, used = 0.0, 0.0
+    for done in range(count):
+        for i in range(len(arms))[:: -1 if done % 2 else 1]:
+            yield Progress("speed", done, count, f"{'16 bits' if i else 'quantized'}, round {done + 1}")
+            before, ran = waited(), time.process_time()
+            with arms[i][1]():
+                first, steps = arms[i][0].timed(prompt, NEW)
+            idle, used = idle + waited() - before, used + time.process_time() - ran
+            firsts[i].append(first)
+            latencies[i].append(steps)
+    return firsts, latencies, (idle, used)
+
+
+def speedup(name: str, ratios: list[float]) -> Measurement:
+    """How many times as fast as 16 bits: the geometric mean of a ratio a round, with Student's 95% interval over their logarithms."""
+    logs, n = [math.log(ratio) for ratio in ratios], len(ratios)
+    middle, half = statistics.fmean(logs), student(0.05, n - 1) * statistics.stdev(logs) / math.sqrt(n)
+    return Measurement(name, math.exp(middle), "x", low=math.exp(middle - half), high=math.exp(middle + half), n=n)
 
 
 def read_per_token(model: Any) -> int:

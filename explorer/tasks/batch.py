@@ -8,12 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
+from explorer import models
 from explorer.decode import Decoder
-from explorer.devices import free_memory
+from explorer.devices import free_memory, spare_memory
 from explorer.experiment import prepared, released
 from explorer.kvcache import bytes_at
 from explorer.metrics import Subject
 from explorer.metrics.speed import quantile, read_per_token
+from explorer.models import LoadedModel
 from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.request import Request
@@ -21,6 +25,7 @@ from explorer.tasks import Engine, Task
 from explorer.tasks.roofline import NOISE, measured_roof
 
 LARGEST, NEW, RUNS = 256, 9, 3  # sequences at most; tokens and runs a point
+ARMS = 4  # times the 16-bit weights that three arms hold beside them: a packed copy of all, and codes and packed form of two
 SLOWEST, PATIENCE = 2.0, 40.0  # seconds of a step, or of a configuration, beyond which larger batches are not tried
 W8A8 = ("dynamic_int8", {"granularity": "channel", "activation": "token"})
 
@@ -39,53 +44,68 @@ def work(
     if (method, head_bits) == ("none", 16):
         del wanted["chosen"]
     roof = yield from measured_roof(engine.load.device)
-    arms = []
-    for role, (name, settings, head) in wanted.items():
-        experiment, chosen, texts = Request(model, name, settings, kv_bits=kv_bits, head_bits=head).prepare(engine.load.hub)
+    asked = {role: Request(model, name, settings, kv_bits=kv_bits, head_bits=head).prepare(engine.load.hub) for role, (name, settings, head) in wanted.items()}
+    loaded = yield from engine.load.checked(next(iter(asked.values()))[0].model)
+    together = all_fit(loaded)
+    points: dict[str, list[dict]] = {}
+    peaks: dict[str, str] = {}
+    for group in [list(asked)] if together else [[role] for role in asked]:
         with released() as hold:
-            subject, _ = yield from prepared(experiment, chosen, texts, engine.load, hold)
-            points = yield from measure_points(subject, role, context, sizes)
-            arms.append({"role": role, "label": name_of(experiment.spec, chosen), "peak": peak(subject), "points": points})
-            del subject
+            subjects = {}
+            for role in group:
+                subjects[role], _ = yield from prepared(*asked[role], engine.load, hold)
+                peaks[role] = peak(subjects[role])
+            points |= yield from measure_points(subjects, context, sizes)
+            del subjects
+    arms = [
+        {"role": role, "label": name_of(experiment.spec, chosen), "peak": peaks[role], "points": points[role]}
+        for role, (experiment, chosen, _) in asked.items()
+    ]
     noise = disturbance(arms)
     found = {} if noise else {arm["role"]: crossing(arms[0]["points"], arm["points"]) for arm in arms[1:]}
     data = {"model": model, "context": context, "roof": roof, "arms": arms, "crossing": found, "disturbed": bool(noise or roof["doubt"])}
-    said = noise or sentence(arms, found)
+    said = noise or sentence(arms, found, together)
     if roof["doubt"]:
         said += f" But {roof['doubt']}, so the dotted lines may be too low: measure again."
     yield Answer("batch", data | {"sentence": said}, circumstances(engine.load.device))
 
 
-def measure_points(subject: Subject, role: str, context: int, sizes: list[int]) -> Iterator[Any]:
-    """Yields Progress, returns a point a batch size, until the next would not fit or it takes too long."""
-    loaded, points = subject.loaded, []
-    one = bytes_at(loaded.model.config, context + NEW, subject.kv_bits)
-    sizes = [size for size in sizes if size == 1 or 4 * size * one < free_memory(loaded.device)]
-    with subject.quantized():
-        decoder = Decoder(loaded, context + NEW + 4, subject.kv_bits, max(sizes))
-        read = read_per_token(loaded.model) + decoder.beyond
-        matrices = [*(layer.weight for layer in subject.originals.values()), loaded.model.get_input_embeddings().weight]  # the head's shape
-        multiplied = 2 * sum(math.prod(weight.shape) for weight in matrices)
-        rows = subject.windows.flatten()
-        start = time.monotonic()
-        for size in sizes:
-            prompt = rows.repeat(-(-size * context // rows.numel()))[: size * context].view(size, context)
-            firsts, steps = [], []
-            for run in range(RUNS):
+def all_fit(loaded: LoadedModel) -> bool:
+    """Whether all arms may be held at once, so that they can run in turn. Random weights are let go after each arm."""
+    size = sum(layer.weight.nbytes for layer in models.linears(loaded.model).values())
+    return not (loaded.ref.random or loaded.offloaded) and ARMS * size < spare_memory(loaded.device)
+
+
+def measure_points(subjects: dict[str, Subject], context: int, sizes: list[int]) -> Iterator[Any]:
+    """Yields Progress, returns for each role a point a batch size, until the next would not fit or it takes too long. The arms run in turn at each size."""
+    one = {role: bytes_at(subject.loaded.model.config, context + NEW, subject.kv_bits) for role, subject in subjects.items()}
+    device = next(iter(subjects.values())).loaded.device
+    sizes = [size for size in sizes if size == 1 or 4 * size * sum(one.values()) < free_memory(device)]
+    decoders, read, spent = {}, {}, dict.fromkeys(subjects, 0.0)
+    for role, subject in subjects.items():
+        with subject.quantized():
+            decoders[role] = Decoder(subject.loaded, context + NEW + 4, subject.kv_bits, max(sizes))
+            read[role] = read_per_token(subject.loaded.model) + decoders[role].beyond
+    points: dict[str, list[dict]] = {role: [] for role in subjects}
+    for size in sizes:
+        taken = {role: ([], []) for role in decoders}
+        for run in range(RUNS):
+            for role in list(decoders)[:: -1 if run % 2 else 1]:
                 yield Progress(f"batch {size}", run, RUNS, role)
-                first, taken = decoder.timed(prompt, NEW)
-                if run == 0:
-                    decoder.capture()
-                else:
-                    firsts.append(first)
-                    steps += taken
-            rates = [size / seconds for seconds in steps]
-            points.append({
-                "batch": size, "tokens_per_second": size / statistics.median(steps), "low": quantile(rates, 0.2), "high": quantile(rates, 0.8), "n": len(steps),
-                "prefill_tokens_per_second": size * context / statistics.median(firsts), "bytes": read + size * one, "flops": size * multiplied,
-            })  # fmt: skip
-            if statistics.median(steps) > SLOWEST or max(firsts) > 4 * SLOWEST or time.monotonic() - start > PATIENCE:
-                break
+                start = time.monotonic()
+                with subjects[role].quantized():
+                    first, steps = decoders[role].timed(prompts(subjects[role], size, context), NEW)
+                    if run == 0:
+                        decoders[role].capture()
+                spent[role] += time.monotonic() - start
+                if run:
+                    taken[role][0].append(first)
+                    taken[role][1].extend(steps)
+        for role, (firsts, steps) in taken.items():
+            counts = {"bytes": read[role] + size * one[role], "flops": size * multiplied(subjects[role])}
+            points[role].append(point(size, context, firsts, steps) | counts)
+            if statistics.median(steps) > SLOWEST or max(firsts) > 4 * SLOWEST or spent[role] > PATIENCE:
+                del decoders[role]
     return points
 
 
@@ -93,6 +113,27 @@ def peak(subject: Subject) -> str:
     """Which measured rate bounds the products of most layers: that of int8 where inputs are rounded to it, else that of 16 bits."""
     rounded = [q for q in subject.qtensors.values() if q.activation is not None and q.activation.kind == "int8"]
     return "matmul_8" if 2 * len(rounded) > len(subject.originals) else "matmul_16"
+
+
+def prompts(subject: Subject, size: int, context: int) -> Tensor:
+    """Prompts [B, T] int64 of the evaluation text."""
+    rows = subject.windows.flatten()
+    return rows.repeat(-(-size * context // rows.numel()))[: size * context].view(size, context)
+
+
+def multiplied(subject: Subject) -> int:
+    """FLOPs of a token's products."""
+    matrices = [*(layer.weight for layer in subject.originals.values()), subject.loaded.model.get_input_embeddings().weight]  # the head's shape
+    return 2 * sum(math.prod(weight.shape) for weight in matrices)
+
+
+def point(size: int, context: int, firsts: list[float], steps: list[float]) -> dict[str, Any]:
+    """Rates from the seconds of the first token of each run and of every further one."""
+    rates = [size / seconds for seconds in steps]
+    return {
+        "batch": size, "tokens_per_second": size / statistics.median(steps), "low": quantile(rates, 0.2), "high": quantile(rates, 0.8), "n": len(steps),
+        "prefill_tokens_per_second": size * context / statistics.median(firsts),
+    }  # fmt: skip
 
 
 def crossing(mine: list[dict], theirs: list[dict]) -> float | None:
@@ -114,19 +155,18 @@ def disturbance(arms: list[dict]) -> str:
     return f"{said}. Measure again when the machine is quiet." if spread > NOISE else ""
 
 
-def sentence(arms: list[dict], found: dict[str, float | None]) -> str:
-    """What the sweep says, in words."""
+def sentence(arms: list[dict], found: dict[str, float | None], together: bool = True) -> str:
+    """What the sweep says, in words. together: whether the arms ran in turn."""
     if not found:
         return f"{arms[0]['label']} alone was measured."
     parts = []
     for role, batch in found.items():
         other = next(arm for arm in arms if arm["role"] == role)
         reach = min(arms[0]["points"][-1]["batch"], other["points"][-1]["batch"])
-        first = arms[0]["points"][0]["tokens_per_second"] / other["points"][0]["tokens_per_second"]
         passed = "is not ahead at any batch" if batch is not None and batch <= 1 else f"is overtaken at a batch of about {batch or 0:.0f}"
-        end = f"stays ahead up to batch {reach}" if batch is None else passed
-        parts.append(f"beside {role} it is {first:.2f} times as fast for one sequence and {end}")
-    return f"{arms[0]['label']}: {'; '.join(parts)}."
+        parts.append(f"beside {role} it {f'stays ahead up to batch {reach}' if batch is None else passed}")
+    how = "All ran in turn at each batch" if together else "They ran one after the other, for want of memory, so a change of the machine's pace counts too"
+    return f"{arms[0]['label']}: {'; '.join(parts)}. {how}."
 
 
 TASK = Task("batch", work, per_device=True)

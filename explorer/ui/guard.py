@@ -83,6 +83,6 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     report = one_rate([report, *others])[0]
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
-    how = of_metrics([report], ("kld_mean", "decode_tokens_per_second", "decode_limit"))
+    how = of_metrics([report], ("kld_mean", "decode_speedup", "decode_tokens_per_second", "decode_limit"))
     head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, key_of(report.experiment))}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

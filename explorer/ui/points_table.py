@@ -8,14 +8,14 @@ from typing import Any
 
 from explorer.chips import chip, reachable
 from explorer.figures import finite
-from explorer.figures.tradeoffs import comparable
+from explorer.figures.tradeoffs import comparable, milliseconds
 from explorer.records import Report, change, fitting, key_of, significant
 from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
 from explorer.ui.table import ELSEWHERE, batch_button, comparison
 
-HEADS = ("bits/weight", "KL, nats", "perplexity, % or ×", "ms a token", "quantize, s")
-TIMES = HEADS[-2:]
+HEADS = ("bits/weight", "KL, nats", "perplexity, % or ×", "times as fast as 16 bits", "ms a token", "quantize, s")
+TIMES = HEADS[-3:]
 START = "<p class='hint'>Click a point, or a name in the table below: its report opens here.</p>"
 
 
@@ -36,9 +36,9 @@ def numbers(point: dict[str, Any], timed: bool = True) -> list[tuple[float | Non
         return value, f"{value:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")
 
     rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
-    time = (1000 / rate, f"{1000 / rate:.2f} {batch_button(point['name'], point['key'])}") if finite(rate) and rate > 0 else (None, "")
+    time = (1000 / rate, f"{milliseconds(point).replace(' ms', '')} {batch_button(point['name'], point['key'])}") if milliseconds(point) else (None, "")
     quality = [one("bits_per_weight", ".3f"), one("kld_mean"), one("perplexity_delta", "+.2f")]
-    return [*quality, time, one("quantize_seconds", ".1f")] if timed else [*quality, (None, ""), (None, "")]
+    return [*quality, *([one("decode_speedup", ".2f"), time, one("quantize_seconds", ".1f")] if timed else [(None, "")] * len(TIMES))]
 
 
 def points_table(points: Sequence[dict[str, Any]]) -> str:
