@@ -53,6 +53,7 @@
     for (const name of [...search.keys()]) if (name.includes(".") || ["story", "step", "room"].includes(name)) search.delete(name); // the other tab's own
     if (now === nameOf({ id: first })) search.delete("tab"); else search.set("tab", now);
     write("pushState", search);
+    if (document.querySelector("#commands pre")) document.querySelector("#show-commands").click(); // they belong to the tab they were opened in
     soon();
   }).observe(bar, { subtree: true, childList: true, attributeFilter: ["aria-selected"] });
   const open = (name) => {

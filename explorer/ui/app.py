@@ -88,9 +88,16 @@ def _controls(page: Page) -> tuple[Any, Any]:
     """Lays out model, method, parameters and options; fills shell.controls and shell.status. Gives the Run and Cancel buttons."""
     shell, catalogue = page.shell, page.shell.catalogue
     model = gr.Dropdown(
-        shell.models, value=shell.models[0], allow_custom_value=True, label="Model", info="The bundled model, a hub id, or a folder.", elem_id="model"
+        shell.models,
+        value=shell.models[0],
+        allow_custom_value=True,
+        label="Model",
+        info="What is quantized: the small bundled model, a Hugging Face id, or a folder.",
+        elem_id="model",
     )
-    method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False)
+    method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False,
+        info="How weights are rounded to few bits. RTN, rounding to the nearest value, is the simplest.",
+    )  # fmt: skip
     page.fields = build_controls(catalogue, method, DEFAULT)
     with gr.Accordion("Text, calibration, KV cache, head", open=False, elem_id="more"):
         evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
