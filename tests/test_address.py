@@ -118,3 +118,41 @@ def test_a_reload_while_a_run_is_on_says_what_became_of_it(browser, address: str
     page.wait_for_timeout(500)
     assert "loaded anew" not in page.inner_text("#status"), "once"
     page.close()
+
+
+@browser_test[0]
+@browser_test[1]
+def test_the_page_keeps_still_between_tabs(browser, address: str) -> None:
+    """On a phone the bar of tabs keeps its place; a figure's buttons cover nothing; commands go with the tab they were opened in; Kernel names its layer."""
+    page, wrong = visit(browser, address, 390, 844)
+    assert page.evaluate("getComputedStyle(document.querySelector('#plot-quality .modebar')).opacity") == "0"
+    page.click("#fold-shared")
+    page.click("#show-commands")
+    page.locator("#commands pre").first.wait_for(timeout=10_000)
+    places = set()
+    for name in ("planner", "stepper", "learn", "compare"):
+        open_tab(page, name)
+        places.add(page.evaluate("document.querySelector('#tabs > .tab-wrapper').getBoundingClientRect().y + scrollY"))
+        if name == "planner":
+            page.locator("#commands pre").first.wait_for(state="detached", timeout=10_000)
+        if name == "stepper":
+            page.locator("#stepper-head h2", has_text="on layer 3 q_proj").wait_for(timeout=10_000)
+    assert len(places) == 1 and not wrong
+    page.close()
+
+
+@browser_test[0]
+@browser_test[1]
+def test_a_planner_link_is_answered_once(browser, address: str) -> None:
+    page = browser.new_page()
+    page.add_init_script(SEEN)
+    page.goto(f"{address}?tab=planner&planner.model=llama-3.1-405b&planner.users=1&planner.context=131072&planner.bits=3")
+    page.locator("#plan-status", has_text="67.6 GB for 1").wait_for(timeout=30_000)
+    assert page.evaluate("window.seen.filter((text) => text.includes('405b')).length") == 1
+    page.close()
+
+
+SEEN = """window.seen = []; document.addEventListener('DOMContentLoaded', () => new MutationObserver(() => {
+  const text = document.querySelector('#plan-status')?.innerText;
+  if (text && text !== window.seen.at(-1)) window.seen.push(text);
+}).observe(document.body, {subtree: true, childList: true, characterData: true}))"""

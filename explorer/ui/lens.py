@@ -17,6 +17,7 @@ from explorer.ui.page import failure
 from explorer.ui.tab import Shell, settings
 
 EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
+OWN = "As the microscope has it, until you move it."
 SAME = ("none", "dynamic_int8", "llm_int8")  # round no weight, or round weights as absmax does
 
 
@@ -40,7 +41,7 @@ class Lens:
         self.shell, self.subject, self.line = shell, subject, line
         gr.HTML(
             "<h2 class='figure'>Microscope</h2><p class='see'>One group of the layer's weights under any method that looks at weights alone: drag a "
-            "control and watch.</p>"
+            "control and watch. Method, bits and all else here are the microscope's own: Run takes those of the panel.</p>"
         )
         with gr.Row(elem_id="microscope"):
             with gr.Column(scale=2, min_width=290, elem_classes=["ms-controls"]):
@@ -83,8 +84,8 @@ class Lens:
 
     def _scale_controls(self) -> None:
         with gr.Row():
-            self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", elem_id="scale-each", min_width=200)
-            self.width = gr.Slider(2, 8, 4, step=1, label="Bits", elem_id="scale-bits", min_width=140)
+            self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", info=OWN, elem_id="scale-each", min_width=200)
+            self.width = gr.Slider(2, 8, 4, step=1, label="Bits", info=OWN, elem_id="scale-bits", min_width=140)
 
     def inputs(self) -> list[Any]:
         """The components that `arguments` reads, after the subject."""
