@@ -1,6 +1,6 @@
 // The page's own script, run once when it has loaded: provenance chips, tables that can be ordered, and marks and buttons that choose something.
 () => {
-  // Chips: a letter says the rest when it is pointed at, focused or tapped. Of a table one chip is reached with Tab, the others with the arrow keys.
+  // Chips, and names of rows: a letter says the rest when it is pointed at, focused or tapped. Of a table one chip is reached with Tab, the others with the arrow keys.
   const tip = Object.assign(document.createElement("div"), { id: "pv-tip", role: "tooltip", hidden: true });
   document.body.append(tip);
   let told = null;
@@ -9,16 +9,16 @@
     if (told === chip) return;
     hide();
     told = chip;
-    tip.textContent = `${chip.getAttribute("aria-label")}: ${chip.dataset.how}`;
+    tip.textContent = `${chip.ariaLabel ?? chip.firstChild.textContent.trim()}: ${chip.dataset.how}`;
     tip.hidden = false;
     chip.setAttribute("aria-describedby", "pv-tip");
     const box = chip.getBoundingClientRect(), own = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - own.width - 8))}px`;
     tip.style.top = `${box.bottom + own.height + 12 > innerHeight ? box.top - own.height - 6 : box.bottom + 6}px`;
   };
-  const chipOf = (target) => target.closest?.(".pv") ?? target.closest?.("td:has(> .pv)")?.querySelector(":scope > .pv");
+  const chipOf = (target) => target.closest?.(".pv, th[data-how]") ?? target.closest?.("td:has(> .pv)")?.querySelector(":scope > .pv");
   document.addEventListener("mouseover", (event) => { const chip = chipOf(event.target); if (chip) tell(chip); else if (told !== document.activeElement) hide(); });
-  document.addEventListener("focusin", (event) => { if (event.target.matches?.(".pv")) tell(event.target); else hide(); });
+  document.addEventListener("focusin", (event) => { if (event.target.matches?.(".pv, th[data-how]")) tell(event.target); else hide(); });
   document.addEventListener("scroll", hide, true);
   const neighbour = (chip, key) => {
     const all = [...chip.closest("table").querySelectorAll(".pv")], at = all.indexOf(chip);
@@ -67,12 +67,15 @@
   });
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-pick]"), head = event.target.closest(sortable), chip = event.target.closest(".pv");
+    const button = event.target.closest("[data-pick]"), head = event.target.closest(sortable), chip = event.target.closest(".pv, th[data-how]");
     const fold = event.target.closest(".fold");
-    if (fold) fold.ariaExpanded = fold.ariaExpanded !== "true";
+    const copy = event.target.closest("[data-copy]"); // a command: the one below the button
+    if (copy) {
+      const line = copy.parentElement.nextElementSibling;
+      navigator.clipboard?.writeText(line.textContent).then(() => { copy.textContent = "Copied"; }, () => getSelection().selectAllChildren(line));
+    } else if (fold) fold.ariaExpanded = fold.ariaExpanded !== "true";
     else if (button) pick(button.dataset.pick);
-    else if (chip) tell(chip);
-    else if (head) order(head);
+    else if (head || chip) { if (head) order(head); if (chip) tell(chip); }
   });
 
   // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,

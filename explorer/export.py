@@ -9,14 +9,21 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.records import Measurement, Report, key_of, plain
+from explorer.link import unusual
+from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, key_of, plain
 
 ALL = 10**9  # tokens that mean the whole text
+TOKENS, DEMO_LENGTH = 8192, 512  # of `run` without flags
+METHODS = Path(__file__).parent.parent / "assets" / "methods.json"
+COPY = "<button type='button' class='act' data-copy>Copy</button>"
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "origin",
            "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
 # Else 95% over windows.
@@ -25,17 +32,15 @@ SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "tim
 
 
 def command_of(report: Report) -> str:
-    """The command that repeats a report's experiment."""
+    """The command that repeats a report's experiment; flags at their defaults are left out."""
     experiment, spec = report.experiment, report.experiment.spec
-    words = _words("run", report)
-    words += ["--kv-bits", str(spec.kv_bits)] if spec.kv_bits != 16 else []
-    words += ["--head-bits", str(spec.head_bits)] if spec.head_bits != 16 else []
     evaluation, calibration = experiment.evaluation, experiment.calibration
-    words += ["--evaluation", evaluation.source, "--calibration", calibration.source]
-    words += ["--sequences", str(calibration.tokens // calibration.length), "--seed", str(calibration.seed), "--length", str(evaluation.length)]
-    words += ["--tokens", str(evaluation.tokens if evaluation.tokens < ALL else 0)]
-    words += ["--text", "TEXT.txt"] if "pasted" in (evaluation.source, calibration.source) else []
-    return shlex.join([*words, "--json"])
+    told = {
+        "kv-bits": (spec.kv_bits, 16), "head-bits": (spec.head_bits, 16), "evaluation": (evaluation.source, "bundled"), **_read(calibration),
+        "length": (evaluation.length, usual_length(experiment)), "tokens": (evaluation.tokens if evaluation.tokens < ALL else 0, TOKENS),
+    }  # fmt: skip
+    pasted = ["--text", "TEXT.txt"] if "pasted" in (evaluation.source, calibration.source) else []
+    return shlex.join([*_words("run", report), *_flags(told), *pasted])
 
 
 def saving_of(report: Report, form: str = "auto") -> str:
@@ -44,15 +49,35 @@ def saving_of(report: Report, form: str = "auto") -> str:
     calibration = experiment.calibration
     if experiment.model.random or experiment.spec.is_baseline or calibration.source == "pasted":
         return ""
-    read = ["--calibration", calibration.source, "--sequences", str(calibration.tokens // calibration.length), "--seed", str(calibration.seed)]
-    return shlex.join([*_words("save", report), *read, *(["--as", form] if form != "auto" else []), "--to", "my-model"])
+    return shlex.join([*_words("save", report), *_flags(_read(calibration)), *(["--as", form] if form != "auto" else []), "--to", "my-model"])
+
+
+def _read(calibration: TextRef) -> dict[str, tuple[Scalar, Scalar]]:
+    windows = calibration.tokens // calibration.length
+    return {"calibration": (calibration.source, "bundled"), "sequences": (windows, 16), "seed": (calibration.seed, 0)}
+
+
+def _flags(told: Mapping[str, tuple[Scalar, Scalar]]) -> list[str]:
+    """Flags as words, by name their value and what is in force without them."""
+    return [word for name, (value, usual) in told.items() if value != usual for word in (f"--{name}", str(value))]
+
+
+def usual_length(experiment: Experiment) -> int:
+    """The tokens of a window without --length: the model's own, up to what a text is cut into; no window is longer than its model's own."""
+    return DEMO_LENGTH if experiment.model.name == "demo" else 2048 if experiment.evaluation.source == "wikitext2" else 1024
+
+
+@cache
+def catalogue() -> list[dict[str, Any]]:
+    """The methods and their fields, as the page has them."""
+    return json.loads(METHODS.read_text())["methods"]
 
 
 def _words(command: str, report: Report) -> list[str]:
-    """A command of the explorer up to the method's parameters."""
+    """A command of the explorer up to the method's parameters, those at their defaults left out."""
     spec = report.experiment.spec
     words = ["python", "-m", "explorer", command, "--model", report.experiment.model.name, "--method", spec.method]
-    return words + [word for name, value in spec.params for word in (f"--{name.replace('_', '-')}", str(value))]
+    return words + [word for name, value in unusual(spec, catalogue()) for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def as_csv(reports: Sequence[Report]) -> str:
@@ -105,7 +130,7 @@ def commands(reports: Sequence[Report], live: bool = False) -> str:
     """What repeats each report on the command line, and what writes its model as a checkpoint that loads elsewhere, as HTML. live: on a page that can
     make the checkpoint itself, by a button.
     """
-    parts = (f"<h3>{escape(r.name)}</h3><pre tabindex='0'>{escape(command_of(r))}</pre>{_saving(r, live)}" for r in reports)
+    parts = (f"<h3>{escape(r.name)} {COPY}</h3><pre tabindex='0'>{escape(command_of(r))}</pre>{_saving(r, live)}" for r in reports)
     return "".join(f"<section>{part}</section>" for part in parts)
 
 
@@ -116,7 +141,7 @@ def _saving(report: Report, live: bool) -> str:
     key = key_of(report.experiment)
     picks = ((f"save:{key}", "download it"), (f"save:gguf-{key}", "as GGUF, for llama.cpp")) if live else ()
     buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
-    return f"<p>As a checkpoint that loads elsewhere: {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
+    return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 
 
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:

@@ -5,8 +5,9 @@ A spec in words is its method and then name=value, with ":" between: "gptq:bits=
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -68,7 +69,10 @@ def spec_from(text: str, catalogue: Catalogue) -> QuantSpec | None:
 
 KV_BITS = {"16": 16, "8": 8, "4": 4, "2": 2}
 HEAD_BITS = {"16": 16, "8": 8, "4": 4}
-SOURCES = {name: name for name in ("bundled", "wikitext2", "c4")}  # pasted text is not part of a link
+SOURCES = {name: name for name in ("bundled", "wikitext2", "c4")}
+TEXT_STAYS = " (a text of yours is never part of a link)"
+COUNTS = {"sequences": (1, 1024), "seed": (0, 2**31 - 1)}
+OTHERS = ("story", "step", "room")  # of Learn and Class, which read them
 
 
 def fields_of(method: str, catalogue: Catalogue) -> dict[str, Mapping[str, Any]] | None:
@@ -115,37 +119,36 @@ def parse(
 ) -> Wanted:
     """What the query parameters (name, value) ask for. linked: by tab, what it can be set to, as fields of the catalogue's form.
 
-    What is unknown or out of range is left out and named in `wrong`; other names are ignored.
+    What is unknown or out of range is left out and named in `wrong`, but for the names that others read: OTHERS, and gradio's own, "__" in front.
     """
-    last = {name: value[:LONGEST] for name, value in pairs}
+    last = {name: value[:LONGEST] for name, value in pairs if name not in OTHERS and not name.startswith("__")}
     wrong: list[str] = []
 
-    def take(name: str, allowed: Mapping[str, Any]) -> Any:
-        if name in last and last[name] not in allowed:
-            wrong.append(f"{name} {last[name][:40]!r}")
-        return allowed.get(last.get(name, ""), None)
+    def take(name: str, read: Callable[[str], Any]) -> Any:
+        """The value of a name as it is read; None where it is not there, or not to be had, which is noted."""
+        text = last.pop(name, None)
+        value = None if text is None else read(text)
+        if text is not None and value is None:
+            wrong.append(f"{name} {text[:40]!r}{TEXT_STAYS if text == 'pasted' else ''}")
+        return value
 
-    method = take("method", {m["name"]: m["name"] for m in catalogue}) or ""
-    params: dict[str, Scalar] = {}
-    for name, given in (fields_of(method, catalogue) or {}).items():
-        if name in last:
-            value = typed(given, last[name])
-            if value is None:
-                wrong.append(f"{name} {last[name][:40]!r}")
-            else:
-                params[name] = value
+    method = take("method", {m["name"]: m["name"] for m in catalogue}.get) or ""
+    reads: dict[str, Callable[[str], Any]] = {name: partial(typed, given) for name, given in (fields_of(method, catalogue) or {}).items()}
+    params = {name: take(name, read) for name, read in reads.items()}
     allowed = {"evaluation": SOURCES, "calibration": SOURCES, "kv_bits": KV_BITS, "head_bits": HEAD_BITS}
-    options = {name: take(name, values) for name, values in allowed.items()}
-    for name, high in (("sequences", 1024), ("seed", 2**31 - 1)):
-        options[name] = amount(last[name], 1 if name == "sequences" else 0, high, True) if name in last else None
-        wrong += [f"{name} {last[name][:40]!r}"] if name in last and options[name] is None else []
-    tab = take("tab", dict.fromkeys(tabs) | {name: name for name in tabs}) or ""
-    own = {name: typed(given, last[f"{tab}.{name}"]) for name, given in (linked or {}).get(tab, {}).items() if f"{tab}.{name}" in last}
-    wrong += [f"{tab}.{name} {last[f'{tab}.{name}'][:40]!r}" for name, value in own.items() if value is None]
-    specs = [(value, spec_from(value[:LONGEST], catalogue)) for name, value in pairs if name == "with"][:COMPARED]
-    wrong += [f"with {value[:40]!r}" for value, spec in specs if spec is None]
-    return Wanted(
-        tab, last.get("layer", "")[:200], last.get("model", "")[:200], method, params,
-        {name: value for name, value in options.items() if value is not None}, tuple(spec for _, spec in specs if spec is not None),
-        {name: value for name, value in own.items() if value is not None}, tuple(wrong),
-    )  # fmt: skip
+    options = {name: take(name, values.get) for name, values in allowed.items()}
+    options |= {name: take(name, partial(amount, low=low, high=high, whole=True)) for name, (low, high) in COUNTS.items()}
+    tab = take("tab", {name: name for name in tabs}.get) or ""
+    own = {name: take(f"{tab}.{name}", partial(typed, given)) for name, given in (linked or {}).get(tab, {}).items()}
+    layer, model = (last.pop(name, "")[:200] for name in ("layer", "model"))
+    last.pop("with", None)
+    specs = [(value, spec_from(value[:LONGEST], catalogue)) for name, value in pairs if name == "with"]
+    wrong += [f"with {value[:40]!r}" for at, (value, spec) in enumerate(specs) if spec is None or at >= COMPARED]
+    wrong += [f"{name[:40]} {value[:40]!r}" for name, value in last.items()]
+    taken = (spec for _, spec in specs[:COMPARED] if spec is not None)
+    return Wanted(tab, layer, model, method, there(params), there(options), tuple(taken), there(own), tuple(wrong))
+
+
+def there(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}

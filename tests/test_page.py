@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,35 @@ def test_lazy_runner_runs_and_says_why_it_cannot(tmp_path: Path) -> None:
 def test_seeds_are_marked_as_recorded() -> None:
     found: list[Report] = app.seeds()
     assert found[0].experiment.spec.method == "none" and len(found) == 5 and all(r.provenance["recorded"] for r in found)
+
+
+def test_every_row_of_the_comparison_is_defined_and_no_unit_is_left_open() -> None:
+    from explorer.glossary import GLOSSARY
+    from explorer.ui.table import MORE, SECTIONS, comparison
+    from explorer.ui.tabs.compare import judged
+
+    rows = {row.metric for group in (MORE, *SECTIONS.values()) for row in group}
+    assert rows == set(GLOSSARY) and all(len(words) < 160 for words in GLOSSARY.values())
+    shown = comparison(SEED, judged(SEED))
+    assert "% or" not in shown and all(escape(words) in shown for words in GLOSSARY.values())
+    change = next(r for r in SEED if r.value("perplexity_delta") and r.value("perplexity_delta") < 100).value("perplexity_delta")
+    assert f"<span>{change:+.2f}%</span>" in shown
+
+
+def test_no_failure_does_not_read_as_good_quality() -> None:
+    from explorer.ui.tabs.compare import judged
+
+    base, *quantized = judged(SEED)
+    assert base == "" and all("quality: " in words for words in quantized)
+    two = next(words for words, report in zip(quantized, SEED[1:], strict=True) if report.experiment.spec.get("bits") == 2)
+    four = next(words for words, report in zip(quantized, SEED[1:], strict=True) if report.name == "RTN 4-bit g64")
+    assert "no failure found" in four and "like RTN at 4.25 bits" in four and "no failure found" not in two
+
+
+def test_what_a_control_does_is_said_for_whoever_has_never_quantized() -> None:
+    from explorer.docs import CATALOGUE
+    from explorer.ui.controls import PLAIN, plain
+
+    fields = [field for method in json.loads(CATALOGUE.read_text())["methods"] for field in method["fields"]]
+    assert set(PLAIN) <= {field["help"] for field in fields}, "each stands for a help that exists"
+    assert not any("2^b" in (plain(field["help"]) or "") for field in fields)

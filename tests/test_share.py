@@ -17,7 +17,7 @@ from explorer.docs import CATALOGUE, SEEDS
 from explorer.export import as_csv, as_html, as_json, command_of, commands, saving_of
 from explorer.hub import Hub
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
-from explorer.records import ModelRef, QuantSpec, report_from
+from explorer.records import ModelRef, QuantSpec, Report, report_from
 from explorer.ui.session import Shelf
 from explorer.ui.share import settable
 
@@ -120,20 +120,34 @@ def test_csv_and_json_hold_every_number() -> None:
     assert [report_from({k: d[k] for k in ("experiment", "measurements", "provenance")}) for d in read] == ALL
 
 
-def test_the_command_repeats_the_experiment() -> None:
+def variations() -> list[Report]:
+    """The recorded reports, and one with every flag away from its default."""
+    report = ALL[3]
+    spec = dataclasses.replace(report.experiment.spec, kv_bits=4, head_bits=8)
+    texts = {name: dataclasses.replace(getattr(report.experiment, name), length=256) for name in ("evaluation", "calibration")}
+    evaluation = dataclasses.replace(texts["evaluation"], tokens=4096)
+    calibration = dataclasses.replace(texts["calibration"], tokens=8 * 256, seed=7)
+    return [*ALL, dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, spec=spec, evaluation=evaluation, calibration=calibration))]
+
+
+def test_the_command_repeats_the_experiment_and_spells_no_default_out() -> None:
     import shlex
 
     from explorer.__main__ import parser
     from explorer.commands.run import OPTIONS as FLAGS
-    from explorer.commands.run import parameters
-    from explorer.methods import build, spec_of
+    from explorer.commands.run import circumstances, parameters
     from explorer.request import Request
 
-    for report in ALL[1:4]:
-        args = parser().parse_args(shlex.split(command_of(report))[3:])
-        assert spec_of(build(args.method, parameters(args))) == report.experiment.spec
-        made, _, _ = Request(args.model, args.method, parameters(args), args.evaluation, **{name: getattr(args, name) for name in FLAGS}).prepare(Hub())
-        assert made.evaluation == report.experiment.evaluation and made.calibration == report.experiment.calibration
+    for report in variations():
+        command = command_of(report)
+        args = parser().parse_args(shlex.split(command)[3:])
+        made, _, _ = Request(args.model, args.method, parameters(args), **circumstances(args)).prepare(Hub())
+        theirs = report.experiment
+        assert dataclasses.replace(made, model=theirs.model) == dataclasses.replace(theirs, model=theirs.model), command
+        assert not set(FLAGS) - set(circumstances(args))
+    assert command_of(ALL[2]) == "python -m explorer run --model demo --method rtn"
+    given = command_of(variations()[-1]).split(" --")[3:]
+    assert [part.split(" ")[0] for part in given] == ["kv-bits", "head-bits", "sequences", "seed", "length", "tokens"]
 
 
 def test_the_command_that_saves_quantizes_the_same() -> None:

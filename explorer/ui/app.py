@@ -10,7 +10,7 @@ import gradio as gr
 
 from explorer.chips import legend
 from explorer.records import Report
-from explorer.ui import share
+from explorer.ui import address, share
 from explorer.ui.blocks import LeanBlocks
 from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
@@ -19,7 +19,7 @@ from explorer.ui.session import Shelf
 from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
-SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js")]
+SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js", "address.js")]
 TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
 # On a phone the results come first: the controls, and what all tabs share, are behind these buttons, which are not there on a wide page.
@@ -56,7 +56,8 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         _boxes(shell)
         gr.HTML(
             "<a class='skip' href='#results'>Skip the controls</a>"
-            "<header><h1>Quantization Explorer</h1><p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
+            f"<header data-tabs='{' '.join(tab.name for tab in tabs())}'><h1>Quantization Explorer</h1>"
+            "<p>Quantize a language model, run it in low bits, see what it costs and what it saves. "
             f"Every number says how it came to be; point at its letter.</p>{legend()}</header>"
         )
         with gr.Row(equal_height=False, elem_id="page"):
@@ -73,7 +74,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         for told in (shell.controls[0], shell.compared):
             told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
         _wire(page, stop, run, shared["reset"], selects)
-        share.wire(blocks, page, stop, shared, run)
+        address.wire(page, share.wire(blocks, page, stop, shared, run))
         stop.by(cancel, shell.status)
         for script in SCRIPTS:
             blocks.load(None, None, None, js=script.read_text())
@@ -87,9 +88,16 @@ def _controls(page: Page) -> tuple[Any, Any]:
     """Lays out model, method, parameters and options; fills shell.controls and shell.status. Gives the Run and Cancel buttons."""
     shell, catalogue = page.shell, page.shell.catalogue
     model = gr.Dropdown(
-        shell.models, value=shell.models[0], allow_custom_value=True, label="Model", info="The bundled model, a hub id, or a folder.", elem_id="model"
+        shell.models,
+        value=shell.models[0],
+        allow_custom_value=True,
+        label="Model",
+        info="What is quantized: the small bundled model, a Hugging Face id, or a folder.",
+        elem_id="model",
     )
-    method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False)
+    method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False,
+        info="How weights are rounded to few bits. RTN, rounding to the nearest value, is the simplest.",
+    )  # fmt: skip
     page.fields = build_controls(catalogue, method, DEFAULT)
     with gr.Accordion("Text, calibration, KV cache, head", open=False, elem_id="more"):
         evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")

@@ -8,6 +8,21 @@ from typing import Any
 
 import gradio as gr
 
+# What a field's help says, for somebody who has never quantized anything. By that help: where it changes, a test fails.
+PLAIN = {
+    "A code of b bits names 2^b grid points.": "How finely each weight is kept: 4 bits are 16 possible values. Fewer bits: a smaller model and larger errors.",
+    "How many weights share one scale.": "Values are evenly spaced; the spacing is the scale. Who shares one: the whole matrix, a row of it, or a small group.",
+    "Weights along the inputs that share a scale.": "How many neighbours share a scale. Small groups: smaller errors, more scales to store.",
+    "Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.": (
+        "On: the values reach equally far below and above zero. Off: from the smallest to the largest weight, which stores one more number a group."
+    ),
+    "Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), the lowest code has none.": (
+        "Off: the lowest of the values is never used, so that both sides are equal. On: all are used, as in GPTQ's own code."
+    ),
+    "Search the range with the least |error|^2.4 instead of min to max.": "Cut off the few largest weights where that makes the others more exact.",
+    "Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.": "Mix the columns first, so that no single one is much larger.",
+}
+
 
 @dataclass(frozen=True)
 class Control:
@@ -18,9 +33,14 @@ class Control:
     component: gr.components.Component
 
 
+def plain(text: str) -> str | None:
+    """A field's help as the page says it."""
+    return PLAIN.get(text, text) or None
+
+
 def component_for(field: dict[str, Any]) -> gr.components.Component:
     """The component that fits a field's kind."""
-    shared = {"label": field["title"], "info": field["help"] or None, "elem_classes": ["field"]}
+    shared = {"label": field["title"], "info": plain(field["help"]), "elem_classes": ["field"]}
     if field["kind"] == "bool":
         return gr.Checkbox(field["default"], **shared)
     if field["kind"] == "choice":

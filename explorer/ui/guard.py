@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -12,16 +12,16 @@ from typing import Any
 from explorer.answers import Answered, answers
 from explorer.chips import of_metrics
 from explorer.detectors import sentence, verdicts
-from explorer.figures.ladder import rungs_for
-from explorer.findings import UNSURE, Finding, level, one_rate
+from explorer.figures.ladder import ends, rungs_for
+from explorer.findings import UNSURE, Finding, drowned, level, one_rate
 from explorer.records import Report, key_of, report_from
 from explorer.ui.session import is_baseline
 from explorer.ui.table import batch_button, origin
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 RECORDED = ("seed_results.json", "survey.json")  # where widths of plain rounding are that the ladder lacks
-WORDS = {"ok": "✓ ok", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
-
+WORDS = {"ok": "✓ no failure found", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
+PASSED = WORDS | {"ok": "✓ passed"}  # of a single check
 PARTLY = "<span class='level unknown'>? partly checked</span>"
 
 
@@ -36,15 +36,25 @@ def rungs(report: Report, others: Sequence[Report] = ()) -> list[Report]:
     return rungs_for(report, [*recorded(), *others])
 
 
-def chip(kind: str) -> str:
+def chip(kind: str, words: Mapping[str, str] = WORDS) -> str:
     """A level as a chip; its sign tells it apart without colour."""
-    return f"<span class='level {kind}'>{WORDS[kind]}</span>"
+    return f"<span class='level {kind}'>{words[kind]}</span>"
+
+
+def graded(report: Report, others: Sequence[Report] = ()) -> str:
+    """How good a report is, on the ladder of its model, in a few words; "" where there is no ladder."""
+    if drowned(report):
+        return "quality: as good as lossless"
+    at = ends("kld_mean", report, rungs(report, others))
+    if at is None:
+        return ""
+    return f"quality: worse than RTN at {at[0].bits:.2f} bits" if at[0].end == "fewer" else f"quality: like RTN at {at[0]}"
 
 
 def findings(found: Sequence[Finding]) -> str:
     """All findings as a list, the worst first."""
     order = {"broken": 0, "suspicious": 1, "unknown": 2, "ok": 3}
-    rows = (f"<li>{chip(f.level)} {escape(f.says)} <small>{escape(f.limit)}</small></li>" for f in sorted(found, key=lambda f: order[f.level]))
+    rows = (f"<li>{chip(f.level, PASSED)} {escape(f.says)} <small>{escape(f.limit)}</small></li>" for f in sorted(found, key=lambda f: order[f.level]))
     return f"<ul class='findings'>{''.join(rows)}</ul>"
 
 

@@ -10,13 +10,14 @@ import gradio as gr
 from explorer.figures import charts
 from explorer.records import InputError
 from explorer.ui.asking import LIVE, QUIET, asked, found
-from explorer.ui.controls import Control, build_controls, component_for, parameters
+from explorer.ui.controls import Control, build_controls, component_for, parameters, plain
 from explorer.ui.frame import chart, chart_values
 from explorer.ui.microscope import microscope
 from explorer.ui.page import failure
 from explorer.ui.tab import Shell, settings
 
 EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
+OWN = "As the microscope has it, until you move it."
 SAME = ("none", "dynamic_int8", "llm_int8")  # round no weight, or round weights as absmax does
 
 
@@ -29,7 +30,7 @@ def slider_or(field: dict[str, Any]) -> gr.components.Component:
     """A slider where a field's choices are consecutive whole numbers, to be dragged; else the usual component."""
     choices = list(field.get("choices") or ())
     if field["kind"] == "choice" and len(choices) > 3 and all(isinstance(c, int) for c in choices) and choices == list(range(choices[0], choices[-1] + 1)):
-        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=field["help"] or None, elem_classes=["field"])
+        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=plain(field["help"]), elem_classes=["field"])
     return component_for(field)
 
 
@@ -40,7 +41,7 @@ class Lens:
         self.shell, self.subject, self.line = shell, subject, line
         gr.HTML(
             "<h2 class='figure'>Microscope</h2><p class='see'>One group of the layer's weights under any method that looks at weights alone: drag a "
-            "control and watch.</p>"
+            "control and watch. Method, bits and all else here are the microscope's own: Run takes those of the panel.</p>"
         )
         with gr.Row(elem_id="microscope"):
             with gr.Column(scale=2, min_width=290, elem_classes=["ms-controls"]):
@@ -83,8 +84,8 @@ class Lens:
 
     def _scale_controls(self) -> None:
         with gr.Row():
-            self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", elem_id="scale-each", min_width=200)
-            self.width = gr.Slider(2, 8, 4, step=1, label="Bits", elem_id="scale-bits", min_width=140)
+            self.each = gr.Radio(list(EACH), value="channel", label="One scale for each", info=OWN, elem_id="scale-each", min_width=200)
+            self.width = gr.Slider(2, 8, 4, step=1, label="Bits", info=OWN, elem_id="scale-bits", min_width=140)
 
     def inputs(self) -> list[Any]:
         """The components that `arguments` reads, after the subject."""

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.export import as_csv, as_html, as_json, commands, saving_of
+from explorer.learn.stories import stories
 from explorer.link import OPTIONS, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.cancel import Cancel
@@ -27,15 +28,25 @@ MOST = 2**31 - 1  # of a number without a limit of its own
 PAGE_STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 
 
+def panel_of(page: Page, values: Sequence[Any]) -> tuple[str, QuantSpec, dict[str, Any]]:
+    """(model, spec, options) that Run would measure. values: the shell's controls, then others."""
+    model, method, params, options = page.asked(values[: len(page.shell.controls)])
+    return model, QuantSpec.of(method, **{name: value for name, value in params.items() if value is not None}), options
+
+
+def own_of(page: Page, active: str, values: Sequence[Any], written: bool = True) -> dict[str, Any]:
+    """What the open tab is set to, where it is not as it starts. values: the shell's controls, then what all tabs are set to. written: with its texts."""
+    rest = iter(values[len(page.shell.controls) :])
+    set_to = {tab: {name: (next(rest), part) for name, part in parts.items()} for tab, parts in page.shell.linked.items()}.get(active, {})
+    kept = {name: pair for name, pair in set_to.items() if written or not isinstance(pair[1], gr.Textbox)}
+    return {name: value for name, (value, part) in kept.items() if value is not None and value != part.value}
+
+
 def link_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
     """The query string that opens this state again. values: the shell's controls, then what all tabs are set to."""
-    values, rest = values[: len(page.shell.controls)], iter(values[len(page.shell.controls) :])
-    own = {tab: {name: (next(rest), part.value) for name, part in parts.items()} for tab, parts in page.shell.linked.items()}.get(active, {})
-    unusual = {name: value for name, (value, usual) in own.items() if value is not None and value != usual}
-    model, method, params, options = page.asked(values)
-    spec = QuantSpec.of(method, **{name: value for name, value in params.items() if value is not None})
+    model, spec, options = panel_of(page, values)
     shown = [r.experiment.spec for r in page.shell.shelf.pick(keys) if not is_baseline(r)]
-    return "?" + query(active, layer or "", model, spec, options, shown, page.shell.catalogue, unusual)
+    return "?" + query(active, layer or "", model, spec, options, shown, page.shell.catalogue, own_of(page, active, values))
 
 
 def settable(part: Any) -> dict[str, Any]:
@@ -110,24 +121,46 @@ def arrive(page: Page, request: gr.Request) -> Iterator[list[Any]]:
     set_to = {(wanted.tab, name): gr.update(value=value) for name, value in wanted.own.items()}
     controls += [set_to.get((tab, name), gr.skip()) for tab, parts in page.shell.linked.items() for name in parts]
     bar = gr.Tabs(selected=wanted.tab) if wanted.tab else gr.skip()
-    note = f"The link asked for what does not exist ({'; '.join(wanted.wrong)}); the rest of it is shown." if wanted.wrong else ""
-    line = status(note, "error") if note else gr.skip()
-    layer = [gr.skip(), gr.Dropdown(value=wanted.layer) if wanted.layer in layers(page) else gr.skip(), *same[2:]]
+    here = layers(page.shell.shelf.first())
+    ignored = [*wanted.wrong, *wrong_step(dict(pairs)), *([] if wanted.compared else wrong_layer(wanted, here))]
+    line = opened_line(ignored) if ignored else gr.skip()
+    layer = [gr.skip(), gr.Dropdown(value=wanted.layer) if wanted.layer in here else gr.skip(), *same[2:]]
     yield [ready, bar, line, *controls, *layer]
     if wanted.compared:
         untouched = [gr.skip()] * len(controls)
-        for line, updates in _compared(page, wanted):
+        for line, updates in _compared(page, wanted, ignored):
             yield [ready, gr.skip(), line, *untouched, *(updates or same)]
 
 
-def layers(page: Page) -> list[str]:
-    """Layers of the reports a page starts with."""
-    return list(dict.fromkeys(m.layer for r in page.shell.shelf.first() for m in r.measurements if m.layer))
+def opened_line(ignored: Sequence[str]) -> str:
+    """The status line of a page that a link has opened. ignored: what of the link was not taken, and why where that is not plain."""
+    if not ignored:
+        return status("Opened from a link.", "done")
+    return status(f"Opened from a link. Of it, this does not exist or is out of range and was ignored: {'; '.join(ignored)}.", "error")
 
 
-def _compared(page: Page, wanted: Wanted) -> Iterator[tuple[str, list[Any] | None]]:
+def wrong_step(asked: dict[str, str]) -> list[str]:
+    """A walkthrough and a step of it that do not exist."""
+    known, step = stories(), asked.get("step", "1")
+    if asked.get("story", next(iter(known))) not in known:
+        return [f"story {asked['story'][:40]!r}"]
+    last = len(known[asked.get("story", next(iter(known)))].steps)
+    return [] if step.isascii() and step.isdigit() and 1 <= int(step[:9]) <= last else [f"step {step[:40]!r}"]
+
+
+def wrong_layer(wanted: Wanted, names: Sequence[str]) -> list[str]:
+    """The layer of a link, where no report has it."""
+    return [f"layer {wanted.layer[:40]!r}"] if wanted.layer and wanted.layer not in names else []
+
+
+def layers(reports: Sequence[Report]) -> list[str]:
+    """Names of the layers that reports have numbers of."""
+    return list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+
+
+def _compared(page: Page, wanted: Wanted, ignored: Sequence[str]) -> Iterator[tuple[str, list[Any] | None]]:
     """(status, updates of compared, layer and tabs at the end) while the specs of a link are looked up or measured."""
-    shelf, clock = page.shell.shelf, Clock()
+    shelf, clock, failed = page.shell.shelf, Clock(), ""
     shown: list[Report] = []
     options = {name: wanted.options.get(name, OPTIONS[name]) for name in ("evaluation", "calibration", "sequences", "seed")}
     try:
@@ -143,9 +176,11 @@ def _compared(page: Page, wanted: Wanted) -> Iterator[tuple[str, list[Any] | Non
                         yield event, None
             shown, _ = shelf.arrange(shown, found)
     except (InputError, RuntimeError) as error:
-        yield failure(error), None
+        failed = failure(error)
+        yield failed, None
     if shown:
-        yield status("Opened from a link.", "done"), page.view(shown, wanted.layer or None, wanted.tab or tabs()[0].name, _set_to(page, wanted))
+        line = failed or opened_line([*ignored, *wrong_layer(wanted, layers(shown))])
+        yield line, page.view(shown, wanted.layer or None, wanted.tab or tabs()[0].name, _set_to(page, wanted))
 
 
 def _set_to(page: Page, wanted: Wanted) -> Sequence[Any]:
@@ -170,8 +205,8 @@ def build(page: Page) -> dict[str, Any]:
     return parts
 
 
-def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run: Any) -> None:
-    """Connects the buttons, and reads the link when the page opens."""
+def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run: Any) -> Any:
+    """Connects the buttons, and reads the link when the page opens: gives that event."""
     shell = page.shell
     own = [part for parts in shell.linked.values() for part in parts.values()]
     state = [shell.compared, shell.layer, shell.active, *shell.controls, *own]
@@ -188,7 +223,7 @@ def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run
     def opened(request: gr.Request) -> Iterator[list[Any]]:
         yield from arrive(page, request)
 
-    blocks.load(opened, None, shown, **QUIET)
+    return blocks.load(opened, None, shown, **QUIET)
 
 
 COPY = """async (query) => {

@@ -10,6 +10,7 @@ from explorer.answers import gain
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
 from explorer.findings import busy, drowned, in_16_bits, one_rate, timed_at, timed_on
+from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, key_of, significant
 from explorer.ui.session import is_baseline
 
@@ -42,11 +43,12 @@ MORE = (
     Row("p_correct_rms", "Probability of the correct token, RMS change", "percentage points", 2),
 )  # the noise floor, and what llama.cpp's perplexity tool reports beside the above
 ELSEWHERE = "Measured on {}: times of two devices are never put side by side."
+ORDERS = "A click orders the columns by this row."
 RANGES = {"time_to_first_token": "lowest to highest"}
 SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
-        Row("perplexity_delta", "Perplexity change, paired", "% or ×"),
+        Row("perplexity_delta", "Perplexity change, paired"),
         Row("kld_mean", "KL divergence, mean", "nats", None),
         Row("kld_p99", "KL divergence, 99th percentile", "nats", None),
         Row("top1_agreement", "Same top token", "%", 1, more=True),
@@ -93,13 +95,14 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     value = found.value * row.factor
     text = f"{'+' if row.metric in SIGNED and value > 0 else ''}{written(row, value, value)}"
     notes, interval = [], ""
-    factor = row.metric == "perplexity_delta" and value > 100
-    if factor:
+    as_change = row.metric == "perplexity_delta"  # in percent, or a factor where that is large: the sign stands with the number
+    if as_change:
         text = change(value, found.low, found.high)[0]
     if finite(found.low) and finite(found.high) and found.low != found.high:
         ends = f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}"
-        notes.append(change(value, found.low, found.high)[1] if factor else ends)
-        interval = f"{RANGES.get(row.metric, '20th to 80th percentile' if row.by_device and not row.ratio else '95% interval')} {notes[0]} {row.unit}".strip()
+        notes.append(change(value, found.low, found.high)[1] if as_change else ends)
+        unit = row.unit if not as_change else "times" if value > 100 else "%"
+        interval = f"{RANGES.get(row.metric, '20th to 80th percentile' if row.by_device and not row.ratio else '95% interval')} {notes[0]} {unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
@@ -178,7 +181,8 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     base = next((r for r in reports if is_baseline(r)), None)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{origin(r)}</span>" for i, r in enumerate(reports))
     heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
-    bodies = [f"<tbody><tr><th scope='row'>Verdict</th>{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
+    check = f"<th scope='row' tabindex='0' data-how='{escape(CHECKED, quote=True)}'>Failure check</th>"
+    bodies = [f"<tbody><tr>{check}{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
     for title, rows in SECTIONS.items():
         bodies.append(
             f"<tbody><tr class='section'><th scope='rowgroup' colspan='{len(reports) + 1}'>{title}</th></tr>{lines(rows, reports, base, live)}</tbody>"
@@ -190,8 +194,8 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile of single tokens, for the first token the lowest to highest run. "
         "▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run; "
-        "times of different runs get no sign, because a machine's pace changes from minute to minute. "
-        "Click a row's name to order the columns by it; point at a number or its letter to see how it came to be."
+        "times of different runs get no sign, because a machine's pace changes from minute to minute. Point at a row's name to read what it is, click it to "
+        "order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")
@@ -205,7 +209,8 @@ def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None, l
     found, device = [], timed_on([timed_at(r) for r in reports])
     for row in rows:
         unit = f" <small>{row.unit}</small>" if row.unit else ""
-        head = f"<th scope='row' aria-sort='none' tabindex='0' title='Order the columns by this row'>{row.title}{unit}</th>"
+        about = escape(f"{GLOSSARY.get(row.metric, '')} {ORDERS}".strip(), quote=True)
+        head = f"<th scope='row' aria-sort='none' tabindex='0' data-how='{about}'>{row.title}{unit}</th>"
         found.append(f"<tr>{head}" + "".join(cell(row, r, base, live, device) for r in reports) + "</tr>")
     return "".join(found)
 

@@ -11,19 +11,23 @@ import gradio as gr
 from explorer.detectors import level, sentence
 from explorer.records import Report
 from explorer.ui.frame import report_figures
-from explorer.ui.guard import chip, questions, verdict
+from explorer.ui.guard import chip, graded, questions, verdict
 from explorer.ui.session import is_baseline, keys_of, usual
 from explorer.ui.tab import Shell, Tab, View
 from explorer.ui.table import comparison
 
+# Not there for whoever came by a link or has run something: assets/address.js, style.css.
+NEW = "<p class='hint'>New here? <a href='?tab=learn' data-tab='learn'>Start with walkthrough 1</a>, or point at a row's name to read what it is.</p>"
+
 
 def judged(reports: Sequence[Report]) -> list[str]:
-    """A verdict on each report, its reason on hover; the baseline has none."""
+    """Whether each report shows a failure, the reason on hover, and how good it is; the baseline has neither."""
     base = next(filter(is_baseline, reports), None)
     shown = []
     for report in reports:
         found = [] if is_baseline(report) else verdict(report, base, reports)
-        shown.append(f"<span title='{escape(sentence(found), quote=True)}'>{chip(level(found))}</span>" if found else "")
+        mark = f"<span title='{escape(sentence(found), quote=True)}'>{chip(level(found))}</span><small>{graded(report, reports)}</small>"
+        shown.append(mark if found else "")
     return shown
 
 
@@ -40,6 +44,7 @@ def about(reports: Sequence[Report], key: str | None) -> tuple[dict[str, Any], s
 
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
+    gr.HTML(NEW, elem_id="newcomer", padding=False)
     table = gr.HTML(comparison(first, judged(first)), elem_id="comparison")
     choices, answered = about(first, None)
     with gr.Row(elem_id="asked-row"):

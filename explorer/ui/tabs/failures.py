@@ -38,7 +38,7 @@ PLOTS = [dataclasses.replace(figures()[name], name=f"lab-{name}", see=see) for n
 RESULTS = 4 + 2 * len(PLOTS) + 2 + 1  # status, guess, report and column; plots with their words, the chart of groups alike; state
 ROWS = (
     Row("kld_mean", "KL divergence, mean", "nats", 4), Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
-    Row("perplexity_delta", "Perplexity change, paired", "% or ×"), Row("top1_agreement", "Same top token", "%", 1, more=True),
+    Row("perplexity_delta", "Perplexity change, paired"), Row("top1_agreement", "Same top token", "%", 1, more=True),
     Row("clear_flips", "Clear flips of the top token", "%"), Row("bits_per_weight", "Bits per weight, stored", "bits", 3),
     Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3), Row("calibration_perplexity", "Perplexity of the calibration text", "", 1),
 )  # fmt: skip

@@ -13,6 +13,12 @@ from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, bounded, first, pre
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 FORMATS = [("integers: bits, group", ""), *((kept.title, name) for name, kept in LAYOUTS.items())]
+# A link sets many controls, each of which tells: they are answered once, when all are set.
+TOGETHER = """async () => {
+  window.planChanged = Date.now();
+  await new Promise((done) => setTimeout(done, 60));
+  return String(window.planChanged);
+}"""
 
 
 def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
@@ -66,11 +72,11 @@ def build(shell: Shell) -> View | None:
     drawn = chart(CHART, bars(*handlers.read(*start)[:3]))
     heading("Where it fits", "See which rows need a single device, and how few users are left where the weights only just fit.")
     outputs = [line, gr.HTML(fits, elem_id="plan-table"), *drawn]
-    for control in asked[2:]:
-        control.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
+    changed = gr.Textbox("", visible="hidden")
+    for control in asked:
+        control.change(None, None, changed, js=TOGETHER, api_visibility="private")
+    changed.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
     preset.input(lambda: "", None, config, queue=False, **QUIET)
-    for control in (preset, config):
-        control.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
     form.change(lambda name: [gr.update(interactive=not name)] * 2, form, [bits, group], queue=False, **QUIET)
     device.input(price_of, device, price, queue=False, **QUIET)
     fetch.click(handlers.fetched, name, [config, line], concurrency_limit=8, **QUIET)

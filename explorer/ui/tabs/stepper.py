@@ -8,29 +8,36 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.figures import short_layer
 from explorer.records import Report
 from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.frame import headed
 from explorer.ui.page import status
 from explorer.ui.steps import step_html, verdict
 from explorer.ui.tab import Shell, Tab, View, settings
 
-HEAD = (
-    "<h2 class='figure'>The kernel, step by step</h2><p class='see'>Four rows and two tokens of the chosen layer on the way through the low-bit matmul: "
-    "packed bytes in, "
-    "codes by plane, scaled weights, partial sums out.</p><p class='hint'>Mirrored in PyTorch, in the kernel's order and precision, on the layer's own "
-    "weights and two rows of "
-    "random inputs (seed 0). A test holds the mirror to the Triton kernel; the button below runs the Triton kernel on this very tile, in its interpreter.</p>"
+HINT = (
+    "<p class='hint'>Mirrored in PyTorch, in the kernel's order and precision, on the layer's own weights and two rows of random inputs (seed 0). A test "
+    "holds the mirror to the Triton kernel; the button below runs the Triton kernel on this very tile, in its interpreter. Bits, group and grid are this "
+    "tile's own: Run takes those of the panel.</p>"
 )
+
+
+def head(layer: str) -> str:
+    """The heading, with the layer that the tile is of."""
+    see = "Four rows and two tokens on the way through the low-bit matmul: packed bytes in, codes by plane, scaled weights, partial sums out."
+    return headed(f"The kernel, step by step, on layer {short_layer(layer)}" if layer else "The kernel, step by step", see) + HINT
+
 
 LONGEST = 43  # steps of a tile, at 3 bits in groups of 32
 
 
 def build(shell: Shell) -> View:
-    gr.HTML(HEAD)
+    top = gr.HTML(head(""), elem_id="stepper-head")
     subject = gr.Textbox("", visible="hidden", elem_id="stepper-subject")
     with gr.Row(elem_classes=["ms-controls"]):
         bits = gr.Radio([2, 3, 4, 8], value=4, label="Bits", elem_id="stepper-bits")
-        group = gr.Radio([32, 64, 128], value=32, label="Group size", elem_id="stepper-group")
+        group = gr.Radio([32, 64, 128], value=64, label="Group size", elem_id="stepper-group")
         symmetric = gr.Checkbox(True, label="Symmetric", elem_id="stepper-symmetric")
     with gr.Row(elem_id="stepper-go"):
         back = gr.Button("Back", size="sm", min_width=80, scale=1)
@@ -67,9 +74,9 @@ def build(shell: Shell) -> View:
     check.click(real, inputs[:-1], [line, checked], **QUIET)
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
-        return [json.dumps({"model": model_of(reports), "layer": layer})]
+        return [head(layer), json.dumps({"model": model_of(reports), "layer": layer})]
 
-    return View([subject], render)
+    return View([top, subject], render)
 
 
 TAB = Tab("stepper", "Kernel", build, order=75)

@@ -1,0 +1,73 @@
+// The address bar: another tab is an entry of the history, and what changes the page is written into it once the page has been left alone for a moment.
+// The link itself is the server's to make (explorer/ui/address.py); `carry` gets it.
+() => {
+  const QUIET = 1000; // milliseconds without a change before the link is asked for
+  const APART = ["learn", "trainer", "classroom"]; // tabs in which nothing of the rest changes: the server is not asked
+  const bar = document.querySelector("#tabs > .tab-wrapper"), first = document.querySelector("#tabs [role=tab]").id;
+  const nameOf = (button) => button?.id.slice("tab-".length, -"-button".length);
+  const shown = () => nameOf(bar.querySelector("[role=tab][aria-selected=true]"));
+  const arrived = new URLSearchParams(location.search), room = arrived.get("room");
+  const write = (how, search) => {
+    const named = search.get("tab") ?? nameOf({ id: first });
+    for (const [name, value] of new URLSearchParams(location.search)) if (name.startsWith("__")) search.set(name, value); // gradio's own, such as the theme
+    if (named === "classroom" && room) search.set("room", room);
+    if (named === "learn") {
+      const step = new URLSearchParams(document.querySelector("#learn-text .where a")?.getAttribute("href"));
+      for (const [name, value] of step) search.set(name, value);
+    }
+    const text = search.toString();
+    history[how](null, "", location.pathname + (text && `?${text}`) + location.hash);
+  };
+  const inAddress = () => new URLSearchParams(location.search).get("tab") ?? nameOf({ id: first });
+
+  let wait = 0, tries = 0;
+  const soon = () => {
+    clearTimeout(wait);
+    wait = setTimeout(() => {
+      if (APART.includes(shown())) { write("replaceState", new URLSearchParams(location.search)); return; }
+      const box = document.querySelector("#address-asked :is(textarea, input)");
+      box.value = Date.now();
+      box.dispatchEvent(new Event("input", { bubbles: true }));
+    }, QUIET);
+  };
+  window.carry = (query) => {
+    const search = new URLSearchParams(query);
+    if ((search.get("tab") ?? nameOf({ id: first })) === shown()) { tries = 0; write("replaceState", search); }
+    else if (tries++ < 3) soon(); // the server has yet to hear of the tab
+  };
+  for (const kind of ["input", "change", "click"]) document.addEventListener(kind, (event) => { if (event.isTrusted) soon(); });
+
+  // Whoever came by a link, or has run something, is no newcomer.
+  const settled = () => document.body.classList.add("known");
+  if ([...arrived.keys()].some((name) => !name.startsWith("__"))) settled();
+  const line = document.querySelector("#status");
+  new MutationObserver(() => {
+    if (line.querySelector(".status:not(.busy)")) soon();
+    if (line.querySelector(".status.done")) settled();
+  }).observe(line, { subtree: true, childList: true });
+
+  new MutationObserver(() => {
+    const now = shown();
+    if (!now || now === inAddress()) return;
+    const search = new URLSearchParams(location.search);
+    for (const name of [...search.keys()]) if (name.includes(".") || ["story", "step", "room"].includes(name)) search.delete(name); // the other tab's own
+    if (now === nameOf({ id: first })) search.delete("tab"); else search.set("tab", now);
+    write("pushState", search);
+    if (document.querySelector("#commands pre")) document.querySelector("#show-commands").click(); // they belong to the tab they were opened in
+    soon();
+  }).observe(bar, { subtree: true, childList: true, attributeFilter: ["aria-selected"] });
+  const open = (name) => {
+    const at = document.querySelector("header").dataset.tabs.split(" ").indexOf(name);
+    const title = bar.querySelector("[aria-hidden=true]").children[at]?.textContent; // gradio's list of all titles; those that do not fit are in its menu
+    (document.getElementById(`tab-${name}-button`) ?? [...bar.querySelectorAll(".overflow-dropdown button")].find((item) => item.textContent === title))?.click();
+  };
+  addEventListener("popstate", () => { if (inAddress() !== shown()) open(inAddress()); soon(); });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-tab]");
+    if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); open(link.dataset.tab); }
+  });
+
+  // A run ends with its page: the page that takes its place says so, once.
+  addEventListener("pagehide", () => { if (line.querySelector(".busy")) sessionStorage.setItem("cut", "yes"); });
+  window.wasCut = () => { const cut = sessionStorage.getItem("cut"); sessionStorage.removeItem("cut"); return cut; };
+}
