@@ -14,7 +14,7 @@ from html import escape
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.records import Measurement, Report, key_of, plain
+from explorer.records import Measurement, Report, plain
 
 ALL = 10**9  # tokens that mean the whole text
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "origin",
@@ -111,8 +111,7 @@ def _saving(report: Report, live: bool) -> str:
     line = saving_of(report)
     if not line:
         return ""
-    key = key_of(report.experiment)
-    picks = ((f"save:{key}", "download it"), (f"save:gguf-{key}", "as GGUF, for llama.cpp")) if live else ()
+    picks = ((f"save:{report.key}", "download it"), (f"save:gguf-{report.key}", "as GGUF, for llama.cpp")) if live else ()
     buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
     return f"<p>As a checkpoint that loads elsewhere: {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 

@@ -156,8 +156,13 @@ def test_interviews_take_the_runs_on_the_page_as_evidence(shell: Shell) -> None:
     mode = interviewer.Interviewer(shell)
     key = shell.shelf.add(recorded()["gptq4"])
     assert "Write an answer first." in mode.record([], "four-bits", " ", 70, [key])[-1]
-    notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), key])
-    assert len(notes[0]["evidence"]) == 1 and notes[0]["evidence"][0]["run"] == key and "<b>GPTQ" not in page and listed["visible"]
+    notes, listed, page, _ = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [recorded()["none"].key, key])
+    assert (
+        len(notes[0]["evidence"]) == 1
+        and notes[0]["evidence"][0]["run"] == key_of(recorded()["gptq4"].experiment)
+        and "<b>GPTQ" not in page
+        and listed["visible"]
+    )
     ticked, _ = mode.tick(notes, [0, 2, 99])
     assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
     for junk in NONSENSE:
@@ -252,7 +257,7 @@ def test_nonsense_is_no_vote() -> None:
 def test_reports_of_the_shelf_are_kept_apart(shell: Shell) -> None:
     """Opening a step in Compare shows recorded reports, marked as such."""
     learn.Walk(shell).compare("gptq", 0)
-    shown: list[Report] = shell.shelf.pick([key_of(recorded()[name].experiment) for name in ("rtn3_asym", "gptq3_asym")])
+    shown: list[Report] = shell.shelf.pick([recorded()[name].key for name in ("rtn3_asym", "gptq3_asym")])
     assert [r.provenance["recorded"] for r in shown] == [True, True]
 
 
