@@ -172,9 +172,10 @@ class Points:
         found = self.find(choice, held, keys)
         if found is None:
             return [gr.skip()] * 3
-        self.shell.shelf.add(found)
-        shown, note = self.shell.shelf.arrange(self.shell.shelf.pick(keys), found)
-        compared, picker = self.shell.shared(self.shell.shelf.with_baseline(shown), layer)
+        shelf = self.shell.shelf
+        [found] = shelf.pick([shelf.add(found)])
+        shown, note = shelf.arrange(shelf.pick(keys), found)
+        compared, picker = self.shell.shared(shelf.with_baseline(shown), layer)
         return [status(f"{found.name} is in Compare. {note}", "done"), gr.Dropdown(**compared), gr.Dropdown(**picker)]
 
     def names(self, held: str, keys: list[str]) -> list[tuple[str, str]]:
@@ -192,8 +193,7 @@ class Points:
             one, two = known[first], known[second]
             if ground(one) != ground(two):
                 raise InputError("The two are of different models or texts, so no token can be paired.")
-            text = one.experiment.evaluation
-            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": text.source, "text": text.text}
+            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": one.experiment.evaluation.source}
             for event in watched(self.shell.runner.do("distinguish", asked), clock):
                 if isinstance(event, str):
                     yield [event, *same]
@@ -209,9 +209,10 @@ class Points:
 
 def described(report: Report) -> dict[str, Any]:
     """A report's configuration as the task "distinguish" takes it."""
-    spec, read = report.experiment.spec, report.experiment.calibration
+    spec, read, scored = report.experiment.spec, report.experiment.calibration, report.experiment.evaluation
+    texts = {"text": scored.text or read.text, "length": scored.length, "bos": scored.bos}
     calibration = {"calibration": read.source, "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed}
-    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration}
+    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration, **texts}
 
 
 @cache
