@@ -19,7 +19,7 @@ from explorer.metrics import mean_interval, metrics, quantile_interval
 from explorer.metrics.quality import summarise, token_statistics
 from explorer.models import linears
 from explorer.qlinear import QuantizedLinear
-from explorer.records import BUSY, InputError, Measurement, Progress, Report
+from explorer.records import InputError, Measurement, Progress, Report
 from explorer.store import Store
 from tests.measuring import measuring
 
@@ -135,27 +135,6 @@ def test_second_run_waits_its_turn_but_not_for_what_is_stored(store: Store, load
     report = last_report(first)
     second.close()
     assert last_report(same).measurements == report.measurements, "what was measured while it waited is not measured again"
-
-
-def test_disturbed_times_are_measured_again_once_it_is_quiet(store: Store, loader: Loader, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = lambda: last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "group_size": 32}, **FEW))  # noqa: E731
-    clock = itertools.count(step=1000)
-    monkeypatch.setattr("explorer.metrics.speed.waited", lambda: float(next(clock)))  # threads wait for cores, and for nothing else
-    monkeypatch.setattr("explorer.experiment.quiet", lambda: False)
-    busy = ask()
-    assert busy.value("decode_waited") > BUSY and ask().provenance["from_store"], "on a machine that is still busy it would be no better"
-    monkeypatch.setattr("explorer.metrics.speed.waited", lambda: 0.0)
-    monkeypatch.setattr("explorer.experiment.quiet", lambda: True)
-    again = ask()
-    assert again.provenance["measured_now"] == ["speed"] and again.value("decode_waited") == 0 and again.find("kld_mean") == busy.find("kld_mean")
-    assert ask().provenance["from_store"]
-
-
-def test_a_run_says_which_of_its_measurements_it_takes(store: Store, loader: Loader, tiny_folder: Path) -> None:
-    with measuring("quality", "size"):
-        events = list(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "group_size": 32}, **FEW))
-    told = [e.stage for e in events if isinstance(e, Progress)]
-    assert any(stage.startswith("measurement 1 of 2, ") for stage in told) and told[0] == "load model"
 
 
 def test_short_text_is_a_sentence(store: Store, loader: Loader, tiny_folder: Path) -> None:

@@ -171,11 +171,23 @@ class Walk:
         self.runner: Runner = shell.runner
 
     def show(self, story: Any, step: Any, done: Any) -> list[Any]:
-        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, no number set."""
+        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, the button for Compare where it
+        has runs, no number set.
+        """
         found, at = place(story, step)
         steps = [(str(i + 1), i) for i in range(len(found.steps))]
         picker = gr.Dropdown(choices=listed(checked(done)), value=found.name)
-        return [picker, gr.Radio(choices=steps, value=at), *asked(found, at), gr.Plot(visible=False), "", "", gr.HTML("", visible=False), ""]
+        return [
+            picker,
+            gr.Radio(choices=steps, value=at),
+            *asked(found, at),
+            gr.Plot(visible=False),
+            "",
+            "",
+            gr.HTML("", visible=False),
+            gr.Button(visible=bool(found.steps[at].runs)),
+            "",
+        ]
 
     def turn(self, story: Any, step: Any, done: Any, by: int) -> list[Any]:
         """The step after or before this one; at the end of a story the next story."""
@@ -225,11 +237,6 @@ class Walk:
             yield [*shown, gr.HTML(status(f"{count} run{'s' if count != 1 else ''} measured here in {clock.seconds():.1f} s.", "done"), visible=True)]
         except Exception as error:  # the outermost boundary: whoever pressed the button gets a sentence
             yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(failure(error), visible=True)]
-
-    def offered(self, story: Any, step: Any) -> Any:
-        """The button that puts the step's runs into Compare; not there where the step has none."""
-        found, at = place(story, step)
-        return gr.Button(visible=bool(found.steps[at].runs))
 
     def compare(self, story: Any, step: Any, keys: list[str]) -> list[Any]:
         """Puts the step's runs on the page and the last of them into the controls: bar, compared, status, then the controls."""

@@ -159,7 +159,7 @@ class Page:
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
                             if ready is not None:
-                                shown, ready = self.shell.shelf.arrange(shown, ready)[0], None
+                                (shown, left), ready = self.shell.shelf.arrange(shown, ready), None
                                 yield [event, *self.view(shown, layer, active, own)]
                             else:
                                 yield [event, *same]

@@ -42,7 +42,7 @@ def build(shell: Shell) -> View | None:
     plot = gr.Plot(visible=False, show_label=False, elem_id="plot-learn", container=False)
     words = gr.HTML("", elem_classes=["summary"], padding=False)
     handout = gr.HTML(handout_link(first), elem_id="learn-handout")
-    shown = [story, step, text, choices, slider, plot, words, conclusion, line, moved]
+    shown = [story, step, text, choices, slider, plot, words, conclusion, line, compare, moved]
     quick = QUIET | {"queue": False}
     story.input(lambda name, state: walk.show(name, 0, state), [story, done], shown, **quick)
     step.input(walk.show, [story, step, done], shown, **quick)
@@ -52,7 +52,6 @@ def build(shell: Shell) -> View | None:
     reveal.click(walk.reveal, [story, step, choices, slider, moved, done], [plot, words, conclusion, done, story, line], **quick)
     measure.click(walk.measure, [story, step, choices, slider, moved], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
     compare.click(walk.compare, [story, step, shell.compared], [shell.bar, shell.compared, shell.status, *shell.controls], **quick)
-    text.change(walk.offered, [story, step], compare, **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
 
     def opened(state: object, request: gr.Request) -> list:
