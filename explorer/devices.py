@@ -104,6 +104,11 @@ def waited() -> float:
         return math.nan
 
 
+def quiet() -> bool:
+    """Whether times can be measured undisturbed: in the last minute fewer than half of the cores were wanted. True where the system does not say."""
+    return not hasattr(os, "getloadavg") or os.getloadavg()[0] < (os.cpu_count() or 1) / 2
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated: on a CPU what the system and its control group (a container's limit) leave."""
     if device.type == "cuda":

@@ -17,7 +17,7 @@ import torch
 
 from explorer import architectures, models
 from explorer.closure import code_version, modules_in
-from explorer.devices import default_device, device_name, free_memory
+from explorer.devices import default_device, device_name, free_memory, quiet
 from explorer.held import Held
 from explorer.hub import Hub
 from explorer.methods import Method, build
@@ -26,7 +26,7 @@ from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import put, quantized_head
 from explorer.quantizing import quantize, sound
-from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, key_of
+from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, disturbed, key_of
 from explorer.request import Request
 from explorer.store import Store
 from explorer.turns import Line, waiting
@@ -128,14 +128,18 @@ def outdated(provenance: dict[str, Any], device: torch.device) -> bool:
 
 
 def look_up(experiment: Experiment, store: Store, device: torch.device, again: bool = False) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """({metric name: what is stored}, {metric name: (metric, key) of what is not, is to be measured again, or lacked memory that is free now})."""
+    """({metric name: what is stored}, {metric name: (metric, key) of what is not, is to be measured again, or lacked memory that is free now}).
+
+    Times that other work disturbed are measured again once the machine is quiet.
+    """
     found, missing = {}, {}
     for name, metric in metrics().items():
         if experiment.model.random and not metric.of_weights:
             continue
         key = metric_key(experiment, metric, device)
-        stored = None if again and metric.per_device else store.get(key)
-        if stored is None or outdated(stored[1], device):
+        stored = store.get(key)
+        late = stored is not None and metric.per_device and (again or (disturbed(stored[0]) and quiet()))
+        if stored is None or late or outdated(stored[1], device):
             missing[name] = (metric, key)
         else:
             found[name] = stored
@@ -157,13 +161,15 @@ def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load
     with released() as hold:
         subject, skipped = yield from prepared(experiment, method, texts, load, hold, weights)
         provenance = describe(subject, experiment, skipped)
-        for name, (metric, key) in missing.items():
+        for step, (name, (metric, key)) in enumerate(missing.items(), 1):
             taken, lack = [], {}
             try:
                 for event in metric.measure(subject):
                     if isinstance(event, Measurement):
                         taken.append(event)
-                    yield event
+                        yield event
+                    else:
+                        yield dataclasses.replace(event, stage=f"measurement {step} of {len(missing)}, {event.stage}")
             except NoRoom as error:
                 lack = {"needs": error.needs}
             yield _Whole(name, key, taken, provenance | lack)

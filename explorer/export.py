@@ -18,7 +18,7 @@ from typing import Any
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
 from explorer.link import unusual
-from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, key_of, plain
+from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 
 ALL = 10**9  # tokens that mean the whole text
 TOKENS, DEMO_LENGTH = 8192, 512  # of `run` without flags
@@ -138,8 +138,7 @@ def _saving(report: Report, live: bool) -> str:
     line = saving_of(report)
     if not line:
         return ""
-    key = key_of(report.experiment)
-    picks = ((f"save:{key}", "download it"), (f"save:gguf-{key}", "as GGUF, for llama.cpp")) if live else ()
+    picks = ((f"save:{report.key}", "download it"), (f"save:gguf-{report.key}", "as GGUF, for llama.cpp")) if live else ()
     buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
     return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 

@@ -148,7 +148,9 @@ def counted(found: Measurement, report: Report) -> str:
 def busy(report: Report) -> str:
     """That other work had the cores while a report's tokens were timed, "" where it had not or that was not measured."""
     lost = known(report, "decode_waited")
-    return f"the machine was busy: threads waited {lost.value:.0f}% of their time for a core; measure again" if lost and lost.value > BUSY else ""
+    return (
+        f"the machine was busy: threads waited {lost.value:.0f}% of their time for a core; measure again when it is quiet" if lost and lost.value > BUSY else ""
+    )
 
 
 def in_16_bits(report: Report) -> list[str]:

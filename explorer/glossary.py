@@ -11,6 +11,8 @@ GLOSSARY = {
     "weight_bytes": "The memory of all weights, with those that stay in 16 bits.",
     "decode_copies": "Second copies of weights that a kernel keeps to be faster while it writes text.",
     "decode_cache_bytes": "The memory of what the model keeps of the text so far; it grows with the text.",
+    "decode_speedup": "How many times as fast as the original model it writes; both were timed in turn in the same run. Above 1 is faster.",
+    "first_token_speedup": "The same for the wait until the first token, while the prompt is read.",
     "decode_tokens_per_second": "How many tokens (parts of words) are written a second, for one reader.",
     "decode_latency_p95": "The wait for a token: 95 of 100 come sooner.",
     "time_to_first_token": "The wait until the first token, while the prompt is read.",

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,11 @@ class Measurement:
     how: str = "measured"
 
 
+def disturbed(measurements: Iterable[Measurement]) -> bool:
+    """Whether other work had the cores while tokens were timed."""
+    return any(m.metric == "decode_waited" and m.value > BUSY for m in measurements)
+
+
 @dataclass(frozen=True)
 class Report:
     """An experiment, what was measured, and under which circumstances (device, versions, kernels, skipped layers)."""
@@ -126,6 +132,11 @@ class Report:
         """A short name for tables and legends, such as "GPTQ 4-bit g64"; made by the method when the report was. It says where layers got another format."""
         name, instead = str(self.provenance.get("label") or self.experiment.spec.method), self.provenance.get("instead")
         return f"{name} ({instead})" if instead else name
+
+    @property
+    def key(self) -> str:
+        """Its address on pages: a recorded report has another one than what is measured of the same experiment, so that neither takes the other's place."""
+        return key_of(self.experiment, "recorded") if self.provenance.get("recorded") else key_of(self.experiment)
 
     def find(self, metric: str, layer: str = "") -> Measurement | None:
         """The measurement of this metric and layer, or None."""

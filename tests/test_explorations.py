@@ -148,6 +148,22 @@ def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:
     assert "Choose two" in list(points.apart(keys[2], "", "[]", keys))[-1][0]
 
 
+def test_telling_apart_reads_the_texts_that_the_reports_were_measured_with(shell: Shell) -> None:
+    read = dataclasses.replace(SEED[3].experiment.calibration, source="pasted", text="My own text.", tokens=16 * 128, length=128)
+    scored = dataclasses.replace(SEED[3].experiment.evaluation, length=128, bos="text")
+    asked = described(dataclasses.replace(SEED[3], experiment=dataclasses.replace(SEED[3].experiment, calibration=read, evaluation=scored)))
+    assert (asked["calibration"], asked["text"], asked["sequences"], asked["length"], asked["bos"]) == ("pasted", "My own text.", 16, 128, "text")
+    pasted = dataclasses.replace(scored, source="pasted", text="Scored.")
+    assert described(dataclasses.replace(SEED[2], experiment=dataclasses.replace(SEED[2].experiment, evaluation=pasted)))["text"] == "Scored."
+
+    from explorer.hub import Hub
+    from explorer.request import Request
+
+    experiment = SEED[3].experiment
+    made, _, _ = Request("demo", **described(SEED[3]), evaluation=experiment.evaluation.source).prepare(Hub())
+    assert made == experiment, "what is told apart is what was reported"
+
+
 def test_sensitivity_streams_and_an_allocation_is_run(shell: Shell) -> None:
     layers = Sensitivities(shell, {})
     outputs = list(layers.measured("demo", "rtn", 64, True, 4, "kld", ""))

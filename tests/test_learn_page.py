@@ -63,7 +63,7 @@ def test_every_step_is_revealed_measured_and_compared(shell: Shell, story: str, 
     assert "Keep in mind" in conclusion and done == {story: [at]} and (plot.visible or not (step.figure or step.chart))
     events = list(walk.measure(story, at, 0, step.predict.low, ""))
     assert "measured here" in events[-1][-1].value and ("fresh" in events[-1][2]) == bool(step.runs)
-    assert len(walk.compare(story, at)) == 2 + len(shell.controls)
+    assert len(walk.compare(story, at, [])) == 3 + len(shell.controls) and walk.show(story, at, {})[-2].visible == bool(step.runs)
 
 
 def test_a_step_is_revealed_without_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
@@ -203,9 +203,20 @@ def test_explanations_can_wait(shell: Shell) -> None:
 
 def test_reports_of_the_shelf_are_kept_apart(shell: Shell) -> None:
     """Opening a step in Compare shows recorded reports, marked as such."""
-    learn.Walk(shell).compare("gptq", 0)
-    shown: list[Report] = shell.shelf.pick([key_of(recorded()[name].experiment) for name in ("rtn3_asym", "gptq3_asym")])
+    learn.Walk(shell).compare("gptq", 0, [])
+    shown: list[Report] = shell.shelf.pick([recorded()[name].key for name in ("rtn3_asym", "gptq3_asym")])
     assert [r.provenance["recorded"] for r in shown] == [True, True]
+
+
+def test_compare_says_what_came_and_what_left_and_a_step_without_runs_leaves_the_page(shell: Shell) -> None:
+    walk, page = learn.Walk(shell), [shell.shelf.add(recorded()[name]) for name in ("none", "rtn8", "rtn4")]
+    _, compared, said, *controls = walk.compare("basics", 0, page)
+    assert "runs nothing" in said and all("value" not in part for part in (compared, *controls))
+    _, compared, said, *_ = walk.compare("gptq", 0, page)
+    assert "RTN 3-bit g64 asymmetric, GPTQ 3-bit g64 asymmetric." in said and "RTN 8-bit per-channel, RTN 4-bit g64 left the page; Reset" in said
+    assert all(r.provenance["recorded"] for r in shell.shelf.pick(compared.value))
+    assert compared.value == [page[0], recorded()["rtn3_asym"].key, recorded()["gptq3_asym"].key]
+    assert "left the page" not in walk.compare("gptq", 0, compared.value)[2]
 
 
 def test_a_number_that_was_not_set_is_no_prediction(shell: Shell) -> None:

@@ -27,6 +27,8 @@ FOLDS = (
     "<div class='folds'><button type='button' class='fold' id='fold' aria-expanded='false' aria-controls='controls'>Model, method</button>"
     "<button type='button' class='fold' id='fold-shared' aria-expanded='false' aria-controls='compared-row share'>Compared, layer, files</button></div>"
 )
+# Gradio's cross that takes all off at once tells no input; the mark stays as it is while something is compared, so that nothing is asked then.
+CLEARED = "(keys) => keys.length ? (window.cleared ?? '') : (window.cleared = String(Date.now()))"
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
 ONCE = """(layer) => {
   const last = window.lastLayer;
@@ -123,10 +125,11 @@ def _controls(page: Page) -> tuple[Any, Any]:
 
 
 def _boxes(shell: Shell) -> None:
-    """Lays out the hidden boxes that every click goes through; fills shell.active and shell.picks. They come first on the page, because gradio's page
-    searches all of it for a component, from the top, several times an event.
+    """Lays out the hidden boxes that every click goes through; fills shell.active, shell.cleared and shell.picks. They come first on the page, because
+    gradio's page searches all of it for a component, from the top, several times an event.
     """
     shell.active = gr.Textbox(tabs()[0].name, visible="hidden", elem_id="active")
+    shell.cleared = gr.Textbox("", visible="hidden", max_length=20)
     shell.picks = {kind: gr.Textbox("", visible="hidden", max_length=200, elem_id=f"pick-{kind}") for kind in PICKS}  # set by assets/page.js
 
 
@@ -160,6 +163,8 @@ def _wire(page: Page, stop: Cancel, run: Any, reset: Any, laid: dict[str, Any]) 
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
     stop.stops(run.click, page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
+    shell.compared.change(None, shell.compared, shell.cleared, js=CLEARED, api_visibility="private")
+    shell.cleared.change(page.cleared, [shell.cleared, shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     reset.click(page.reset, [shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     picked = shell.picks["layer"]
     shell.layer.input(None, shell.layer, picked, js=ONCE, api_visibility="private")

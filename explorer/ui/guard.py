@@ -14,7 +14,7 @@ from explorer.chips import of_metrics
 from explorer.detectors import sentence, verdicts
 from explorer.figures.ladder import ends, rungs_for
 from explorer.findings import UNSURE, Finding, drowned, level, one_rate
-from explorer.records import Report, key_of, report_from
+from explorer.records import Report, report_from
 from explorer.ui.session import is_baseline
 from explorer.ui.table import batch_button, origin
 
@@ -94,5 +94,5 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_speedup", "decode_tokens_per_second", "decode_limit"))
-    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, key_of(report.experiment))}</h3>"
+    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, report.key)}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

@@ -19,6 +19,7 @@ from explorer.ui.closing import closing
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.session import COMPARED
 from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
 
@@ -176,17 +177,20 @@ class Walk:
         self.runner: Runner = shell.runner
 
     def show(self, story: Any, step: Any, done: Any, right: Any = None) -> list[Any]:
-        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, the buttons of a step, no number set.
-        After the last step its closing card. right: the steps that were first predicted right, as `done`.
+        """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, the buttons of a step (the one for Compare
+        where it has runs), no number set. After the last step its closing card. right: the steps that were first predicted right, as `done`.
         """
         (found, at), end = place(story, step), ended(story, step)
         steps = [(str(i + 1), i) for i in range(len(found.steps))]
-        heads = asked(found, at)
+        heads, runs = asked(found, at), found.steps[at].runs
         if end:
             steps, at = [*steps, ("End", len(steps))], len(steps)
             known = [checked(notes).get(found.name, []) for notes in (done, right)]
             heads = [closing(found, *known, self.shell.catalogue, {tab.name: tab.title for tab in tabs()}), *[gr.update(visible=False)] * 2]
-        picker, buttons = gr.Dropdown(choices=listed(checked(done)), value=found.name), [gr.update(visible=not end)] * 3
+        picker, buttons = (
+            gr.Dropdown(choices=listed(checked(done)), value=found.name),
+            [gr.Button(visible=not end and shown) for shown in (True, True, bool(runs))],
+        )
         return [picker, gr.Radio(choices=steps, value=at), *heads, gr.Plot(visible=False), "", "", gr.HTML("", visible=False), *buttons, ""]
 
     def turn(self, story: Any, step: Any, done: Any, right: Any = None, *, by: int) -> list[Any]:
@@ -236,16 +240,20 @@ class Walk:
         except Exception as error:  # the outermost boundary: whoever pressed the button gets a sentence
             yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(failure(error), visible=True)]
 
-    def compare(self, story: Any, step: Any) -> list[Any]:
-        """Puts the step's runs on the page and the last of them into the controls: bar, compared, then the controls."""
-        found, at = place(story, step)
+    def compare(self, story: Any, step: Any, keys: list[str]) -> list[Any]:
+        """Puts the step's runs on the page and the last of them into the controls: bar, compared, status, then the controls."""
+        (found, at), shelf = place(story, step), self.shell.shelf
         runs = found.steps[at].runs
-        keys = [self.shell.shelf.add(recorded()[name]) for name in runs]
-        reports = self.shell.shelf.with_baseline(self.shell.shelf.pick(keys))
+        if not runs:
+            return [gr.skip(), gr.skip(), status("This step runs nothing that could be compared.", "error"), *[gr.skip()] * len(self.shell.controls)]
+        reports = shelf.with_baseline(shelf.pick([shelf.add(recorded()[name]) for name in runs]))[: COMPARED + 1]
         compared, _ = self.shell.shared(reports, None)
-        asked = named_runs()[runs[-1]] if runs else None
-        controls = controls_for(self.shell, asked.method, asked.params, asked.arguments()[1]) if asked else [gr.skip() for _ in self.shell.controls]
-        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), *controls]
+        here = {r.experiment for r in reports}
+        gone = [r.name for r in shelf.pick(keys) if r.experiment not in here]
+        left = f" {', '.join(gone)} left the page; Reset shows the recorded results of a new page again." if gone else ""
+        said = status(f"In Compare as recorded: {', '.join(r.name for r in reports)}.{left}", "done")
+        asked = named_runs()[runs[-1]]
+        return [gr.Tabs(selected="compare"), gr.Dropdown(**compared), said, *controls_for(self.shell, asked.method, asked.params, asked.arguments()[1])]
 
 
 def controls_for(shell: Shell, method: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:

@@ -6,17 +6,18 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from explorer.records import Event, InputError, Progress, Report
+from explorer.records import Event, InputError, Progress, QuantSpec, Report
 from explorer.ui.controls import Control, parameters
+from explorer.ui.session import is_baseline
 from explorer.ui.tab import Shell, picked
-from explorer.ui.table import origin
+from explorer.ui.table import dated
 from explorer.ui.visitor import session
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
@@ -134,12 +135,14 @@ class Page:
     def run(self, keys: list[str], layer: str | None, active: str, *values: Any) -> Iterator[list[Any]]:
         """Streams the status; shows the result at the end. Bad input and failures are a sentence, and what is on screen stays.
 
-        The baseline runs first, so that the differences are to the same model, text and device. values: the shell's controls, then its inputs.
+        The baseline runs first, so that the differences are to the same model, text and device. While what was recorded of the configuration is measured
+        here, the recording is shown. values: the shell's controls, then its inputs.
         """
         model, method, params, options = self.asked(values[: len(self.shell.controls)])
         own = values[len(self.shell.controls) :]
         same = [gr.skip()] * (2 + len(self.shell.outputs()))
         clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
+        ready = self.ready(shown, model, method, params, options)
         title = next((m["title"] for m in self.shell.catalogue if m["name"] == method), method)
         asked = [(f"{title}: ", method, params, options)]
         whole = {"kv_bits": 16, "head_bits": 16}
@@ -158,18 +161,36 @@ class Page:
                             turn.before.clear()
                             turn.done(kept)
                             left = note or left
-                            sentence = f"{event.name}: {origin(event)}, {clock.seconds():.1f} s. {left}"
+                            sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
-                            yield [event, *same]
+                            if ready is not None:
+                                (shown, left), ready = self.shell.shelf.arrange(shown, ready), None
+                                yield [event, *self.view(shown, layer, active, own)]
+                            else:
+                                yield [event, *same]
                 yield [status(sentence, "done"), *self.view(shown, layer, active, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
             yield [failure(error), *same]
 
+    def ready(self, shown: Sequence[Report], model: str, method: str, params: dict[str, Any], options: dict[str, Any]) -> Report | None:
+        """The recording of a configuration that is about to be measured; None without one, or where the configuration is on the page already."""
+        given = {name: value for name, value in params.items() if value is not None}
+        spec = replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
+        found = self.shell.shelf.recorded(model.strip(), spec, options)
+        return None if found is None or any(r.experiment == found.experiment for r in shown) else found
+
     def choose(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
         """Shows the configurations that are left after one was taken off; the baseline stays."""
         shelf = self.shell.shelf
-        shown = shelf.with_baseline(shelf.pick(keys)) or shelf.first()[:1]
-        return [status("What left the page stays in the store: running it again is instant."), *self.view(shown, layer, active, values)]
+        left = shelf.pick(keys)
+        shown = shelf.with_baseline(left) or shelf.first()[:1]
+        back = "Reset brings the recorded results back; what was measured here is stored, so that running it again is instant."
+        stays = "The 16-bit baseline stays: what the others cost is their difference to it."
+        return [status(f"Off the page. {back}" if any(map(is_baseline, left)) else f"{stays} {back}"), *self.view(shown, layer, active, values)]
+
+    def cleared(self, mark: str, layer: str | None, active: str, *values: Any) -> list[Any]:
+        """`choose` after all configurations were taken off at once; mark: what the page's script set then, "" before."""
+        return self.choose([], layer, active, *values) if mark else [gr.skip()] * (3 + len(self.shell.outputs()))
 
     def reset(self, layer: str | None, active: str, *values: Any) -> list[Any]:
         """Back to the configurations a new page starts with."""

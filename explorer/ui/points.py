@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,26 +15,16 @@ import gradio as gr
 from explorer.figures import difference, finite, tradeoffs
 from explorer.findings import one_rate
 from explorer.grid import CHANNEL, Configuration, grid
-from explorer.records import Answer, InputError, Measurement, Report, key_of, report_from
+from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.ui.asking import data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.points_table import START, points_table, report_card
-from explorer.ui.session import ground, is_baseline, keys_of
+from explorer.ui.session import ground, is_baseline, is_recorded, keys_of, survey
 from explorer.ui.tab import Shell, picked, settings
 from explorer.ui.table import model_of, origin
 
-SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
-
-
-@cache
-def survey() -> dict[str, Report]:
-    """The recorded survey of all methods on the bundled model, by key."""
-    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
-    for report in reports:
-        report.provenance["recorded"] = True
-    return {key_of(report.experiment): report for report in reports}
 
 
 def ground_key(report: Report) -> str:
@@ -79,7 +68,8 @@ class Points:
         """The recorded survey and a page's own reports, which take the recorded one's place: those of the model and text that are shown."""
         own = Held.of(held)
         mine = [report for key in own.keys for report in self.shell.shelf.pick([key])]
-        every = [*(r for key, r in survey().items() if key not in own.keys), *mine]
+        here = {report.experiment for report in mine}
+        every = [*(r for r in survey().values() if r.experiment not in here), *mine]
         return [r for r in every if ground_key(r) == (own.shown or ground_key(every[0]))]
 
     def data(self, held: str, view: str, quality: str) -> dict[str, Any]:
@@ -97,7 +87,7 @@ class Points:
         reports = self.reports(held)
         if all(map(is_baseline, reports)):
             return f"<p class='see'>{escape(tradeoffs.nothing(self.data(held, 'bits', 'kld_mean')))}</p>"
-        recorded = sum(r.provenance.get("recorded") is True for r in reports)
+        recorded = sum(map(is_recorded, reports))
         counted = " and ".join(f"{count} {how}" for count, how in ((recorded, "recorded"), (len(reports) - recorded, "of this page")) if count)
         return f"<p class='see'>Points of <b>{escape(model_of(reports[0]))}</b>: {counted}, on the {escape(reports[0].experiment.evaluation.source)} text.</p>"
 
@@ -162,7 +152,7 @@ class Points:
     def find(self, choice: str, held: str, keys: Sequence[str]) -> Report | None:
         """The report of a point or of the page that was clicked."""
         key = picked(choice)
-        return next((r for r in [*self.reports(held), *self.shell.shelf.pick(keys), *self.shell.shelf.pick([key])] if key_of(r.experiment) == key), None)
+        return next((r for r in [*self.reports(held), *self.shell.shelf.pick(keys), *self.shell.shelf.pick([key])] if r.key == key), None)
 
     def opened(self, choice: str, held: str, keys: list[str]) -> Any:
         """The report of a point that was clicked, as HTML."""
@@ -182,9 +172,10 @@ class Points:
         found = self.find(choice, held, keys)
         if found is None:
             return [gr.skip()] * 3
-        self.shell.shelf.add(found)
-        shown, note = self.shell.shelf.arrange(self.shell.shelf.pick(keys), found)
-        compared, picker = self.shell.shared(self.shell.shelf.with_baseline(shown), layer)
+        shelf = self.shell.shelf
+        [found] = shelf.pick([shelf.add(found)])
+        shown, note = shelf.arrange(shelf.pick(keys), found)
+        compared, picker = self.shell.shared(shelf.with_baseline(shown), layer)
         return [status(f"{found.name} is in Compare. {note}", "done"), gr.Dropdown(**compared), gr.Dropdown(**picker)]
 
     def names(self, held: str, keys: list[str]) -> list[tuple[str, str]]:
@@ -195,15 +186,14 @@ class Points:
     def apart(self, first: str, second: str, held: str, keys: list[str]) -> Iterator[list[Any]]:
         """Streams [status, chart, words] of the paired comparison of two configurations."""
         clock, looks, same = Clock(), list[dict[str, Any]](), [gr.skip()] * 2
-        known = {key: r for r in [*self.shell.shelf.pick(keys), *self.reports(held)] for key in keys_of([r])}
+        known = {r.key: r for r in [*self.shell.shelf.pick(keys), *self.reports(held)]}
         try:
             if first not in known or second not in known:
                 raise InputError("Choose two configurations of those on the page.")
             one, two = known[first], known[second]
             if ground(one) != ground(two):
                 raise InputError("The two are of different models or texts, so no token can be paired.")
-            text = one.experiment.evaluation
-            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": text.source, "text": text.text}
+            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": one.experiment.evaluation.source}
             for event in watched(self.shell.runner.do("distinguish", asked), clock):
                 if isinstance(event, str):
                     yield [event, *same]
@@ -219,9 +209,10 @@ class Points:
 
 def described(report: Report) -> dict[str, Any]:
     """A report's configuration as the task "distinguish" takes it."""
-    spec, read = report.experiment.spec, report.experiment.calibration
+    spec, read, scored = report.experiment.spec, report.experiment.calibration, report.experiment.evaluation
+    texts = {"text": scored.text or read.text, "length": scored.length, "bos": scored.bos}
     calibration = {"calibration": read.source, "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed}
-    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration}
+    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration, **texts}
 
 
 @cache

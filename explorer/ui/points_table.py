@@ -9,7 +9,7 @@ from typing import Any
 from explorer.chips import chip, reachable
 from explorer.figures import finite
 from explorer.figures.tradeoffs import comparable, milliseconds
-from explorer.records import Report, change, fitting, key_of, significant
+from explorer.records import Report, change, fitting, significant
 from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
 from explorer.ui.table import ELSEWHERE, batch_button, comparison
@@ -66,5 +66,5 @@ def report_card(found: Report, base: Report | None, others: Sequence[Report]) ->
     """A point's report: its numbers beside the baseline's, the three answers, and a button that puts it into Compare."""
     if is_baseline(found):
         return comparison([found])
-    add = f"<button type='button' class='act' data-pick='compare:{key_of(found.experiment)}'>Put it into Compare</button>"
+    add = f"<button type='button' class='act' data-pick='compare:{found.key}'>Put it into Compare</button>"
     return f"<p class='see'><b>{escape(found.name)}</b> {add}</p>{comparison([*filter(None, [base]), found])}{questions(found, base, others)}"

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from explorer.records import QuantSpec, Report, key_of
+from explorer.records import QuantSpec, Report, report_from
 from explorer.ui.visitor import session
 
+SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
 COMPARED = 4  # configurations beside the baseline
 REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
 
 
+@cache
+def survey() -> dict[str, Report]:
+    """The recorded survey of all methods on the bundled model, by key: few numbers of many configurations."""
+    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
+    for report in reports:
+        report.provenance["recorded"] = True
+    return {report.key: report for report in reports}
+
+
 class Shelf:
-    """Reports by key, the least recently used dropped beyond `size`. Seeds stay. Of the last visitors, by session, it knows in what order they ran what."""
+    """Reports by key, the least recently used dropped beyond `size`. Seeds stay, and what was recorded gives way only to a fuller recording: what
+    another visitor measured has another key. Of the last visitors, by session, it knows in what order they ran what.
+    """
 
     def __init__(self, seeds: Iterable[Report], size: int = 500) -> None:
         self._lock, self._size = threading.Lock(), size
-        self._seeds = {key_of(r.experiment): r for r in seeds}
+        self._seeds = {r.key: r for r in seeds}
         self._reports: OrderedDict[str, Report] = OrderedDict()
         self._ran: OrderedDict[str, list[str]] = OrderedDict()
 
@@ -28,12 +44,14 @@ class Shelf:
         return list(self._seeds.values())[: COMPARED + 1]
 
     def add(self, report: Report) -> str:
-        """Puts a report on the shelf and returns its key; one that is equal to what is there leaves that object in place."""
-        key = key_of(report.experiment)
+        """Puts a report on the shelf and returns its key; one that is equal to what is there, or a thinner recording, leaves that object in place."""
+        key = report.key
         with self._lock:
-            if self._reports.get(key) != report:
+            there = self._reports.get(key) or self._seeds.get(key)
+            if there is None or (len(report.measurements) > len(there.measurements) if is_recorded(report) else report != there):
                 self._reports[key] = report
-            self._reports.move_to_end(key)
+            if key in self._reports:
+                self._reports.move_to_end(key)
             while len(self._reports) > self._size:
                 self._reports.popitem(last=False)
         return key
@@ -46,45 +64,59 @@ class Shelf:
 
     def age(self, report: Report) -> int:
         """When the visitor whose request this is ran a configuration: 1 for the first of all, more for later ones, 0 for none."""
-        ran, key = self._ran.get(session(), []), key_of(report.experiment)
+        ran, key = self._ran.get(session(), []), report.key
         return ran.index(key) + 1 if key in ran else 0
 
     def arrange(self, shown: Sequence[Report], new: Report) -> tuple[list[Report], str]:
         """`arrange` for the visitor whose request this is, who has just run (or opened) the new report."""
         page = arrange(shown, new, self.age)
-        key = key_of(new.experiment)
         with self._lock:
-            before = [other for other in self._ran.pop(session(), []) if other != key]
-            self._ran[session()] = [*before[-REMEMBERED:], key]
+            before = [other for other in self._ran.pop(session(), []) if other != new.key]
+            self._ran[session()] = [*before[-REMEMBERED:], new.key]
             while len(self._ran) > self._size:
                 self._ran.popitem(last=False)
         return page
 
     def find(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
-        """The report on the shelf of this spec, model name, texts and calibration, or None. Seeds count only at the options they were made with."""
+        """The report on the shelf of this spec, model name, texts and calibration, or None: a seed, else what somebody measured, as the store gives it.
+        Seeds count only at the options they were made with.
+        """
         with self._lock:
-            known = [*self._seeds.values(), *self._reports.values()]
-        return next((r for r in reversed(known) if r.experiment.spec == spec and r.experiment.model.name == model and _matches(r, options)), None)
+            measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in reversed(self._reports.values()) if not is_recorded(r)]
+        return next((r for r in [*self._seeds.values(), *measured] if _matches(r, model, spec, options)), None)
+
+    def recorded(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
+        """What ships with the project of this configuration, as `find` takes it: a seed, else a report of the survey, or None."""
+        return next((r for r in [*self._seeds.values(), *survey().values()] if _matches(r, model, spec, options)), None)
 
     def with_baseline(self, reports: Sequence[Report]) -> list[Report]:
-        """The reports with the baseline of their model and text in front, where it is on the shelf."""
+        """The reports with the baseline of their model and text in front, where it is on the shelf: a recorded one before what was recorded, else one
+        that was measured.
+        """
         if not reports or any(map(is_baseline, reports)):
             return list(reports)
         with self._lock:
             known = [*self._seeds.values(), *self._reports.values()]
-        base = [r for r in known if is_baseline(r) and ground(r) == ground(reports[0])]
-        return [*base[-1:], *reports]
+        bases = [r for r in known if is_baseline(r) and ground(r) == ground(reports[0])]
+        return [*sorted(bases, key=lambda r: is_recorded(r) == all(map(is_recorded, reports)))[-1:], *reports]
 
 
-def _matches(report: Report, options: Mapping[str, Any]) -> bool:
+def _matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> bool:
     evaluation, calibration = report.experiment.evaluation, report.experiment.calibration
+    if report.experiment.model.name != model or report.experiment.spec != spec:
+        return False
     texts = evaluation.source == options["evaluation"] and calibration.source == options["calibration"]
-    return texts and calibration.seed == options["seed"] and calibration.tokens == options["sequences"] * calibration.length
+    return texts and calibration.seed == options["seed"] and calibration.tokens // calibration.length == options["sequences"]
 
 
 def keys_of(reports: Iterable[Report]) -> list[str]:
     """The keys of reports, in order."""
-    return [key_of(r.experiment) for r in reports]
+    return [report.key for report in reports]
+
+
+def is_recorded(report: Report) -> bool:
+    """Whether it ships with the project."""
+    return bool(report.provenance.get("recorded"))
 
 
 def is_baseline(report: Report) -> bool:
@@ -97,7 +129,7 @@ def usual(reports: Sequence[Report], age: Callable[[Report], int] = lambda repor
     still agrees with the 16-bit model on most tokens. age: as `arrange` takes it; the last of equals.
     """
     quantized = sorted((r for r in reports if not is_baseline(r)), key=age)
-    own = [r for r in quantized if not r.provenance.get("recorded")]
+    own = [r for r in quantized if not is_recorded(r)]
     sound = [r for r in quantized if isinstance(share := r.value("top1_agreement"), int | float) and share >= 50]
     return next(iter(keys_of((own or sound or quantized)[-1:])), "")
 
@@ -123,7 +155,7 @@ def arrange(shown: Sequence[Report], new: Report, age: Callable[[Report], int] =
         if at == len(quantized) >= COMPARED:
             at = min(range(COMPARED), key=lambda i: age(quantized[i]))
             gone = quantized[at]
-            again = "Run or Reset brings it back" if gone.provenance.get("recorded") else "run it again to bring it back, it is stored"
+            again = "Run or Reset brings it back" if is_recorded(gone) else "run it again to bring it back, it is stored"
             left = f"{gone.name} left the page; {again}."
         quantized[at : at + 1] = [new]
     return [*baselines, *quantized[:COMPARED]], left

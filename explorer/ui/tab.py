@@ -92,7 +92,8 @@ class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
     Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
-    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table).
+    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table),
+    cleared (set when all that was compared left at once).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
     planned: the Planner's controls, whose answer can be evidence.
     """
@@ -106,6 +107,7 @@ class Shell:
     active: Any = None
     status: Any = None
     bar: Any = None
+    cleared: Any = None
     controls: list[Any] = field(default_factory=list)
     picks: dict[str, Any] = field(default_factory=dict)
     sealed: Sealed = field(default_factory=Sealed)

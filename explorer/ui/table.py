@@ -11,7 +11,7 @@ from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
 from explorer.findings import busy, drowned, in_16_bits, one_rate, timed_at, timed_on
 from explorer.glossary import CHECKED, GLOSSARY
-from explorer.records import Measurement, Report, change, key_of, significant
+from explorer.records import Measurement, Report, change, significant
 from explorer.ui.session import is_baseline
 
 
@@ -109,7 +109,7 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     told = busy(report) if row.metric == "decode_tokens_per_second" else ""
     notes += [told or note] if told or note else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
-    swept = f"<small>{batch_button(report.name, key_of(report.experiment))}</small>" if live and row.metric == "decode_tokens_per_second" else ""
+    swept = f"<small>{batch_button(report.name, report.key)}</small>" if live and row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
@@ -156,6 +156,12 @@ def origin(report: Report) -> str:
     return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
 
 
+def dated(report: Report) -> str:
+    """The same, and since when a stored one is there: it may be another visitor's."""
+    found, date = origin(report), report.provenance.get("date")
+    return f"{found}, measured {date}" if found == "from the store" and date else found
+
+
 def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = [("Kernel", [kernel(r) for r in reports])]
@@ -179,7 +185,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     reports = one_rate(reports)
     base = next((r for r in reports if is_baseline(r)), None)
-    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{origin(r)}</span>" for i, r in enumerate(reports))
+    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r))}</span>" for i, r in enumerate(reports))
     heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
     check = f"<th scope='row' tabindex='0' data-how='{escape(CHECKED, quote=True)}'>Failure check</th>"
     bodies = [f"<tbody><tr>{check}{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []

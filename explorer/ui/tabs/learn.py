@@ -37,7 +37,7 @@ def build(shell: Shell) -> View | None:
     with gr.Row(elem_id="learn-buttons"):
         reveal = gr.Button("Reveal", variant="primary", elem_id="learn-reveal", min_width=110)
         measure = gr.Button("Measure here", elem_id="learn-measure", min_width=130)
-        compare = gr.Button("In Compare", elem_id="learn-compare", min_width=110)
+        compare = gr.Button("In Compare", elem_id="learn-compare", min_width=110, visible=bool(stories()[first].steps[0].runs))
         back = gr.Button("Back", elem_id="learn-back", min_width=70)
         following = gr.Button("Next", elem_id="learn-next", min_width=70)
     line = gr.HTML("", visible=False, elem_id="learn-status", padding=False)
@@ -55,7 +55,7 @@ def build(shell: Shell) -> View | None:
     answered = reveal.click(walk.reveal, [story, step, choices, slider, moved, done, right], [plot, words, conclusion, done, story, right], **quick)
     answered.then(None, None, None, js=TO_ANSWER)
     measure.click(walk.measure, [story, step, choices, slider, moved], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
-    compare.click(walk.compare, [story, step], [shell.bar, shell.compared, *shell.controls], **quick)
+    compare.click(walk.compare, [story, step, shell.compared], [shell.bar, shell.compared, shell.status, *shell.controls], **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
 
     def opened(state: object, hits: object, request: gr.Request) -> list:

@@ -25,6 +25,13 @@ AXES = [
     ("predicted against measured speed", "roofline"),
 ]
 QUALITY = [("KL divergence", "kld_mean"), ("perplexity change", "perplexity_delta")]
+# A point's report opens below the figure, far from a name in the table: the page goes there unless it is in view.
+SHOW = """() => setTimeout(() => {
+  const card = document.getElementById("point-report"), top = card.getBoundingClientRect().top;
+  card.tabIndex = -1;
+  card.focus({ preventScroll: true });
+  if (top < 0 || top > window.innerHeight / 2) card.scrollIntoView();
+}, 50)"""
 METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would sweep
 
 
@@ -63,7 +70,7 @@ def build(shell: Shell) -> View:
     stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *filled], concurrency_limit=16)
     stop.by(cancel, line)
     clicked, into = shell.picks["report"], shell.picks["compare"]
-    clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET)
+    clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET).then(None, None, None, js=SHOW, api_visibility="private")
     shared = [shell.compared, shell.layer]
     into.change(handlers.compared, [into, held, *shared], [line, *shared], **QUIET)
     pair = told_apart(shell, handlers, held, start)

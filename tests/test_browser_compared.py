@@ -1,0 +1,57 @@
+"""What is compared, in a real Chromium: taken off at once, its baseline taken off, and put there by a click far from where it shows."""
+
+from __future__ import annotations
+
+from tests.driving import browser_test, open_tab, settle, visit, wait_for_status
+
+pytestmark = browser_test
+
+
+def columns(page) -> int:
+    return page.locator("#comparison table.compare:not(.more) thead th").count() - 1
+
+
+def test_what_is_taken_off_at_once_leaves_every_tab(desk: tuple) -> None:
+    page, wrong = desk
+    assert columns(page) == 5
+    page.locator("#compared .remove-all").click()
+    wait_for_status(page, "The 16-bit baseline stays", 20)
+    settle(page)
+    assert columns(page) == 1 and page.locator("#compared .token").count() == 1
+    open_tab(page, "weights")
+    page.locator("#tab-weights", has_text="Run a quantized configuration").wait_for(timeout=10_000)
+    open_tab(page, "compare")
+    page.locator("#compared .token-remove").first.click()  # the baseline itself
+    settle(page)
+    assert columns(page) == 1 and page.locator("#compared .token").count() == 1
+    page.click("#reset")
+    settle(page)
+    assert columns(page) == 5 and not wrong
+
+
+def test_a_name_in_the_table_of_points_brings_its_report_into_view(desk: tuple) -> None:
+    page, wrong = desk
+    open_tab(page, "tradeoffs")
+    page.locator("#points-table button.name").nth(20).click()
+    page.locator("#point-report table.compare").first.wait_for(timeout=10_000)
+    page.wait_for_function("document.activeElement.id === 'point-report'", timeout=10_000)
+    top = page.locator("#point-report").bounding_box()["y"]
+    assert -5 <= top < page.viewport_size["height"] / 2 and not wrong
+
+
+def test_a_step_without_runs_has_no_button_for_compare(desk: tuple) -> None:
+    page, wrong = desk
+    open_tab(page, "learn")
+    page.locator("#learn-compare").wait_for(state="hidden", timeout=10_000)  # the first walkthrough is arithmetic
+    page.locator("#learn-story input").click()
+    page.get_by_role("option").nth(3).click()
+    page.locator("#learn-compare").wait_for(state="visible", timeout=10_000)
+    page.click("#learn-compare")
+    page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
+    wait_for_status(page, "left the page; Reset", 20)
+    settle(page)
+    assert columns(page) > 1 and not wrong
+    other, wrong = visit(page.context.browser, page.url.split("?")[0], 1440, 900)
+    assert columns(other) == 5 and "not recorded" not in other.inner_text("#comparison"), "another visitor's first view is as full as ever"
+    assert not wrong
+    other.close()

@@ -1,0 +1,125 @@
+"""The shelf is shared by all visitors: what one of them opens or measures changes no other page, and pages say what left them and what is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+import app
+from explorer.learn.runs import recorded
+from explorer.records import BUSY, Measurement, Progress, Report, disturbed
+from explorer.ui.page import OPTIONS as ORDER
+from explorer.ui.page import Page
+from explorer.ui.points import Held, Points
+from explorer.ui.session import Shelf, keys_of, survey
+from explorer.ui.tab import Shell, View
+from explorer.ui.table import comparison
+
+OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
+GIVEN = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0}
+SEEDS = app.seeds()
+NAMES = "first"  # the tab that is open in these tests
+
+
+def measured(report: Report, device: str = "here", stored: bool = False) -> Report:
+    """The same experiment, measured on this machine."""
+    return dataclasses.replace(report, provenance=report.provenance | {"recorded": False, "from_store": stored, "device": device, "date": "today"})
+
+
+class Here:
+    """Measures every seed and point of the survey anew, with one line of progress where `told`."""
+
+    def __init__(self, told: bool = True) -> None:
+        self.told = told
+
+    def run(self, model: str, method: str, params: dict, **options: object) -> Iterator:
+        if self.told:
+            yield Progress("load model", 0, 1, model)
+        known = [*SEEDS, *survey().values()]
+        yield measured(next(r for r in known if r.experiment.spec.method == method and dict(r.experiment.spec.params).items() >= params.items()))
+
+
+def opened(runner: Here) -> Page:
+    """A page whose one tab shows (name, whether it was recorded) of what is compared."""
+    shell = Shell(runner, Shelf(SEEDS), [], ["demo"], controls=[object()] * (2 + len(OPTIONS)))
+    shell.views[NAMES] = View([object()], lambda reports, layer: [[(r.name, bool(r.provenance.get("recorded"))) for r in reports]])
+    return Page(shell)
+
+
+@pytest.fixture
+def page() -> Page:
+    return opened(Here())
+
+
+def test_a_thin_recording_takes_no_place_of_a_full_one() -> None:
+    shelf, thin, wide = Shelf(SEEDS), recorded()["rtn4"], SEEDS[2]
+    assert thin.experiment == wide.experiment and len(thin.measurements) < len(wide.measurements)
+    assert shelf.pick([shelf.add(thin)]) == [wide]
+    shelf = Shelf([])
+    for report in (thin, wide, thin):
+        shelf.add(report)
+    assert shelf.pick([thin.key])[0] is wide
+
+
+def test_what_one_visitor_opens_changes_no_new_page(page: Page) -> None:
+    points, shelf = Points(page.shell), page.shell.shelf
+    for seed in SEEDS:
+        points.opened(seed.key, "", keys_of(SEEDS))
+        points.compared(seed.key, "", keys_of(SEEDS), None)
+    assert all(shown is seed for shown, seed in zip(shelf.pick(keys_of(shelf.first())), SEEDS, strict=True))
+
+
+def run(page: Page, method: str, keys: list[str], **params: object) -> list[list]:
+    page.asked = lambda values: ("demo", method, params, dict(zip(ORDER, OPTIONS, strict=True)))
+    return list(page.run(keys, None, NAMES, *[None] * len(page.shell.controls)))
+
+
+def test_what_one_visitor_measures_is_on_his_page_alone(page: Page) -> None:
+    shelf, params = page.shell.shelf, dict(SEEDS[2].experiment.spec.params)
+    own = run(page, "rtn", keys_of(SEEDS), **params)[-1][1].value
+    assert [r.provenance["device"] == "here" for r in shelf.pick(own)] == [True, False, True, False, False], "the baseline and what was run"
+    assert shelf.pick(keys_of(shelf.first())) == SEEDS, "a new page still shows what its line says: recorded results"
+    assert shelf.with_baseline(SEEDS[2:3])[0] is SEEDS[0] and shelf.with_baseline(shelf.pick(own[1:]))[0].provenance["device"] == "here"
+    assert page.reset(None, NAMES)[-1] == [(r.name, True) for r in SEEDS]
+    assert page.shell.views[NAMES].drawn(shelf.pick(own), "")[0][2] == ("RTN 4-bit g64", False), "and his page stays as it was"
+
+
+def test_a_link_shows_a_seed_or_says_that_somebody_measured_it_before() -> None:
+    shelf, other = Shelf(SEEDS), next(r for r in survey().values() if r.name == "HQQ 4-bit g64")
+    for report in (SEEDS[2], other):
+        shelf.add(measured(report))
+    assert shelf.find("demo", SEEDS[2].experiment.spec, GIVEN) is SEEDS[2]
+    found = shelf.find("demo", other.experiment.spec, GIVEN)
+    assert "from the store, measured today" in comparison([found]) and "measured now" not in comparison([found])
+
+
+def test_a_recording_is_shown_while_it_is_measured_here(page: Page) -> None:
+    point = next(r for r in survey().values() if r.name == "RTN 3-bit g64")
+    steps = run(page, "rtn", keys_of(SEEDS[:1]), **dict(point.experiment.spec.params))
+    assert "busy" in steps[0][0] and steps[0][-1] == [("16-bit baseline", True), (point.name, True)]
+    assert "done" in steps[-1][0] and steps[-1][-1] == [("16-bit baseline", False), (point.name, False)]
+    again = run(page, "rtn", steps[-1][1].value, **dict(point.experiment.spec.params))
+    assert "value" not in again[0][1] and again[-1][-1] == steps[-1][-1], "what was measured here is not replaced by a recording"
+    assert len(run(opened(Here(told=False)), "rtn", keys_of(SEEDS[:1]), **dict(point.experiment.spec.params))) == 1, "a stored answer needs none"
+
+
+def test_ones_own_point_stands_for_the_recorded_one(page: Page) -> None:
+    point = next(r for r in survey().values() if r.name == "RTN 3-bit g64")
+    own = page.shell.shelf.add(measured(point))
+    held = Held().after([SEEDS[0], *page.shell.shelf.pick([own])])
+    shown = [r for r in Points(page.shell).reports(held.text()) if r.experiment == point.experiment]
+    assert held.keys == (own,) and [r.key for r in shown] == [own]
+
+
+def test_all_that_is_compared_can_be_taken_off_at_once(page: Page) -> None:
+    line, compared, *_, shown = page.cleared("1", None, NAMES)
+    assert "baseline stays" in line and "Reset brings" in line and compared.value == [SEEDS[0].key] and shown == [("16-bit baseline", True)]
+    assert all("value" not in part for part in page.cleared("", None, NAMES)), "nothing was taken off"
+    assert "baseline stays" in page.choose(keys_of(SEEDS[1:]), None, NAMES)[0] and page.choose(keys_of(SEEDS[1:]), None, NAMES)[1].value == keys_of(SEEDS)
+    assert "Off the page." in (told := page.choose(keys_of(SEEDS[:3]), None, NAMES)[0]) and "baseline" not in told
+
+
+def test_a_busy_machine_is_told_by_its_measurement() -> None:
+    assert disturbed([Measurement("decode_waited", BUSY + 1)]) and not disturbed([Measurement("decode_waited", BUSY), Measurement("size", 99.0)])
