@@ -77,7 +77,7 @@ def test_an_interval_is_over_windows() -> None:
 def test_bars_of_layers_are_over_windows() -> None:
     chart = charts()["sensitivity_ranking"]
     said = chart.summary({**chart.example, "text": "bundled calibration text, 4 windows of 512 tokens drawn at random, float32 arithmetic"})
-    assert "intervals over 4 windows (2,044 tokens)" in said
+    assert "intervals of each layer alone over 4 windows (2,044 tokens)" in said
 
 
 def test_only_bugs_that_a_configuration_can_have_are_offered() -> None:

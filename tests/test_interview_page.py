@@ -30,8 +30,10 @@ def mode() -> interviewer.Interviewer:
 def test_interviews_take_the_runs_on_the_page_as_evidence(mode: interviewer.Interviewer) -> None:
     keys = [mode.shell.shelf.add(recorded()[name]) for name in ("gptq4", "rtn4")]
     assert "Write an answer first." in mode.record([], "four-bits", " ", 70, keys)[-1]
-    notes, listed, page, said = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [key_of(recorded()["none"].experiment), *keys])
-    assert [run["run"] for run in notes[0]["evidence"]] == keys and "<b>GPTQ" not in page and listed["visible"] and "On record with 2 runs as evidence." in said
+    notes, listed, page, said = mode.record([], "four-bits", "<b>GPTQ</b>", 70, [recorded()["none"].key, *keys])
+    experiments = [key_of(recorded()[name].experiment) for name in ("gptq4", "rtn4")]
+    assert [run["run"] for run in notes[0]["evidence"]] == experiments and "<b>GPTQ" not in page
+    assert listed["visible"] and "On record with 2 runs as evidence." in said
     ticked, _ = mode.tick(notes, [0, 2, 99])
     assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
     for junk in NONSENSE:
