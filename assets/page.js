@@ -101,10 +101,11 @@
   });
   // The crosses that take a configuration off the page are named after it; gradio numbers them, and again when the list changes.
   const compared = document.querySelector("#compared");
-  const nameCrosses = () => compared.querySelectorAll(".token").forEach((token) => {
-    const name = `Remove ${token.innerText.trim()}`, cross = token.querySelector(".token-remove");
-    if (cross.title !== name) cross.title = cross.ariaLabel = name;
-  });
+  const nameCrosses = () => {
+    for (const token of compared.querySelectorAll(".token")) called(token.querySelector(".token-remove"), `Remove ${token.innerText.trim()}`);
+    called(compared.querySelector(".remove-all"), "Take all but the baseline off the page");
+  };
+  const called = (cross, name) => { if (cross && cross.title !== name) cross.title = cross.ariaLabel = name; };
   if (compared) {
     new MutationObserver(nameCrosses).observe(compared, { subtree: true, childList: true, characterData: true, attributeFilter: ["title"] });
     nameCrosses();

@@ -25,7 +25,7 @@ from explorer.records import InputError
 from explorer.saving import gguf
 from explorer.ui import goal
 from explorer.ui.plans import FLOAT8, Plans, as_typed, first, presets
-from explorer.ui.points import survey
+from explorer.ui.session import survey
 
 METHODS = {
     "awq": ("awq", {"bits": 4, "group_size": 128}), "mxfp4": ("mxfp", {"element": "e2m1"}), "nvfp4": ("nvfp4", {}), "q4_k": ("kquant", {"format": "q4_k"}),

@@ -16,7 +16,7 @@ STYLE = (
     "th{text-align:left;font-weight:500}.ask{border-bottom:1px dotted #666;padding-bottom:12px}"
     ".fold{border-top:1px dashed #666;margin-top:6px;text-align:center;color:#555}.no{color:#555}@page{size:A4;margin:8mm}"
 )
-COLUMNS = (("bits_per_weight", "bits"), ("perplexity_delta", "perplexity, % or ×"), ("kld_mean", "KL, nats"))
+COLUMNS = (("bits_per_weight", "bits"), ("perplexity_delta", "change in perplexity"), ("kld_mean", "KL, nats"))
 
 
 def handout(name: str) -> str:

@@ -22,7 +22,7 @@ from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.goal import goal
 from explorer.ui.page import failure, many, status
-from explorer.ui.points import survey
+from explorer.ui.session import survey
 from explorer.ui.tab import Shell
 
 FOLDER = Path(__file__).parents[2] / "assets" / "architectures"

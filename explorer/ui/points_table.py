@@ -14,7 +14,7 @@ from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
 from explorer.ui.table import ELSEWHERE, batch_button, comparison
 
-HEADS = ("bits/weight", "KL, nats", "perplexity, % or ×", "times as fast as 16 bits", "ms a token", "quantize, s")
+HEADS = ("bits/weight", "KL, nats", "change in perplexity, %", "times as fast as 16 bits", "ms a token", "quantize, s")
 TIMES = HEADS[-3:]
 START = "<p class='hint'>Click a point, or a name in the table below: its report opens here.</p>"
 

@@ -18,8 +18,7 @@ from explorer.ui.asking import data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.points import survey
-from explorer.ui.session import keys_of, usual
+from explorer.ui.session import keys_of, survey, usual
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
