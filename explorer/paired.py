@@ -82,7 +82,7 @@ def ranked(reports: Sequence[Report], most: int = 3) -> str:
 
 
 def beside(better: Report, worse: Report) -> str:
-    """Whether a report's divergence is surely below another's, in a sentence."""
+    """Whether a report's divergence is measurably below another's, in a sentence."""
     found = difference(better, worse, "kld_mean")
     if found is None:
         return f"{better.name} and {worse.name} are not paired: {why_not(better, worse, 'kld_mean')}."

@@ -115,8 +115,8 @@ def paired(row: dict, first: dict) -> tuple[float, float, float] | None:
     return None if row["bad"] or first["bad"] else by_window(row.get("kld_windows"), first.get("kld_windows"))
 
 
-def surely_less(row: dict, first: dict) -> bool:
-    """Whether a layer costs surely less than another: paired by window, or where that cannot be, when their intervals lie apart."""
+def measurably_less(row: dict, first: dict) -> bool:
+    """Whether a layer costs measurably less than another: paired by window, or where that cannot be, when their intervals lie apart."""
     found = paired(row, first)
     return finite(row["kld_high"]) and row["kld_high"] < first["kld_low"] if found is None else found[2] < 0
 
@@ -126,13 +126,13 @@ def ranking_words(data: dict[str, Any]) -> str:
     if len(rows) < 2:
         return "No layers to put in order yet."
     first = rows[0]
-    apart = len(rows)  # from which layer on all cost surely less than the first
-    while apart > 1 and surely_less(rows[apart - 1], first):
+    apart = len(rows)  # from which layer on all cost measurably less than the first
+    while apart > 1 and measurably_less(rows[apart - 1], first):
         apart -= 1
     how = "Paired by window, " if all(paired(row, first) for row in rows) else "By their intervals, "
     scored = over(data, first)
     if apart == len(rows):
-        return f"{how}no layer is surely less sensitive than {short_layer(first['layer'])}: over {scored} the order means nothing."
+        return f"{how}no layer is measurably less sensitive than {short_layer(first['layer'])}: over {scored} the order means nothing."
     others = [short_layer(row["layer"]) for row in rows[1:apart]]
     named = others[0] if len(others) == 1 else f"the {len(others)} layers after it"
     alike = f"{short_layer(first['layer'])} and {named} cannot be told apart" if others else f"{short_layer(first['layer'])} is the most sensitive"
@@ -157,7 +157,7 @@ RANKING = Chart(
     "sensitivity_ranking", "The layers in order",
     "See from which layer on the words below say that layers matter less than the first: before it the order may be chance.",
     "Each layer is scored on the same windows of text. A bar is one layer alone, and most of it is how much windows differ, which all layers share; so "
-    "layers are compared by their difference in each window, and bars that overlap may belong to layers that surely differ. A ranking without intervals "
+    "layers are compared by their difference in each window, and bars that overlap may belong to layers that measurably differ. A ranking without intervals "
     "invites stories about noise; a budget spent by such a ranking may be spent at random.",
     draw_ranking, ranking_words, EXAMPLE,
 )  # fmt: skip

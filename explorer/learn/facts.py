@@ -82,7 +82,7 @@ class Facts:
         return found
 
     def below(self, run: str, other: str, metric: str) -> bool:
-        """Whether `run` is surely below `other`: by the paired difference; for two that cannot be paired, when their intervals lie apart."""
+        """Whether `run` is measurably below `other`: by the paired difference; for two that cannot be paired, when their intervals lie apart."""
         found = paired.difference(self._reports[run], self._reports[other], metric)
         return self.high(run, metric) < self.low(other, metric) if found is None else found.high < 0
 
