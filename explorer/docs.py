@@ -13,6 +13,7 @@ from explorer.findings import known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
 from explorer.records import Report, change, fitting, report_from, significant
+from explorer.repeats import spread, work
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -94,6 +95,8 @@ def survey_table() -> str:
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
     order = "Most whole stored bits first (4.00 to 4.99 are one class), within a class the least divergence first. Speed-ups: both loops in turn, in one run."
+    apart = spread((work(r), r.value("decode_speedup")) for r in reports if r.find("decode_speedup"))
+    order += f" {apart.told()}" if apart else ""
     origin = f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)}"
     later = [r for r in reports if r.provenance["device"] != p["device"]]
     if later:

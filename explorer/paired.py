@@ -101,14 +101,14 @@ def clearly_better(one: Mark, other: Mark) -> bool:
 
 
 def standing(points: Sequence[Mark]) -> list[str]:
-    """For each (x, y, window means), x and y with their ends: "beaten" when one that is not larger in x beyond both intervals is clearly better in y; else
-    "best" when no other is at most as large in both and smaller in one, and "near" otherwise.
+    """For each (x, y, window means), x and y with their ends: "beaten" when one that is not larger in x is clearly better in y; else "best" when no other
+    is at most as large in both and smaller in one, and "near" otherwise.
     """
     found = []
     for i, mark in enumerate(points):
-        (x, _, right), (y, *_), _ = mark
-        rest = [p for j, p in enumerate(points) if j != i]
-        clear = any(p[0][1] <= right and clearly_better(p, mark) for p in rest)
-        ahead = any(a[0] <= x and b[0] <= y and (a[0] < x or b[0] < y) for a, b, _ in rest)
+        (x, *_), (y, *_), _ = mark
+        others = [p for j, p in enumerate(points) if j != i and p[0][0] <= x]
+        clear = any(clearly_better(p, mark) for p in others)
+        ahead = any(b[0] <= y and (a[0] < x or b[0] < y) for a, b, _ in others)
         found.append("beaten" if clear else "near" if ahead else "best")
     return found

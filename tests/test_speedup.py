@@ -98,17 +98,17 @@ def point(key: str, method: str, kld: float, times: tuple[float, float, float] |
     return {"key": key, "name": key, "method": method, "origin": "measured now", "device": "a CPU", "metrics": numbers}
 
 
-def test_time_is_relative_to_16_bits_and_beaten_is_beyond_both_intervals() -> None:
+def test_time_is_relative_to_16_bits() -> None:
     points = [point("gptq", "gptq", 0.01, (1.5, 1.4, 1.6)), point("rtn", "rtn", 0.04, (1.6, 1.45, 1.75)), point("fast", "binary", 2.0, (3.0, 2.9, 3.1))]
     data = {"points": points, "view": "latency"}
     standing = {p["key"]: kind for p, *_, kind in tradeoffs.set_out(data)[1]}
-    assert standing == {"gptq": "best", "rtn": "beaten", "fast": "best"}, "as fast within the intervals, and better: the same kernel twice"
+    assert standing == {"gptq": "best", "rtn": "best", "fast": "best"}
     drawn = tradeoffs.draw(data)
     marks = {trace["name"]: trace for trace in drawn["data"]}
     assert marks["GPTQ"]["x"] == [pytest.approx(1 / 1.5)] and marks["GPTQ"]["error_x"]["array"] == [pytest.approx(1 / 1.4 - 1 / 1.5)]
     assert drawn["layout"]["xaxis"]["title"]["text"] == "time per token, 16 bits = 1" and drawn["layout"]["shapes"][0]["x0"] == 1.0
     by_bits = [p | {"metrics": p["metrics"] | {"bits_per_weight": [4.0, None, None]}} for p in points]
-    assert "another that is not measurably slower is measurably better" in tradeoffs.summary(data)
+    assert "another that is no slower is measurably better" in tradeoffs.summary(data)
     assert "no larger" in tradeoffs.summary({"points": by_bits, "view": "bits"})
     late = tradeoffs.summary({"points": [*points, point("old", "awq", 0.02, None)], "view": "latency"})
     assert "1 more have no speed-up yet and are left out" in late
@@ -133,7 +133,8 @@ def test_methods_that_people_ask_about_keep_their_look() -> None:
 
 
 def faster(report: Report) -> Report:
-    return dataclasses.replace(report, measurements=(*report.measurements, Measurement("decode_speedup", 1.42, "x", low=1.31, high=1.53, n=6)))
+    others = (m for m in report.measurements if m.metric != "decode_speedup")
+    return dataclasses.replace(report, measurements=(*others, Measurement("decode_speedup", 1.42, "x", low=1.31, high=1.53, n=6)))
 
 
 def test_figure_table_and_readme_tell_the_speedup_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def test_points_of_the_same_windows_are_paired() -> None:
     points = [(4.0, 0.02, 0.0, 0.04, windows), (4.2, 0.0253, 0.0, 0.05, worse), (4.3, 0.0203, 0.0, 0.05, same)]
     assert paired.standing([((x, x, x), (y, low, high), means) for x, y, low, high, means in points]) == ["best", "beaten", "near"]
     values = [Measurement("kld_windows", windows, "nats"), Measurement("nll_delta_windows", same, "nats")]
-    with_windows = dataclasses.replace(REPORTS[0], measurements=(*REPORTS[0].measurements, *values))
+    with_windows = dataclasses.replace(REPORTS[0], measurements=(*values, *REPORTS[0].measurements))
     assert tradeoffs.point_of(with_windows, "a", "recorded")["windows"] == {"kld_mean": windows, "perplexity_delta": same}
 
 

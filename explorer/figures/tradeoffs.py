@@ -13,6 +13,7 @@ from explorer.figures import COLOURS, FLOOR, MARKERS, Chart, Plot, finite, layou
 from explorer.findings import counted, timed_on
 from explorer.paired import Place, standing, windows_of
 from explorer.records import Measurement, Report, change
+from explorer.repeats import Spread, spread, work
 
 VIEWS = {
     "bits": ("bits_per_weight", "stored bits per weight", 1.0), "memory": ("weight_bytes", "all weights in memory, MB", 1e-6),
@@ -39,12 +40,12 @@ LOOKS = {
     "bits": "nothing measured is better at that size or smaller", "memory": "nothing measured is better in as little memory",
     "latency": "nothing measured is better and as fast", "calibration": "nothing measured is better after as short a time",
 }  # fmt: skip
-NO_WORSE = {"bits": "no larger", "memory": "no larger", "latency": "not measurably slower", "calibration": "no slower to make"}
+NO_WORSE = {"bits": "no larger", "memory": "no larger", "latency": "no slower", "calibration": "no slower to make"}
 
 
 def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
-    """One configuration as plain data: key, name, method, origin ("recorded", "measured now", ...), device, the measurements by metric, and what its
-    limit is from, and windows: the window means behind each metric of quality, by which points are paired.
+    """One configuration as plain data: key, name, method, origin ("recorded", "measured now", ...), device, the measurements by metric, what its
+    limit is from, windows: the window means behind each metric of quality, by which points are paired, and work: what is equal for equal times.
     """
     found = {
         m.metric: [m.value if finite(m.value) else None, m.low if finite(m.low) else None, m.high if finite(m.high) else None]
@@ -54,7 +55,7 @@ def point_of(report: Report, key: str, origin: str) -> dict[str, Any]:
     spec = report.experiment.spec
     return {"key": key, "name": report.name, "method": "none" if spec.is_baseline else spec.method, "origin": origin,
             "device": report.provenance.get("device", ""), "metrics": wanted,
-            "windows": {metric: windows_of(report, metric) for metric in QUALITY},
+            "windows": {metric: windows_of(report, metric) for metric in QUALITY}, "work": work(report),
             "limit": counted(limit, report) if (limit := report.find("decode_limit")) else ""}  # fmt: skip
 
 
@@ -77,13 +78,25 @@ def up(point: dict[str, Any], metric: str) -> tuple[float, float | None, float |
     return value, low, high, False
 
 
-def aside(point: dict[str, Any], view: str) -> Place | None:
-    """Where a point stands on the view's x axis with its interval: that of a speed-up is over rounds, sizes are exact."""
+def repeats(points: Sequence[dict[str, Any]]) -> Spread | None:
+    """How far the speed-ups of the same work differ among the points; None where too few repeat it."""
+    return spread((p.get("work", ""), found[0]) for p in points if finite((found := p["metrics"].get("decode_speedup", [None]))[0]))
+
+
+def aside(point: dict[str, Any], view: str, apart: Spread | None = None) -> Place | None:
+    """Where a point stands on the view's x axis with its interval. Points of the same work share the mean of their speed-ups where `apart` tells how far
+    runs differ; else a speed-up's interval is over the rounds of its run. Sizes are exact.
+    """
     x = across(point, view)
     if x is None:
         return None
     _, low, high = point["metrics"].get(VIEWS[view][0], [None, None, None])
-    return (x, 1 / high, 1 / low) if view == "latency" and finite(low) and finite(high) and low > 0 else (x, x, x)
+    if view != "latency" or not (finite(low) and finite(high) and low > 0):
+        return x, x, x
+    if apart is None or point.get("work", "") not in apart.means:
+        return x, 1 / high, 1 / low
+    mean, runs = apart.means[point["work"]]
+    return 1 / mean, 1 / mean / apart.factor(runs), apart.factor(runs) / mean
 
 
 def comparable(data: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
@@ -102,7 +115,8 @@ def set_out(data: dict[str, Any]) -> tuple[str, list[tuple[dict[str, Any], Place
     if view == "latency" and not any(p["metrics"].get("decode_speedup") for p in points):
         view = "time"
     metric = data.get("quality", "kld_mean")
-    placed = [(p, x, y) for p in points if (x := aside(p, view)) is not None and (y := up(p, metric)) is not None]
+    apart = repeats(points)
+    placed = [(p, x, y) for p in points if (x := aside(p, view, apart)) is not None and (y := up(p, metric)) is not None]
     kinds = ["near"] * len(placed) if view == "time" else standing([(x, y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
     return view, [(*each, kind) for each, kind in zip(placed, kinds, strict=True)]
 
@@ -239,6 +253,8 @@ def summary(data: dict[str, Any]) -> str:
         return f"{len(placed)} configurations. {APART_IN_TIME}{tail}"
     lacking = sum(p["method"] != "none" for p in points) - len(placed)
     tail = (f" {lacking} more have no speed-up yet and are left out." if lacking and view == "latency" else "") + tail
+    if view == "latency" and (apart := repeats(points)):
+        tail = f" Points of the same work stand at the mean of their runs. {apart.told()}{tail}"
     best = [p["name"] for p, _, _, kind in sorted(placed, key=lambda item: item[1][0]) if kind == "best"]
     shown = ", ".join(best[:8]) + (f" and {len(best) - 8} more" if len(best) > 8 else "")
     beaten, near = (sum(kind == wanted for *_, kind in placed) for wanted in ("beaten", "near"))
