@@ -63,7 +63,7 @@ def test_lists_close_and_choices_are_one_stop_by_keyboard(desk: tuple) -> None:
 def test_a_checkpoint_is_downloaded(desk: tuple, tmp_path: Path) -> None:
     page, wrong = desk
     page.click("#show-commands")
-    buttons = page.locator("#commands .act")
+    buttons = page.locator("#commands .act[data-pick]")
     buttons.first.wait_for(timeout=5000)
     assert buttons.count() == 8 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
     with page.expect_download(timeout=120_000) as coming:

@@ -69,7 +69,7 @@ def test_a_speed_is_judged_by_the_loop_that_ran_in_turn_with_it_alone() -> None:
 def test_an_interval_is_over_windows() -> None:
     run = RECORDED[1]
     assert counted(run.find("kld_mean"), run) == "over 16 windows (8,176 tokens)" and counted(run.find("kld_floor"), run) == "over 8 windows (4,088 tokens)"
-    assert counted(run.find("decode_tokens_per_second"), run) == "over 96 values"
+    assert counted(run.find("decode_tokens_per_second"), run) == "over 192 values"
     gptq = next(r for r in RECORDED if r.find("calibration_perplexity"))
     assert counted(gptq.find("calibration_perplexity"), gptq) == "over 4 windows (2,044 tokens)"
 

@@ -54,13 +54,17 @@ def circumstances(report: Report) -> dict[str, Any]:
     return {name: OPTIONS[name] for name in ("evaluation", "calibration", "sequences", "seed")} | found | {"sequences": read.tokens // max(1, read.length)}
 
 
-def wire(page: Page, loaded: Any) -> None:
-    """Lays out the hidden boxes and connects them. loaded: the event that read the page's link.
+def boxes() -> list[Any]:
+    """Lays out the hidden boxes that `wire` connects; first on the page, as all that every click goes through."""
+    return [gr.Textbox("", visible="hidden", elem_id=f"address-{name}") for name in ("asked", "state", "made")]
+
+
+def wire(page: Page, hidden: list[Any], loaded: Any) -> None:
+    """Connects the hidden boxes. loaded: the event that read the page's link.
 
     The script asks by filling the first box. The second takes the page's state as text, in the browser: only when that is new is the server asked.
     """
-    shell = page.shell
-    asked, state, made = (gr.Textbox("", visible="hidden", elem_id=f"address-{name}") for name in ("asked", "state", "made"))
+    shell, (asked, state, made) = page.shell, hidden
     values = [shell.compared, shell.layer, shell.active, *shell.controls, *(part for parts in shell.linked.values() for part in parts.values())]
     asked.change(None, values, state, js="(...values) => JSON.stringify(values)", api_visibility="private")
     state.change(partial(address_of, page), values, made, queue=False, **QUIET)

@@ -56,6 +56,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     page = Page(shell)
     with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         _boxes(shell)
+        boxes = address.boxes()
         gr.HTML(
             "<a class='skip' href='#results'>Skip the controls</a>"
             f"<header data-tabs='{' '.join(tab.name for tab in tabs())}'><h1>Quantization Explorer</h1>"
@@ -76,7 +77,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         for told in (shell.controls[0], shell.compared):
             told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
         _wire(page, stop, run, shared["reset"], selects)
-        address.wire(page, share.wire(blocks, page, stop, shared, run))
+        address.wire(page, boxes, share.wire(blocks, page, stop, shared, run))
         stop.by(cancel, shell.status)
         for script in SCRIPTS:
             blocks.load(None, None, None, js=script.read_text())
