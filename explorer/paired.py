@@ -16,7 +16,7 @@ from explorer.records import Measurement, Report, fitting
 from explorer.sequential import quantile
 
 Place = tuple[float, float | None, float | None]  # where a point stands on an axis, and the ends of its interval there
-Mark = tuple[Place, Place, Sequence[float] | None]  # on both axes, and the means of its windows
+Mark = tuple[float, Place, Sequence[float] | None]  # x, y with its ends, and the means of its windows
 # Metric -> the means of its windows.
 WINDOWS = {"kld_mean": "kld_windows", "perplexity": "nll_delta_windows", "perplexity_delta": "nll_delta_windows"}
 
@@ -101,14 +101,14 @@ def clearly_better(one: Mark, other: Mark) -> bool:
 
 
 def standing(points: Sequence[Mark]) -> list[str]:
-    """For each (x, y, window means), x and y with their ends: "beaten" when one that is not larger in x is clearly better in y; else "best" when no other
-    is at most as large in both and smaller in one, and "near" otherwise.
+    """For each point: "beaten" when one that is not larger in x is clearly better in y; else "best" when no other is at most as large in both and smaller
+    in one, and "near" otherwise.
     """
     found = []
     for i, mark in enumerate(points):
-        (x, *_), (y, *_), _ = mark
-        others = [p for j, p in enumerate(points) if j != i and p[0][0] <= x]
+        x, (y, *_), _ = mark
+        others = [p for j, p in enumerate(points) if j != i and p[0] <= x]
         clear = any(clearly_better(p, mark) for p in others)
-        ahead = any(b[0] <= y and (a[0] < x or b[0] < y) for a, b, _ in others)
+        ahead = any(b[0] <= y and (a < x or b[0] < y) for a, b, _ in others)
         found.append("beaten" if clear else "near" if ahead else "best")
     return found

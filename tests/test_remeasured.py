@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from explorer.experiment import Loader, LocalRunner, last_report
-from explorer.records import BUSY, Progress
+from explorer.records import BUSY, Progress, Report
 from explorer.store import Store
 from tests.measuring import measuring
 
@@ -22,7 +22,9 @@ def loader() -> Loader:
 
 
 def test_disturbed_times_are_measured_again_once_it_is_quiet(store: Store, loader: Loader, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = lambda: last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "group_size": 32}, **FEW))  # noqa: E731
+    def ask() -> Report:
+        return last_report(LocalRunner(store, loader).run(str(tiny_folder), "rtn", {"bits": 4, "group_size": 32}, **FEW))
+
     clock = itertools.count(step=1000)
     monkeypatch.setattr("explorer.metrics.speed.waited", lambda: float(next(clock)))  # threads wait for cores, and for nothing else
     monkeypatch.setattr("explorer.experiment.quiet", lambda: False)

@@ -157,7 +157,7 @@ def test_two_configurations_are_told_apart_no_later_than_needed(store: Store) ->
 
 def test_a_point_is_beaten_only_beyond_the_intervals() -> None:
     points = [(4.0, 0.02, 0.01, 0.03), (4.2, 0.025, 0.02, 0.035), (4.3, 0.08, 0.07, 0.09), (3.0, 0.2, None, None), (4.0, 0.02, 0.01, 0.03)]
-    assert paired.standing([((x, x, x), quality, None) for x, *quality in points]) == ["best", "near", "beaten", "best", "best"]
+    assert paired.standing([(x, quality, None) for x, *quality in points]) == ["best", "near", "beaten", "best", "best"]
 
 
 def test_points_of_the_same_windows_are_paired() -> None:
@@ -165,7 +165,7 @@ def test_points_of_the_same_windows_are_paired() -> None:
     windows = [0.01, 0.02, 0.03]
     worse, same = ([w + move for w, move in zip(windows, moves, strict=True)] for moves in ([0.005, 0.006, 0.005], [0.004, -0.003, 0.0]))
     points = [(4.0, 0.02, 0.0, 0.04, windows), (4.2, 0.0253, 0.0, 0.05, worse), (4.3, 0.0203, 0.0, 0.05, same)]
-    assert paired.standing([((x, x, x), (y, low, high), means) for x, y, low, high, means in points]) == ["best", "beaten", "near"]
+    assert paired.standing([(x, (y, low, high), means) for x, y, low, high, means in points]) == ["best", "beaten", "near"]
     values = [Measurement("kld_windows", windows, "nats"), Measurement("nll_delta_windows", same, "nats")]
     with_windows = dataclasses.replace(REPORTS[0], measurements=(*values, *REPORTS[0].measurements))
     assert tradeoffs.point_of(with_windows, "a", "recorded")["windows"] == {"kld_mean": windows, "perplexity_delta": same}

@@ -117,7 +117,7 @@ def set_out(data: dict[str, Any]) -> tuple[str, list[tuple[dict[str, Any], Place
     metric = data.get("quality", "kld_mean")
     apart = repeats(points)
     placed = [(p, x, y) for p in points if (x := aside(p, view, apart)) is not None and (y := up(p, metric)) is not None]
-    kinds = ["near"] * len(placed) if view == "time" else standing([(x, y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
+    kinds = ["near"] * len(placed) if view == "time" else standing([(x[0], y[:3], p.get("windows", {}).get(metric)) for p, x, y in placed])
     return view, [(*each, kind) for each, kind in zip(placed, kinds, strict=True)]
 
 
