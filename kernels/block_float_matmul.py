@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels import formats, low_bit_matmul
 from kernels.cpu_forms import COPY, NIBBLES
 from kernels.fp4_product import FP4
+from kernels.native import NATIVE
 from kernels.op import Activation, Form, LowBitWeight, Packed
 from kernels.product import Case, product_op
 from kernels.round_blocks import factor, refuses, torch_values, triton_values
@@ -46,7 +47,7 @@ OP = product_op(
     "block_float_matmul",
     "y = x W^T, x and W in block floats",
     gpu=(FP4, _after_rounding(WEIGHT_ONLY, triton_values, "triton 16-bit", "inputs are rounded in a pass of their own, then products in 16 bits")),
-    cpu=tuple(_after_rounding(form, torch_values, form.name, f"inputs are rounded by torch's operators; {form.note}") for form in (NIBBLES, COPY)),
+    cpu=tuple(_after_rounding(form, torch_values, form.name, f"inputs are rounded by torch's operators; {form.note}") for form in (NATIVE, NIBBLES, COPY)),
     bits=(4, 8),
     activation="block float",
     timed=(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels import formats, low_bit_matmul, read_out
 from kernels.cpu_forms import COPY, CPU_GROUPS, NIBBLES
+from kernels.native import NATIVE
 from kernels.op import Form, LowBitWeight, Packed
 from kernels.product import Case, product_op
 
@@ -67,7 +68,7 @@ OP = product_op(
     "int4_matmul",
     "y = x W^T, W in codes of 1 to 4 bits",
     gpu=(TRITON,),
-    cpu=(CPU, NIBBLES, COPY),
+    cpu=(NATIVE, CPU, NIBBLES, COPY),
     bits=(1, 4),
     timed=(
         Case(0, 0, 0, 4, 128), Case(0, 0, 0, 3, 128), Case(0, 0, 0, 2, 128), Case(0, 0, 0, 4, 64, codebook="table", scale="float32"),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels import formats, low_bit_matmul
 from kernels.cpu_forms import COPY, NIBBLES
+from kernels.native import NATIVE
 from kernels.op import Form, LowBitWeight, Packed
 from kernels.product import Case, product_op
 
@@ -48,7 +49,7 @@ OP = product_op(
     "int8_matmul",
     "y = x W^T, W in 8-bit codes",
     gpu=(Form("triton", formats.refuses, formats.pack, low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),),
-    cpu=(Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"), NIBBLES, COPY),
+    cpu=(NATIVE, Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"), NIBBLES, COPY),
     bits=(5, 8),
     timed=(Case(0, 0, 0, 8, 0), Case(0, 0, 0, 6, 16)),
     cases=(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import formats, low_bit_matmul, scaled_matmul
+from kernels import formats, low_bit_matmul, native, scaled_matmul
 from kernels.cpu_forms import COPY
 from kernels.floats import float_format
 from kernels.op import BLOCK, FLOAT8, Activation, Form, LowBitWeight, Packed, per_group, round_activation
@@ -36,19 +36,22 @@ def _pack(w: LowBitWeight) -> Packed:
     return Packed({"codes": w.codes.contiguous().view(FLOAT8[w.activation.kind]), "scale": scale.contiguous()}, (w.activation,))
 
 
-def _wide_pack(w: LowBitWeight) -> Packed:
-    """As the weight-only kernel keeps it; meta = (activation, that kernel's)."""
-    packed = formats.pack(w._replace(activation=None))
-    return Packed(packed.tensors, (w.activation, packed.meta))
+def _in_16_bits(form: Form, note: str) -> Form:
+    """A weight-only form on the numbers that float8 inputs stand for: the same packed tensors, its meta = (activation, that form's)."""
 
+    def pack(w: LowBitWeight) -> Packed:
+        packed = form.pack(w._replace(activation=None))
+        return Packed(packed.tensors, (w.activation, packed.meta))
 
-def _wide_run(x: Tensor, packed: Packed) -> Tensor:
-    activation, meta = packed.meta
-    codes, scale = round_activation(x, activation)  # float8 numbers are exact in bfloat16
-    if activation.per == "block":
-        numbers = codes.float() * per_group(scale, *codes.shape)
-        return low_bit_matmul.run(numbers.to(x.dtype), Packed(packed.tensors, meta))
-    return (low_bit_matmul.run(codes.bfloat16(), Packed(packed.tensors, meta)).float() * scale).to(x.dtype)
+    def run(x: Tensor, packed: Packed) -> Tensor:
+        activation, meta = packed.meta
+        codes, scale = round_activation(x, activation)  # float8 numbers are exact in bfloat16
+        if activation.per == "block":
+            numbers = codes.float() * per_group(scale, *codes.shape)
+            return form.run(numbers.to(x.dtype), Packed(packed.tensors, meta))
+        return (form.run(codes.bfloat16(), Packed(packed.tensors, meta)).float() * scale).to(x.dtype)
+
+    return Form(form.name, lambda w: _refuses(w) or form.refuses(w._replace(activation=None)), pack, run, note, torch.bfloat16)
 
 
 TOKEN, TENSOR, RUN = Activation("e4m3"), Activation("e4m3", "tensor"), Activation("e4m3", "block")
@@ -58,9 +61,9 @@ OP = product_op(
     "y = x W^T, x and W in float8",
     gpu=(
         Form("triton", _refuses, _pack, scaled_matmul.run, "float32 sums", capability=89),
-        Form("triton 16-bit", _refuses, _wide_pack, _wide_run, "this GPU has no float8 units: products in 16 bits", torch.bfloat16),
+        _in_16_bits(Form("triton 16-bit", formats.refuses, formats.pack, low_bit_matmul.run), "this GPU has no float8 units: products in 16 bits"),
     ),
-    cpu=(COPY,),
+    cpu=(_in_16_bits(native.NATIVE, "inputs are rounded to float8 by torch's operators, then products in 16 bits"), COPY),
     bits=(8, 8),
     activation="fp8",
     timed=(Case(0, 0, 0, 8, 0, activation=TOKEN), Case(0, 0, 0, 8, -128, activation=RUN)),

@@ -1,0 +1,213 @@
+"""The CPU form of our own: codes of 2, 4 and 8 bits on AVX2, AVX-512 or its bfloat16 products, compiled from native.c by whatever C compiler is there.
+
+torch's 4-bit operator unpacks in float32 and keeps one layout of 4 bits; this one looks codes up by a permutation, so that every table of 16 values costs the
+same, keeps 2 bits in 2 bits, and multiplies pairs of bfloat16 where a CPU has that. Compiled once into __pycache__, as Python does with its own; where
+there is no compiler, no x86 or no AVX2, the form says so and refuses, and torch's operators serve.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.floats import FORMATS, bias, float_format
+from kernels.formats import group_of, integers
+from kernels.op import Form, LowBitWeight, Packed
+
+SOURCE = Path(__file__).with_suffix(".c")
+# What a CPU must have, by its names in /proc/cpuinfo, and what the compiler is told; the first that fits is taken.
+FLAVOURS = {
+    "avx512bf16": ({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}, ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")),
+    "avx512": ({"avx512f", "avx512bw", "avx512vl"}, ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma")),
+    "avx2": ({"avx2", "fma"}, ("-mavx2", "-mfma")),
+}
+COMPILE = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+STRIP = 16  # outputs that lie together
+TABLE2, TABLE4, INTEGER8, FLOAT8 = range(4)  # as in native.c
+PER_WORD = {TABLE2: 16, TABLE4: 8, INTEGER8: 4, FLOAT8: 4}
+EXACT = 1e-3  # how far, in Frobenius norm, a table may be from its values in bfloat16: less than a product's result is rounded by
+
+
+@cache
+def flavour() -> str:
+    """The best of FLAVOURS that this CPU runs, "" for none."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return ""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    has = set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    return next((name for name, (needs, _) in FLAVOURS.items() if needs <= has), "")
+
+
+def built(name: str) -> Path:
+    """The library of a flavour, compiled where it is not there yet. Raises OSError where it cannot be, with one clause."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    text = SOURCE.read_bytes() + " ".join((*COMPILE, *FLAVOURS[name][1])).encode()
+    path = SOURCE.parent / "__pycache__" / f"native-{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    if compiler is None:
+        raise OSError("no C compiler is here to build it (install gcc)")
+    path.parent.mkdir(exist_ok=True)
+    part, made = (path.with_suffix(f".{os.getpid()}{end}") for end in (".o", ".new"))
+    try:
+        # Linked without an OpenMP library of its own: torch's is in this process, and two would keep a pool of threads each.
+        for arguments in ((*COMPILE, *FLAVOURS[name][1], "-c", str(SOURCE), "-o", str(part)), ("-shared", str(part), "-o", str(made))):
+            done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise OSError(f"the C compiler failed: {done.stderr.strip().splitlines()[-1:]}")
+        os.replace(made, path)
+    except subprocess.TimeoutExpired:
+        raise OSError("the C compiler took over five minutes") from None
+    finally:
+        for file in (part, made):
+            file.unlink(missing_ok=True)
+    return path
+
+
+@cache
+def library() -> tuple[ctypes.CDLL | None, str]:
+    """(the compiled library, "") or (None, a clause that says why there is none)."""
+    name = flavour()
+    if not name:
+        return None, "this CPU has no AVX2, or is no x86 under Linux"
+    try:
+        threads = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "gomp" in line or "iomp" in line)
+        ctypes.CDLL(threads, ctypes.RTLD_GLOBAL)
+        found = ctypes.CDLL(str(built(name)))
+    except StopIteration:
+        return None, "torch brought no OpenMP library"
+    except OSError as error:
+        return None, str(error)
+    found.low_bit_product.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_long] * 5 + [ctypes.c_int] * 3
+    return found, ""
+
+
+def refuses(w: LowBitWeight) -> str:
+    """Whether this form serves a weight."""
+    library_here, why = library()
+    if library_here is None:
+        return why
+    w = integers(w)
+    kind = kind_of(w)
+    if kind is None:
+        return "no table of over 16 values but that of a small float"
+    if w.codebook is not None and kind in (TABLE2, TABLE4) and flavour() == "avx512bf16" and narrowed(w.codebook)[1] > EXACT:
+        return "its table is not near enough to bfloat16"
+    group = group_of(w)
+    return f"groups of {group} are no multiple of {PER_WORD[kind]}" if group % PER_WORD[kind] else ""
+
+
+def kind_of(w: LowBitWeight) -> int | None:
+    """How the codes of a weight are kept, None for a way that is not known here."""
+    if w.codebook is None:
+        return TABLE2 if w.bits <= 2 else TABLE4 if w.bits <= 4 else INTEGER8
+    if w.bits <= 4:
+        return TABLE2 if w.bits <= 2 else TABLE4
+    return FLOAT8 if float_format(w.codebook) else None
+
+
+def narrowed(table: Tensor) -> tuple[Tensor, float, float]:
+    """(table times a factor in [1, 2), rounded to bfloat16, float32; its distance from it in Frobenius norm, relative; the factor), the best of 256 factors."""
+    factors = 1 + torch.arange(256.0) / 256
+    scaled = factors[:, None] * table.float().cpu()
+    rounded = scaled.bfloat16().float()
+    errors = (rounded - scaled).norm(dim=1) / scaled.norm(dim=1)
+    best = int(errors.argmin())
+    return rounded[best], errors[best].item(), factors[best].item()
+
+
+def values(w: LowBitWeight, kind: int) -> tuple[Tensor, Tensor, float, int]:
+    """(codes as they are kept, uint8; the 16 numbers that native.c reads, float32; what scales are divided by; mantissa bits of a small float or 0)."""
+    if kind == INTEGER8:
+        return (w.codes.int() - 2 ** (w.bits - 1)).to(torch.uint8), torch.zeros(16), 1.0, 0
+    if kind == FLOAT8:
+        name = float_format(w.codebook)
+        sign = w.codes >> (w.bits - 1)
+        return sign << 7 | w.codes & (2 ** (w.bits - 1) - 1), torch.full((16,), 2.0 ** (127 - bias(name))), 1.0, FORMATS[name][1]
+    if w.codebook is None:
+        table, factor = torch.arange(2.0**w.bits) - 2 ** (w.bits - 1), 1.0
+    elif flavour() == "avx512bf16":
+        table, _, factor = narrowed(w.codebook)
+    else:
+        table, factor = w.codebook.float(), 1.0
+    return w.codes, F.pad(table, (0, 16 - len(table))), factor, 0
+
+
+def pack(w: LowBitWeight) -> Packed:
+    """Codes as 32-bit words [N, K / codes a word], rounded up to whole strips and words, in the order that native.c draws; scale, and where there are zeros
+    shift, in [N, groups]: bfloat16 where that is exact, else float32; table [16]. meta = what native.c is told of them.
+    """
+    w = integers(w)
+    kind, (n, k) = kind_of(w), w.codes.shape
+    codes, table, factor, mantissa = values(w, kind)
+    word = PER_WORD[kind]
+    codes = F.pad(codes, (0, -k % word, 0, -n % STRIP))
+    order = [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else list(range(word))
+    lanes = codes.view(-1, STRIP, codes.shape[1] // word, word)[..., order].long()
+    words = (lanes << (32 // word * torch.arange(word))).sum(-1)
+    words = torch.where(words >= 2**31, words - 2**32, words).int().transpose(1, 2).contiguous()
+    numbers = {"scale": by_row(w.scale, n) / factor}
+    if w.zero is not None:
+        numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
+    wide = any(not torch.equal(t.bfloat16().float(), t) for t in numbers.values())
+    held = {name: strips(t if wide else t.bfloat16()) for name, t in numbers.items()}
+    groups = w.scale.shape[1]
+    steps = codes.shape[1] // word // groups
+    return Packed({"codes": words.view(codes.shape[0], -1), **held, "table": table}, (n, k, groups, steps, kind, int(wide), mantissa))
+
+
+def by_row(t: Tensor, n: int) -> Tensor:
+    """Scale or zero [R, groups] with a row for each output, [N, groups] float32."""
+    return t.float().repeat_interleave(n // t.shape[0], 0)
+
+
+def strips(t: Tensor) -> Tensor:
+    """[N, groups] with a strip's groups one after the other, rounded up to whole strips with zeros."""
+    t = F.pad(t, (0, 0, 0, -t.shape[0] % STRIP))
+    return t.view(-1, STRIP, t.shape[1]).transpose(1, 2).contiguous().view(t.shape)
+
+
+def product(x: Tensor, packed: Packed) -> Tensor:
+    """x [M, K] bfloat16 -> [M, N] bfloat16."""
+    t, (n, *rest) = packed.tensors, packed.meta
+    x = x.contiguous()
+    y = x.new_empty(len(x), n)
+    shift = t.get("shift")
+    lacks = library()[0].low_bit_product(
+        x.data_ptr(), y.data_ptr(), t["codes"].data_ptr(), t["scale"].data_ptr(), None if shift is None else shift.data_ptr(), t["table"].data_ptr(),
+        len(x), n, *rest,
+    )  # fmt: skip
+    if lacks:
+        raise MemoryError("no memory for the packed inputs of a product")
+    return y
+
+
+def run(x: Tensor, packed: Packed) -> Tensor:
+    return product(x.bfloat16(), packed).to(x.dtype)
+
+
+NATIVE = Form("native", refuses, pack, run, "bf16 activations; 3-bit codes occupy 4 bits, 5- to 7-bit codes 8", torch.bfloat16)
+
+
+def main() -> None:
+    """Compiles what this machine needs, or with --all every flavour; says what it did."""
+    for name in FLAVOURS if "--all" in sys.argv else filter(None, [flavour()]):
+        try:
+            print(f"{name}: {built(name).name}")
+        except OSError as error:
+            print(f"{name}: not built: {error}")
+
+
+if __name__ == "__main__":
+    main()
