@@ -1,9 +1,8 @@
-# CPU by default; `docker build --build-arg DEVICE=gpu .` adds the C compiler that Triton calls when it launches a kernel.
 FROM python:3.12-slim
-ARG DEVICE=cpu
 # A wheel index for torch without CUDA makes the CPU image several GB smaller; empty means the default index.
 ARG TORCH_INDEX=""
-RUN if [ "$DEVICE" = gpu ]; then apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
+# The C compiler builds the CPU kernel below; on a GPU, Triton calls it when it launches its own.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 user
 USER user
 ENV HOME=/home/user PATH=/home/user/.local/bin:$PATH HF_HOME=/home/user/.cache/huggingface \
@@ -13,5 +12,6 @@ WORKDIR /home/user/app
 COPY --chown=user requirements.txt constraints.txt ./
 RUN pip install --no-cache-dir --user ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt -r requirements.txt
 COPY --chown=user . .
+RUN python -m kernels.native --all
 EXPOSE 7860
 CMD ["python", "app.py"]

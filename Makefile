@@ -65,10 +65,12 @@ $(VENV)/bin/python:
 
 $(VENV)/app.stamp: requirements.txt constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	$(BIN)/python -m kernels.native
 	touch $@
 
 $(VENV)/test.stamp: requirements-test.txt requirements.txt constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-test.txt
+	$(BIN)/python -m kernels.native
 	touch $@ $(VENV)/app.stamp
 
 clean:

@@ -1,4 +1,4 @@
-"""Which code decides a result: all modules of this project that some modules import, at once or later, as one hash. Reads files and runs nothing.
+"""Which code decides a result: all modules of this project that some modules import, at once or later, and C beside them, as one hash. Runs nothing.
 
 Rather a module too many than one too few: what only waits or downloads is in the hash of what it is imported beside. What a module finds by folder
 is not: who asks names it, by `modules_in` where it may be any of them.
@@ -88,4 +88,6 @@ def _read(module: str) -> tuple[str, frozenset[str]]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return hashlib.sha256(computes(tree).encode()).hexdigest(), frozenset(name for name in names if _file(name))
+    beside = file.with_suffix(".c")  # a module may be the door of a source in C
+    code = computes(tree).encode() + (beside.read_bytes() if beside.is_file() else b"")
+    return hashlib.sha256(code).hexdigest(), frozenset(name for name in names if _file(name))

@@ -276,11 +276,8 @@ static void *room(void **held, size_t *size, size_t wanted)
 }
 
 /* x [m, k] -> y [m, n], bfloat16. Returns 0, or 1 where memory lacks. */
-int low_bit_product(
-    const uint16_t *x, uint16_t *y, const uint32_t *codes, const void *scale, const void *shift, const float *table, long m, long n, long k, long groups,
-    long steps, int kind, int wide, int mantissa)
+int low_bit_product(const uint16_t *x, uint16_t *y, long m, const struct weight *w)
 {
-    const struct weight held = {codes, scale, shift, table, n, k, groups, steps, kind, wide, mantissa}, *w = &held;
     static __thread void *inputs, *totals;
     static __thread size_t inputs_size, totals_size;
     const long size = w->steps * (w->kind == TABLE2 ? 16 : w->kind == TABLE4 ? 8 : 4), padded = w->groups * size;

@@ -14,8 +14,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ def built(name: str) -> Path:
         return path
     if compiler is None:
         raise OSError("no C compiler is here to build it (install gcc)")
+    if not os.access(path.parent if path.parent.exists() else SOURCE.parent, os.W_OK):
+        raise OSError("it is not built and its folder cannot be written (run `python -m kernels.native` as who can)")
     path.parent.mkdir(exist_ok=True)
     part, made = (path.with_suffix(f".{os.getpid()}{end}") for end in (".o", ".new"))
     try:
@@ -89,7 +92,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, "torch brought no OpenMP library"
     except OSError as error:
         return None, str(error)
-    found.low_bit_product.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_long] * 5 + [ctypes.c_int] * 3
+    found.low_bit_product.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
     return found, ""
 
 
@@ -153,10 +156,12 @@ def pack(w: LowBitWeight) -> Packed:
     codes, table, factor, mantissa = values(w, kind)
     word = PER_WORD[kind]
     codes = F.pad(codes, (0, -k % word, 0, -n % STRIP))
-    order = [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else list(range(word))
-    lanes = codes.view(-1, STRIP, codes.shape[1] // word, word)[..., order].long()
-    words = (lanes << (32 // word * torch.arange(word))).sum(-1)
-    words = torch.where(words >= 2**31, words - 2**32, words).int().transpose(1, 2).contiguous()
+    order = [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else range(word)
+    lanes = codes.view(-1, STRIP, codes.shape[1] // word, word)
+    words = torch.zeros(lanes.shape[:3], dtype=torch.int32)
+    for place, lane in enumerate(order):
+        words |= lanes[..., lane].int() << place * (32 // word)
+    words = words.transpose(1, 2).contiguous()
     numbers = {"scale": by_row(w.scale, n) / factor}
     if w.zero is not None:
         numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
@@ -178,23 +183,50 @@ def strips(t: Tensor) -> Tensor:
     return t.view(-1, STRIP, t.shape[1]).transpose(1, 2).contiguous().view(t.shape)
 
 
+class Weight(ctypes.Structure):
+    """`struct weight` of native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("codes", "scale", "shift", "table")), *((name, ctypes.c_long) for name in ("n", "k", "groups", "steps")),
+        *((name, ctypes.c_int) for name in ("kind", "wide", "mantissa")),
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def described(*fields: Any) -> Any:
+    """A reference to a Weight. Kept, because making one takes as long as a small product."""
+    return ctypes.byref(Weight(*fields))
+
+
 def product(x: Tensor, packed: Packed) -> Tensor:
     """x [M, K] bfloat16 -> [M, N] bfloat16."""
-    t, (n, *rest) = packed.tensors, packed.meta
+    t, meta = packed.tensors, packed.meta
     x = x.contiguous()
-    y = x.new_empty(len(x), n)
-    shift = t.get("shift")
-    lacks = library()[0].low_bit_product(
-        x.data_ptr(), y.data_ptr(), t["codes"].data_ptr(), t["scale"].data_ptr(), None if shift is None else shift.data_ptr(), t["table"].data_ptr(),
-        len(x), n, *rest,
-    )  # fmt: skip
-    if lacks:
+    y = x.new_empty(len(x), meta[0])
+    shift = t["shift"].data_ptr() if "shift" in t else None
+    weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), shift, t["table"].data_ptr(), *meta)
+    if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), len(x), weight):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 
 
+@torch.library.custom_op("quantization_explorer::native_product", mutates_args=())
+def native_product(x: Tensor, codes: Tensor, scale: Tensor, shift: Tensor | None, table: Tensor, meta: list[int]) -> Tensor:
+    """`product` as an operator that torch.compile can hold; called directly otherwise, which takes a third of the time."""
+    tensors = {"codes": codes, "scale": scale, "table": table} | ({} if shift is None else {"shift": shift})
+    return product(x, Packed(tensors, tuple(meta)))
+
+
+@native_product.register_fake
+def _(x: Tensor, codes: Tensor, scale: Tensor, shift: Tensor | None, table: Tensor, meta: list[int]) -> Tensor:
+    return x.new_empty(x.shape[0], meta[0])
+
+
 def run(x: Tensor, packed: Packed) -> Tensor:
-    return product(x.bfloat16(), packed).to(x.dtype)
+    if torch.compiler.is_compiling():
+        t = packed.tensors
+        return native_product(x.bfloat16(), t["codes"], t["scale"], t.get("shift"), t["table"], list(packed.meta)).to(x.dtype)
+    return product(x, packed) if x.dtype is torch.bfloat16 else product(x.bfloat16(), packed).to(x.dtype)
 
 
 NATIVE = Form("native", refuses, pack, run, "bf16 activations; 3-bit codes occupy 4 bits, 5- to 7-bit codes 8", torch.bfloat16)

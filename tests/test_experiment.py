@@ -22,7 +22,10 @@ from explorer.models import linears
 from explorer.qlinear import QuantizedLinear
 from explorer.records import InputError, Measurement, Progress, Report
 from explorer.store import Store
+from kernels import native
 from tests.measuring import measuring
+
+ON_CPU = "cpu" if native.library()[0] is None else "native"
 
 CPU = torch.device("cpu")
 FEW = {"tokens": 1024, "length": 256}  # of random weights any text says as much
@@ -88,8 +91,8 @@ def test_memory_measured_agrees_with_memory_computed(demo: dict[str, Report]) ->
 
 def test_every_layer_names_the_kernel_that_ran(demo: dict[str, Report]) -> None:
     kernels = demo["rtn4"].provenance["kernels"]
-    assert len(kernels) == 42 and set(kernels.values()) == {"int4_matmul (cpu)"}
-    assert set(demo["rtn8"].provenance["kernels"].values()) == {"int8_matmul (cpu)"}
+    assert len(kernels) == 42 and set(kernels.values()) == {f"int4_matmul ({ON_CPU})"}
+    assert set(demo["rtn8"].provenance["kernels"].values()) == {f"int8_matmul ({ON_CPU})"}
 
 
 def test_every_number_has_its_circumstances(demo: dict[str, Report]) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from explorer.kvcache import KiviLayer
 from explorer.rotation import Rotation
+from kernels import native
 from kernels.bench.check import relative_error, served, tolerance, unable
 from kernels.codes import assembly
 from kernels.floats import FORMATS, bias, float_format, float_values
@@ -162,7 +163,7 @@ def test_packed_bytes_are_half_or_one_a_code() -> None:
     assert all(form.pack(w).tensors["codes"].nbytes == 64 * 256 for form in (ops()["int8_matmul"].gpu[0], ops()["int8_matmul"].cpu[0]))
 
 
-def test_dispatch_names_what_runs_and_why() -> None:
+def test_dispatch_names_what_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel a Report names: on a GPU every format of every method has one."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
@@ -172,6 +173,10 @@ def test_dispatch_names_what_runs_and_why() -> None:
 
     nf4, mxfp4, nvfp4 = Case(1, 64, 256, 4, 64, codebook="table"), Case(1, 64, 256, 4, 32, codebook="e2m1"), Case(1, 64, 256, 4, 16, codebook="e2m1")
     q6k, mxfp8, fp8 = Case(1, 64, 256, 6, 16), Case(1, 64, 256, 8, 32, codebook="e5m2"), Case(1, 64, 256, 8, 0, activation=Activation("e5m2"))
+    every = (nf4, mxfp4, nvfp4, q6k, mxfp8, fp8, Case(1, 64, 256, 3, 64), Case(1, 64, 256, 6, 0))
+    if native.library()[0] is not None:
+        assert {name(case, cpu).partition(" ")[2] for case in every} == {"(native)"}
+    monkeypatch.setattr(native, "library", lambda: (None, "it is not here"))
     assert name(Case(1, 64, 256, 3, 64), cpu) == name(Case(1, 64, 256, 1, 0, codebook="table"), cpu) == "int4_matmul (cpu)"
     assert name(Case(1, 64, 256, 6, 0), cpu) == "int8_matmul (cpu)"
     assert name(nf4, cpu) == name(mxfp4, cpu) == name(nvfp4, cpu) == "int4_matmul (summed 4-bit codes)" and name(q6k, cpu) == "int8_matmul (summed 4-bit codes)"
@@ -183,7 +188,7 @@ def test_dispatch_names_what_runs_and_why() -> None:
 
 
 def test_fp4_units_multiply_what_is_e2m1_on_both_sides_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_cpu = {4: "summed 4-bit codes", 8: "16-bit copy"}
+    on_cpu = {4: "summed 4-bit codes", 8: "16-bit copy"} if native.library()[0] is None else {4: "native", 8: "native"}
     for case in ops()["block_float_matmul"].cases:
         units = "FP4" if case.codebook == case.activation.kind == "e2m1" else "16-bit"
         for capability, runs in ((100, units), (120, units), (90, "16-bit")):

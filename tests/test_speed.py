@@ -27,6 +27,9 @@ from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
 from explorer.turns import Line
 from explorer.ui.table import comparison
+from kernels import native
+
+ON_CPU = "cpu" if native.library()[0] is None else "native"
 
 CPU = torch.device("cpu")
 SEED = next(report for data in json.loads(SEEDS.read_text()) if (report := report_from(data)).name == "GPTQ 4-bit g64")
@@ -144,7 +147,7 @@ def test_profile_writes_a_trace_with_named_ranges(tiny_folder: Path, tmp_path: P
     asked = ["profile", "--model", str(tiny_folder), "--method", "rtn", "--granularity", "channel", "--new", "2", "--output", str(trace)]
     assert main(asked) == 0
     names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
-    assert {"token 0", "token 1", "layers.1 gate_up int4_matmul (cpu)"} <= names and any(name.startswith("head ") for name in names)
+    assert {"token 0", "token 1", f"layers.1 gate_up int4_matmul ({ON_CPU})"} <= names and any(name.startswith("head ") for name in names)
     shown = capsys.readouterr().out
     assert "own loop; wrote" in shown and "nsys profile --trace=cuda,nvtx" in shown
     assert main([*asked[:-1], str(tmp_path / "none" / "t.json")]) == 2 and "There is no folder" in capsys.readouterr().err
@@ -224,7 +227,7 @@ def test_speed_command_prints_both_answers(tiny_folder: Path, tmp_path: Path, mo
     asked = ["speed", "--model", str(tiny_folder), "--granularity", "channel", "--store", str(tmp_path / "s.db")]
     assert main(asked) == 0
     shown = capsys.readouterr().out
-    assert "roof: read 10.0 GB/s" in shown and "int4_matmul (cpu)" in shown and "ms a token" in shown
+    assert "roof: read 10.0 GB/s" in shown and f"int4_matmul ({ON_CPU})" in shown and "ms a token" in shown
     assert main([*asked, "--batch", "2", "--context", "16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [p["batch"] for p in found["arms"][0]["points"]] == [1, 2] and found["provenance"]["device"]

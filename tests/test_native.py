@@ -1,0 +1,173 @@
+"""The CPU kernel in C: every flavour against the plain meaning, what it refuses, how it is built, and what it does without a compiler."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from explorer.closure import code_version
+from kernels import native
+from kernels.op import LowBitWeight, choose, ops
+from kernels.product import Case, exact_product, random_problem
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(not native.flavour() or not shutil.which("gcc"), reason="needs gcc on x86 with AVX2")
+
+
+def supported() -> list[str]:
+    """The flavours that this CPU runs: the best one and those after it."""
+    names = list(native.FLAVOURS)
+    return names[names.index(native.flavour()) :] if native.flavour() else []
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A monkeypatch after which the library is looked for anew."""
+    for cached in (native.flavour, native.library, native.described):
+        cached.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    for cached in (native.flavour, native.library, native.described):
+        cached.cache_clear()
+
+
+def found() -> list[tuple[str, Case]]:
+    """(op, case) of all products that the form is offered."""
+    return [(op.name, case) for op in ops().values() for form in op.cpu if form.name == "native" for case in op.cases]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", list(native.FLAVOURS))
+def test_every_flavour_means_what_the_reference_means(name: str, fresh: pytest.MonkeyPatch) -> None:
+    if name not in supported():
+        pytest.skip(f"needs a CPU with {', '.join(sorted(native.FLAVOURS[name][0]))}")
+    fresh.setattr(native, "flavour", lambda: name)
+    assert native.library()[1] == ""
+    served, rows = 0, set()
+    for op, case in found():
+        x, weight = random_problem(case, torch.Generator().manual_seed(1))
+        form = next(form for form in ops()[op].cpu if form.name == "native")
+        if form.refuses(weight):
+            assert case.codebook == "table" and case.bits == 8, case
+            continue
+        y, exact = form.run(x.bfloat16(), form.pack(weight)).double(), ops()[op].reference(x.bfloat16(), weight)
+        assert (y - exact).norm() <= 4e-3 * exact.norm(), case
+        served, rows = served + 1, rows | {case.m}
+    assert served > 150 and {1, 5, 33, 130, 300} <= rows
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", range(1, 28))
+def test_every_count_of_rows_and_an_odd_shape(rows: int) -> None:
+    x, weight = random_problem(Case(rows, 37, 88, 4, 8, False), torch.Generator().manual_seed(rows))
+    assert native.refuses(weight) == ""
+    packed, x = native.pack(weight), x.bfloat16()
+    poisoned = torch.full((rows, 37), torch.nan, dtype=torch.bfloat16)
+    y, exact = native.run(x, packed), exact_product(x, weight)
+    assert y.shape == poisoned.shape and (y.double() - exact).norm() <= 4e-3 * exact.norm()
+
+
+@needs_compiler
+def test_infinities_and_nan_are_kept_in_their_row() -> None:
+    x, weight = random_problem(Case(3, 64, 128, 4, 32), torch.Generator().manual_seed(0))
+    x[1, 5], x[2, 7] = torch.nan, torch.inf
+    y = native.run(x.bfloat16(), native.pack(weight))
+    assert y[0].isfinite().all() and y[1].isnan().all() and not y[2].isfinite().any()
+
+
+@needs_compiler
+def test_narrow_codes_stay_narrow() -> None:
+    kept = {}
+    for bits in (2, 3, 4, 8):
+        _, weight = random_problem(Case(1, 256, 1024, bits, 64), torch.Generator().manual_seed(0))
+        kept[bits] = native.pack(weight).nbytes() * 8 / weight.codes.numel()
+    table = 16 * 4 * 8 / (256 * 1024)
+    assert kept == pytest.approx({2: 2.25 + table, 3: 4.25 + table, 4: 4.25 + table, 8: 8.25 + table})
+
+
+@needs_compiler
+def test_threads_do_not_share_their_packed_inputs() -> None:
+    x, weight = random_problem(Case(48, 256, 512, 4, 64, False), torch.Generator().manual_seed(0))
+    packed, x, wrong = native.pack(weight), x.bfloat16(), []
+    expected = [native.run(x * i, packed) for i in range(4)]
+
+    def again(i: int) -> None:
+        wrong.extend(1 for _ in range(20) if not torch.equal(native.run(x * i, packed), expected[i]))
+
+    threads = [threading.Thread(target=again, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_compiler
+def test_a_compiled_model_holds_it_as_an_operator() -> None:
+    x, weight = random_problem(Case(5, 64, 128, 4, 32), torch.Generator().manual_seed(0))
+    packed, x = native.pack(weight), x.bfloat16()
+    compiled = torch.compile(lambda x: native.run(x, packed) * 2, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), native.run(x, packed) * 2)
+
+
+def test_tables_are_rounded_to_bfloat16_by_less_than_a_result_is() -> None:
+    from explorer.methods.nf4 import NF4
+    from kernels.floats import float_values
+
+    rounded, error, factor = native.narrowed(torch.as_tensor(NF4))
+    assert torch.equal(rounded, rounded.bfloat16().float()) and 0 < error < 8e-4 and 1 < factor < 2
+    assert native.narrowed(float_values("e2m1"))[1] == 0
+    assert native.narrowed(torch.randn(16, generator=torch.Generator().manual_seed(0)))[1] < 3e-3
+
+
+def weight_of(case: Case) -> LowBitWeight:
+    return random_problem(case, torch.Generator().manual_seed(0))[1]
+
+
+def test_without_a_compiler_torch_serves_and_the_reason_is_said(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh.setattr(native, "SOURCE", tmp_path / "native.c")
+    native.SOURCE.write_text("int nothing;")
+    fresh.setattr(native.shutil, "which", lambda name: None)
+    weight = weight_of(Case(1, 64, 256, 4, 64))
+    assert native.refuses(weight) and (not native.flavour() or "install gcc" in native.refuses(weight))
+    op, form, _ = choose(weight, CPU)
+    assert (op, form.name) == ("int4_matmul", "cpu")
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_is_a_sentence_and_leaves_nothing(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh.setattr(native, "SOURCE", tmp_path / "native.c")
+    native.SOURCE.write_text("no C at all")
+    assert "C compiler failed" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
+    assert not list((tmp_path / "__pycache__").iterdir())
+
+
+@needs_compiler
+def test_it_is_compiled_once(fresh: pytest.MonkeyPatch) -> None:
+    path = native.built(native.flavour())
+    fresh.setattr(native.subprocess, "run", lambda *args, **kwargs: pytest.fail("compiled again"))
+    assert native.built(native.flavour()) == path
+
+
+def test_another_cpu_is_offered_none(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(native.platform, "machine", lambda: "aarch64")
+    assert native.flavour() == "" and "no AVX2" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
+
+
+def test_the_source_in_c_is_part_of_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from explorer import closure
+
+    def version() -> str:
+        closure.code_version.cache_clear()
+        closure._read.cache_clear()
+        return code_version("kernels.native")
+
+    before, read = version(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b" " if path.name == "native.c" else b""))
+    assert version() != before
+    monkeypatch.undo()
+    assert version() == before
