@@ -144,9 +144,18 @@ def kernels_table() -> str:
 
 
 def peers(record: dict) -> str:
-    """llama.cpp's whole token beside our products alone, where `python -m kernels --peers --write` timed both; else ""."""
-    rows = [f"{row['ratio']:.2f} of their time ({row['blocks']})" for row in record.get("tokens", []) if "ratio" in row]
-    return f" llama.cpp's whole token, beside our products alone in the same groups of 32: {', '.join(rows)}." if rows else ""
+    """Where `python -m kernels --peers --write` timed them: how many times longer torch's own operators take, and llama.cpp's whole token beside our
+    products alone; else "".
+    """
+    found: dict[str, list[str]] = {}
+    for r in record["timings"]:
+        there = r.get("peers", {}).get("torch CPU operator", {})
+        if "ratio" in there and (r["case"].get("n"), r["case"].get("k")) == SHOWN_SHAPE and r["form"] == "native":
+            found.setdefault(r["format"], []).append(f"{there['ratio']:.2f}")
+    told = [f"{name} {', '.join(times)}" for name, times in found.items()]
+    said = f" torch's own CPU operators on the same numbers take so many times as long: {'; '.join(told)}." if told else ""
+    rows = [f"{row['ratio']:.2f} times as long ({row['blocks']})" for row in record.get("tokens", []) if "ratio" in row]
+    return said + (f" llama.cpp's whole token, beside our products alone in the same groups of 32, takes {', '.join(rows)}." if rows else "")
 
 
 def quantizer_peers_table() -> str:

@@ -1,4 +1,4 @@
-"""Runs that measure a part of what a run measures, for tests that look at no more; and what a generator returns."""
+"""Runs that measure a part of what a run measures, for tests that look at no more; what a generator returns; what a kernel is called here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import torch
 
 from explorer import experiment
 from explorer.metrics import metrics
+from kernels import native
+
+ON_CPU = "cpu" if native.library()[0] is None else "native"  # the form that a CPU takes for integers without inputs to round
 
 
 @contextmanager

@@ -22,10 +22,7 @@ from explorer.models import linears
 from explorer.qlinear import QuantizedLinear
 from explorer.records import InputError, Measurement, Progress, Report
 from explorer.store import Store
-from kernels import native
-from tests.measuring import measuring
-
-ON_CPU = "cpu" if native.library()[0] is None else "native"
+from tests.measuring import ON_CPU, measuring
 
 CPU = torch.device("cpu")
 FEW = {"tokens": 1024, "length": 256}  # of random weights any text says as much

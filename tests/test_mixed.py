@@ -12,9 +12,7 @@ from explorer.input_statistics import InputStatistics
 from explorer.methods import build, spec_of
 from explorer.records import InputError
 from explorer.store import Store
-from kernels import native
-
-ON_CPU = "cpu" if native.library()[0] is None else "native"
+from tests.measuring import ON_CPU
 
 RULES = "*.0.*v_proj: rtn bits=8 granularity=channel\n*.self_attn.*: gptq bits=3 group_size=32\n*gate_proj: none\n*up_proj: nf4"
 

@@ -27,9 +27,7 @@ from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
 from explorer.turns import Line
 from explorer.ui.table import comparison
-from kernels import native
-
-ON_CPU = "cpu" if native.library()[0] is None else "native"
+from tests.measuring import ON_CPU
 
 CPU = torch.device("cpu")
 SEED = next(report for data in json.loads(SEEDS.read_text()) if (report := report_from(data)).name == "GPTQ 4-bit g64")

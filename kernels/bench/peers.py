@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.op import Activation, LowBitWeight, dequantize, round_activation
+from kernels.cpu_forms import COPY
+from kernels.native import NATIVE
+from kernels.op import REFERENCE, Activation, LowBitWeight, dequantize, ops, round_activation
 from kernels.round_inputs import round_inputs
 
 Made = tuple[dict[str, Tensor], Callable[[Tensor, dict[str, Tensor]], Any]]
@@ -35,6 +37,22 @@ def tinygemm(x: Tensor, w: LowBitWeight) -> Made | str:
     pairs = torch.stack([w.scale, zero], -1).transpose(0, 1).contiguous().bfloat16().to(x.device)
     group = k // w.scale.shape[1]
     return {"codes": packed, "scale": pairs}, lambda x, t: torch.ops.aten._weight_int4pack_mm(x, t["codes"], group, t["scale"])
+
+
+def torch_cpu(op: str) -> Callable[[Tensor, LowBitWeight], Made | str]:
+    """make of torch's own weight-only operator for CPUs, which serves where ours is not built; for narrower codes and tables, sums of such products."""
+
+    def make(x: Tensor, w: LowBitWeight) -> Made | str:
+        if x.device.type != "cpu":
+            return "needs a CPU"
+        own = [form for form in ops()[op].cpu if form not in (NATIVE, COPY, REFERENCE)]
+        form = next((form for form in own if not form.refuses(w)), None)
+        if form is None:
+            return "has no operator for it"
+        packed = form.pack(w)
+        return packed.tensors, lambda x, t: form.run(x, packed._replace(tensors=t))
+
+    return make
 
 
 def _rounded(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
@@ -134,6 +152,8 @@ def bitsandbytes(x: Tensor, w: LowBitWeight) -> Made | str:
 
 PEERS = (
     Peer("tinygemm", "int4_matmul", tinygemm),
+    Peer("torch CPU operator", "int4_matmul", torch_cpu("int4_matmul")),
+    Peer("torch CPU operator", "int8_matmul", torch_cpu("int8_matmul")),
     Peer("gemlite", "int4_matmul", gemlite),
     Peer("bitsandbytes", "int4_matmul", bitsandbytes),
     Peer("humming", "int4_matmul", humming),
