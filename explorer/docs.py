@@ -74,7 +74,7 @@ def results_table() -> str:
         ]
         rows.append("| " + " | ".join(cells) + " |")
     p = reports[0].provenance
-    held = "In memory: codes in the width that the kernel reads (2 and 3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
+    held = "In memory: codes in the width that the kernel reads (3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
     held += " Tokens/s of two rows are of different minutes; the speed-up is over a 16-bit loop that ran in turn with the row's own, and compares."
     rows += [
         "",
