@@ -18,6 +18,8 @@ MIGRATIONS = (
     "CREATE INDEX results_by_time ON results (created)",
 )
 LIMIT = 2 * 10**9  # bytes
+WAIT = 10  # seconds that a process waits for another one's lock
+LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 PLACE, ROOM = "QUANTIZATION_EXPLORER_STORE", "QUANTIZATION_EXPLORER_STORE_BYTES"  # variables that the app and the command line both read
 
 
@@ -45,14 +47,28 @@ class Store:
         try:
             if str(path) != ":memory:":
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+            self._log_ahead()
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if _locked(error):
                 raise InputError(f"Another process is writing to the result store {path}; try again when it is done.") from error
             raise InputError(f"The result store {path} cannot be opened ({error}); choose another place or remove the file.") from error
+
+    def _log_ahead(self) -> None:
+        """Puts the file in WAL mode. A new file is put there under a lock that SQLite refuses at once to a second process that asks for it, however long
+        a connection may wait for others: that process asks again.
+        """
+        end = time.monotonic() + WAIT
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if not _locked(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def _migrate(self) -> None:
         if self._version() >= len(MIGRATIONS):
@@ -102,3 +118,8 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _locked(error: Exception) -> bool:
+    """Whether another process holds a lock that this one needs."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in LOCKED

@@ -7,6 +7,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     opened = Store(path)
     assert all(opened.get(f"{name}-{i}") for name in "ab" for i in range(100))
     opened.close()
+
+
+def test_a_new_store_waits_for_the_process_that_makes_the_same_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")  # what a second process meets is refused at once, whatever its connection would wait
+        threading.Timer(0.2, other.execute, ["COMMIT"]).start()
+        with contextlib.closing(Store(path)) as store:
+            store.put("k", "m", [Measurement("a", 1)], {})
+            assert store.get("k")
 
 
 def test_broken_file_is_a_sentence(tmp_path: Path) -> None:
