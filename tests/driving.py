@@ -13,7 +13,7 @@ browser_test = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason
 
 def own_end(text: str) -> bool:
     """Whether gradio's client complains of a stream that it has just closed itself, as on a reload or a cancel."""
-    return "signal is aborted" in text or "Connection errored out" in text
+    return any(words in text for words in ("signal is aborted", "BodyStreamBuffer was aborted", "Connection errored out"))
 
 
 def visit(browser, address: str, width: int, height: int, theme: str = "light", query: str = ""):

@@ -62,16 +62,20 @@ def test_every_step_is_revealed_measured_and_compared(shell: Shell, story: str, 
     plot, _, conclusion, done, *_ = walk.reveal(story, at, 0 if step.predict.options else None, step.predict.low, learn.place_of(story, at), {})
     assert "Keep in mind" in conclusion and done == {story: [at]} and (plot.visible or not (step.figure or step.chart))
     events = list(walk.measure(story, at, 0, step.predict.low, ""))
-    assert "measured here" in events[-1][-1].value and ("fresh" in events[-1][2]) == bool(step.runs)
+    assert (
+        "measured here" in events[-1][0].value
+        and ("fresh" in events[-1][3]) == bool(step.runs)
+        and events[-1][4] == ({story: [at]} if step.predict.options else {})
+    )
     assert len(walk.compare(story, at, [])) == 3 + len(shell.controls) and walk.show(story, at, {})[-2].visible == bool(step.runs)
 
 
 def test_a_step_is_revealed_without_a_prediction_and_says_why_it_failed(shell: Shell) -> None:
     walk = learn.Walk(shell)
-    _, _, conclusion, done, _, right = walk.reveal("basics", 0, None, 0, "", {})
-    assert "You made no prediction.</b> The answer:" in conclusion and done == right == {}
+    _, _, conclusion, done, _, right, seen = walk.reveal("basics", 0, None, 0, "", {})
+    assert "You made no prediction.</b> The answer:" in conclusion and done == right == {} and seen == {"basics": [0]}
     shell.runner.error = InputError("The text is too short.")
-    assert "too short" in list(walk.measure("gptq", 0, None, 50, ""))[-1][-1].value
+    assert "too short" in list(walk.measure("gptq", 0, None, 50, ""))[-1][0].value
     names = list(stories())
     assert walk.turn(names[0], 5, {}, by=1)[0].value == names[1] and walk.turn(names[0], 0, {}, by=-1)[0].value == names[-1]
     for junk in NONSENSE:
@@ -84,7 +88,8 @@ def test_a_walkthrough_ends_with_its_predictions_and_conclusions(shell: Shell, n
     walk, story = learn.Walk(shell), stories()[name]
     card = walk.turn(name, len(story.steps) - 1, {name: [0, 1]}, {name: [1]}, by=1)
     first, others = (escape(text) for text in (conclude(story.steps[0], recorded(), recorded_answers()).text, story.steps[2].title))
-    assert f"1 of 2 predictions right; {len(story.steps) - 2} step" in card[2] and first in card[2] and others in card[2]
+    open_steps = f"{len(story.steps) - 2} step{'s' * (len(story.steps) > 3)} not predicted."
+    assert f"1 of 2 predictions right; {open_steps}" in card[2] and first in card[2] and others in card[2]
     assert "step=3'>Predict it" in card[2] and "What to try next" in card[2]
     assert not any(part["visible"] for part in card[3:5]) and not any(button.visible for button in card[9:12])
     assert "You predicted nothing here." in walk.turn(name, len(story.steps) - 1, {}, by=1)[2]
@@ -100,10 +105,23 @@ def test_a_walkthrough_ends_with_its_predictions_and_conclusions(shell: Shell, n
 def test_only_a_first_prediction_counts_as_right(shell: Shell) -> None:
     walk, step = learn.Walk(shell), stories()["basics"].steps[0]
     good = next(i for i in range(4) if judge(step, i, recorded(), recorded_answers())[0] == 1)
-    *_, done, _, right = walk.reveal("basics", 0, good, 0, "", {}, {})
-    assert done == right == {"basics": [0]}
-    *_, done, _, right = walk.reveal("basics", 0, (good + 1) % 4, 0, "", {}, {})
-    assert right == {} and walk.reveal("basics", 0, good, 0, "", done, right)[-1] == {}
+    *_, done, _, right, seen = walk.reveal("basics", 0, good, 0, "", {}, {})
+    assert done == right == {"basics": [0]} and seen == {}
+    *_, done, _, right, _ = walk.reveal("basics", 0, (good + 1) % 4, 0, "", {}, {})
+    assert right == {} and walk.reveal("basics", 0, good, 0, "", done, right)[-2:] == [{}, {}]
+
+
+def test_the_closing_card_says_which_steps_were_revealed_without_a_prediction(shell: Shell) -> None:
+    walk, step = learn.Walk(shell), stories()["basics"].steps[0]
+    good = next(i for i in range(4) if judge(step, i, recorded(), recorded_answers())[0] == 1)
+    for revealed in (walk.reveal("basics", 0, None, 0, "", {}), list(walk.measure("basics", 0, None, 0, ""))[-1]):
+        *_, done, _, right, seen = revealed
+        card = walk.turn("basics", len(stories()["basics"].steps) - 1, done, right, seen, by=1)[2]
+        assert "You predicted nothing here; 1 step revealed without a prediction; " in card and "step=1'" not in card and "step=2'>Predict it" in card
+        assert f"<i>Revealed without a prediction.</i> {escape(conclude(step, recorded(), recorded_answers()).text)}" in card
+    *_, done, picker, right, seen = walk.reveal("basics", 0, good, 0, "", done, right, seen)  # whoever has seen the answer predicts no more
+    card = walk.turn("basics", len(stories()["basics"].steps) - 1, done, right, seen, by=1)[2]
+    assert right == {} and "You predicted nothing here; 1 step revealed" in card and "1/" in next(label for label, value in picker.choices if value == "basics")
 
 
 @pytest.mark.parametrize("question", list(questions().values()), ids=lambda q: q.id)
@@ -230,7 +248,7 @@ def test_a_number_that_was_not_set_is_no_prediction(shell: Shell) -> None:
     _, _, conclusion, done, *_ = walk.reveal("gptq", 0, None, 1.2 * right, "gptq:0", {})
     assert "Close.</b>" in conclusion and "% too large." in conclusion and done == {"gptq": [0]} and "distance" not in conclusion
     assert "Not so.</b>" in walk.reveal("gptq", 0, None, 1.7 * right, "gptq:0", {})[2] and walk.show("gptq", 0, {})[-1] == ""
-    assert "You made no prediction" in list(walk.measure("gptq", 0, None, right, ""))[-1][2]
+    assert "You made no prediction" in list(walk.measure("gptq", 0, None, right, ""))[-1][3]
 
 
 def test_a_conclusion_says_which_configuration_its_numbers_are_of(shell: Shell) -> None:

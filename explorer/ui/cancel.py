@@ -41,15 +41,15 @@ class Cancel:
         """Wires the button, after all that it stops; `line` is where it says so."""
         button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
 
-    def instead(self, button: Any, handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> None:
-        """Wires a button that does something else in place of all that it stops."""
+    def instead(self, start: Callable[..., Any], handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> None:
+        """Wires an event that does something else in place of all that it stops, which was wired before."""
 
         @wraps(handler)
         def pressed(*values: Any) -> list[Any]:
             self.press()
             return handler(*values)
 
-        button.click(pressed, inputs, outputs, cancels=self._running, queue=False, **QUIET)
+        start(pressed, inputs, outputs, cancels=self._running, queue=False, **QUIET)
 
     def press(self) -> str:
         """The line for whoever pressed; what the session has running stops at its next event, and gradio closes it."""

@@ -13,28 +13,35 @@ from explorer.records import Report
 from explorer.ui.page import many
 
 
-def closing(story: Story, done: Collection[int], right: Collection[int], catalogue: Sequence[dict[str, Any]], titles: dict[str, str]) -> str:
-    """The closing card. done, right: positions of the steps that were predicted, and predicted right at first; titles: of the tabs."""
-    known = set(done) & set(range(len(story.steps)))
-    rest = len(story.steps) - len(known)
-    said = f"{len(known & set(right))} of {many(len(known), 'prediction')} right" if known else "You predicted nothing here"
-    said += f"; {many(rest, 'step')} without a prediction." if known and rest else "."
-    rows = "".join(f"<li><b>{escape(step.title)}</b> {_row(story, at) if at in known else _open(story, at)}</li>" for at, step in enumerate(story.steps))
+def closing(
+    story: Story, done: Collection[int], right: Collection[int], seen: Collection[int], catalogue: Sequence[dict[str, Any]], titles: dict[str, str]
+) -> str:
+    """The closing card. Positions of steps: done, that were predicted; right, predicted right at first; seen, revealed before any prediction. titles: of
+    the tabs.
+    """
+    every = set(range(len(story.steps)))
+    shown = every & set(seen)
+    known = every & set(done) - shown
+    rest = len(every - known - shown)
+    said = [f"{len(known & set(right))} of {many(len(known), 'prediction')} right" if known else "You predicted nothing here"]
+    said += [f"{many(len(shown), 'step')} revealed without a prediction"] if shown else []
+    said += [f"{many(rest, 'step')} not predicted"] if rest and (known or shown) else []
+    rows = "".join(f"<li><b>{escape(step.title)}</b> {_row(story, at, at in known, at in shown)}</li>" for at, step in enumerate(story.steps))
     names = list(stories())
     following = stories()[names[(names.index(story.name) + 1) % len(names)]]
     onward = f"<a href='?tab=learn&amp;story={escape(following.name)}'>{escape(following.title)}</a>"
     return (
-        f"<div class='story'><p class='where'>{escape(story.title)} · the end</p><h2>{said}</h2><ol>{rows}</ol>"
+        f"<div class='story'><p class='where'>{escape(story.title)} · the end</p><h2>{'; '.join(said)}.</h2><ol>{rows}</ol>"
         f"<p><b>What to try next.</b> {_tab(story, catalogue, titles)}. The next walkthrough: {onward}.</p></div>"
     )
 
 
-def _row(story: Story, at: int) -> str:
-    return escape(conclude(story.steps[at], recorded(), recorded_answers()).text)
-
-
-def _open(story: Story, at: int) -> str:
-    return f"<a href='?tab=learn&amp;story={escape(story.name)}&amp;step={at + 1}'>Predict it</a>"
+def _row(story: Story, at: int, known: bool, shown: bool) -> str:
+    """What was concluded of a step once it was revealed; else the link to it."""
+    if not known and not shown:
+        return f"<a href='?tab=learn&amp;story={escape(story.name)}&amp;step={at + 1}'>Predict it</a>"
+    text = escape(conclude(story.steps[at], recorded(), recorded_answers()).text)
+    return text if known else f"<i>Revealed without a prediction.</i> {text}"
 
 
 def _tab(story: Story, catalogue: Sequence[dict[str, Any]], titles: dict[str, str]) -> str:

@@ -169,6 +169,24 @@ def concluded(step: Step, said: str, reports: Mapping[str, Report], answers: Map
     return [gr.Plot(plotted("step", plot), visible=True), told(said_in_words, chips(step, reports, answers)), body]
 
 
+def noted(found: Story, at: int, score: float | None, done: Any, right: Any, seen: Any) -> list[Any]:
+    """Updates of done, story, right and seen once a step is revealed. score: of the prediction, None for none. The first prediction counts; as right only
+    where nothing was revealed before it.
+    """
+    state, hits, shown = checked(done), checked(right), checked(seen)
+    new, blind = at not in state.get(found.name, []), at not in shown.get(found.name, [])
+    if new and score is None:
+        shown = _with(shown, found.name, at)
+    elif new:
+        state = _with(state, found.name, at)
+        hits = _with(hits, found.name, at) if score == 1 and blind else hits
+    return [state, gr.Dropdown(choices=listed(state), value=found.name), hits, shown]
+
+
+def _with(known: Done, name: str, at: int) -> Done:
+    return known | {name: sorted({*known.get(name, []), at})}
+
+
 class Walk:
     """Handlers of the Learn tab over a runner and the shell."""
 
@@ -176,16 +194,17 @@ class Walk:
         self.shell = shell
         self.runner: Runner = shell.runner
 
-    def show(self, story: Any, step: Any, done: Any, right: Any = None) -> list[Any]:
+    def show(self, story: Any, step: Any, done: Any, right: Any = None, seen: Any = None) -> list[Any]:
         """A step before its prediction: story, step, heading, choice, amount, plot, words, conclusion, status, the buttons of a step (the one for Compare
-        where it has runs), no number set. After the last step its closing card. right: the steps that were first predicted right, as `done`.
+        where it has runs), no number set. After the last step its closing card. As `done`: right, the steps that were first predicted right; seen, those
+        that were revealed before any prediction.
         """
         (found, at), end = place(story, step), ended(story, step)
         steps = [(str(i + 1), i) for i in range(len(found.steps))]
         heads, runs = asked(found, at), found.steps[at].runs
         if end:
             steps, at = [*steps, ("End", len(steps))], len(steps)
-            known = [checked(notes).get(found.name, []) for notes in (done, right)]
+            known = [checked(notes).get(found.name, []) for notes in (done, right, seen)]
             heads = [closing(found, *known, self.shell.catalogue, {tab.name: tab.title for tab in tabs()}), *[gr.update(visible=False)] * 2]
         picker, buttons = (
             gr.Dropdown(choices=listed(checked(done)), value=found.name),
@@ -193,31 +212,36 @@ class Walk:
         )
         return [picker, gr.Radio(choices=steps, value=at), *heads, gr.Plot(visible=False), "", "", gr.HTML("", visible=False), *buttons, ""]
 
-    def turn(self, story: Any, step: Any, done: Any, right: Any = None, *, by: int) -> list[Any]:
+    def turn(self, story: Any, step: Any, done: Any, right: Any = None, seen: Any = None, *, by: int) -> list[Any]:
         """What comes after or before a step: another one, the closing card after the last, then the next story."""
         found, at = place(story, step)
         at, names = len(found.steps) if ended(story, step) else at, list(stories())
         if 0 <= at + by <= len(found.steps):
-            return self.show(found.name, at + by, done, right)
+            return self.show(found.name, at + by, done, right, seen)
         other = names[(names.index(found.name) + by) % len(names)]
-        return self.show(other, 0 if by > 0 else len(stories()[other].steps) - 1, done, right)
+        return self.show(other, 0 if by > 0 else len(stories()[other].steps) - 1, done, right, seen)
 
-    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any, done: Any, right: Any = None) -> list[Any]:
-        """What was recorded, at once: plot, words, conclusion, done, story, right. moved: the `place_of` the step whose number was set last."""
+    def reveal(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any, done: Any, right: Any = None, seen: Any = None) -> list[Any]:
+        """What was recorded, at once: plot, words, conclusion, done, story, right, seen. moved: the `place_of` the step whose number was set last."""
         found, at = place(story, step)
         own = found.steps[at]
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
-        state, hits = checked(done), checked(right)
-        if prediction is not None and at not in state.get(found.name, []):  # the first prediction counts
-            state = state | {found.name: sorted({*state.get(found.name, []), at})}
-            if judge(own, prediction, recorded(), recorded_answers())[0] == 1:
-                hits = hits | {found.name: sorted({*hits.get(found.name, []), at})}
-        return [*revealed(own, prediction, recorded(), recorded_answers()), state, gr.Dropdown(choices=listed(state), value=found.name), hits]
+        return self._told(found, at, prediction, recorded(), recorded_answers(), done, right, seen)
 
-    def measure(self, story: Any, step: Any, choice: Any, amount: Any, moved: Any) -> Iterator[list[Any]]:
-        """Runs the step's experiments and tasks here, from the store where it has them: plot, words, conclusion, status."""
+    def _told(
+        self, found: Story, at: int, prediction: Any, reports: Mapping[str, Report], answers: Mapping[str, Answer], done: Any, right: Any, seen: Any
+    ) -> list[Any]:
+        """What `reveal` gives, of these numbers."""
+        own = found.steps[at]
+        score = None if prediction is None else judge(own, prediction, reports, answers)[0]
+        return [*revealed(own, prediction, reports, answers), *noted(found, at, score, done, right, seen)]
+
+    def measure(
+        self, story: Any, step: Any, choice: Any, amount: Any, moved: Any, done: Any = None, right: Any = None, seen: Any = None
+    ) -> Iterator[list[Any]]:
+        """Runs the step's experiments and tasks here, from the store where it has them: status, then what `reveal` gives."""
         found, at = place(story, step)
-        own, clock = found.steps[at], Clock()
+        own, clock, kept = found.steps[at], Clock(), [gr.skip()] * 7
         reports, answers = dict[str, Report](), dict[str, Answer]()
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
         try:
@@ -226,19 +250,20 @@ class Walk:
                     if isinstance(event, Report):
                         reports[name] = event
                     else:
-                        yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
+                        yield [gr.HTML(event, visible=True), *kept]
             for name in own.answers:
                 for event in watched(self.runner.do(*named_tasks()[name]), clock, f"{name}: "):
                     if isinstance(event, Answer):
                         answers[name] = event
                     elif isinstance(event, str):
-                        yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(event, visible=True)]
+                        yield [gr.HTML(event, visible=True), *kept]
             # What a predicate compares with, but this step does not run, stays as it was recorded.
-            shown = revealed(own, prediction, recorded() | reports, recorded_answers() | answers)
+            shown = self._told(found, at, prediction, recorded() | reports, recorded_answers() | answers, done, right, seen)
             count = len(reports) + len(answers)
-            yield [*shown, gr.HTML(status(f"{count} run{'s' if count != 1 else ''} measured here in {clock.seconds():.1f} s.", "done"), visible=True)]
+            said = status(f"{count} run{'s' if count != 1 else ''} measured here in {clock.seconds():.1f} s.", "done")
+            yield [gr.HTML(said, visible=True), *shown]
         except Exception as error:  # the outermost boundary: whoever pressed the button gets a sentence
-            yield [gr.skip(), gr.skip(), gr.skip(), gr.HTML(failure(error), visible=True)]
+            yield [gr.HTML(failure(error), visible=True), *kept]
 
     def compare(self, story: Any, step: Any, keys: list[str]) -> list[Any]:
         """Puts the step's runs on the page and the last of them into the controls: bar, compared, status, then the controls."""

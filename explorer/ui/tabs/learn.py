@@ -9,6 +9,7 @@ from gradio.context import Context
 
 from explorer.learn.handout import handout_link
 from explorer.learn.stories import stories
+from explorer.ui.cancel import Cancel
 from explorer.ui.learn import Walk, heading, listed, place, widgets
 from explorer.ui.notes import notes
 from explorer.ui.tab import QUIET, Shell, Tab, View
@@ -26,7 +27,7 @@ def build(shell: Shell) -> View | None:
     """Lays out the story picker, one step, and what it reveals."""
     walk, first = Walk(shell), next(iter(stories()))
     choice, amount = widgets(stories()[first].steps[0].predict)
-    done, right = notes("learn-done", {}), notes("learn-right", {})
+    noted = [done, right, seen] = [notes(f"learn-{name}", {}) for name in ("done", "right", "seen")]
     with gr.Row(elem_id="learn-pick"):
         story = gr.Dropdown(listed({}), value=first, label="Walkthrough", elem_id="learn-story", filterable=False, scale=5)
         step = gr.Radio([(str(i + 1), i) for i in range(len(stories()[first].steps))], value=0, label="Step", elem_id="learn-step", scale=3)
@@ -46,25 +47,27 @@ def build(shell: Shell) -> View | None:
     words = gr.HTML("", elem_classes=["summary"], padding=False)
     handout = gr.HTML(handout_link(first), elem_id="learn-handout")
     shown = [story, step, text, choices, slider, plot, words, conclusion, line, reveal, measure, compare, moved]
+    told = [plot, words, conclusion, done, story, right, seen]
     quick = QUIET | {"queue": False}
-    story.input(lambda name, state: walk.show(name, 0, state), [story, done], shown, **quick)
-    step.input(walk.show, [story, step, done, right], shown, **quick)
-    back.click(partial(walk.turn, by=-1), [story, step, done, right], shown, **quick)
-    following.click(partial(walk.turn, by=1), [story, step, done, right], shown, **quick)
+    stopping = Cancel("")  # another step's page has no room for what is still measured for this one
+    stopping.stops(measure.click, walk.measure, [story, step, choices, slider, moved, *noted], [line, *told], concurrency_limit=64)
+    stopping.instead(story.input, lambda name, *state: walk.show(name, 0, *state), [story, *noted], shown)
+    stopping.instead(step.input, walk.show, [story, step, *noted], shown)
+    stopping.instead(back.click, partial(walk.turn, by=-1), [story, step, *noted], shown)
+    stopping.instead(following.click, partial(walk.turn, by=1), [story, step, *noted], shown)
     slider.input(None, [story, step], moved, js=MOVED)
-    answered = reveal.click(walk.reveal, [story, step, choices, slider, moved, done, right], [plot, words, conclusion, done, story, right], **quick)
+    answered = reveal.click(walk.reveal, [story, step, choices, slider, moved, *noted], told, **quick)
     answered.then(None, None, None, js=TO_ANSWER)
-    measure.click(walk.measure, [story, step, choices, slider, moved], [plot, words, conclusion, line], concurrency_limit=64, **QUIET)
     compare.click(walk.compare, [story, step, shell.compared], [shell.bar, shell.compared, shell.status, *shell.controls], **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
 
-    def opened(state: object, hits: object, request: gr.Request) -> list:
+    def opened(state: object, hits: object, shown: object, request: gr.Request) -> list:
         """The story and step that the page's address names; which tab is open is the shell's to read."""
         asked = dict(request.query_params) if request is not None else {}
         step = asked.get("step", "")[:4]
-        return walk.show(asked.get("story", first)[:100], int(step) - 1 if step.isascii() and step.isdigit() else 0, state, hits)
+        return walk.show(asked.get("story", first)[:100], int(step) - 1 if step.isascii() and step.isdigit() else 0, state, hits, shown)
 
-    loaded = Context.root_block.load(opened, [done, right], shown, **quick)
+    loaded = Context.root_block.load(opened, noted, shown, **quick)
     loaded.then(None, None, None, js=TO_TAB)
     return None
 

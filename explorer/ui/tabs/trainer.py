@@ -85,8 +85,8 @@ def build(shell: Shell) -> View | None:
     graded = [state, ticked, answer, following, feedback, result, recorded, skip]
     waiting = Cancel("")
     waiting.stops(answer.click, trainer.answer, given, graded, concurrency_limit=64, trigger_mode="once")
-    waiting.instead(recorded, trainer.recorded, given, graded)
-    waiting.instead(skip, trainer.skip, [state], [state, *question, result])
+    waiting.instead(recorded.click, trainer.recorded, given, graded)
+    waiting.instead(skip.click, trainer.skip, [state], [state, *question, result])
     forget.click(lambda: [{}, *trainer.show({})], None, [state, *question, result], **quick)
     printed.click(None, None, None, js=PRINT)
     Context.root_block.load(trainer.show, [state], [*question, result], **quick)
