@@ -171,6 +171,7 @@ def test_the_lab_hides_a_guess_and_reveals_it() -> None:
     assert failures.BUGS[state["bug"]].title in html and "does not name it" in html
     assert failures.BUGS[state["bug"]].title not in failures.report([healthy, broken], "")
     assert "Plant a bug first" in failures.revealed(shell, "", None, "")[0]
+    assert "kept here no longer; plant it again" in failures.revealed(shell, "of an earlier start", None, "")[0]
 
 
 def test_guard_and_questions_render_for_recorded_reports() -> None:

@@ -19,7 +19,7 @@ from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics import NoRoom, Subject, floor, metrics
-from explorer.records import InputError, Report, TextRef
+from explorer.records import InputError, Report, TextRef, report_from
 from explorer.saving import Prepared, choose, save
 from explorer.store import Store
 from tests import architectures
@@ -88,6 +88,24 @@ def test_what_lacked_memory_is_measured_once_there_is_room(folder: Path, tmp_pat
     later = last_report(runner.run(*ask, **few))
     assert all(later.find(name) for name in lacking) and later.provenance["measured_now"] == ["floor", "sample", "speed"]
     assert not later.provenance["offloaded"] and last_report(runner.run(*ask, **few)).provenance["from_store"]
+
+
+def test_the_failure_lab_writes_its_sample_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model with layers that are not quantized, which come from their files at each token while it does not fit whole."""
+    where = architectures.make("llama", tmp_path / "llama")
+    runner, asked = LocalRunner(Store(tmp_path / "a.db"), Loader(CPU)), {"model": str(where), "method": "rtn", "params": {}}
+    asked["options"] = {"tokens": 512, "length": 256}
+
+    def answered() -> tuple[Report, bool]:
+        found = list(runner.do("failure", asked))[-1]
+        return report_from(found.data["report"]), bool(found.provenance.get("from_store"))
+
+    weight = sizes.whole(weigh(where), False)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "free_memory", lambda device: weight - 1)
+        patch.setattr(experiment, "free_memory", lambda device: weight - 1)
+        assert [(bool(report.find("sample_text")), kept) for report, kept in (answered(), answered())] == [(False, False), (False, True)]
+    assert [(bool(report.find("sample_text")), kept) for report, kept in (answered(), answered())] == [(True, False), (True, True)]
 
 
 def test_codes_lie_in_files_that_nobody_has_to_remove(folder: Path, tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch) -> None:

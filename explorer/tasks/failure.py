@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from explorer import models
@@ -44,8 +43,9 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], fault:
         if why := planting.refuses(chosen, subject):
             raise InputError(f"{planting.bug.title} cannot happen to {name_of(experiment.spec, chosen)}: {why}. Choose another bug or configuration.")
         subject = planted(planting, subject)
-    report = yield from measured(subject, experiment, chosen, fault)
-    yield Answer("failure", {"report": plain(report), "fault": fault}, {"device": report.provenance["device"], "date": report.provenance["date"]})
+    report, lacking = yield from measured(subject, experiment, chosen, fault)
+    circumstances = {"device": report.provenance["device"], "date": report.provenance["date"]}
+    yield Answer("failure", {"report": plain(report), "fault": fault}, circumstances | ({"needs": min(lacking)} if lacking else {}))
 
 
 def _known(name: str) -> Fault | None:
@@ -55,18 +55,20 @@ def _known(name: str) -> Fault | None:
 
 
 def measured(subject: Subject, experiment: Experiment, method: Method, fault: str) -> Iterator[Any]:
-    """Yields Progress, returns the Report of a subject on its windows."""
+    """Yields Progress, returns (the Report of a subject on its windows, bytes that each metric for which memory lacked needs)."""
     spec = dataclasses.replace(experiment.spec, params=(*experiment.spec.params, ("planted", fault))) if fault else experiment.spec
-    taken = []
+    taken, lacking = [], []
     for name in MEASURED:
-        with suppress(NoRoom):
+        try:
             for event in metrics()[name].measure(subject):
                 if isinstance(event, Measurement):
                     taken.append(event)
                 else:
                     yield event
+        except NoRoom as error:
+            lacking.append(error.needs)
     provenance = describe(subject, experiment, refusals(subject, method)) | {"label": name_of(spec, method) + (", with a bug" if fault else "")}
-    return Report(dataclasses.replace(experiment, spec=spec), tuple(taken), provenance)
+    return Report(dataclasses.replace(experiment, spec=spec), tuple(taken), provenance), lacking
 
 
 TASK = Task("failure", work)

@@ -185,7 +185,8 @@ def revealed(shell: Shell, told: str, guess: str | None, layer: str) -> list[Any
     state = shell.sealed.open(told)
     reports = stored(shell, state) if state else []
     if not reports:
-        return [status("Plant a bug first.", "error"), *[gr.skip()] * (RESULTS - 1)]
+        gone = "What was planted is kept here no longer; plant it again." if told else "Plant a bug first."
+        return [status(gone, "error"), *[gr.skip()] * (RESULTS - 1)]
     right = "Right" if guess == state["bug"] else "No guess" if not guess else f"Not {BUGS[guess].title.lower()}"
     words = f"{right}: it is {BUGS[state['bug']].title.lower()}."
     return [status(words, "done" if guess == state["bug"] else "error"), gr.Row(visible=False), report(reports, state["bug"]), *drawn(reports, layer), told]
