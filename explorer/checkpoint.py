@@ -82,8 +82,9 @@ def weigh(folder: Path) -> Weight:
 
 def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The model in bfloat16 on the CPU. Weights that are stored in bfloat16 stay on disk and are mapped into memory, so they cost none until they
-    are used, and the system may drop them again; others are read and converted. Raises InputError where the files hold other tensors than the model's,
-    and what transformers and safetensors raise.
+    are used, and the system may drop them again; others are read and converted. A head that the files hold is the model's, also where the configuration
+    ties it to the embedding: as transformers does, the two are one only where they are equal, and the model's configuration says which it is. Raises
+    InputError where the files hold other tensors than the model's, and what transformers and safetensors raise.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -95,6 +96,8 @@ def read_model(folder: Path, config: dict[str, Any]) -> nn.Module:
         options = {"dtype": torch.bfloat16, "use_safetensors": True, "trust_remote_code": False}
         model, told = AutoModelForCausalLM.from_pretrained(folder, config=made, ignore_mismatched_sizes=True, output_loading_info=True, **options)
         complete(model, told)
+    if getattr(model.get_output_embeddings(), "weight", None) is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
     _linear_from_conv1d(model)
     return model.eval().requires_grad_(False)
 
@@ -158,7 +161,7 @@ def _mapped(folder: Path, config: Any) -> nn.Module | None:
                     complete(model, told)
                 parent, _, leaf = key.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=False))
-    model.tie_weights()
+    model.tie_weights(missing_keys=own.keys() - given)
     return model if not any(p.is_meta for p in model.parameters()) else None
 
 

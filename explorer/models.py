@@ -28,7 +28,8 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cach
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. length: of a window. offloaded:
-    it does not fit the device whole, see explorer/offload.py. whole: bytes of the device that it takes whole, 0 for random weights.
+    it does not fit the device whole, see explorer/offload.py. whole: bytes of the device that it takes whole, 0 for random weights. untied: its files
+    hold a head of its own although its configuration ties the head to the embedding.
     """
 
     ref: ModelRef
@@ -38,6 +39,7 @@ class LoadedModel:
     length: int
     offloaded: bool = False
     whole: float = 0.0
+    untied: bool = False
 
 
 @functools.cache
@@ -183,7 +185,8 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"The files of {ref.name!r} could not be read as a model ({type(error).__name__}); download them again.") from error
     tokenizer.model_max_length = int(1e9)  # texts are cut into windows by us; silences a warning about the whole text's length
-    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight, sizes.whole(weight, device.type == "cuda"))
+    untied = typed_configuration(ref, hub).tie_word_embeddings and not model.config.tie_word_embeddings
+    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight, sizes.whole(weight, device.type == "cuda"), untied)
 
 
 def _drained(steps: Iterator[Progress]) -> Any:

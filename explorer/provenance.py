@@ -21,6 +21,7 @@ from explorer.records import OUTSIDE, Experiment, QuantSpec, TextRef
 RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
 
 OFFLOADED = "the 16-bit model does not fit here whole: its weights stay in their files and are read a layer at a time, so 16 bits are not timed"
+UNTIED = "config.json ties the head to the embedding, but the files hold two different matrices: each is used as the files have it, as transformers does"
 
 
 def name_of(spec: QuantSpec, method: Method) -> str:
@@ -72,6 +73,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "skipped": skipped | unquantized(subject) if subject.layers else {},
         "instead": instead(subject, experiment.spec),
         "offloaded": OFFLOADED if subject.loaded.offloaded else "",
+        "untied": UNTIED if subject.loaded.untied else "",
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
         "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
         "calibration": calibrated(subject.read, experiment.calibration, beginning(subject, experiment.calibration)),

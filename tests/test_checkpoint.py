@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from explorer import models
 from explorer.__main__ import main
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.hub import Hub
+from explorer.metrics.speed import read_per_token
 from explorer.records import InputError
 from explorer.store import Store
 from tests import architectures
@@ -73,6 +77,41 @@ def test_files_that_say_the_same_in_another_way_are_read(kind: str, change: Call
     folder = damaged(tmp_path / kind, change, kind)
     model = models.load(models.resolve(str(folder), Hub()), CPU, Hub()).model
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+
+
+def add_head(weights: Weights) -> None:
+    """A head of its own beside the embedding that the configuration ties it to."""
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_head_that_the_files_hold_is_the_models_where_the_configuration_ties_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As transformers reads it; and it is said, counted and saved."""
+    folder, whole = damaged(tmp_path / "apart", add_head, "llama", dtype), architectures.make("llama", tmp_path / "whole", dtype)
+    tokens = torch.randint(0, 4096, (2, 40), generator=torch.Generator().manual_seed(1))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    loaded = models.load(models.resolve(str(folder), Hub()), CPU, Hub())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(tokens).logits, theirs(tokens).logits, rtol=0.02, atol=0.02)
+    head, table = loaded.model.get_output_embeddings().weight, loaded.model.get_input_embeddings().weight
+    assert loaded.untied and not loaded.model.config.tie_word_embeddings and not torch.equal(head, table)
+    usual = models.load(models.resolve(str(whole), Hub()), CPU, Hub())
+    assert not usual.untied and usual.model.config.tie_word_embeddings and usual.model.get_output_embeddings().weight is usual.model.model.embed_tokens.weight
+    assert read_per_token(loaded.model) == read_per_token(usual.model)
+    for form in ("compressed-tensors", "gguf"):
+        asked = ["save", "--model", str(folder), "--method", "rtn", "--group-size", "32", "--as", form, "--no-measure"]
+        assert main([*asked, "--to", str(tmp_path / form), "--store", str(tmp_path / "r.db")]) == 0
+    saved = load_file(tmp_path / "compressed-tensors" / "model.safetensors")
+    assert torch.equal(saved["lm_head.weight"], head) and torch.equal(saved["model.embed_tokens.weight"], table)
+    assert json.loads((tmp_path / "compressed-tensors" / "config.json").read_text())["tie_word_embeddings"] is False
+    names = {tensor.name for tensor in GGUFReader(tmp_path / "gguf" / "model.gguf").tensors}
+    assert {"output.weight", "token_embd.weight"} <= names
+
+
+def test_a_head_beside_tied_embeddings_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder, asked = damaged(tmp_path / "apart", add_head), ["--tokens", "512", "--length", "128", "--store", str(tmp_path / "r.db")]
+    assert main(["run", "--model", str(folder), "--method", "none", *asked]) == 0
+    assert "config.json ties the head to the embedding, but the files hold two" in capsys.readouterr().out
 
 
 def test_a_missing_weight_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -115,6 +115,7 @@ def table(report: Report) -> str:
             rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
     rows += [f"{'kernel':28s} {report.provenance['kernel_summary']}", f"{'calibration':28s} {report.provenance['calibration']}"]
     rows += [f"{'speed':28s} {told} with --remeasure"] if (told := busy(report)) else []
+    rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
 
