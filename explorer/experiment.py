@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from explorer import architectures, models
+from explorer.checkpoint import weigh
 from explorer.closure import code_version, modules_in
 from explorer.devices import default_device, device_name, free_memory, quiet
 from explorer.held import Held
@@ -28,6 +29,7 @@ from explorer.qlinear import put, quantized_head
 from explorer.quantizing import quantize, sound
 from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, disturbed, key_of
 from explorer.request import Request
+from explorer.sizes import resident
 from explorer.store import Store
 from explorer.turns import Line, waiting
 
@@ -63,9 +65,7 @@ class Loader:
     def __call__(self, ref: ModelRef) -> LoadedModel:
         last = self._last
         if last is None or last.ref != ref or (last.offloaded and last.whole <= free_memory(self.device)):
-            self._last = None
-            self.held.clear()
-            gc.collect()
+            self._let_go()
             self._last = models.load(ref, self.device, self.hub)
         return self._last
 
@@ -77,6 +77,32 @@ class Loader:
             yield from sound(loaded)
             self._sound = ref
         return loaded
+
+    def require(self, experiment: Experiment, method: Method, ahead: bool = False) -> None:
+        """Raises InputError where memory lacks for a method that trains the model, unless what it made is held. Reads the headers of the model's files
+        and no weight. ahead: before its turn, when another model may still take memory that will be free then.
+        """
+        ref, last = experiment.model, self._last
+        if not method.of_model or ref.random or self.held.get(made_key(experiment, method)) is not None:
+            return
+        here, on_gpu = last is not None and last.ref == ref, self.device.type == "cuda"
+        if not (here or ahead):
+            self._let_go()
+        folder = models.folder_here(ref, self.hub)
+        try:
+            weight = weigh(folder) if folder else self.hub.weigh(self.hub.listing(f"{ref.name}@{ref.revision}"))
+        except (OSError, SafetensorError):
+            return  # whoever loads such files says what is wrong with them
+        later = last.whole if ahead and last is not None and not here else 0.0
+        read = experiment.calibration
+        windows = (read.tokens // read.length, read.length)
+        method.require(weight, windows, 0.0 if here else resident(weight, on_gpu), free_memory(self.device) + later, on_gpu)
+
+    def _let_go(self) -> None:
+        """Frees the memory of the model that is loaded, and of what was made of it."""
+        self._last = None
+        self.held.clear()
+        gc.collect()
 
     def fetch(self, ref: ModelRef) -> Iterator[Progress]:
         """Yields Progress until the model is on this disk; takes no turn, so that a download keeps nobody from computing."""
@@ -96,6 +122,8 @@ def run(
     if again:
         load.held.clear()
     if missing:
+        if quantizes(missing):
+            load.require(experiment, method, ahead=True)
         yield from load.fetch(experiment.model)
         with (line or Line()).place() as ahead:
             yield from waiting(ahead)
@@ -124,7 +152,7 @@ def keep(store: Store, whole: _Whole) -> str:
 
 def outdated(provenance: dict[str, Any], device: torch.device) -> bool:
     """Whether what is stored lacked memory ("needs", bytes) that is free now."""
-    return provenance.get("needs", math.inf) <= free_memory(device)
+    return "needs" in provenance and provenance["needs"] <= free_memory(device)
 
 
 def look_up(experiment: Experiment, store: Store, device: torch.device, again: bool = False) -> tuple[dict[str, tuple], dict[str, tuple]]:
@@ -146,6 +174,11 @@ def look_up(experiment: Experiment, store: Store, device: torch.device, again: b
     return found, missing
 
 
+def quantizes(missing: dict[str, tuple]) -> bool:
+    """Whether any of the metrics that `look_up` misses is of the quantized model."""
+    return any(not metric.of_model for metric, _ in missing.values())
+
+
 @dataclass(frozen=True)
 class _Whole:
     """One metric, completely measured."""
@@ -157,9 +190,8 @@ class _Whole:
 
 
 def _measure(experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, missing: dict) -> Iterator[Any]:
-    weights = any(not metric.of_model for metric, _ in missing.values())
     with released() as hold:
-        subject, skipped = yield from prepared(experiment, method, texts, load, hold, weights)
+        subject, skipped = yield from prepared(experiment, method, texts, load, hold, quantizes(missing))
         provenance = describe(subject, experiment, skipped)
         for step, (name, (metric, key)) in enumerate(missing.items(), 1):
             taken, lack = [], {}
@@ -196,6 +228,8 @@ def prepared(
     experiment: Experiment, method: Method, texts: dict[str, str], load: Loader, hold: Callable[[Subject], None], weights: bool = True
 ) -> Iterator[Any]:
     """Loads and quantizes; yields Progress, returns (Subject, {layer: why it was skipped}). weights: whether layers are quantized at all."""
+    if weights:
+        load.require(experiment, method)
     loaded = yield from load.checked(experiment.model)
     text = experiment.evaluation
     rows, available = models.drawn(loaded, texts["evaluation"], text.tokens, text.length, text.seed, text.bos)
@@ -211,10 +245,15 @@ def prepared(
     return dataclasses.replace(subject, head=head), skipped
 
 
+def made_key(experiment: Experiment, method: Method) -> str:
+    """By what quantized layers are held: equal where the layers are."""
+    read = experiment.calibration if method.reads_inputs() else None
+    return key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16, head_bits=16), read)
+
+
 def quantized_once(load: Loader, bare: Subject, experiment: Experiment, method: Method, text: str) -> Iterator[Any]:
     """What `quantize` returns of a subject whose layers are not quantized yet; from memory where the same was made before and is still held."""
-    read = experiment.calibration if method.reads_inputs() else None
-    key = key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16, head_bits=16), read)
+    key = made_key(experiment, method)
     kept = None if experiment.model.random else load.held.get(key)
     if kept is None:
         subject, skipped = yield from quantize(bare, method, experiment.calibration, text)

@@ -25,7 +25,7 @@ LEARNED = 30  # bytes a logit in training: the student's and the teacher's, thei
 class Weight:
     """What a checkpoint weighs. parameters by the checkpoint's dtype ("BF16"); largest: those of the largest tensor inside the blocks; outside: those
     outside of them, embedding and head above all, which stay in 16 bits; vocabulary: rows of the embedding; widest: most inputs
-    of a tensor inside the blocks.
+    of a tensor inside the blocks; matrices: the shapes [N, K] of those inside the blocks.
     """
 
     parameters: Mapping[str, int]
@@ -33,6 +33,7 @@ class Weight:
     outside: int = 0
     vocabulary: int = 0
     widest: int = 0
+    matrices: tuple[tuple[int, int], ...] = ()
 
     @property
     def total(self) -> int:
@@ -49,15 +50,17 @@ class Weight:
         """The weight of tensors given as (name, dtype, shape). Those of a block have its number as a part of their name."""
         parameters: dict[str, int] = {}
         largest = outside = table = vocabulary = widest = 0
+        matrices = list[tuple[int, int]]()
         for name, dtype, shape in tensors:
             count = math.prod(shape)
             parameters[dtype] = parameters.get(dtype, 0) + count
             if any(part.isdecimal() for part in name.split(".")):
                 largest, widest = max(largest, count), max(widest, *shape[-1:], 0)
+                matrices += [tuple(shape)] if len(shape) == 2 else []
             else:
                 outside += count
                 table, vocabulary = max((table, vocabulary), (count, shape[0] if shape else 0))
-        return cls(parameters, largest, outside, vocabulary, widest)
+        return cls(parameters, largest, outside, vocabulary, widest, tuple(matrices))
 
 
 def beside(weight: Weight) -> float:
@@ -73,6 +76,11 @@ def scoring(vocabulary: int) -> float:
 def training(weights: int, logits: int, values: int) -> float:
     """Bytes that training takes beside the model: so many weights, and a step with so many logits and so many inputs and outputs of the layers."""
     return TRAINED * weights + LEARNED * logits + ACTIVE * values + ROOM
+
+
+def resident(weight: Weight, on_gpu: bool) -> float:
+    """Bytes that the 16-bit weights take once they are read: none on a CPU where they stay mapped from their files."""
+    return 2.0 * weight.total if on_gpu or not weight.mapped else 0.0
 
 
 def whole(weight: Weight, on_gpu: bool) -> float:

@@ -19,6 +19,7 @@ def subject_of(load: Loader, experiment: Experiment, method: Method, texts: dict
     """Yields Progress, returns the Subject, with no windows yet. Raises InputError for random weights. Leaves the model with its original layers in place."""
     if experiment.model.random:
         raise InputError(f"The weights of {experiment.model.name} are random, so what it writes means nothing; choose a trained model.")
+    load.require(experiment, method)
     loaded = yield from load.checked(experiment.model)
     none = torch.empty(0, experiment.evaluation.length, dtype=torch.long, device=loaded.device)
     bare = Subject(loaded, {}, {}, models.linears(loaded.model), none, 0.0)

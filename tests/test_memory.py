@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from pretended_gpu import gpu  # noqa: F401 - a fixture
 from torch import nn
 
-from explorer import lattice, likelihood, request, sizes
+from explorer import experiment, lattice, likelihood, models, request, sizes
+from explorer.experiment import LocalRunner, last_report, outdated
 from explorer.likelihood import losses, passes
 from explorer.methods import build, qat
 from explorer.metrics import Subject, metrics
@@ -23,6 +25,7 @@ from explorer.metrics.size import by_part
 from explorer.models import LoadedModel, linears
 from explorer.qlinear import put
 from explorer.records import InputError, ModelRef
+from explorer.store import Store
 from kernels.op import Op, ops
 from kernels.product import Case, random_weight
 from tests.measuring import drained
@@ -115,6 +118,31 @@ def test_a_training_that_does_not_fit_is_refused_before_it_begins(monkeypatch: p
     with pytest.raises(InputError, match=r"takes about 1\.0 GB beside the model \(22 bytes a weight\), and this machine has 0\.9 GB free\. Choose a smaller"):
         next(steps)
     assert model.runs == 0
+
+
+def test_a_training_that_does_not_fit_is_refused_before_a_weight_is_read(store: Store, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that is not loaded, by run and by a task, with the numbers; what is stored is shown all the same, and a method that trains none runs."""
+    asked, few = (str(tiny_folder), "qat", {"steps": 1, "group_size": 32}), {"sequences": 2, "tokens": 1024, "length": 256}
+    last_report(LocalRunner(store).run(*asked, **few))
+    others, read = asked[2] | {"steps": 2}, models.load
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "free_memory", lambda device: 10**9)
+        patch.setattr(models, "load", lambda *given: pytest.fail("weights were read"))
+        runner = LocalRunner(store)
+        assert last_report(runner.run(*asked, **few)).provenance["from_store"]
+        for work in (runner.run(*asked[:2], others, **few), runner.do("failure", {"model": asked[0], "method": "qat", "params": others, "options": few})):
+            with pytest.raises(InputError, match=r"Training 0\.00 billion weights takes about 1\.\d GB .* this machine has 1\.0 GB free"):
+                list(work)
+        patch.setattr(models, "load", read)
+        assert last_report(runner.run(asked[0], "rtn", {"group_size": 32}, **few)).find("perplexity")
+
+
+def test_memory_is_looked_at_only_for_what_lacked_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(experiment, "free_memory", lambda device: asked.append(device) or 100)
+    cpu = torch.device("cpu")
+    assert not outdated({"device": "cpu"}, cpu) and not asked
+    assert outdated({"needs": 100}, cpu) and not outdated({"needs": 101}, cpu) and asked == [cpu, cpu]
 
 
 def test_estimates_count_logits_and_square_matrices() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from explorer.input_statistics import InputStatistics
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, QuantSpec, key_of, plain
+from explorer.sizes import Weight
 
 TEXT_LIMIT = 10_000  # characters of a field of kind "text"
 
@@ -106,6 +107,11 @@ class Method:
     def check(self) -> str:
         """A sentence that says why these parameters mean nothing together, "" when they do."""
         return ""
+
+    def require(self, weight: Weight, windows: tuple[int, int], resident: float, free: float, on_gpu: bool) -> None:
+        """Raises InputError where a method that trains finds less memory than it takes beside a model of this weight, on calibration windows [W, T].
+        resident: bytes that the model itself will take of the `free` ones. Asked before a weight is read.
+        """
 
     def modules(self) -> set[str]:
         """The modules that determine the result, with what they import."""

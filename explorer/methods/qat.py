@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from explorer.likelihood import by_rows
 from explorer.methods import Method, amount, choice
 from explorer.qtensor import QuantizedTensor, group_view, quantize_affine
 from explorer.records import InputError, Progress
+from explorer.sizes import Weight
 from kernels.linear16 import linear
 
 BATCH = 4  # windows a step
@@ -119,6 +120,10 @@ class Qat(Method):
         """Where training starts from: plain rounding."""
         return quantize_affine(weight, self.bits, "group", self.group_size, symmetric=True)
 
+    def require(self, weight: Weight, windows: tuple[int, int], resident: float, free: float, on_gpu: bool) -> None:
+        count, length = windows
+        _require([s for s in weight.matrices if not self.refuses(s)], weight.vocabulary, min(BATCH, count) * length, resident, free, on_gpu)
+
     def train(self, model: nn.Module, layers: dict[str, nn.Linear], put: Callable[[str, nn.Module], None], rows: Tensor) -> Iterator[Any]:
         """Trains the layers, each put into `model` under its name, on windows [W, T]; yields Progress, returns ({name: QuantizedTensor}, losses).
 
@@ -167,11 +172,19 @@ def _teach(model: nn.Module, batch: Tensor) -> Tensor:
 
 def _require_room(model: nn.Module, layers: dict[str, nn.Linear], batch: Tensor) -> None:
     """Raises InputError, before anything is trained, where the device lacks the memory that training takes."""
-    device, weights, ends = batch.device, sum(layer.weight.numel() for layer in layers.values()), sum(sum(layer.weight.shape) for layer in layers.values())
-    needs = sizes.training(weights, batch.numel() * model.get_input_embeddings().weight.shape[0], batch.numel() * ends) + KEPT
-    if needs > (free := free_memory(device)):
+    shapes = [tuple(layer.weight.shape) for layer in layers.values()]
+    _require(shapes, model.get_input_embeddings().weight.shape[0], batch.numel(), 0.0, free_memory(batch.device), batch.device.type == "cuda")
+
+
+def _require(shapes: Sequence[tuple[int, int]], vocabulary: int, tokens: int, resident: float, free: float, on_gpu: bool) -> None:
+    """The same for layers with weights [N, K] of these shapes and so many tokens a step, of the `free` bytes, of which the model itself will take
+    `resident`.
+    """
+    weights = sum(n * k for n, k in shapes)
+    needs = sizes.training(weights, tokens * vocabulary, tokens * sum(n + k for n, k in shapes)) + KEPT
+    if needs + resident > free:
         raise InputError(
-            f"Training {weights / 1e9:.2f} billion weights takes about {needs / 1e9:,.1f} GB beside the model ({sizes.TRAINED} bytes a weight), and "
-            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {free / 1e9:,.1f} GB free. Choose a smaller model, shorter windows, or a method "
-            "that quantizes a layer at a time, such as gptq."
+            f"Training {weights / 1e9:.2f} billion weights takes about {needs / 1e9:,.1f} GB beside the model ({sizes.TRAINED} bytes a weight)"
+            f"{f', the model itself {resident / 1e9:,.1f} GB' if resident else ''}, and {'the GPU' if on_gpu else 'this machine'} has {free / 1e9:,.1f} GB "
+            "free. Choose a smaller model, shorter windows, or a method that quantizes a layer at a time, such as gptq."
         )

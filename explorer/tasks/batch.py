@@ -45,6 +45,8 @@ def work(
         del wanted["chosen"]
     roof = yield from measured_roof(engine.load.device)
     asked = {role: Request(model, name, settings, kv_bits=kv_bits, head_bits=head).prepare(engine.load.hub) for role, (name, settings, head) in wanted.items()}
+    for experiment, chosen, _ in asked.values():
+        engine.load.require(experiment, chosen)
     loaded = yield from engine.load.checked(next(iter(asked.values()))[0].model)
     together = all_fit(loaded)
     points: dict[str, list[dict]] = {}

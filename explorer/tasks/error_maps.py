@@ -22,6 +22,7 @@ CELLS = 48  # a side: all layers of a model go into one answer
 def work(engine: Engine, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
     """options: the further fields of Request, as the report has them. Answer data: label; layers, {name: what `map_of` gives}; skipped."""
     experiment, chosen, texts = Request(model, method, params, **options).prepare(engine.load.hub)
+    engine.load.require(experiment, chosen)
     loaded = yield from engine.load.checked(experiment.model)
     subject = Subject(loaded, {}, {}, models.linears(loaded.model), torch.empty(0), 0.0)
     subject, skipped = yield from quantize(subject, chosen, experiment.calibration, texts["calibration"])

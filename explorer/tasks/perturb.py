@@ -74,6 +74,7 @@ def work(engine: Engine, model: str, method: str, params: dict[str, Any], option
     """
     models.trained(model, engine.load.hub)
     experiment, chosen, texts = Request(model, method, params, **(options or {})).prepare(engine.load.hub)
+    engine.load.require(experiment, chosen)
     loaded, name = (yield from engine.load.checked(experiment.model)), name_of(experiment.spec, chosen)
     pairs = changeable(loaded, models.windows(loaded, texts["evaluation"], PROMPTS * LENGTH, LENGTH, experiment.evaluation.seed, bos=""))
     subject = yield from subject_of(engine.load, experiment, chosen, texts)
