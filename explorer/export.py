@@ -21,7 +21,7 @@ from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 
 ALL = 10**9  # tokens that mean the whole text
-TOKENS, DEMO_LENGTH = 8192, 512  # of `run` without flags
+DEMO, METHOD, TOKENS, DEMO_LENGTH = "demo", "rtn", 8192, 512  # of `run` without flags
 METHODS = Path(__file__).parent.parent / "assets" / "methods.json"
 COPY = "<button type='button' class='act' data-copy>Copy</button>"
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "origin",
@@ -64,7 +64,7 @@ def _flags(told: Mapping[str, tuple[Scalar, Scalar]]) -> list[str]:
 
 def usual_length(experiment: Experiment) -> int:
     """The tokens of a window without --length: the model's own, up to what a text is cut into; no window is longer than its model's own."""
-    return DEMO_LENGTH if experiment.model.name == "demo" else 2048 if experiment.evaluation.source == "wikitext2" else 1024
+    return DEMO_LENGTH if experiment.model.name == DEMO else 2048 if experiment.evaluation.source == "wikitext2" else 1024
 
 
 @cache
@@ -74,9 +74,9 @@ def catalogue() -> list[dict[str, Any]]:
 
 
 def _words(command: str, report: Report) -> list[str]:
-    """A command of the explorer up to the method's parameters, those at their defaults left out."""
+    """A command of the explorer up to the method's parameters; what is at its default is left out."""
     spec = report.experiment.spec
-    words = ["python", "-m", "explorer", command, "--model", report.experiment.model.name, "--method", spec.method]
+    words = ["python", "-m", "explorer", command, *_flags({"model": (report.experiment.model.name, DEMO), "method": (spec.method, METHOD)})]
     return words + [word for name, value in unusual(spec, catalogue()) for word in (f"--{name.replace('_', '-')}", str(value))]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from html import unescape
 from typing import Any
 
@@ -16,16 +18,18 @@ pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
 import gradio as gr
 
 from explorer import checkpoint
-from explorer.__main__ import main
+from explorer.__main__ import main, parser
 from explorer.accelerators import ACCELERATORS, fit
+from explorer.commands.run import every_field, parameters
 from explorer.input_statistics import InputStatistics
 from explorer.methods import build
 from explorer.planner import LAYOUTS, Plan, kv_bytes, need, stored_bits
-from explorer.records import InputError
+from explorer.records import Answer, InputError
 from explorer.saving import gguf
 from explorer.ui import goal
-from explorer.ui.plans import FLOAT8, Plans, as_typed, first, presets
-from explorer.ui.session import survey
+from explorer.ui.plans import FLOAT8, FOLDER, Plans, as_typed, first, presets
+from explorer.ui.session import Shelf, survey
+from explorer.ui.tab import Shell
 
 METHODS = {
     "awq": ("awq", {"bits": 4, "group_size": 128}), "mxfp4": ("mxfp", {"element": "e2m1"}), "nvfp4": ("nvfp4", {}), "q4_k": ("kquant", {"format": "q4_k"}),
@@ -86,7 +90,7 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
     card, plan = next(one for one in ACCELERATORS if one.name == "T4"), Plan(users=1)
     model = presets()["llama-3.1-8b"]
     _, said = solved(_0="llama-3.1-8b", _8="T4", _7=1)
-    assert "in which llama-3.1-8b fits for 1 user at 8,192 tokens is INT8" in said and "--method rtn --bits 8" in said
+    assert "in which llama-3.1-8b fits for 1 user at 8,192 tokens is INT8" in said and " save --model meta-llama/Llama-3.1-8B --bits 8 --gran" in said
     assert not any(fit(model, dataclasses.replace(plan, **one.plan), card).count == 1 for one in goal.widths(card)[:1]), "16 bits do not fit"
     bound = fit(model, dataclasses.replace(plan, **goal.INT8.plan), card).bound
     assert f"at most {bound:,.0f} tokens/s" in said and "perplexity by +0.02%" in said and "11 M model" in said
@@ -99,13 +103,36 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
 def test_each_width_has_a_recorded_run_and_a_command() -> None:
     for width in {one.name: one for card in ACCELERATORS for one in goal.widths(card)}.values():
         assert width is goal.WHOLE or "KL" in goal.cost(width, survey()), width.name
-        words = width.save.split()
-        if words:
-            method, given = words[1], dict(zip([w.lstrip("-").replace("-", "_") for w in words[2::2]], words[3::2], strict=True))
-            form = given.pop("as", "")
-            build(method, {name: int(value) if value.isdigit() else value for name, value in given.items()})
-            assert form in ("", "gguf")
+        if width.save:
+            args, usual = (parser().parse_args(["save", *shlex.split(words), "--to", "x"]) for words in (width.save, ""))
+            method = build(args.method, parameters(args))
+            assert args.form in ("auto", "gguf") and width.save.count("--") == sum(getattr(args, name) != given for name, given in vars(usual).items())
+            spelt = {name: value for name in every_field() if (value := getattr(args, name)) is not None}
+            assert all(str(getattr(type(method)(), name)) != value for name, value in spelt.items()), "what is at its default is left out"
     assert set(goal.GGUF) <= set(gguf.FAMILIES) and set(goal.LOADED) <= set(checkpoint.SUPPORTED)
+
+
+class Told:
+    """A runner that knows the configuration of one model, whose author named a folder in it."""
+
+    def do(self, task: str, arguments: dict) -> Iterator:
+        yield Answer(task, {"config": qwen() | {"_name_or_path": "/home/author/run 7"}, "revision": "0"})
+
+
+def qwen() -> dict[str, Any]:
+    return json.loads((FOLDER / "qwen2.5-0.5b.json").read_text())["config"]
+
+
+def test_the_command_names_the_model_that_is_planned() -> None:
+    """The bundled one, which `save` takes by itself; one of the list or read by name by its hub id; of a text without a name it says what to put in."""
+    plans = Plans(Shell(Told(), Shelf([]), [], ["demo"]))
+    fetched, line = list(plans.fetched(" someone/a-model@v1 "))[-1]
+    pasted = json.dumps(qwen() | {"_name_or_path": "/home/author/run 7"})
+    known = {("qwen2.5-7b", ""): "Qwen/Qwen2.5-7B", ("", fetched): "someone/a-model@v1", ("", pasted): "MODEL", ("gemma-3-27b", ""): "MODEL"}
+    for asked, name in known.items():
+        said = goal.written(plans.model(*asked), goal.INT8)
+        assert f"save --model {name} --bits 8 --granularity channel --to my-model<" in said and ("its hub id or folder for MODEL" in said) == (name == "MODEL")
+    assert "explorer save --bits 8 --granularity channel --to my-model<" in goal.written(presets()["demo"], goal.INT8) and "someone/a-model@v1:" in line
 
 
 def test_the_command_takes_formats(capsys: pytest.CaptureFixture) -> None:

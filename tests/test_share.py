@@ -145,8 +145,9 @@ def test_the_command_repeats_the_experiment_and_spells_no_default_out() -> None:
         theirs = report.experiment
         assert dataclasses.replace(made, model=theirs.model) == dataclasses.replace(theirs, model=theirs.model), command
         assert not set(FLAGS) - set(circumstances(args))
-    assert command_of(ALL[2]) == "python -m explorer run --model demo --method rtn"
-    given = command_of(variations()[-1]).split(" --")[3:]
+    assert command_of(ALL[2]) == "python -m explorer run" and saving_of(ALL[2]) == "python -m explorer save --to my-model"
+    assert command_of(ALL[0]) == "python -m explorer run --method none"
+    given = command_of(variations()[-1]).split(" --")[2:]
     assert [part.split(" ")[0] for part in given] == ["kv-bits", "head-bits", "sequences", "seed", "length", "tokens"]
 
 

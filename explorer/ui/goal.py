@@ -5,6 +5,7 @@ measured, and the command that writes it. HTML; all texts are escaped here.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -15,12 +16,17 @@ from explorer.families import Architecture
 from explorer.planner import Plan, gigabytes, need
 from explorer.records import QuantSpec, Report, change, significant
 
+DEMO = "demo"
+ID = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w.-]+)?", re.ASCII)
+SOURCE = re.compile(rf"(?<!the text part of the )config\.json of ({ID.pattern})", re.ASCII)
 OWN = "the {:.0f} M model that ships with this page alone, which says little about a larger one"
 
 
 @dataclass(frozen=True)
 class Width:
-    """A format that a card may take: its name, what the plan becomes, the recorded run of that width, and the options of `save` ("": none writes it)."""
+    """A format that a card may take: its name, what the plan becomes, the recorded run of that width, and the options of `save` without those at their
+    defaults ("": none writes it).
+    """
 
     name: str
     plan: dict[str, int | str | bool]
@@ -34,21 +40,22 @@ def run(method: str, **params: int | str | bool) -> QuantSpec:
 
 LOADED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")  # of the counted families those that `save` takes
 GGUF = ("llama", "mistral", "qwen2", "qwen3")  # those that it writes as one file for llama.cpp
-MXFP4 = Width("MXFP4", {"format": "mxfp4"}, run("mxfp", element="e2m1"), "--method mxfp --element e2m1")  # its blocks divide what groups of 128 do not
+MXFP4 = Width("MXFP4", {"format": "mxfp4"}, run("mxfp", element="e2m1"), "--method mxfp")  # its blocks divide what groups of 128 do not
 Q6_K, Q5_K, Q4_K = (
-    Width(name.upper(), {"format": name}, run("kquant", format=name), f"--method kquant --format {name} --as gguf") for name in ("q6_k", "q5_k", "q4_k")
+    Width(name.upper(), {"format": name}, run("kquant", format=name), f"--method kquant {form}--as gguf")
+    for name, form in (("q6_k", "--format q6_k "), ("q5_k", "--format q5_k "), ("q4_k", ""))
 )  # llama.cpp runs them on any card
 INTEGERS = (
     Q6_K,
     Q5_K,
-    Width("AWQ (4-bit g128)", {"format": "awq"}, run("awq", bits=4), "--method awq --bits 4 --group-size 128"),
+    Width("AWQ (4-bit g128)", {"format": "awq"}, run("awq", bits=4), "--method awq --group-size 128"),
     MXFP4,
     Width("3-bit g128", {"format": "", "bits": 3, "group": 128, "zeros": False}, run("gptq", bits=3, symmetric=True, full_range=False, rotate=False)),
     Width("2-bit g128", {"format": "", "bits": 2, "group": 128, "zeros": False}, run("gptq", bits=2, symmetric=True, full_range=False, rotate=False)),
 )
 WHOLE = Width("BF16", {"format": "", "bits": 16}, run("none"))
 FLOAT8 = Width("FP8", {"format": "fp8"}, run("fp8", element="e4m3", granularity="channel"), "--method fp8")
-INT8 = Width("INT8 (a scale a row)", {"format": "", "bits": 8, "group": 0, "zeros": False}, run("absmax"), "--method rtn --bits 8 --granularity channel")
+INT8 = Width("INT8 (a scale a row)", {"format": "", "bits": 8, "group": 0, "zeros": False}, run("absmax"), "--bits 8 --granularity channel")
 FILES = (
     Width("Q8_0", {"format": "", "bits": 8, "group": 32, "zeros": False}, run("absmax"), "--method kquant --format q8_0 --as gguf"),
     Q6_K,
@@ -107,7 +114,15 @@ def written(model: Architecture, width: Width) -> str:
         return "No format of <code>save</code> holds such codes."
     if model.family not in (GGUF if "gguf" in width.save else LOADED):
         return f"<code>save</code> does not write {escape(model.family)} models so: look for a checkpoint that is published in that format."
-    return f"<code>python -m explorer save --model MODEL {width.save} --to FOLDER</code> writes it."
+    name = loadable(model)
+    chosen, where = ("" if name == DEMO else f"--model {escape(name or 'MODEL')} "), "" if name else ", with its hub id or folder for MODEL"
+    return f"<code>python -m explorer save {chosen}{width.save} --to my-model</code> writes it{where}."
+
+
+def loadable(model: Architecture) -> str:
+    """The name by which `save` loads a model: the bundled one's, or the hub id that its configuration came from; "" where none is known."""
+    came = SOURCE.search(model.source)
+    return model.name if model.name == DEMO or ID.fullmatch(model.name) else came[1] if came else ""
 
 
 def widest(fits: list, count: int) -> str:

@@ -118,8 +118,9 @@ class Plans:
         try:
             for event in self.shell.runner.do("architecture", {"model": name or ""}):
                 if isinstance(event, Answer):
-                    found = architecture(event.data["config"], name)
-                    yield [json.dumps(event.data["config"], indent=1), status(f"{name}: {found.parameters / 1e9:.3f} billion parameters.", "done")]
+                    config = {**event.data["config"], "_name_or_path": name.strip()}  # what it says itself may be its author's folder
+                    found = architecture(config)
+                    yield [json.dumps(config, indent=1), status(f"{found.name}: {found.parameters / 1e9:.3f} billion parameters.", "done")]
                 else:
                     yield [gr.skip(), status("Reading the configuration.", "busy")]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
