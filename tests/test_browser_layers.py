@@ -59,7 +59,10 @@ def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:
     page.locator("#plan-status", has_text="Weights 141 GB").wait_for(timeout=5000)
     assert time.monotonic() - start < 2 and page.evaluate("document.documentElement.scrollWidth") <= 390 and not wrong
     page.locator("#plan-context input[type=number]").press("Control+a")
-    page.keyboard.type("-5\t")
+    page.keyboard.type("-5")
+    page.locator("#plan-status", has_text="from 512 to 131,072, not -5.").wait_for(timeout=5000)
+    page.locator("#plan-context input[type=number]").press("Control+a")
+    page.keyboard.type("512\t")
     page.locator("#plan-status", has_text="a user at 512 tokens").wait_for(timeout=5000)
     assert not page.locator(".toast-body").count() and not wrong
     page.close()

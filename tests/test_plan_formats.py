@@ -82,10 +82,6 @@ def test_zero_is_free_and_only_an_empty_box_is_the_list_price() -> None:
     assert [box.preprocess(value) for value in (-3, 0, 2.5, None, float("nan"))] == [-3, 0, 2.5, None, None], "nothing becomes another price"
 
 
-def test_a_number_that_is_used_otherwise_is_said() -> None:
-    assert "Users 1.7 is used as 1." in solved(_7=1.7)[0] and "is used as" not in solved()[0]
-
-
 def test_the_first_answer_is_the_widest_format_that_fits() -> None:
     card, plan = next(one for one in ACCELERATORS if one.name == "T4"), Plan(users=1)
     model = presets()["llama-3.1-8b"]

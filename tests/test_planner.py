@@ -21,7 +21,7 @@ from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
 from explorer.records import InputError
 from explorer.ui.page import many
-from explorer.ui.plans import Plans, bounded, first, presets
+from explorer.ui.plans import Plans, as_typed, first, presets
 
 FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,
@@ -273,10 +273,18 @@ def test_the_tab_answers_or_says_why_not() -> None:
         assert said in plans.solved(*asked)[0], (position, value)
 
 
-def test_a_number_outside_a_slider_counts_as_its_end() -> None:
-    """The page sends what is typed before it moves it to the bound: the answer is that of the bound."""
-    slider = bounded(gr.Slider(512, 131072, 8192, step=512))
-    assert [slider.preprocess(value) for value in (-5, 1024, 10**9, None, float("nan"))] == [512, 1024, 131072, None, None]
+def test_a_number_outside_a_slider_is_refused_as_it_was_typed() -> None:
+    """The page sends what is typed before it moves it to the bound: until then no answer of another number stands beside it."""
+    slider = as_typed(gr.Slider(512, 131072, 8192, step=512))
+    assert [slider.preprocess(value) for value in (-5, 1000, 10**9, None, float("nan"))] == [-5, 1000, 10**9, None, None]
+    for position, value, said in (
+        (6, 100, "Context takes a whole number from 512 to 131,072, not 100."), (6, 1000.5, "131,072, not 1,000.5."), (7, 1.7, "from 1 to 256, not 1.7."),
+        (7, 257, "from 1 to 256, not 257."), (10, 33.3, "The share takes a whole number from 5 to 100, not 33.3."), (10, 4, "not 4."),
+    ):  # fmt: skip
+        asked = first()
+        asked[position] = value
+        line, *rest = Plans(None).solved(*asked)
+        assert said in line and all(part == gr.skip() for part in rest), (position, value)
 
 
 def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from explorer.ui.tab import Shell
 FOLDER = Path(__file__).parents[2] / "assets" / "architectures"
 DEMO = Path(__file__).parents[2] / "assets" / "demo-model" / "config.json"
 FLOAT8 = "fp8"  # among the bits of the cache
+CONTEXT, USERS, SHARE = (512, 131072), (1, 256), (5, 100)  # tokens, users and percent that the sliders go from and to
 FIRST, DEVICE = "llama-3.1-70b", "A100 80 GB"
 
 
@@ -43,28 +44,19 @@ def presets() -> dict[str, Architecture]:
     return dict(sorted(found.items(), key=lambda pair: pair[1].parameters))
 
 
-def integer(value: Any, what: str) -> int:
-    """A number box's value. Raises InputError for an empty one or NaN."""
+def integer(value: Any, what: str, low: int = 0, high: int = 128) -> int:
+    """A box's whole number within its bounds. Raises InputError for any other, an empty box and NaN: what a box shows is what is answered."""
     if not finite(value) or isinstance(value, bool):
         raise InputError(f"{what} needs a number.")
+    if value != int(value) or not low <= value <= high:
+        raise InputError(f"{what} takes a whole number from {low:,} to {high:,}, not {value:,.10g}.")
     return int(value)
 
 
-def bounded(control: Any) -> Any:
-    """A slider or number box for which a number typed outside its bounds counts as the nearest one. The page moves it there itself, after it has
-    sent what was typed; gradio would refuse that, and the answer of the number before would stay.
-    """
-    inner = control.preprocess
-
-    def preprocess(value: Any) -> Any:
-        return inner(min(max(value, control.minimum), control.maximum)) if finite(value) else None  # an empty box, or a minus alone
-
-    control.preprocess = preprocess
-    return control
-
-
 def as_typed(control: Any) -> Any:
-    """A number box whose value comes as it was typed, None where that is empty: what is out of bounds is answered with a sentence."""
+    """A number box or slider whose value comes as it was typed, None where that is empty: what is out of bounds is answered with a sentence. Gradio would
+    refuse it, and the answer of the number before would stay.
+    """
     control.preprocess = lambda value: value if finite(value) else None
     return control
 
@@ -92,15 +84,17 @@ class Plans:
         if chosen is None:
             raise InputError("Choose an accelerator from the list.")
         kv_bits = 8 if kept == FLOAT8 else kept
-        numbers = [integer(value, what) for value, what in ((bits, "Bits"), (group, "The group"), (kv_bits, "KV bits"), (context, "Context"), (users, "Users"))]
-        plan = Plan(*numbers, everything=bool(everything), format=form or "", kv_float=kept == FLOAT8)
-        return self.model(preset, config), plan, chosen, integer(reached, "The share") / 100
+        widths = [integer(value, what) for value, what in ((bits, "Bits"), (group, "The group"), (kv_bits, "KV bits"))]
+        plan = Plan(
+            *widths, integer(context, "Context", *CONTEXT), integer(users, "Users", *USERS), everything=bool(everything), format=form or "",
+            kv_float=kept == FLOAT8,
+        )  # fmt: skip
+        return self.model(preset, config), plan, chosen, integer(reached, "The share", *SHARE) / 100
 
     def told(self, *asked: Any) -> tuple[str, float]:
         """(the answer in words, the model's parameters). Raises InputError."""
         model, plan, chosen, share = self.read(*asked)
-        said = sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked[9], share), share)
-        return said + rounded(asked[6], asked[7], asked[10]), model.parameters
+        return sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked[9], share), share), model.parameters
 
     def solved(self, *asked: Any) -> list[Any]:
         """[status, table, chart, words]."""
@@ -125,13 +119,6 @@ class Plans:
                     yield [gr.skip(), status("Reading the configuration.", "busy")]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [gr.skip(), failure(error)]
-
-
-def rounded(context: Any, users: Any, share: Any) -> str:
-    """Which numbers were used otherwise than their boxes say, "" where all are whole."""
-    boxes = (("Context", context), ("Users", users), ("Share", share))
-    parts = [f"{what} {value:g} is used as {int(value):,}" for what, value in boxes if value != int(value)]
-    return f" {'; '.join(parts)}." if parts else ""
 
 
 def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from explorer.families import FAMILIES, TEXT_LIMIT
 from explorer.figures.plan import CHART
 from explorer.planner import LAYOUTS
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, bounded, first, presets, price_of
+from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 FORMATS = [("integers: bits, group", ""), *((kept.title, name) for name, kept in LAYOUTS.items())]
@@ -45,8 +45,8 @@ def build(shell: Shell) -> View | None:
         bits = gr.Radio([16, 8, 6, 5, 4, 3, 2], value=start[2], label="Weight bits", min_width=320)
         group = gr.Radio([("channel", 0), ("32", 32), ("64", 64), ("128", 128)], value=start[3], label="Group", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
-        context = bounded(gr.Slider(512, 131072, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
-        users = bounded(gr.Slider(1, 256, start[7], step=1, label="Users at once", min_width=240))
+        context = as_typed(gr.Slider(*CONTEXT, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
+        users = as_typed(gr.Slider(*USERS, start[7], step=1, label="Users at once", min_width=240))
         kv_bits = gr.Radio([16, ("FP8", FLOAT8), 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
         everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
@@ -57,8 +57,8 @@ def build(shell: Shell) -> View | None:
                 info="0: free; empty: the list price.",
             )
         )  # fmt: skip
-        reached = bounded(
-            gr.Slider(5, 100, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
+        reached = as_typed(
+            gr.Slider(*SHARE, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
         )
     name, fetch, config = another()
     asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form]
