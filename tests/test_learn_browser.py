@@ -208,6 +208,27 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     student.close()
 
 
+def test_a_tall_chart_fits_a_small_projector(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1024, 640, query="&tab=classroom")
+    page.locator("#open-room").click()
+    page.locator("#invitation .code").wait_for(timeout=10_000)
+    page.locator("#class-story input").click()
+    page.get_by_role("option", name=stories()["granularity"].title, exact=True).click()
+    page.locator("#class-question h2", has_text=stories()["granularity"].steps[0].title).wait_for(timeout=10_000)
+    page.click("#present")
+    for at in range(3):  # the first and the last have a chart of 16 rows
+        page.locator("#class-question h2", has_text=stories()["granularity"].steps[at].title).wait_for(timeout=10_000)
+        page.click("#class-reveal")
+        page.wait_for_selector("#plot-class .main-svg")
+        parts = "['#class-question', '#plot-class', '#class-conclusion .conclusion']"
+        ends = f"Math.max(...{parts}.map(part => document.querySelector(part).getBoundingClientRect().bottom))"
+        page.wait_for_function(f"document.documentElement.scrollHeight <= innerHeight && {ends} <= innerHeight", timeout=5000)
+        assert page.evaluate("document.querySelector('#plot-class').classList.contains('tall')") == (at != 1)
+        page.click("#class-next")
+    assert not wrong
+    page.close()
+
+
 def back_and_again(page, student) -> None:
     """The question that was left has its votes and its answer; asked again it has none; another one comes from the trainer's bank."""
     page.click("#class-back")

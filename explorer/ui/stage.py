@@ -22,6 +22,7 @@ from explorer.ui.learn import chips, concluded, drawn, place
 from explorer.ui.page import many
 
 CLOSED = "<b>The votes are in.</b> No run answers this one: it is your teacher's."
+BELOW = 600  # pixels that a presented plot has below its question, of the 900 that the stage is laid out for
 BINS = 5  # choices that a number to be predicted is offered as
 ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,120}(/[\w./-]{0,120})?", re.ASCII)
 
@@ -68,6 +69,11 @@ def enlarged(plot: dict[str, Any]) -> dict[str, Any]:
     shape = plot["layout"] | {"font": plot["layout"].get("font", {}) | {"size": 18}, "height": max(520, plot["layout"].get("height", 0))}
     traces = [t | ({"marker": t["marker"] | {"size": 12}} if isinstance(t.get("marker", {}).get("size"), int) else {}) for t in plot["data"]]
     return plot | {"layout": shape, "data": traces}
+
+
+def tall(plot: dict[str, Any]) -> list[str]:
+    """The class of a plot that does not fit below its question: the presenter's view then has it beside it."""
+    return ["tall"] if enlarged(plot)["layout"]["height"] > BELOW else []
 
 
 def joined(address: str, code: str) -> str:
@@ -160,7 +166,7 @@ def staged(asked: Asked, counts: Sequence[int], phones: int = 0) -> list[Any]:
     found, own = stories()[asked.story], own_step(asked)
     steps = [(str(i + 1), i) for i in range(len(found.steps))]
     plot = drawn(own, recorded(), recorded_answers())[0] if asked.revealed else None
-    picture = gr.Plot(plotted("class", enlarged(plot)), visible=True) if plot else gr.Plot(visible=False)
+    picture = gr.Plot(plotted("class", enlarged(plot)), visible=True, elem_classes=tall(plot)) if plot else gr.Plot(visible=False)
     conclusion = concluded(own, right_answer(asked), recorded(), recorded_answers())[2] if asked.revealed else ""
     return [found.name, gr.Radio(choices=steps, value=asked.step), shown(asked), counted(asked, counts, phones), picture, conclusion]
 
