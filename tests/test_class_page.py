@@ -45,6 +45,12 @@ def test_joining_without_a_code_is_told_how() -> None:
     assert "no room with this code" in room.enter("ZZZZZ")[2] and "Worse weights" in room.enter(room.open("", "gptq", 1)[0]["code"])[0]
 
 
+def test_a_teacher_whose_room_has_ended_is_told_to_open_another() -> None:
+    room, ended = classroom.Classroom(), {"code": "ABCDE", "key": "0" * 32}
+    for said in (room.watch(ended), room.turn(ended, "gptq", 0, 1)[3], room.again(ended, "gptq", 0)[3], room.pose(ended, "Why?", "a\nb")[-1]):
+        assert "This room has ended" in said and "Open a room" in said and "ask for the code" not in said
+
+
 def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
     room = classroom.Classroom()
     mine = room.open("", "gptq", 1)[0]

@@ -105,6 +105,8 @@ def test_shares_of_the_score() -> None:
     assert wrong["score"] == 0 and wrong["brier"] == pytest.approx(0.81) and "No control" in wrong["said"][-1]
     assert diagnosed(case, "zero", "stale", 0.5, sick, [planted(2, "")])["shares"] == {"diagnosis": 1, "step": 0, "evidence": 0.5}
     assert control(sick, [recorded()["none"], planted(2, ""), healthy]) is healthy and control(sick, [planted(0, "stale")]) is None
+    cached = dataclasses.replace(healthy, experiment=dataclasses.replace(healthy.experiment, spec=dataclasses.replace(healthy.experiment.spec, kv_bits=4)))
+    assert control(sick, [cached]) is None, "another cache is another configuration"
 
 
 def test_next_steps_do_not_name_the_bug_and_all_differ() -> None:

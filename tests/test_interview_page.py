@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -76,3 +77,6 @@ def test_every_card_knows_what_bears_on_it() -> None:
     assert set(BEARS) == set(cards()) - {BROKEN} == {*BEARING, "seventy"}
     for card, (enough, short) in BEARING.items():
         assert bears(card, [recorded()[name] for name in enough]) and not bears(card, [recorded()[name] for name in short]), card
+    other = dataclasses.replace(recorded()["rtn4"].experiment, calibration=recorded()["gptq3_sums"].experiment.calibration)
+    unread = [recorded()["rtn4"], dataclasses.replace(recorded()["rtn4"], experiment=other)]
+    assert unread[0].experiment != other and not bears("calibrate", unread), "a text that no method read"

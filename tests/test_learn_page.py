@@ -14,7 +14,7 @@ import pytest
 import app
 from explorer import link
 from explorer.learn import progress
-from explorer.learn.bank import Question, questions
+from explorer.learn.bank import Question, areas, questions
 from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import conclude, judge, stories
@@ -122,6 +122,16 @@ def test_the_closing_card_says_which_steps_were_revealed_without_a_prediction(sh
     *_, done, picker, right, seen = walk.reveal("basics", 0, good, 0, "", done, right, seen)  # whoever has seen the answer predicts no more
     card = walk.turn("basics", len(stories()["basics"].steps) - 1, done, right, seen, by=1)[2]
     assert right == {} and "You predicted nothing here; 1 step revealed" in card and "1/" in next(label for label, value in picker.choices if value == "basics")
+
+
+def test_who_grades_himself_states_no_confidence(shell: Shell) -> None:
+    """His score would pass for a confidence that is always right."""
+    coach, question = trainer.Trainer(shell), next(q for q in questions().values() if q.kind == "explain")
+    given = (None, None, None, [0], 90, False)
+    state = list(coach.answer(set_of(question.id), *given))[-1][0]
+    state = list(coach.answer(state, *given))[-1][0]
+    [row] = [row for row in progress.sheet(state["progress"], areas()) if row["area"] == question.area]
+    assert row["answers"] == 1 and 0 < row["score"] < 1 and row["brier"] is None and progress.checked(json.loads(json.dumps(state["progress"])))["answers"] == 1
 
 
 @pytest.mark.parametrize("question", list(questions().values()), ids=lambda q: q.id)

@@ -206,8 +206,10 @@ def test_phones_are_counted_while_they_look(rooms: Rooms) -> None:
 def test_rooms_end(rooms: Rooms) -> None:
     code, _ = rooms.open("gptq", 0, ("a", "b"))
     Clock.now += 4 * 3600
-    with pytest.raises(InputError, match="no room"):
+    with pytest.raises(InputError, match="This room has ended"):
         rooms.tally(code)
+    with pytest.raises(InputError, match="no room"):
+        rooms.look(code)
 
 
 def test_nothing_in_a_room_names_a_person(rooms: Rooms) -> None:

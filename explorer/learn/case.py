@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from explorer.bugs import BUGS
@@ -38,9 +38,8 @@ def draw(dice: random.Random) -> dict[str, Any]:
 def control(broken: Report, runs: Sequence[Report]) -> Report | None:
     """The attached run that is the same model and configuration without the bug, or None."""
     spec = broken.experiment.spec
-    own = tuple(pair for pair in spec.params if pair[0] != "planted")
-    same = (r for r in runs if r.experiment.model == broken.experiment.model and (r.experiment.spec.method, r.experiment.spec.params) == (spec.method, own))
-    return next(same, None)
+    own = replace(spec, params=tuple(pair for pair in spec.params if pair[0] != "planted"))
+    return next((r for r in runs if (r.experiment.model, r.experiment.spec) == (broken.experiment.model, own)), None)
 
 
 def diagnosed(case: dict[str, Any], named: str, step: str, confidence: float, broken: Report, runs: Sequence[Report]) -> dict[str, Any]:

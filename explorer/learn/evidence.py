@@ -9,6 +9,7 @@ from explorer.records import Report
 
 SEVENTY = (60e9, 80e9)  # parameters of what counts as a 70B
 W8A8 = ("dynamic_int8", "smoothquant", "llm_int8")
+UNREAD = "none read"  # what a report of a method says that calibrates on nothing
 CLOSE = 0.3  # bits a weight by which equal storage may differ
 
 
@@ -26,7 +27,8 @@ def _any_pair(runs: Sequence[Report], fits: Callable[[Report, Report], bool]) ->
 
 
 def _other_text(a: Report, b: Report) -> bool:
-    return a.experiment.spec == b.experiment.spec and a.experiment.calibration != b.experiment.calibration
+    read = all(run.provenance.get("calibration", UNREAD) != UNREAD for run in (a, b))  # a method that reads no text is no different for it
+    return read and a.experiment.spec == b.experiment.spec and a.experiment.calibration != b.experiment.calibration
 
 
 BEARS: dict[str, Callable[[Sequence[Report], float], bool]] = {

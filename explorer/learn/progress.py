@@ -54,8 +54,8 @@ def rated(state: State, question: Question) -> float:
     return state["rating"] + state["concepts"].get(question.concept, 0.0)
 
 
-def answered(state: State, question: Question, score: float, confidence: float, day: int) -> State:
-    """The state after an answer. score in [0, 1]; confidence: the stated probability of being right; day: days since 1970."""
+def answered(state: State, question: Question, score: float, confidence: float | None, day: int) -> State:
+    """The state after an answer. score in [0, 1]; confidence: the stated probability of being right, None where none was; day: days since 1970."""
     k = K_EARLY if state["answers"] < EARLY else K_LATE
     move = k * (score - expected(rated(state, question), DIFFICULTY[question.level]))
     concepts = state["concepts"] | {question.concept: state["concepts"].get(question.concept, 0.0) + move}
@@ -114,7 +114,7 @@ def daily(bank: dict[str, Question], date: datetime.date) -> list[str]:
 
 
 def sheet(state: State, areas: dict[str, Area]) -> list[dict[str, Any]]:
-    """By area: title, answers, mean score, mean Brier score of the stated confidence, or None where nothing was answered."""
+    """By area: title, answers, mean score, mean Brier score of the answers with a stated confidence; None where there are none."""
     by_area: dict[str, list[dict]] = defaultdict(list)
     for entry in state["log"]:
         by_area[entry["area"]].append(entry)

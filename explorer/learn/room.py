@@ -17,6 +17,8 @@ from explorer.records import InputError
 OWN, LENGTH, WORDS = "own", 300, 80  # the story of a teacher's own questions; characters of such a question, and of a choice
 ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a question, life of a room, changes of one ticket a minute
 POLLS, HERE = 60, 15.0  # questions whose votes a room keeps; seconds since its last look in which a phone is in the room
+NONE = "There is no room with this code now; ask for the code on the screen."
+ENDED = f"This room has ended: rooms live {HOURS:g} hours, and not beyond a restart of the server. Open a room to go on; it starts without votes."
 LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ"
 TICKET = re.compile(r"[0-9a-f]{16,64}")
 
@@ -144,9 +146,9 @@ class Rooms:
             return asked.choices[choice]
 
     def question(self, code: str) -> Asked:
-        """What a room asks now."""
+        """What a teacher's room asks now."""
         with self._lock:
-            return self._room(code).open.asked
+            return self._room(code, ENDED).open.asked
 
     def look(self, code: str, ticket: Any = "", phone: str = "") -> tuple[Asked, int | None]:
         """(what a room asks now, the choice of this ticket, None before its vote). phone: which page looks, to be counted."""
@@ -157,25 +159,25 @@ class Rooms:
             return room.open.asked, room.open.votes.get(ticket) if isinstance(ticket, str) else None
 
     def tally(self, code: str) -> tuple[Asked, list[int], int]:
-        """(what is asked, votes for each choice, phones that looked just now)."""
+        """(what a teacher's room asks, votes for each choice, phones that looked just now)."""
         with self._lock:
-            room = self._room(code)
+            room = self._room(code, ENDED)
             room.phones = {phone: at for phone, at in room.phones.items() if self._now() - at < HERE}
             votes = Counter(room.open.votes.values())
             return room.open.asked, [votes[i] for i in range(len(room.open.asked.choices))], len(room.phones)
 
     def _own(self, code: str, key: str) -> Room:
         """The room, for whoever holds its key."""
-        room = self._room(code)
+        room = self._room(code, ENDED)
         if not (isinstance(key, str) and secrets.compare_digest(room.key.encode(), key.encode())):
             raise InputError("Only whoever opened this room can change its question.")
         return room
 
-    def _room(self, code: str) -> Room:
+    def _room(self, code: str, gone: str = NONE) -> Room:
         self._forget()
         room = self._rooms.get(str(code).strip().upper()[:8])
         if room is None:
-            raise InputError("There is no room with this code now; ask for the code on the screen.")
+            raise InputError(gone)
         return room
 
     def _forget(self) -> None:

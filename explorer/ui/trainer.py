@@ -217,7 +217,7 @@ class Trainer:
     def _graded(self, known: State, posed: Posed, verdict: Verdict, graded: Graded, given: Sequence[Any]) -> list[Any]:
         confidence, quiet = given[4:6]
         sure = min(1.0, max(0.0, float(confidence) / 100)) if isinstance(confidence, int | float) and confidence == confidence else 0.5
-        stated = verdict.score if posed.question.kind == "explain" else sure  # a graded self is not asked how sure it is
+        stated = None if posed.question.kind == "explain" else sure  # who grades himself is not asked how sure he is
         own, running = progress.answered(known["progress"], posed.question, verdict.score, stated, today()), known["set"]
         told = [*running.get("told", []), f"{verdict.right} {graded.said}"[:TOLD] if posed.graded_by else ""]
         done = {"stage": "done", "scores": [*running["scores"], round(verdict.score, 3)], "told": told}
