@@ -97,7 +97,8 @@ def size(report: Report, base: Report | None) -> list[str]:
     if kept is None:  # a recorded survey does not say by part
         return [words, f"{whole}."]
     skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != OUTSIDE]
-    left = f"embedding, norms and head, and {len(skipped)} skipped layers" if skipped else "embedding, norms and head"
+    left = "embedding, norms and head" if report.experiment.spec.head_bits == 16 else "embedding and norms"
+    left += f", and {len(skipped)} skipped layer{'s' if len(skipped) > 1 else ''}" if skipped else ""
     return [words, f"{whole}: {kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."]
 
 

@@ -169,4 +169,9 @@ def test_answers_follow_the_numbers() -> None:
     assert size.text.startswith("2.") and "times smaller" in size.text and "the overhead of each step, not by bytes" in size.text and len(size.text) < 120
     assert "between" in good.text and "better than its size" in good.text
     assert garbage.level in ("ok", "unknown") and answers(base, base) == []
+    assert "(embedding, norms and head)" in facts, "of the parts that stayed in 16 bits"
+    spec = dataclasses.replace(gptq.experiment.spec, head_bits=8)
+    skipped = gptq.provenance | {"skipped": {"layers.0.mlp.up_proj": "for a test"}}
+    headless = dataclasses.replace(gptq, experiment=dataclasses.replace(gptq.experiment, spec=spec), provenance=skipped)
+    assert "(embedding and norms, and 1 skipped layer)" in " ".join(answers(headless, base, [])[0].facts)
     assert "worse than" in place(changed(gptq, kld_mean=9.0), ladder(RECORDED, gptq)) and "no ladder" in place(gptq, [])

@@ -110,7 +110,7 @@ class Maps:
         read = experiment.calibration
         wanted = {
             "model": experiment.model.name, "method": spec.method, "params": dict(spec.params), "calibration": read.source,
-            "sequences": max(1, read.tokens // read.length), "seed": read.seed, "text": read.text,
+            "sequences": max(1, read.tokens // read.length), "seed": read.seed, "text": read.text, "length": read.length,
         }  # fmt: skip
 
         def draw(data: dict[str, Any]) -> list[Any]:
