@@ -49,7 +49,7 @@ def work(args: argparse.Namespace) -> None:
         form,
         made,
         name_of(experiment.spec, method),
-        shlex.join(["python", "-m", "explorer", *(args.to.name if word == str(args.to) else word for word in sys.argv[1:])]),
+        shlex.join(["python", "-m", "explorer", *said]),
         report,
     )
     written = save(made, form, args.to, words, plain(report or {"experiment": experiment}))
