@@ -45,6 +45,7 @@ def work(args: argparse.Namespace) -> None:
         report = last_report(runner_of(args.store, load).run(args.model, args.method, given, again=args.remeasure, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
     form = choose(made, args.form)
+    said = (args.to.name if word == str(args.to) else word for word in sys.argv[1:])
     words = card(
         form,
         made,
