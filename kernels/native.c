@@ -336,14 +336,19 @@ INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long
             for (int v = 0; v < V; v++)
                 sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], code[v], _mm512_set1_epi32(in[r]));
     }
+    vec total[ROWS][4]; /* apart from the sums, which stay in registers as long as no index of theirs varies */
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+            total[r][v] = __builtin_convertvector((whole)sum[r][v], vec);
     for (int r = 0; r < R && r < rows; r++)
         for (int v = 0; v < V && first + v <= last; v++) {
             const long n = (first + v) * 16, left = w->n - n < 16 ? w->n - n : 16;
-            vec value = __builtin_convertvector((whole)sum[r][v], vec);
             if (x->scale)
-                store((uint16_t *)y + r * w->n + n, value * x->scale[r] * load_numbers(w->scale, n, w->wide), left);
+                store((uint16_t *)y + r * w->n + n, total[r][v] * x->scale[r] * load_numbers(w->scale, n, w->wide), left);
             else
-                memcpy((float *)y + r * w->n + n, &value, 4 * left);
+                memcpy((float *)y + r * w->n + n, &total[r][v], 4 * left);
         }
 }
 
