@@ -68,6 +68,8 @@ def built(name: str) -> Path:
             done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise OSError(f"the C compiler failed: {done.stderr.strip().splitlines()[-1:]}")
+        for old in path.parent.glob(f"native-{name}-*.so"):
+            old.unlink(missing_ok=True)
         os.replace(made, path)
     except subprocess.TimeoutExpired:
         raise OSError("the C compiler took over five minutes") from None
