@@ -140,7 +140,8 @@ def _saving(report: Report, live: bool) -> str:
         return ""
     picks = ((f"save:{report.key}", "download it"), (f"save:gguf-{report.key}", "as GGUF, for llama.cpp")) if live else ()
     buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
-    return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
+    held = "Its files hold codes in the widths of their format, 2 and 3 bits often as 4; its card says how many bits that is."
+    return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}<br><small>{held}</small></p><pre tabindex='0'>{escape(line)}</pre>"
 
 
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:

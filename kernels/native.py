@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,9 @@ from kernels.formats import group_of, integers
 from kernels.op import Form, LowBitWeight, Packed
 
 SOURCE = Path(__file__).with_suffix(".c")
-# What a CPU must have, by its names in /proc/cpuinfo, and what the compiler is told; the first that fits is taken.
-FLAVOURS = {
-    "avx512bf16": ({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"}, ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")),
-    "avx512": ({"avx512f", "avx512bw", "avx512vl"}, ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma")),
-    "avx2": ({"avx2", "fma"}, ("-mavx2", "-mfma")),
-}
+# What a CPU must have, by its names in /proc/cpuinfo, and what the compiler may use; the first that fits is taken.
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "fma")
+FLAVOURS = {"avx512bf16": (*AVX512, "avx512_vnni", "avx512_bf16"), "avx512vnni": (*AVX512, "avx512_vnni"), "avx512": AVX512, "avx2": ("avx2", "fma")}
 COMPILE = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 STRIP = 16  # outputs that lie together
 TABLE2, TABLE4, INTEGER8, FLOAT8 = range(4)  # as in native.c
@@ -47,13 +45,14 @@ def flavour() -> str:
         return ""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     has = set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
-    return next((name for name, (needs, _) in FLAVOURS.items() if needs <= has), "")
+    return next((name for name, needs in FLAVOURS.items() if has.issuperset(needs)), "")
 
 
 def built(name: str) -> Path:
     """The library of a flavour, compiled where it is not there yet. Raises OSError where it cannot be, with one clause."""
     compiler = shutil.which("gcc") or shutil.which("cc")
-    text = SOURCE.read_bytes() + " ".join((*COMPILE, *FLAVOURS[name][1])).encode()
+    flags = [*COMPILE, *("-m" + feature.replace("_", "") for feature in FLAVOURS[name])]
+    text = SOURCE.read_bytes() + " ".join(flags).encode()
     path = SOURCE.parent / "__pycache__" / f"native-{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if path.is_file():
         return path
@@ -65,10 +64,12 @@ def built(name: str) -> Path:
     part, made = (path.with_suffix(f".{os.getpid()}{end}") for end in (".o", ".new"))
     try:
         # Linked without an OpenMP library of its own: torch's is in this process, and two would keep a pool of threads each.
-        for arguments in ((*COMPILE, *FLAVOURS[name][1], "-c", str(SOURCE), "-o", str(part)), ("-shared", str(part), "-o", str(made))):
+        for arguments in ((*flags, "-c", str(SOURCE), "-o", str(part)), ("-shared", str(part), "-o", str(made))):
             done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise OSError(f"the C compiler failed: {done.stderr.strip().splitlines()[-1:]}")
+        for old in path.parent.glob(f"native-{name}-*.so"):
+            old.unlink(missing_ok=True)
         os.replace(made, path)
     except subprocess.TimeoutExpired:
         raise OSError("the C compiler took over five minutes") from None
@@ -93,6 +94,8 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, str(error)
     found.low_bit_product.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
+    if "vnni" in " ".join(FLAVOURS[name]):
+        found.low_bit_int8.argtypes = [*found.low_bit_product.argtypes, ctypes.c_int, ctypes.c_float]
     return found, ""
 
 
@@ -155,21 +158,27 @@ def pack(w: LowBitWeight) -> Packed:
     kind, (n, k) = kind_of(w), w.codes.shape
     codes, table, factor, mantissa = values(w, kind)
     word = PER_WORD[kind]
-    codes = F.pad(codes, (0, -k % word, 0, -n % STRIP))
-    order = [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else range(word)
-    lanes = codes.view(-1, STRIP, codes.shape[1] // word, word)
-    words = torch.zeros(lanes.shape[:3], dtype=torch.int32)
-    for place, lane in enumerate(order):
-        words |= lanes[..., lane].int() << place * (32 // word)
-    words = words.transpose(1, 2).contiguous()
+    words = in_words(codes, [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else range(word))
     numbers = {"scale": by_row(w.scale, n) / factor}
     if w.zero is not None:
         numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
     wide = any(not torch.equal(t.bfloat16().float(), t) for t in numbers.values())
     held = {name: strips(t if wide else t.bfloat16()) for name, t in numbers.items()}
     groups = w.scale.shape[1]
-    steps = codes.shape[1] // word // groups
-    return Packed({"codes": words.view(codes.shape[0], -1), **held, "table": table}, (n, k, groups, steps, kind, int(wide), mantissa))
+    return Packed({"codes": words, **held, "table": table}, (n, k, groups, words.shape[1] // groups, kind, int(wide), mantissa))
+
+
+def in_words(codes: Tensor, order: Sequence[int]) -> Tensor:
+    """Codes [N, K] uint8 as 32-bit words [N, K / codes a word], both rounded up, a strip's words one after the other; order: which of its inputs a word
+    has from its lowest bits on.
+    """
+    word = len(order)
+    codes = F.pad(codes, (0, -codes.shape[1] % word, 0, -codes.shape[0] % STRIP))
+    lanes = codes.view(-1, STRIP, codes.shape[1] // word, word)
+    words = torch.zeros(lanes.shape[:3], dtype=torch.int32)
+    for place, lane in enumerate(order):
+        words |= lanes[..., lane].int() << place * (32 // word)
+    return words.transpose(1, 2).contiguous().view(codes.shape[0], -1)
 
 
 def by_row(t: Tensor, n: int) -> Tensor:
@@ -206,6 +215,32 @@ def product(x: Tensor, packed: Packed) -> Tensor:
     shift = t["shift"].data_ptr() if "shift" in t else None
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), shift, t["table"].data_ptr(), *meta)
     if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), len(x), weight):
+        raise MemoryError("no memory for the packed inputs of a product")
+    return y
+
+
+def has_int8() -> bool:
+    """Whether this CPU multiplies bytes four at a time and adds in 32 bits, so that int8 products come out exactly."""
+    found, _ = library()
+    return found is not None and "avx512_vnni" in FLAVOURS[flavour()]
+
+
+def int8_pack(codes: Tensor, scale: Tensor) -> Packed:
+    """Codes [N, K] uint8, 128 for zero, and scale [N] float32, for `int8_sums` and `int8_product`."""
+    words = in_words(codes, range(4))
+    held = {"codes": words, "scale": F.pad(scale, (0, -len(scale) % STRIP))}
+    return Packed(held, (*codes.shape, 1, words.shape[1], INTEGER8, 1, 0))
+
+
+def int8_product(x: Tensor, packed: Packed, given: float = 0.0) -> Tensor:
+    """int8 x [M, K] -> the int32 sums with codes minus 128, float32 [M, N]; bfloat16 x -> the product of x, rounded to int8 row by row, bfloat16 [M, N].
+    given: a static scale, 0 for each row's own.
+    """
+    t, meta, integers = packed.tensors, packed.meta, x.dtype is torch.int8
+    x = x.contiguous()
+    y = torch.empty(len(x), meta[0], dtype=torch.float32 if integers else torch.bfloat16)
+    weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), None, None, *meta)
+    if library()[0].low_bit_int8(x.data_ptr(), y.data_ptr(), len(x), weight, integers, given):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 

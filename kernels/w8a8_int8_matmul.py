@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import scaled_matmul
+from kernels import native, scaled_matmul
 from kernels.op import Activation, Form, LowBitWeight, Packed, dequantize, round_activation, split_outliers
 from kernels.product import Case, product_op
 
@@ -128,6 +129,44 @@ def _cpu_form(name: str, product: Product, refuses: Callable[[LowBitWeight], str
     return Form(name, refuses, pack, partial(_run, product), note, rounded=partial(_run_rounded, product))
 
 
+def _native_refuses(w: LowBitWeight) -> str:
+    if w.activation.looks():
+        return "packed in words, columns cannot be picked out at run time"
+    return _refuses(w) or native.library()[1] or ("" if native.has_int8() else "this CPU has no AVX-512 VNNI")
+
+
+def _native_pack(w: LowBitWeight) -> Packed:
+    """As `native.int8_pack` keeps it, and what `scaled_matmul.kept_columns` adds; meta = (activation, its own)."""
+    plain = _pack(w)
+    packed = native.int8_pack(w.codes, plain.tensors["scale"])
+    kept = {name: t for name, t in plain.tensors.items() if name not in ("codes", "scale")}
+    return Packed(packed.tensors | kept, (w.activation, packed.meta))
+
+
+def _native_run(x: Tensor, packed: Packed) -> Tensor:
+    activation, meta = packed.meta
+    if x.dtype is not torch.bfloat16 or activation.columns:
+        return _run(*_native_parts(packed, x))
+    given = activation.scale
+    if activation.per == "tensor" and not given:
+        given = (x.abs().amax().float() / 127).item() or 1.0
+    return native.int8_product(x, Packed(packed.tensors, meta), given)
+
+
+def _native_parts(packed: Packed, *inputs: Tensor) -> tuple[Any, ...]:
+    """The arguments of `_run` and `_run_rounded`: sums by our kernel, and the scales without what fills the last strip."""
+    (activation, meta), t = packed.meta, packed.tensors
+
+    def sums(rounded: Tensor, t: dict[str, Tensor]) -> Tensor:
+        return native.int8_product(rounded, Packed(packed.tensors, meta))
+
+    return sums, *inputs, Packed(t | {"scale": t["scale"][: meta[0]]}, (activation,))
+
+
+def _native_run_rounded(x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
+    return _run_rounded(*_native_parts(packed, x, rounded, scale_x))
+
+
 SATURATES = "this CPU's oneDNN adds int8 products in 16 bits and saturates"
 TOKEN, TENSOR = Activation("int8"), Activation("int8", "tensor")
 
@@ -136,6 +175,7 @@ OP = product_op(
     "y = x W^T, x and W in int8",
     gpu=(Form("triton", _refuses, _pack, _triton_run, "int32 sums", rounded=scaled_matmul.run_rounded),),
     cpu=(
+        Form("native", _native_refuses, _native_pack, _native_run, "int32 sums; inputs are rounded in the same call", rounded=_native_run_rounded),
         _cpu_form("oneDNN", _onednn, partial(_onednn_refuses, _onednn, SATURATES), _onednn_pack, "int32 sums"),
         _cpu_form(
             "oneDNN by sign", _signs_apart, partial(_onednn_refuses, _signs_apart, f"{SATURATES} even where signs are apart"), _onednn_pack,

@@ -11,7 +11,7 @@ import torch
 
 from explorer.closure import code_version
 from kernels import native
-from kernels.op import LowBitWeight, choose, ops
+from kernels.op import Activation, LowBitWeight, choose, ops, round_activation
 from kernels.product import Case, exact_product, random_problem
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def found() -> list[tuple[str, Case]]:
 @pytest.mark.parametrize("name", list(native.FLAVOURS))
 def test_every_flavour_means_what_the_reference_means(name: str, fresh: pytest.MonkeyPatch) -> None:
     if name not in supported():
-        pytest.skip(f"needs a CPU with {', '.join(sorted(native.FLAVOURS[name][0]))}")
+        pytest.skip(f"needs a CPU with {', '.join(native.FLAVOURS[name])}")
     fresh.setattr(native, "flavour", lambda: name)
     assert native.library()[1] == ""
     served, rows = 0, set()
@@ -52,7 +52,8 @@ def test_every_flavour_means_what_the_reference_means(name: str, fresh: pytest.M
         x, weight = random_problem(case, torch.Generator().manual_seed(1))
         form = next(form for form in ops()[op].cpu if form.name == "native")
         if form.refuses(weight):
-            assert case.codebook == "table" and case.bits == 8, case
+            integer = case.activation is not None and case.activation.kind == "int8"
+            assert (case.activation.looks() or not native.has_int8()) if integer else (case.codebook, case.bits) == ("table", 8), case
             continue
         y, exact = form.run(x.bfloat16(), form.pack(weight)).double(), ops()[op].reference(x.bfloat16(), weight)
         assert (y - exact).norm() <= 4e-3 * exact.norm(), case
@@ -171,3 +172,29 @@ def test_the_source_in_c_is_part_of_what_a_result_depends_on(monkeypatch: pytest
     assert version() != before
     monkeypatch.undo()
     assert version() == before
+
+
+@pytest.mark.skipif(not native.has_int8(), reason="needs gcc and a CPU with AVX-512 VNNI")
+@pytest.mark.parametrize("m", [1, 2, 5, 16, 130])
+def test_int8_products_of_extreme_codes_are_exact(m: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n, k in ((64, 64), (37, 80), (21, 30)):
+        x, codes = (torch.randint(0, 2, shape, generator=generator, dtype=torch.uint8) * 255 for shape in ((m, k), (n, k)))
+        x[0], codes[0], codes[1] = 255, 255, 0  # all of one sign: the largest sums
+        rounded = (x.to(torch.int16) - 128).clamp(min=-127).to(torch.int8)
+        sums = native.int8_product(rounded, native.int8_pack(codes, torch.ones(n)))
+        assert torch.equal(sums.double(), rounded.double() @ (codes.double() - 128).T)
+
+
+@pytest.mark.skipif(not native.has_int8(), reason="needs gcc and a CPU with AVX-512 VNNI")
+def test_inputs_are_rounded_as_the_definition_rounds_them() -> None:
+    """Codes are compared through products with the unit matrix: one output is one code times its scale."""
+    x = torch.randn(40, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[3], x[4, 5], x[6] = 0, 40.0, x[6] * 1e-30
+    unit = native.int8_pack((torch.eye(96) + 128).to(torch.uint8), torch.ones(96))
+    for activation, given in ((Activation("int8"), 0.0), (Activation("int8", "tensor", 0.02), 0.02)):
+        codes, scale = round_activation(x, activation)
+        assert torch.equal(native.int8_product(x, unit, given), (codes.float() * scale).bfloat16())
+    x[1, 7], x[2, 9] = torch.nan, -torch.inf
+    y = native.int8_product(x, unit)
+    assert y[1].isnan().all() and y[2].isnan().all() and y[[0, *range(3, 40)]].isfinite().all()

@@ -45,7 +45,14 @@ def work(args: argparse.Namespace) -> None:
         report = last_report(runner_of(args.store, load).run(args.model, args.method, given, again=args.remeasure, **options), show)
     made = Prepared.of(shown(subject_of(load, experiment, method, texts)))
     form = choose(made, args.form)
-    words = card(form, made, name_of(experiment.spec, method), shlex.join(["python", "-m", "explorer", *sys.argv[1:]]), report)
+    said = (args.to.name if word == str(args.to) else word for word in sys.argv[1:])
+    words = card(
+        form,
+        made,
+        name_of(experiment.spec, method),
+        shlex.join(["python", "-m", "explorer", *said]),
+        report,
+    )
     written = save(made, form, args.to, words, plain(report or {"experiment": experiment}))
     told = {"bits_per_weight": written_bits(form, made), "loads": loads(form, made), "note": note(form, made)}
     print(json.dumps({"folder": str(args.to), **written, **told}, indent=1))

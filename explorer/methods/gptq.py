@@ -36,7 +36,8 @@ class Gptq(Method):
     symmetric: bool = choice(True, title="Symmetric", help="Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.", off="asymmetric")
     full_range: bool = choice(
         False, title="Full range", when=("symmetric", (True,)),
-        help="Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), the lowest code has none.",
+        help="Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), as "
+        "in textbooks: only what corrects other columns' errors reaches the lowest code.",
     )  # fmt: skip
     act_order: bool = choice(True, title="Act-order", help="Round the columns with the largest inputs first, while most columns can still compensate.")
     static_groups: bool = choice(
