@@ -210,7 +210,7 @@ class WorkerRunner:
                 if isinstance(item, Progress):
                     job.last = item
                 else:
-                    if isinstance(item, Partial | Report):  # whoever joins needs the last alone
+                    if isinstance(item, Partial):  # whoever joins needs the last alone
                         job.kept = [e for e in job.kept if not isinstance(e, Partial)]
                     job.kept.append(item)
                 if job.started is None and not (isinstance(item, Progress) and item.stage in ("waiting", "download")):
