@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from explorer.experiment import Loader, LocalRunner, metric_key
 from explorer.export import as_csv, as_html, as_json
 from explorer.findings import UNSURE
 from explorer.metrics import metrics
-from explorer.records import Event, InputError, Measurement, Partial, Progress, QuantSpec, Report
+from explorer.records import Answer, Event, InputError, Measurement, Partial, Progress, QuantSpec, Report
 from explorer.store import Store
 from explorer.ui import page as pages
 from explorer.ui.interviewer import Interviewer
+from explorer.ui.pace import Pace
 from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Page
+from explorer.ui.page import Clock, Page
 from explorer.ui.points import Held
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell, View
@@ -30,6 +32,7 @@ from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
 from explorer.ui.tabs.trainer import attachable
 from tests.serving import untimed
+from tests.test_worker import Service
 
 CPU = torch.device("cpu")
 FEW = {"tokens": 1024, "length": 256}
@@ -210,3 +213,42 @@ def test_a_part_says_what_it_lacks_and_never_that_all_is_well() -> None:
         assert "incomplete" in as_html([SEEDS[0], report], "", table, "")
     assert "no failure found" in comparison([SEEDS[0], WHOLE], judged([SEEDS[0], WHOLE])) and "incomplete" not in as_csv([WHOLE])
     assert "stopped: speed not measured" in comparison([SEEDS[0], stopped])
+
+
+def test_what_is_left_is_told_by_the_last_such_run_from_where_it_was_seen() -> None:
+    pace, now = Pace(), time.monotonic()
+    pace.note("rtn", {"load model": now - 9, "measurement 1 of 2, perplexity": now - 8, "measurement 2 of 2, speed": now - 5})
+    pace.note("joined", {"measurement 2 of 2, speed": now - 1})
+    assert {stage: round(left) for stage, left in pace.of("rtn").items()} == {"measurement 1 of 2, perplexity": 8, "measurement 2 of 2, speed": 5}
+    assert not pace.of("joined") and not pace.of("gptq")
+    clock = Clock()
+    clock.follow(pace.of("rtn"))
+    assert "about 5 s left, by the last such run" in clock.line(Progress("measurement 2 of 2, speed", 0, 6))
+    assert "left" not in clock.line(Progress("measurement 1 of 1, speed", 0, 6)), "another run than the last"
+    clock.follow({})
+    assert "left" not in clock.line(Progress("measurement 2 of 2, speed", 0, 6))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path / "log")
+    yield made
+    made.runner.close()
+
+
+def test_who_joins_a_run_gets_what_it_has_so_far_at_once(service: Service) -> None:
+    """The last part alone, before anything else; who was there from the start gets each."""
+    first = service.runner.run("demo", "parts", {})
+    parts = (event.report for event in first if isinstance(event, Partial))
+    next(parts)
+    known = next(parts)
+    second = list(service.runner.run("demo", "parts", {}))
+    assert [e.report for e in second if isinstance(e, Partial)] == [known] == [second[0].report] and isinstance(second[-1], Answer)
+    assert not list(parts) and sum(what == "start" for _, what, *_ in service.notes()) == 1
+
+
+def test_a_run_that_dies_was_told_what_it_had(service: Service) -> None:
+    got = list[Event]()
+    with pytest.raises(InputError, match="process died"):
+        got.extend(service.runner.run("demo", "parts", {"died": True, "seconds": 0.1}))
+    assert sum(isinstance(event, Partial) for event in got) == 2

@@ -18,7 +18,7 @@ from explorer import rights
 from explorer.hub import HubSettings
 from explorer.jobs import Finished, WorkerRunner
 from explorer.limits import Limits
-from explorer.records import Answer, Event, InputError, Partial, Progress
+from explorer.records import Answer, Event, InputError, Progress
 from explorer.worker import WorkerSettings, explain
 from explorer.zerogpu import ZeroGpuRunner
 
@@ -134,24 +134,6 @@ def test_equal_requests_share_one_run(service: Service) -> None:
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: service.answer(seconds=0.3), range(10)))
     assert len(answers) == 10 and sum(what == "start" for _, what, *_ in service.notes()) == 1
-
-
-def test_who_joins_a_run_gets_what_it_has_so_far_at_once(service: Service) -> None:
-    """The last part alone, before anything else; who was there from the start gets each."""
-    first = service.runner.run("demo", "parts", {})
-    parts = (event.report for event in first if isinstance(event, Partial))
-    next(parts)
-    known = next(parts)
-    second = list(service.runner.run("demo", "parts", {}))
-    assert [e.report for e in second if isinstance(e, Partial)] == [known] == [second[0].report] and isinstance(second[-1], Answer)
-    assert not list(parts) and sum(what == "start" for _, what, *_ in service.notes()) == 1
-
-
-def test_a_run_that_dies_was_told_what_it_had(service: Service) -> None:
-    got = list[Event]()
-    with pytest.raises(InputError, match="process died"):
-        got.extend(service.runner.run("demo", "parts", {"died": True, "seconds": 0.1}))
-    assert sum(isinstance(event, Partial) for event in got) == 2
 
 
 def test_a_finished_job_answers_for_a_while(tmp_path: Path) -> None:

@@ -127,9 +127,9 @@ def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") ->
 
 
 def awaiting(wanted: Sequence[Figure], reports: Sequence[Report]) -> dict[str, Any]:
-    """Value and visibility of the line that stands for the figures that are not there because a report is not whole."""
+    """Value and visibility of the line in the place of all figures while none is there because a report is not whole."""
     rest = [f"{r.name} ({awaited(r)})" for r in reports if r.missing]
-    words = f"Figures follow as they are measured: {', '.join(rest)}." if rest and not all(shown(figure, reports) for figure in wanted) else ""
+    words = f"Nothing to draw yet: {', '.join(rest)}." if rest and not any(shown(figure, reports) for figure in wanted) else ""
     return {"value": f"<p class='hint'>{escape(words)}</p>" if words else "", "visible": bool(words)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -16,6 +16,7 @@ import gradio as gr
 
 from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
 from explorer.ui.controls import Control, parameters
+from explorer.ui.pace import Pace
 from explorer.ui.session import is_baseline
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
@@ -32,11 +33,18 @@ def status(text: str, kind: str = "", share: float | None = None, chips: str = "
 
 
 class Clock:
-    """Turns progress into status lines, at most five a second, with the time left in a stage once it can be told."""
+    """Turns progress into status lines, at most five a second, with the time left once it can be told: to the end of the run where the last one of its
+    kind says it, else in the stage. begun: when each stage of the run began.
+    """
 
     def __init__(self) -> None:
         self.started = self._stage_started = time.monotonic()
         self._stage, self._shown = "", 0.0
+        self.follow({})
+
+    def follow(self, known: Mapping[str, float]) -> None:
+        """A run begins. known: seconds from each stage to the end, as `Pace` has them."""
+        self._known, self.begun = known, dict[str, float]()
 
     def seconds(self) -> float:
         """Since the run was pressed."""
@@ -48,9 +56,12 @@ class Clock:
         if event.stage == self._stage and now - self._shown < 0.2:
             return None
         self._stage_started = now if event.stage != self._stage else self._stage_started
+        self.begun.setdefault(event.stage, now)
         self._stage, self._shown = event.stage, now
         share, spent = event.done / max(1, event.total), now - self._stage_started
         left = f", about {spent * (1 - share) / share:.0f} s left in this stage" if share > 0.1 and spent > 1 else ""
+        if (rest := self._known.get(event.stage, 0.0) - spent) > 0.5:
+            left = f", about {rest:.0f} s left, by the last such run"
         count = f" {event.done} of {event.total}" if event.total > 1 else ""
         return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left})", "busy", share)
 
@@ -151,7 +162,7 @@ class Page:
     """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls; `runs` knows who runs what."""
 
     def __init__(self, shell: Shell) -> None:
-        self.shell, self.fields, self.runs = shell, list[Control](), Runs()
+        self.shell, self.fields, self.runs, self.pace = shell, list[Control](), Runs(), Pace()
 
     def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
         """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
@@ -186,10 +197,13 @@ class Page:
                 if turn.ahead():
                     yield [status(f"{title}: waits for your run before it; Cancel stops both.", "busy"), *same]
                 for what, name, chosen, given in asked:
+                    kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
+                    clock.follow(self.pace.of(kind) if (name, given) == (method, options) else {})  # of the baseline alone it would be taken for all
                     for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
                         if isinstance(event, Report):
                             shown, note = self.placed(shown, [*turn.before, event])
                             turn.done(event)
+                            self.pace.note(kind, clock.begun)
                             left = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
                         elif isinstance(event, Partial):
