@@ -81,7 +81,7 @@ PARTS = {
 
 def awaited(report: Report) -> str:
     """That a report is not whole, and what it lacks, such as "being measured: speed" or "stopped: speed not measured"; "" of a whole one."""
-    parts = ", ".join(PARTS.get(name, name) for name in report.missing)
+    parts = ", ".join(PARTS.get(name, name) for name in report.missing if name != "training" or len(report.missing) == 1)  # few methods train
     return "" if not parts else f"stopped: {parts} not measured" if report.stopped else f"being measured: {parts}"
 
 

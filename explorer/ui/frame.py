@@ -84,7 +84,11 @@ def chart_values(item: Chart, data: dict[str, Any]) -> list[Any]:
 
 def figure_values(item: Figure, reports: Sequence[Report], layer: str) -> list[Any]:
     """New values for what `frame` laid out of a figure of reports."""
-    return [plotted(item.name, item.draw(reports, layer)), figure_words(item, reports, layer)]
+    plot, measuring = item.draw(reports, layer), any(r.missing and not r.stopped for r in reports)
+    if measuring and not plot["data"] and plot["layout"].get("annotations"):
+        [note] = plot["layout"]["annotations"]
+        plot = plot | {"layout": plot["layout"] | {"annotations": [note | {"text": "Being measured."}]}}
+    return [plotted(item.name, plot), figure_words(item, reports, layer)]
 
 
 def figure_words(item: Figure, reports: Sequence[Report], layer: str) -> str:
