@@ -169,6 +169,17 @@ def test_what_was_measured_stays_after_a_failure(page: Page, error: Exception) -
     assert [part[-1][2:] for part in drawings(list(run(page, last[1].value)))] == [(EARLY.missing, False), (("speed",), False), ((), False)]
 
 
+def test_a_run_that_waited_for_one_that_failed_shows_it_as_stopped(page: Page) -> None:
+    first = run(page)
+    part = next(step for step in first if isinstance(step[3], list))
+    page.asked = lambda values: ("demo", "none", {}, dict(zip(ORDER, OPTIONS, strict=True)))
+    later = run(page, part[1].value)
+    assert "waits for your run before it" in next(later)[0]
+    page.shell.runner.error = InputError("odd")
+    list(first)
+    assert drawings(list(later))[-1][-1] == ("RTN 3-bit g64", len(EARLY.measurements), EARLY.missing, True)
+
+
 def test_what_was_measured_stays_after_cancel(page: Page) -> None:
     events = run(page)
     step = next(step for step in events if isinstance(step[3], list))

@@ -109,6 +109,10 @@ class Turn:
         """How many runs of the session were pressed before and go on: only the first writes the status line."""
         return self.going.index(self)
 
+    def alone(self) -> bool:
+        """Whether the session has no other run going: what is not whole then belongs to one that failed."""
+        return len(self.going) == 1
+
     def done(self, report: Report) -> None:
         """Ends the wait for a report, and tells the runs that wait, whose list of what is compared is older."""
         self.before.clear()
@@ -213,6 +217,7 @@ class Page:
                             shown, note = self.placed(shown, due)
                             left = note or left
                             yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
+                shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
                 yield [status(sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
             shown, _ = self.placed(shown, [r for r in turn.coming if r.missing])
