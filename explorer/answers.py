@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
-from explorer.findings import Finding, drowned, grid, known, level
+from explorer.findings import Finding, drowned, grid, known, lacks, level
 from explorer.records import BUSY, OUTSIDE, Measurement, Report, change, fitting, significant
 
 MIB = 2**20
@@ -66,7 +66,7 @@ def in_short(report: Report, base: Report | None) -> str:
     if found is not None and found.high < 1:
         why = "unpacking costs more here than the bytes save"
     elif (limit := known(report, "decode_limit")) is None or limit.value <= 0 or known(report, "decode_tokens_per_second") is None:
-        why = "what limits its speed was not measured"
+        why = f"what limits its speed {unknown(report)}"
     else:
         why = f"limited by {'reading the weights' if report.value('decode_bound') == 'bandwidth' else 'the overhead of each step, not by bytes'}"
     return f"{', '.join(told)}: {why}." if told else f"{why[:1].upper()}{why[1:]}."
@@ -84,7 +84,7 @@ def size(report: Report, base: Report | None) -> list[str]:
     """Stored against resident bits, and what did not shrink, each in a sentence."""
     stored, resident, total = (known(report, name) for name in ("bits_per_weight", "bits_per_weight_resident", "weight_bytes"))
     if stored is None or total is None:
-        return ["Its size was not measured."]
+        return [f"Its size {unknown(report)}."]
     words = f"It stores {stored.value:.2f} bits a weight, scales included"
     if resident is not None and resident.value > stored.value * 1.02:
         words += f", and holds {resident.value:.2f} in memory, the width that the kernel reads"
@@ -106,7 +106,7 @@ def speed(report: Report) -> list[str]:
     """Which kernel ran, what bounds it, and whether it is faster than 16 bits beyond the interval, each in a sentence."""
     ours = known(report, "decode_tokens_per_second")
     if ours is None:
-        return ["Its speed was not measured."]
+        return [f"Its speed {unknown(report)}."]
     kernel, limit = report.provenance.get("kernel_summary", "an unknown kernel"), known(report, "decode_limit")
     words = f"It decodes {ours.value:.0f} tokens/s on {kernel}"
     refused = report.provenance.get("kernel_why", [])
@@ -123,6 +123,11 @@ def speed(report: Report) -> list[str]:
             at += f" while threads waited {lost.value:.0f}% of their time for a core, so memory may be faster: measure again"
         told.append(f"That is {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}.")
     return [*told, against(report)]
+
+
+def unknown(report: Report) -> str:
+    """That a number was not measured, or is being measured, after its name."""
+    return f"{'is' if report.missing and not report.stopped else 'was'} {lacks(report).removesuffix(': stopped')}"
 
 
 def against(report: Report) -> str:
@@ -153,7 +158,7 @@ def place(report: Report, rungs: Sequence[Report]) -> str:
     """Where its divergence lies on the ladder, and whether its perplexity changed measurably."""
     kld, delta = known(report, "kld_mean"), known(report, "perplexity_delta")
     if kld is None or delta is None:
-        return "It cannot be said: no token had a finite probability." if report.find("kld_mean") else "Its quality was not measured."
+        return "It cannot be said: no token had a finite probability." if report.find("kld_mean") else f"Its quality {unknown(report)}."
     measurable = delta.low is None or not math.isfinite(delta.low) or not delta.low <= 0 <= (delta.high or 0)
     words = f"Perplexity changes by {changed(delta, known(report, 'perplexity'))}" + (
         "." if measurable else ": no measurable change on this text, but the divergence is finer."

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, beyond, cause, in_16_bits, known, level, short, words_of
+from explorer.findings import BROKEN, OK, SUSPICIOUS, UNSURE, Evidence, Finding, awaited, beyond, cause, in_16_bits, known, level, short, words_of
 from explorer.records import Report, change
 from explorer.repetition import cycle, repetition
 
+UNFINISHED = "unfinished"  # the name of the finding that a report is not whole
 Detector = Callable[[Evidence], Finding | None]
 
 
@@ -219,7 +220,9 @@ def verdicts(report: Report, base: Report | None, rungs: Sequence[Report] = (), 
 
 
 def _found(evidence: Evidence) -> Iterator[Finding]:
-    if not evidence.report.by_layer("integrity"):
+    if evidence.report.missing:
+        yield Finding(UNFINISHED, UNSURE, f"Not all was looked at; {awaited(evidence.report)}.")
+    if not evidence.report.by_layer("integrity") and "integrity" not in evidence.report.missing:
         yield Finding(
             "weights", UNSURE, "The packed weights were not checked: this report is older than that check, or its layers stayed in 16 bits. Run it again."
         )
@@ -240,6 +243,8 @@ def sentence(findings: Sequence[Finding]) -> str:
     """The verdict in one line."""
     bad = [f for f in findings if f.bad]
     if not bad:
+        if rest := next((f.says for f in findings if f.name == UNFINISHED), ""):
+            return f"No sign of failure in {sum(f.level == OK for f in findings)} checks so far. {rest}"
         missing = "; the packed weights were not checked" if any(f.level == UNSURE for f in findings) else ""
         return f"No sign of failure in {sum(f.level == OK for f in findings)} checks{missing}."
     if named(findings):

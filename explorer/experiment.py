@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import gc
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import put, quantized_head
 from explorer.quantizing import quantize, sound
-from explorer.records import Event, Experiment, Measurement, ModelRef, Progress, QuantSpec, Report, disturbed, key_of
+from explorer.records import Event, Experiment, Measurement, ModelRef, Partial, Progress, QuantSpec, Report, disturbed, key_of
 from explorer.request import Request
 from explorer.sizes import resident
 from explorer.store import Store
@@ -112,7 +112,8 @@ class Loader:
 def run(
     experiment: Experiment, method: Method, texts: dict[str, str], store: Store, load: Loader, line: Line | None = None, again: bool = False
 ) -> Iterator[Event]:
-    """Yields Progress and Measurements, last a Report. What the store has is not computed again; each metric is stored when it is whole.
+    """Yields Progress and Measurements, last a Report. What the store has is not computed again; each metric is stored when it is whole. A Partial comes
+    once all metrics of an order are whole, while others are not.
 
     texts: the evaluation and calibration text that the experiment's hashes name. line: where to wait when there is something to compute.
     again: measure what belongs to this device once more, and store that instead.
@@ -129,16 +130,33 @@ def run(
             yield from waiting(ahead)
             found, missing = look_up(experiment, store, load.device, again)  # whoever was ahead may have measured the same
             if missing:
+                if at := order(missing, found):
+                    yield Partial(assembled(experiment, method, found, missing, unsaved))
                 for event in _measure(experiment, method, texts, load, missing):
-                    if isinstance(event, _Whole):
-                        unsaved = keep(store, event) or unsaved
-                        found[event.name] = (event.measurements, event.provenance)
-                    else:
+                    if not isinstance(event, _Whole):
                         yield event
+                        continue
+                    unsaved = keep(store, event) or unsaved
+                    found[event.name] = (event.measurements, event.provenance)
+                    at, before = order(missing, found), at
+                    if at > before:
+                        yield Partial(assembled(experiment, method, found, missing, unsaved))
+    yield assembled(experiment, method, found, missing, unsaved)
+
+
+def order(asked: Iterable[str], found: Collection[str]) -> int:
+    """The order of the metric that is measured next, of those asked for that were not found; 0 when all were."""
+    return min((metrics()[name].order for name in asked if name not in found), default=0)
+
+
+def assembled(experiment: Experiment, method: Method, found: dict[str, tuple], asked: Iterable[str], unsaved: str) -> Report:
+    """The report of what was found, {metric name: (measurements, provenance)}. asked: the metrics that the store lacked; those not found yet are missing."""
     measurements = tuple(m for name in metrics() if name in found for m in found[name][0])
     provenance = merged({name: circumstances for name, (_, circumstances) in found.items()})
-    provenance |= {"label": name_of(experiment.spec, method), "reads_inputs": method.reads_inputs()}
-    yield Report(experiment, measurements, provenance | {"from_store": not missing, "measured_now": sorted(missing), "unsaved": unsaved})
+    provenance |= {"label": name_of(experiment.spec, method), "reads_inputs": method.reads_inputs(), "from_store": not asked, "unsaved": unsaved}
+    provenance |= {"measured_now": sorted(set(asked) & set(found))}
+    missing = [name for name in asked if name not in found]
+    return Report(experiment, measurements, provenance | ({"missing": missing} if missing else {}))
 
 
 def keep(store: Store, whole: _Whole) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
+from explorer.findings import absent, awaited
 from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 
@@ -109,8 +110,12 @@ def interval(found: Measurement, report: Report) -> tuple[str, int | str]:
 
 
 def origin(report: Report) -> str:
-    """Whether a report's numbers were "recorded" and shipped, are "stored" ones of this machine, or were "measured now", all or some of them."""
+    """Whether a report's numbers were "recorded" and shipped, are "stored" ones of this machine, or were "measured now", all or some of them; of one that
+    is not whole what it lacks.
+    """
     p = report.provenance
+    if rest := awaited(report):
+        return f"incomplete, {rest}"
     if p.get("recorded") or p.get("from_store"):
         return "recorded" if p.get("recorded") else "stored"
     return "measured now" if set(p.get("dates", ())) <= set(p.get("measured_now", ())) else "partly measured now, partly stored"
@@ -155,7 +160,7 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page:
     for figure in figures().values():
         if measured.issuperset(figure.needs):
             drawings[figure.name] = figure.draw(reports, layer)
-            words = f"{of_metrics(reports, figure.needs)} {escape(figure.summary(reports, layer))}"
+            words = f"{of_metrics(reports, figure.needs)} {escape(' '.join((figure.summary(reports, layer), absent(reports, figure.needs))).strip())}"
             parts.append(
                 f"<section><h2>{escape(figure.title)}</h2><p>{escape(figure.see)}</p><div id='{figure.name}'></div><p class='summary'>{words}</p>"
                 f"<details><summary>Why</summary><p>{escape(figure.why)}</p></details></section>"
@@ -173,8 +178,9 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page:
 
 def _facts(report: Report) -> str:
     kept = ("device", "torch", "transformers", "kernel_summary", "text", "calibration", "date")
-    rows = "".join(f"<tr><th>{name}</th><td>{escape(str(report.provenance[name]))}</td></tr>" for name in kept if report.provenance.get(name))
-    return f"<table class='facts'>{rows}</table>"
+    told = {name: str(report.provenance[name]) for name in kept if report.provenance.get(name)}
+    told |= {"incomplete": awaited(report)} if report.missing else {}
+    return f"<table class='facts'>{''.join(f'<tr><th>{name}</th><td>{escape(said)}</td></tr>' for name, said in told.items())}</table>"
 
 
 PAGE = """

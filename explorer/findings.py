@@ -67,6 +67,38 @@ def drowned(report: Report | None) -> Measurement | None:
     return floor if kld is not None and floor is not None and 0 < kld.value < 2 * floor.value else None
 
 
+PARTS = {
+    "quality": "quality",
+    "integrity": "the check of the weights",
+    "layers": "errors of layers",
+    "floor": "the noise of bfloat16",
+    "sample": "its text",
+    "activations": "activations",
+    "depth": "error through depth",
+    "training": "training",
+}  # metrics by name, where that is not what they are called
+
+
+def awaited(report: Report) -> str:
+    """That a report is not whole, and what it lacks, such as "being measured: speed" or "stopped: speed not measured"; "" of a whole one."""
+    parts = ", ".join(PARTS.get(name, name) for name in report.missing if name != "training" or len(report.missing) == 1)  # few methods train
+    return "" if not parts else f"stopped: {parts} not measured" if report.stopped else f"being measured: {parts}"
+
+
+def lacks(report: Report) -> str:
+    """What is said in the place of a number that a report has not."""
+    if report.missing:
+        return "not measured: stopped" if report.stopped else "being measured"
+    return "not recorded" if report.provenance.get("recorded") else "not measured"
+
+
+def absent(reports: Sequence[Report], needs: Sequence[str]) -> str:
+    """Which of the reports a figure that needs these metrics cannot show because they are not whole, in a sentence; "" for none."""
+    lacking = [r for r in reports if r.missing and not {m.metric for m in r.measurements}.issuperset(needs)]
+    parts = [(words, [r.name for r in lacking if r.stopped == stopped]) for stopped, words in ((False, "Being measured"), (True, "Not measured, stopped"))]
+    return " ".join(f"{words}: {', '.join(names)}." for words, names in parts if names)
+
+
 def words_of(report: Report | None) -> list[str]:
     """The report's sample text in words, [] without one."""
     text = report.value("sample_text") if report else None

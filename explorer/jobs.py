@@ -18,7 +18,7 @@ from typing import Any
 from explorer import rights
 from explorer.child import ENDED, Child
 from explorer.limits import Limits, Shares
-from explorer.records import Answer, Event, InputError, Progress, Report, plain
+from explorer.records import Answer, Event, InputError, Partial, Progress, Report, plain
 from explorer.worker import Failure, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -210,6 +210,8 @@ class WorkerRunner:
                 if isinstance(item, Progress):
                     job.last = item
                 else:
+                    if isinstance(item, Partial):  # whoever joins needs the last alone
+                        job.kept = [e for e in job.kept if not isinstance(e, Partial)]
                     job.kept.append(item)
                 if job.started is None and not (isinstance(item, Progress) and item.stage in ("waiting", "download")):
                     job.started = job.heard
@@ -223,7 +225,8 @@ class WorkerRunner:
         del self._jobs[job.number]
         now = time.monotonic()
         seconds = now - job.started if job.started is not None else 0.0
-        event = job.kept[-1] if outcome == "done" and job.kept else None
+        last = job.kept[-1] if outcome == "done" and job.kept else None
+        event = last if isinstance(last, Report | Answer) else None
         if event is not None:
             self._recent[job.key] = (now, event)
             while len(self._recent) > RECENT:

@@ -135,8 +135,21 @@ class Report:
 
     @property
     def key(self) -> str:
-        """Its address on pages: a recorded report has another one than what is measured of the same experiment, so that neither takes the other's place."""
-        return key_of(self.experiment, "recorded") if self.provenance.get("recorded") else key_of(self.experiment)
+        """Its address on pages: a recorded report, one that is being measured and one that was stopped have others than the whole one that is measured of the
+        same experiment, so that none takes another's place.
+        """
+        kind = "recorded" if self.provenance.get("recorded") else "" if not self.missing else "stopped" if self.stopped else "partial"
+        return key_of(self.experiment, kind) if kind else key_of(self.experiment)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the metrics that are still to be measured; () of a whole report."""
+        return tuple(self.provenance.get("missing", ()))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody measures what is missing any more."""
+        return bool(self.missing and self.provenance.get("stopped"))
 
     def find(self, metric: str, layer: str = "") -> Measurement | None:
         """The measurement of this metric and layer, or None."""
@@ -157,6 +170,15 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """What a run has measured so far: a report of the metrics that are whole, which names those that are `missing`. Others follow, last the Report;
+    whoever needs a result passes it over.
+    """
+
+    report: Report
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a task found: JSON-ready data, and the circumstances it was found in (device, versions, whether it came from the store)."""
 
@@ -165,7 +187,7 @@ class Answer:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | Measurement | Report | Answer
+Event = Progress | Measurement | Partial | Report | Answer
 
 
 def plain(value: Any) -> Any:

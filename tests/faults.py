@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from explorer import rights
-from explorer.records import Answer, Event, InputError, Progress
+from explorer.records import Answer, Event, Experiment, InputError, Measurement, ModelRef, Partial, Progress, QuantSpec, Report, TextRef
 from explorer.worker import WorkerSettings
 
 
@@ -49,6 +49,15 @@ class Faulty:
         for i in range(int(seconds / 0.05)):
             time.sleep(0.05)
             yield Progress("work", i, 100)
+
+    def _parts(self, died: bool = False, seconds: float = 0.5) -> Iterator[Event]:
+        """A run that tells what it has so far, twice; died: then its process ends."""
+        experiment = Experiment(ModelRef("demo", "r"), QuantSpec("none"), *[TextRef("bundled", "d", 1, 1)] * 2)
+        for step in ("size", "quality"):
+            yield Partial(Report(experiment, (Measurement(step, 1.0),), {"missing": ["speed"]}))
+            yield from self._good(seconds)
+        if died:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _whose(self) -> Iterator[Event]:
         yield Answer("whose", {"owner": rights.owner(rights.token())})

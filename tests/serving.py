@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 from gradio_client.utils import apply_diff
 
-from explorer.records import Event, Progress, QuantSpec, Report, report_from
+from explorer.records import Event, Partial, Progress, QuantSpec, Report, report_from
 from explorer.worker import WorkerSettings
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,9 @@ SLOW = 30.0  # seconds that absmax takes here, to be cancelled
 
 
 class Canned:
-    """Gives a recorded report of the asked method after `seconds`, one at a time; notes each computation as a line in the file of its store."""
+    """Gives a recorded report of the asked method after `seconds`, all but its speed before, one at a time; notes each computation as a line in the file
+    of its store.
+    """
 
     def __init__(self, settings: WorkerSettings, seconds: float) -> None:
         from explorer.turns import Line
@@ -48,16 +50,28 @@ class Canned:
                     file.write(f"{time.monotonic()} start {key}\n")
                 try:
                     steps = int((SLOW if method == "absmax" else self.seconds) / 0.05)
+                    made = self.of(method, params)
                     for i in range(steps):
                         yield Progress("measure", i, steps)
+                        if i == steps // 4:
+                            yield Partial(untimed(made))
                         time.sleep(0.05)
                 finally:
                     with self.log.open("a") as file:
                         file.write(f"{time.monotonic()} end {key}\n")
-            found = self.reports.get(method, self.reports["rtn"])
-            spec = QuantSpec.of(method, **params)
-            self.made[key] = dataclasses.replace(found, experiment=dataclasses.replace(found.experiment, spec=spec))
+            self.made[key] = made
         yield self.made[key]
+
+    def of(self, method: str, params: dict[str, Any]) -> Report:
+        """The recorded report of a method under these parameters."""
+        found = self.reports.get(method, self.reports["rtn"])
+        return dataclasses.replace(found, experiment=dataclasses.replace(found.experiment, spec=QuantSpec.of(method, **params)))
+
+
+def untimed(report: Report) -> Report:
+    """A report as it is before its speed is measured."""
+    kept = tuple(m for m in report.measurements if not m.metric.startswith(("decode_", "first_token", "time_to")))
+    return dataclasses.replace(report, measurements=kept, provenance=report.provenance | {"missing": ["speed"]})
 
 
 def canned(settings: WorkerSettings) -> Canned:

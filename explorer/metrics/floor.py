@@ -60,4 +60,4 @@ def measure(subject: Subject) -> Iterator[Progress | Measurement]:
     yield Measurement("kld_floor", mean, "nats", low=None if low is None else max(0.0, low), high=high, n=good, bad=kld.numel() - good)
 
 
-METRIC = Metric("floor", measure, of_model=True)
+METRIC = Metric("floor", measure, of_model=True, order=1)

@@ -53,4 +53,4 @@ def span_of(weight: torch.Tensor, approximation: torch.Tensor, bins: int = 128) 
     return low - below * width, high + above * width, bins + below + above
 
 
-METRIC = Metric("layers", measure)
+METRIC = Metric("layers", measure, order=1)

@@ -104,4 +104,4 @@ def _exp(nats: float) -> float:
     return math.inf if nats > 700 else math.exp(nats)
 
 
-METRIC = Metric("quality", measure)
+METRIC = Metric("quality", measure, order=0)

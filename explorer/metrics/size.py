@@ -48,4 +48,4 @@ def measure(subject: Subject) -> Iterator[Measurement]:
     yield Measurement("quantize_seconds", subject.quantize_seconds, "s")
 
 
-METRIC = Metric("size", measure, per_device=True, of_weights=True)
+METRIC = Metric("size", measure, per_device=True, of_weights=True, order=0)

@@ -125,4 +125,4 @@ def summarise(firsts: list[float], latencies: list[float], bytes_per_token: floa
     yield Measurement("decode_bound", "bandwidth" if rate > limit / 2 else "overhead", how="estimated")
 
 
-METRIC = Metric("speed", measure, per_device=True, of_weights=True)
+METRIC = Metric("speed", measure, per_device=True, of_weights=True, order=3)

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,7 +19,7 @@ from explorer import data, models
 from explorer.closure import modules_in
 from explorer.devices import device_name
 from explorer.experiment import Loader, made_by, outdated, run
-from explorer.records import Answer, Event, InputError, Report, key_of
+from explorer.records import Answer, Event, InputError, Partial, Report, key_of
 from explorer.request import Request
 from explorer.store import Store
 from explorer.turns import Line, waiting
@@ -59,9 +60,10 @@ class Engine:
     line: Line
 
     def run(self, model: str, method: str, params: dict[str, Any], again: bool = False, **options: Any) -> Iterator[Event]:
-        """An experiment, as `LocalRunner.run` takes it."""
+        """An experiment, as `LocalRunner.run` takes it, without what is not whole."""
         experiment, chosen, texts = Request(model, method, params, **options).prepare(self.load.hub)
-        yield from run(experiment, chosen, texts, self.store, self.load, self.line, again)
+        with closing(run(experiment, chosen, texts, self.store, self.load, self.line, again)) as events:
+            yield from (event for event in events if not isinstance(event, Partial))
 
     def report(self, model: str, method: str, params: dict[str, Any], **options: Any) -> Iterator[Event]:
         """The same without its last event, which is returned: `report = yield from engine.report(...)`."""

@@ -78,7 +78,9 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
             told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
         _wire(page, stop, run, shared["reset"], selects)
         address.wire(page, boxes, share.wire(blocks, page, stop, shared, run))
-        stop.by(cancel, shell.status)
+        stopped = stop.by(cancel, shell.status)
+        shown = [shell.compared, shell.layer]
+        stopped.then(page.cancelled, [*shown, shell.active, *shell.inputs()], [*shown, *shell.outputs()], **QUIET)
         for script in SCRIPTS:
             blocks.load(None, None, None, js=script.read_text())
     # Nothing shows gradio's own progress, but it goes through all components for each one that might, at every event: leave it a single one.

@@ -37,9 +37,9 @@ class Cancel:
         """Wires an event such as `button.click` to a generator that this button stops. Its first output is the status line."""
         self._running.append(start(self.heard(handler), inputs, outputs, **({"trigger_mode": "multiple"} | options), **QUIET))
 
-    def by(self, button: Any, line: Any) -> None:
-        """Wires the button, after all that it stops; `line` is where it says so."""
-        button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
+    def by(self, button: Any, line: Any) -> Any:
+        """Wires the button, after all that it stops; `line` is where it says so. Gives the event."""
+        return button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
 
     def instead(self, start: Callable[..., Any], handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> None:
         """Wires an event that does something else in place of all that it stops, which was wired before."""

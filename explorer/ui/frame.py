@@ -14,6 +14,7 @@ from gradio.components.plot import PlotData
 
 from explorer.chips import of_answer, of_metrics
 from explorer.figures import Chart, Figure, figures
+from explorer.findings import absent, awaited
 from explorer.records import Report
 from explorer.ui.tab import View
 
@@ -83,7 +84,16 @@ def chart_values(item: Chart, data: dict[str, Any]) -> list[Any]:
 
 def figure_values(item: Figure, reports: Sequence[Report], layer: str) -> list[Any]:
     """New values for what `frame` laid out of a figure of reports."""
-    return [plotted(item.name, item.draw(reports, layer)), told(item.summary(reports, layer), of_metrics(reports, item.needs))]
+    plot, measuring = item.draw(reports, layer), any(r.missing and not r.stopped for r in reports)
+    if measuring and not plot["data"] and plot["layout"].get("annotations"):
+        [note] = plot["layout"]["annotations"]
+        plot = plot | {"layout": plot["layout"] | {"annotations": [note | {"text": "Being measured."}]}}
+    return [plotted(item.name, plot), figure_words(item, reports, layer)]
+
+
+def figure_words(item: Figure, reports: Sequence[Report], layer: str) -> str:
+    """What stands under a figure of reports: its summary, and which of them it cannot show yet."""
+    return told(f"{item.summary(reports, layer)} {absent(reports, item.needs)}".strip(), of_metrics(reports, item.needs))
 
 
 def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
@@ -104,21 +114,27 @@ def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
 def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") -> View:
     """Lays out the report figures of a tab, filled with `reports`; a figure is shown while some report measured what it needs."""
     wanted = [figure for figure in figures().values() if figure.tab == tab]
-    outputs: list[Any] = []
+    outputs: list[Any] = [gr.HTML(**awaiting(wanted, reports), padding=False)]
     for row in in_rows(wanted):
         with gr.Row():
             for figure in row:
                 with gr.Column(min_width=320, visible=shown(figure, reports)) as column:
-                    words = told(figure.summary(reports, layer), of_metrics(reports, figure.needs))
-                    outputs += [column, *frame(figure, figure.draw(reports, layer), words)]
+                    outputs += [column, *frame(figure, figure.draw(reports, layer), figure_words(figure, reports, layer))]
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
-        updates: list[Any] = []
+        updates: list[Any] = [gr.HTML(**awaiting(wanted, reports))]
         for figure in wanted:
             updates += [gr.Column(visible=shown(figure, reports)), *figure_values(figure, reports, layer)]
         return updates
 
     return View(outputs, render, pure=True)
+
+
+def awaiting(wanted: Sequence[Figure], reports: Sequence[Report]) -> dict[str, Any]:
+    """Value and visibility of the line in the place of all figures while none is there because a report is not whole."""
+    rest = [f"{r.name} ({awaited(r)})" for r in reports if r.missing]
+    words = f"Nothing to draw yet: {', '.join(rest)}." if rest and not any(shown(figure, reports) for figure in wanted) else ""
+    return {"value": f"<p class='hint'>{escape(words)}</p>" if words else "", "visible": bool(words)}
 
 
 def shown(figure: Figure, reports: Sequence[Report]) -> bool:

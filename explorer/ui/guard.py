@@ -41,6 +41,11 @@ def chip(kind: str, words: Mapping[str, str] = WORDS) -> str:
     return f"<span class='level {kind}'>{words[kind]}</span>"
 
 
+def mark(report: Report, kind: str) -> str:
+    """The level of a report as a chip; of one that is not whole it is not said that all was looked at."""
+    return PARTLY if report.missing and kind == UNSURE else chip(kind)
+
+
 def graded(report: Report, others: Sequence[Report] = ()) -> str:
     """How good a report is, on the ladder of its model, in a few words; "" where there is no ladder."""
     if drowned(report):
@@ -92,7 +97,7 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     """The three questions of one configuration as a card."""
     report = one_rate([report, *others])[0]
     told = answers(report, base, rungs(report, others))
-    rows = (f"<h4>{escape(a.question)} {chip(a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
+    rows = (f"<h4>{escape(a.question)} {mark(report, a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_speedup", "decode_tokens_per_second", "decode_limit"))
     head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, report.key)}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

@@ -111,7 +111,7 @@ class Interviewer:
         if card != BROKEN and not str(answer or "").strip():
             return [gr.skip(), gr.skip(), gr.skip(), status("Write an answer first.", "error")]
         attached = self.shell.shelf.pick([key for key in keys if isinstance(key, str)] if isinstance(keys, list) else [])
-        runs = [r for r in attached if not r.experiment.spec.is_baseline]
+        runs = [r for r in attached if not r.experiment.spec.is_baseline and not r.missing]
         confidence = min(1.0, max(0.0, float(sure) / 100)) if isinstance(sure, int | float) and sure == sure else 0.5
         known, found = checked(notes), None
         try:

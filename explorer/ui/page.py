@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -13,13 +14,15 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.records import Event, InputError, Progress, QuantSpec, Report
+from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
 from explorer.ui.controls import Control, parameters
+from explorer.ui.pace import Pace
 from explorer.ui.session import is_baseline
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
 from explorer.ui.visitor import session
 
+REDRAWN = 1.0  # seconds from a drawing of what is measured to the next
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 
@@ -30,11 +33,18 @@ def status(text: str, kind: str = "", share: float | None = None, chips: str = "
 
 
 class Clock:
-    """Turns progress into status lines, at most five a second, with the time left in a stage once it can be told."""
+    """Turns progress into status lines, at most five a second, with the time left once it can be told: to the end of the run where the last one of its
+    kind says it, else in the stage. begun: when each stage of the run began.
+    """
 
     def __init__(self) -> None:
         self.started = self._stage_started = time.monotonic()
         self._stage, self._shown = "", 0.0
+        self.follow({})
+
+    def follow(self, known: Mapping[str, float]) -> None:
+        """A run begins. known: seconds from each stage to the end, as `Pace` has them."""
+        self._known, self.begun = known, dict[str, float]()
 
     def seconds(self) -> float:
         """Since the run was pressed."""
@@ -46,9 +56,12 @@ class Clock:
         if event.stage == self._stage and now - self._shown < 0.2:
             return None
         self._stage_started = now if event.stage != self._stage else self._stage_started
+        self.begun.setdefault(event.stage, now)
         self._stage, self._shown = event.stage, now
         share, spent = event.done / max(1, event.total), now - self._stage_started
         left = f", about {spent * (1 - share) / share:.0f} s left in this stage" if share > 0.1 and spent > 1 else ""
+        if (rest := self._known.get(event.stage, 0.0) - spent) > 0.5:
+            left = f", about {rest:.0f} s left, by the last such run"
         count = f" {event.done} of {event.total}" if event.total > 1 else ""
         return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left})", "busy", share)
 
@@ -81,19 +94,43 @@ def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[s
 
 @dataclass(eq=False)
 class Turn:
-    """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile."""
+    """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile. tab, layer: what is
+    open, which may change while it runs. coming: reports that the next line of status brings onto the page.
+    """
 
     going: list[Turn]
+    tab: str
+    layer: str | None
     before: list[Report] = field(default_factory=list)
+    coming: list[Report] = field(default_factory=list)
+    drawn: float = -math.inf
 
     def ahead(self) -> int:
         """How many runs of the session were pressed before and go on: only the first writes the status line."""
         return self.going.index(self)
 
+    def alone(self) -> bool:
+        """Whether the session has no other run going: what is not whole then belongs to one that failed."""
+        return len(self.going) == 1
+
     def done(self, report: Report) -> None:
-        """Tells the runs that wait, whose list of what is compared is older than this report."""
+        """Ends the wait for a report, and tells the runs that wait, whose list of what is compared is older."""
+        self.before.clear()
+        self.coming = [r for r in self.coming if r.experiment != report.experiment]
         for other in self.going[self.going.index(self) + 1 :]:
             other.before.append(report)
+
+    def expect(self, report: Report, shown: Sequence[Report]) -> None:
+        """A report that is not whole, which comes onto the page unless a whole one of the same experiment is there, or comes: that stays until the end."""
+        if not any(r.experiment == report.experiment and not r.missing for r in (*shown, *self.coming)):
+            self.coming = [r for r in self.coming if r.experiment != report.experiment] + [report]
+
+    def due(self) -> list[Report]:
+        """What comes onto the page now; nothing so soon after the last."""
+        if not self.coming or time.monotonic() - self.drawn < REDRAWN:
+            return []
+        self.drawn, due, self.coming = time.monotonic(), self.coming, []
+        return due
 
 
 class Runs:
@@ -102,11 +139,20 @@ class Runs:
     def __init__(self) -> None:
         self._going: dict[str, list[Turn]] = {}
 
+    def on(self) -> bool:
+        """Whether the session whose request this is has a run going."""
+        return session() in self._going
+
+    def sees(self, tab: str = "", layer: str | None = None) -> None:
+        """The session whose request this is has opened a tab or chosen a layer."""
+        for turn in self._going.get(session(), []):
+            turn.tab, turn.layer = tab or turn.tab, layer or turn.layer
+
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
+    def turn(self, tab: str, layer: str | None) -> Iterator[Turn]:
         """Joins the runs of the session whose request this is; leaves them at the end."""
         whose = session()
-        turn = Turn(self._going.setdefault(whose, []))
+        turn = Turn(self._going.setdefault(whose, []), tab, layer)
         turn.going.append(turn)
         try:
             yield turn
@@ -120,7 +166,7 @@ class Page:
     """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls; `runs` knows who runs what."""
 
     def __init__(self, shell: Shell) -> None:
-        self.shell, self.fields, self.runs = shell, list[Control](), Runs()
+        self.shell, self.fields, self.runs, self.pace = shell, list[Control](), Runs(), Pace()
 
     def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
         """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
@@ -133,7 +179,8 @@ class Page:
         return [gr.Dropdown(**compared), gr.Dropdown(**picker), *self.shell.drawn(active, reports, picker["value"] or "", values)]
 
     def run(self, keys: list[str], layer: str | None, active: str, *values: Any) -> Iterator[list[Any]]:
-        """Streams the status; shows the result at the end. Bad input and failures are a sentence, and what is on screen stays.
+        """Streams the status and, as it becomes whole, what is measured; shows the result at the end. Bad input and failures are a sentence, and what is on
+        screen stays.
 
         The baseline runs first, so that the differences are to the same model, text and device. While what was recorded of the configuration is measured
         here, the recording is shown. values: the shell's controls, then its inputs.
@@ -149,28 +196,56 @@ class Page:
         if method != "none" or options != options | whole:
             asked.insert(0, ("baseline: ", "none", {}, options | whole))
         try:
-            with self.runs.turn() as turn:
+            with self.runs.turn(active, layer) as turn:
+                turn.coming += [ready] if ready is not None else []
                 if turn.ahead():
                     yield [status(f"{title}: waits for your run before it; Cancel stops both.", "busy"), *same]
                 for what, name, chosen, given in asked:
+                    kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
+                    clock.follow(self.pace.of(kind) if (name, given) == (method, options) else {})  # of the baseline alone it would be taken for all
                     for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
                         if isinstance(event, Report):
-                            [kept] = self.shell.shelf.pick([self.shell.shelf.add(event)])
-                            for report in [*turn.before, kept]:
-                                shown, note = self.shell.shelf.arrange(shown, report)
-                            turn.before.clear()
-                            turn.done(kept)
+                            shown, note = self.placed(shown, [*turn.before, event])
+                            turn.done(event)
+                            self.pace.note(kind, clock.begun)
                             left = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
+                        elif isinstance(event, Partial):
+                            turn.expect(event.report, shown)
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
-                            if ready is not None:
-                                (shown, left), ready = self.shell.shelf.arrange(shown, ready), None
-                                yield [event, *self.view(shown, layer, active, own)]
-                            else:
-                                yield [event, *same]
-                yield [status(sentence, "done"), *self.view(shown, layer, active, own)]
+                            due = turn.due()
+                            shown, note = self.placed(shown, due)
+                            left = note or left
+                            yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
+                shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
+                yield [status(sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
-            yield [failure(error), *same]
+            shown, _ = self.placed(shown, [r for r in turn.coming if r.missing])
+            yield [failure(error), *self.left(shown, turn.layer, turn.tab, own)]
+
+    def placed(self, shown: list[Report], new: Sequence[Report]) -> tuple[list[Report], str]:
+        """(the page with the new reports on it, what left it in a sentence or ""); they go onto the shelf."""
+        left = ""
+        for report in new:
+            [kept] = self.shell.shelf.pick([self.shell.shelf.add(report)])
+            shown, note = self.shell.shelf.arrange(shown, kept)
+            left = note or left
+        return shown, left
+
+    def left(self, shown: Sequence[Report], layer: str | None, active: str, values: Sequence[Any]) -> list[Any]:
+        """Updates of compared, layer and the outputs of all tabs for a page on which nothing is measured any more: none where all reports are whole."""
+        if not any(report.missing for report in shown):
+            return [gr.skip()] * (2 + len(self.shell.outputs()))
+        return self.view(self.shell.shelf.stopped(shown), layer, active, values)
+
+    def cancelled(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
+        """What stays on the page after Cancel."""
+        return self.left(self.shell.shelf.pick(keys), layer, active, values)
+
+    def reports(self, keys: list[str]) -> list[Report]:
+        """The reports of a page; those that are not whole say that they were stopped, unless its session has a run going."""
+        found = self.shell.shelf.pick(keys)
+        return found if self.runs.on() else self.shell.shelf.stopped(found)
 
     def ready(self, shown: Sequence[Report], model: str, method: str, params: dict[str, Any], options: dict[str, Any]) -> Report | None:
         """The recording of a configuration that is about to be measured; None without one, or where the configuration is on the page already."""
@@ -182,7 +257,7 @@ class Page:
     def choose(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
         """Shows the configurations that are left after one was taken off; the baseline stays."""
         shelf = self.shell.shelf
-        left = shelf.pick(keys)
+        left = self.reports(keys)
         shown = shelf.with_baseline(left) or shelf.first()[:1]
         back = "Reset brings the recorded results back; what was measured here is stored, so that running it again is instant."
         stays = "The 16-bit baseline stays: what the others cost is their difference to it."
@@ -206,11 +281,13 @@ class Page:
 
     def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
         """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
-        reports, name = self.shell.shelf.pick(keys), picked(choice)
+        reports, name = self.reports(keys), picked(choice)
         if name not in (m.layer for r in reports for m in r.measurements if m.layer):
             return [gr.skip()] * (1 + len(self.shell.outputs()))
+        self.runs.sees(layer=name)
         return [gr.update(value=name), *self.shell.drawn(active, reports, name, values)]
 
     def opened(self, name: str, keys: list[str], layer: str | None, *values: Any) -> list[Any]:
         """The name of the tab that was opened, and its outputs."""
-        return [name, *self.shell.views[name].drawn(self.shell.shelf.pick(keys), layer or "", *values)]
+        self.runs.sees(tab=name)
+        return [name, *self.shell.views[name].drawn(self.reports(keys), layer or "", *values)]

@@ -53,7 +53,8 @@ class Held:
 
     def after(self, compared: Sequence[Report]) -> Held:
         """With what Compare shows: its model's points are shown from when it comes to Compare until another model is swept. What no survey holds is a point."""
-        new = [key for key in keys_of(compared) if key not in self.keys and key not in survey()]
+        whole = keys_of(r for r in compared if not r.missing)
+        new = [key for key in whole if key not in self.keys and key not in survey()]
         now = ground_key(compared[0]) if compared else self.seen
         return Held((*self.keys, *new), now if now != self.seen else self.shown, now)
 

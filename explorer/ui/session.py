@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import QuantSpec, Report, report_from
+from explorer.records import QuantSpec, Report, key_of, report_from
 from explorer.ui.visitor import session
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
@@ -64,15 +64,16 @@ class Shelf:
 
     def age(self, report: Report) -> int:
         """When the visitor whose request this is ran a configuration: 1 for the first of all, more for later ones, 0 for none."""
-        ran, key = self._ran.get(session(), []), report.key
+        ran, key = self._ran.get(session(), []), key_of(report.experiment)
         return ran.index(key) + 1 if key in ran else 0
 
     def arrange(self, shown: Sequence[Report], new: Report) -> tuple[list[Report], str]:
         """`arrange` for the visitor whose request this is, who has just run (or opened) the new report."""
         page = arrange(shown, new, self.age)
         with self._lock:
-            before = [other for other in self._ran.pop(session(), []) if other != new.key]
-            self._ran[session()] = [*before[-REMEMBERED:], new.key]
+            own = key_of(new.experiment)
+            before = [other for other in self._ran.pop(session(), []) if other != own]
+            self._ran[session()] = [*before[-REMEMBERED:], own]
             while len(self._ran) > self._size:
                 self._ran.popitem(last=False)
         return page
@@ -82,8 +83,14 @@ class Shelf:
         Seeds count only at the options they were made with.
         """
         with self._lock:
-            measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in reversed(self._reports.values()) if not is_recorded(r)]
+            own = [r for r in reversed(self._reports.values()) if not is_recorded(r) and not r.missing]
+            measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in own]
         return next((r for r in [*self._seeds.values(), *measured] if _matches(r, model, spec, options)), None)
+
+    def stopped(self, reports: Iterable[Report]) -> list[Report]:
+        """Reports of a page on which nothing is measured any more: those that are not whole say so."""
+        ended = [replace(r, provenance=r.provenance | {"stopped": True}) if r.missing else r for r in reports]
+        return [self.pick([self.add(after)])[0] if after.missing else after for after in ended]
 
     def recorded(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
         """What ships with the project of this configuration, as `find` takes it: a seed, else a report of the survey, or None."""
@@ -96,7 +103,7 @@ class Shelf:
         if not reports or any(map(is_baseline, reports)):
             return list(reports)
         with self._lock:
-            known = [*self._seeds.values(), *self._reports.values()]
+            known = [r for r in (*self._seeds.values(), *self._reports.values()) if not r.missing]
         bases = [r for r in known if is_baseline(r) and ground(r) == ground(reports[0])]
         return [*sorted(bases, key=lambda r: is_recorded(r) == all(map(is_recorded, reports)))[-1:], *reports]
 

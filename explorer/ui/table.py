@@ -9,7 +9,7 @@ from html import escape
 from explorer.answers import gain
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
-from explorer.findings import busy, drowned, in_16_bits, one_rate, timed_at, timed_on
+from explorer.findings import awaited, busy, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
 from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
 from explorer.ui.session import is_baseline
@@ -87,7 +87,8 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     if found is None and row.ratio and is_baseline(report):
         return "<td class='empty'>the loop it is compared with</td>"
     if found is None:
-        return f"<td class='empty'>not {'recorded' if report.provenance.get('recorded') else 'measured'}</td>"
+        room = "<small>&nbsp;</small>" if report.missing else ""  # of the interval that is to come
+        return f"<td class='empty'>{lacks(report)}{room}</td>"
     if row.by_device and device and (own := str(report.provenance.get("device", ""))) != device:
         return f"<td class='empty' title='{escape(ELSEWHERE.format(own), quote=True)}'>another device</td>"
     if not finite(found.value):
@@ -151,6 +152,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
 def origin(report: Report) -> str:
     """Where a report's numbers come from."""
     p = report.provenance
+    if report.missing:
+        return "incomplete, stopped" if report.stopped else "being measured"
     if p.get("recorded") or p.get("from_store"):
         return "recorded" if p.get("recorded") else "from the store"
     return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
@@ -166,7 +169,7 @@ def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = [("Kernel", [kernel(r) for r in reports])]
     rows += [(title, [escape(str(r.provenance.get(title.lower(), ""))) for r in reports]) for title in ("Device", "Calibration")]
-    rows.append(("Origin", [f"{origin(r)}, {escape(str(r.provenance.get('date', '')))}" for r in reports]))
+    rows.append(("Origin", [f"{escape(awaited(r)) if r.stopped else origin(r)}, {escape(str(r.provenance.get('date', '')))}" for r in reports]))
     return "".join(f"<tr class='how'><th scope='row'>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for title, cells in rows)
 
 
@@ -186,7 +189,8 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     reports = one_rate(reports)
     base = next((r for r in reports if is_baseline(r)), None)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r))}</span>" for i, r in enumerate(reports))
-    heads = "".join(f"<th scope='col'>{content}</th>" for content in swatches)
+    width = 80 / len(reports)  # percent, the same while a column fills
+    heads = "".join(f"<th scope='col' style='width:{width:.0f}%'>{content}</th>" for content in swatches)
     check = f"<th scope='row' tabindex='0' data-how='{escape(CHECKED, quote=True)}'>Failure check</th>"
     bodies = [f"<tbody><tr>{check}{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
     for title, rows in SECTIONS.items():

@@ -11,7 +11,7 @@ import gradio as gr
 from explorer.detectors import level, sentence
 from explorer.records import Report
 from explorer.ui.frame import report_figures
-from explorer.ui.guard import chip, graded, questions, verdict
+from explorer.ui.guard import graded, mark, questions, verdict
 from explorer.ui.session import is_baseline, keys_of, usual
 from explorer.ui.tab import Shell, Tab, View
 from explorer.ui.table import comparison
@@ -26,8 +26,8 @@ def judged(reports: Sequence[Report]) -> list[str]:
     shown = []
     for report in reports:
         found = [] if is_baseline(report) else verdict(report, base, reports)
-        mark = f"<span title='{escape(sentence(found), quote=True)}'>{chip(level(found))}</span><small>{graded(report, reports)}</small>"
-        shown.append(mark if found else "")
+        sign = f"<span title='{escape(sentence(found), quote=True)}'>{mark(report, level(found))}</span><small>{graded(report, reports)}</small>"
+        shown.append(sign if found else "")
     return shown
 
 

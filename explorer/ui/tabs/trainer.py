@@ -97,8 +97,8 @@ def build(shell: Shell) -> View | None:
 
 
 def attachable(reports: Sequence[Report]) -> Any:
-    """The choice of evidence: the quantized runs on the page. What was attached stays attached."""
-    quantized = [r for r in reports if not is_baseline(r)]
+    """The choice of evidence: the quantized runs on the page that are whole. What was attached stays attached."""
+    quantized = [r for r in reports if not is_baseline(r) and not r.missing]
     return gr.Dropdown(choices=[(r.name, key) for r, key in zip(quantized, keys_of(quantized), strict=True)])
 
 
