@@ -19,6 +19,10 @@ PLAIN = {
     "Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), the lowest code has none.": (
         "Off: the lowest of the values is never used, so that both sides are equal. On: all are used, as in GPTQ's own code."
     ),
+    "Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), as in textbooks: only what corrects "
+    "other columns' errors reaches the lowest code.": (
+        "Off: both sides are equal, and the lowest of the values is left to what makes up for other errors. On: all are used, as in GPTQ's own code."
+    ),
     "Search the range with the least |error|^2.4 instead of min to max.": "Cut off the few largest weights where that makes the others more exact.",
     "Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.": "Mix the columns first, so that no single one is much larger.",
 }
