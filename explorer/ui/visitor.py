@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
 from gradio.state_holder import SessionState, StateHolder
+
+from explorer import rights
 
 
 def session() -> str:
@@ -21,10 +24,19 @@ def login() -> str:
     """The visitor's own token on the hub, from the signed cookie that logging in on a Space leaves with them; "" without one, or when it is over.
     A secret: it goes to the worker with the job and is kept nowhere.
     """
+    info = _logged_in()
+    return str(info.get("access_token") or "") if float(info.get("expires_at") or 0) > time.time() else ""
+
+
+def owner() -> str:
+    """Tells this login on the hub apart from others, "" without one. The same when it is over: a run may end later, and its result is no stranger's."""
+    return rights.owner(str(_logged_in().get("access_token") or ""))
+
+
+def _logged_in() -> dict[str, Any]:
     request = LocalContext.request.get(None)
     scope = getattr(getattr(request, "request", None), "scope", None) or {}
-    info = (scope.get("session") or {}).get("oauth_info") or {}
-    return str(info.get("access_token") or "") if float(info.get("expires_at") or 0) > time.time() else ""
+    return (scope.get("session") or {}).get("oauth_info") or {}
 
 
 def remember_signatures(blocks: gr.Blocks) -> None:
