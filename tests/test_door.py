@@ -155,6 +155,18 @@ def test_guesses_at_once_are_no_more_than_guesses_in_a_row(monkeypatch: pytest.M
     assert sorted(ask(*map(str, range(30)))) == [401] * TRIES["name"] + [429] * (30 - TRIES["name"]) and len(tried) == TRIES["name"]
 
 
+def test_a_login_of_too_many_fields_is_refused() -> None:
+    door = login.Login(lambda scope, receive, send: None, {"ada": "salt$hash"})
+
+    async def answer() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door, raise_app_exceptions=False), base_url="http://t") as http:
+            return await http.post("/login", data={str(i): "x" for i in range(5)})
+
+    with ThreadPoolExecutor(1) as other:
+        refused = other.submit(asyncio.run, answer()).result()
+    assert refused.status_code == 400 and "a name and a password" in refused.text
+
+
 @pytest.mark.parametrize(("name", "arguments", "folders"), [("127.0.0.1", [], None), ("0.0.0.0", [], ()), ("127.0.0.1", ["--public"], ())])
 def test_a_public_server_names_no_folders_and_shares_its_time(name: str, arguments: list[str], folders: tuple | None) -> None:
     made = app.settings(arguments, {"GRADIO_SERVER_NAME": name, "GRADIO_SERVER_PORT": "7860", "HF_TOKEN": "hf_secret"})
