@@ -112,38 +112,6 @@ def test_a_login_goes_with_its_job_and_what_it_finds_is_shared_with_nobody(tmp_p
         runner.close()
 
 
-def test_made_up_sessions_of_one_address_leave_room_for_others(tmp_path: Path) -> None:
-    """And a class of a hundred behind one address, each with a run of its own, is let in."""
-    who, where = ["session 0"], ["here"]
-    settings = WorkerSettings(tmp_path / "log", HubSettings(offline=True), "tests.faults:runner")
-    runner = WorkerRunner(settings, Limits(spare=False), lambda: who[0], delay=60.0, address=lambda: where[0])
-    held = []
-
-    def ask(number: int) -> None:
-        held.append(runner.run("demo", "good", {"number": number}))
-        next(held[-1])
-
-    try:
-        for i in range(192):
-            who[0] = f"session {i}"
-            ask(i)
-        who[0] = "one more"
-        with pytest.raises(InputError, match="192 runs in line, which is its share"):
-            ask(1000)
-        ask(0)  # what somebody waits for already is no further run
-        who[0], where[0] = "another", "elsewhere"
-        ask(1000)
-        who[0], where[0] = "one more", "here"
-        with pytest.raises(InputError, match="its share"):
-            ask(1001)
-        held[1].close()
-        ask(1001)
-    finally:
-        for events in held:
-            events.close()
-        runner.close()
-
-
 def test_deadline(service: Service) -> None:
     assert "longer than this server allows" in service.failure("good", seconds=10)
 
