@@ -162,7 +162,7 @@ def test_rooms_in_which_no_phone_is_go_first(rooms: Rooms) -> None:
     for _ in range(ROOMS):
         last, _ = rooms.open("gptq", 0, ("a", "b"))
     assert rooms.question(in_use) and rooms.question(last)
-    with pytest.raises(InputError, match="no room with this code"):
+    with pytest.raises(InputError, match="they make way"):
         rooms.question(unused)
 
 
