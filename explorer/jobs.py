@@ -153,9 +153,8 @@ class WorkerRunner:
         self._shares.admit(session)
         job = next((j for j in self._jobs.values() if j.key == key and j.cancelled is None), None)
         if job is None:
-            address = self._address()
-            self._shares.place([other.address for other in self._jobs.values()], address, self._usual)
-            job = Job(next(self._numbers), key, message, session, token, address)
+            job = Job(next(self._numbers), key, message, session, token, self._address())
+            self._shares.place([other.address for other in self._jobs.values()], job.address, self._usual)
             self._jobs[job.number] = job
             self._hand_out()
         box: queue.SimpleQueue = queue.SimpleQueue()
