@@ -82,7 +82,7 @@ with no_type_stubs(), uncollected(), unread_port():
     from explorer.ui.app import STYLE, build, theme
     from explorer.ui.blocks import unserved
     from explorer.ui.forms import forms
-    from explorer.ui.visitor import Sessions, login, remember_signatures, session
+    from explorer.ui.visitor import Sessions, address, login, remember_signatures, session
 
 ASSETS = Path(__file__).parent / "assets"
 VARIABLES = (
@@ -214,7 +214,7 @@ def runner_of(made: Settings, metrics: Metrics) -> Any:
         return ZeroGpuRunner(work, spaces.GPU, login)
     if made.in_process:
         return LazyRunner(made.store, 4.0, made.hub, made.store_bytes)
-    return WorkerRunner(work, made.limits, session, metrics, delay=7.0, token=login)
+    return WorkerRunner(work, made.limits, session, metrics, delay=7.0, token=login, address=address)
 
 
 def ahead() -> list[str]:

@@ -39,7 +39,7 @@ class Finished:
 
 @dataclass(eq=False)
 class Job:
-    """A request that somebody waits for. boxes: a queue for each who does, with its session; owner: the session that asked first; token: its login.
+    """A request that somebody waits for. boxes: a queue for each who does, with its session; owner, token, address: the session, login and place that asked.
 
     started: when it left the line, of the monotonic clock. blamed: whether its process was ended because of it.
     """
@@ -49,6 +49,7 @@ class Job:
     message: tuple
     owner: str
     token: str = field(default="", repr=False)
+    address: str = ""
     boxes: dict[queue.SimpleQueue, str] = field(default_factory=dict)
     kept: list[Event] = field(default_factory=list)
     last: Progress = field(default_factory=lambda: Progress("starting", 0, 1, "the worker is starting"))
@@ -63,7 +64,7 @@ class Job:
 
 class WorkerRunner:
     """`run` and `do` as LocalRunner has them, in a worker. caller: says for whom it is asked, such as the session of the request being served;
-    token: with whose login on the hub. What is done with a login is shared with nobody else.
+    token: with whose login on the hub; address: from where, "" for nowhere in particular. What is done with a login is shared with nobody else.
 
     watch: told about every job that ends. delay: seconds until the first worker is started, unless it is wanted sooner.
     """
@@ -76,8 +77,9 @@ class WorkerRunner:
         watch: Callable[[Finished], None] = lambda finished: None,
         delay: float = 0.0,
         token: Callable[[], str] = lambda: "",
+        address: Callable[[], str] = lambda: "",
     ) -> None:
-        self._settings, self.limits, self._caller, self._watch, self._token = settings, limits, caller, watch, token
+        self._settings, self.limits, self._caller, self._watch, self._token, self._address = settings, limits, caller, watch, token, address
         self._lock, self._numbers = threading.RLock(), itertools.count()
         self._jobs: dict[int, Job] = {}
         self._recent: OrderedDict[str, tuple[float, Event]] = OrderedDict()
@@ -151,9 +153,8 @@ class WorkerRunner:
         self._shares.admit(session)
         job = next((j for j in self._jobs.values() if j.key == key and j.cancelled is None), None)
         if job is None:
-            if len(self._jobs) >= self.limits.jobs:
-                raise InputError(f"This server has {len(self._jobs)} runs in line, which is all it takes; try again in {len(self._jobs) * self._usual:.0f} s.")
-            job = Job(next(self._numbers), key, message, session, token)
+            job = Job(next(self._numbers), key, message, session, token, self._address())
+            self._shares.place([other.address for other in self._jobs.values()], job.address, self._usual)
             self._jobs[job.number] = job
             self._hand_out()
         box: queue.SimpleQueue = queue.SimpleQueue()

@@ -15,7 +15,8 @@ HOUR, KNOWN = 3600.0, 1000  # seconds; sessions whose use is remembered
 class Limits:
     """deadline: seconds a job may compute; silence: seconds it may compute without an event; cancel: seconds it has to stop in.
 
-    jobs: in all; jobs_of_session: at once; seconds_of_session: of computing in an hour, 0 for any. remember: seconds that a finished job
+    jobs: in all; jobs_of_address: of them, so that who makes up sessions leaves some to others, and a class of a hundred behind one address has enough;
+    jobs_of_session: at once; seconds_of_session: of computing in an hour, 0 for any. remember: seconds that a finished job
     answers further equal requests. spare: whether a second process stands by.
     """
 
@@ -23,6 +24,7 @@ class Limits:
     silence: float = 240.0
     cancel: float = 1.5
     jobs: int = 256
+    jobs_of_address: int = 192
     jobs_of_session: int = 4
     seconds_of_session: float = 0.0
     remember: float = 60.0
@@ -44,6 +46,14 @@ class Shares:
         spent = self._last_hour(session)
         if session and 0 < limits.seconds_of_session < spent:
             raise InputError(f"You have used {spent:.0f} s of computing in the last hour, which is your share; stored results are still shown at once.")
+
+    def place(self, line: list[str], address: str, usual: float) -> None:
+        """Raises InputError when a line of jobs, by address, has no place for one more of this address. usual: seconds a job."""
+        own = line.count(address) if address else 0
+        if len(line) >= self._limits.jobs:
+            raise InputError(f"This server has {len(line)} runs in line, which is all it takes; try again in {len(line) * usual:.0f} s.")
+        if own >= self._limits.jobs_of_address:
+            raise InputError(f"Your network address has {own} runs in line, which is its share; try again in {own * usual:.0f} s.")
 
     def enter(self, session: str) -> None:
         """A session waits for one more job."""

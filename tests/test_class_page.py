@@ -39,6 +39,16 @@ def test_a_room_from_opening_to_the_next_question() -> None:
     assert "moved on" in late[2] and late[0] == turned[2] and "0 votes" in room.watch(mine), "a tap on an old question is no vote on the new one"
 
 
+def test_a_teacher_is_told_why_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = classroom.Classroom()
+    monkeypatch.setattr(classroom, "address", lambda: "here")
+    monkeypatch.setattr("explorer.learn.room.OF_ADDRESS", 1)
+    mine = room.open("", "gptq", 1)[0]
+    room.vote(mine["code"], "a" * 32, "gptq:1:0")
+    kept, line, *rest = room.open("", "gptq", 1)
+    assert "1 rooms with phones in them from your address" in line and [kept, *rest] == [gr.skip()] * 8
+
+
 def test_joining_without_a_code_is_told_how() -> None:
     room = classroom.Classroom()
     assert all("five letters" in room.enter(empty)[2] and "error" in room.enter(empty)[2] for empty in ("", "  ", None)) and room.join("")[2] == ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -39,6 +41,19 @@ def test_the_login_file_of_the_containers_is_made_by_one_and_read_by_the_other()
     assert all((ROOT / "deploy" / name).exists() for name in named if name.startswith("."))
 
 
+def test_temporary_files_of_the_container_are_on_its_disk_and_gone_at_the_next_start(tmp_path: Path) -> None:
+    """What does not fit into memory must not go to a file in memory."""
+    service = COMPOSE["services"]["app"]
+    place = service["environment"]["TMPDIR"]
+    assert any(place.startswith(f"{folder}/") for folder in mounts("app")) and not any(place.startswith(memory) for memory in service["tmpfs"])
+    shell, option, line = service["command"]
+    (tmp_path / "tmp" / "gradio").mkdir(parents=True)
+    (tmp_path / "app.py").write_text("import pathlib, tempfile; print(tempfile.gettempdir(), list(pathlib.Path(tempfile.gettempdir()).iterdir()))")
+    given = {"TMPDIR": str(tmp_path / "tmp"), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    started = subprocess.run([shell, option, line.replace("$$", "$")], cwd=tmp_path, env=given, capture_output=True, text=True, check=True)
+    assert started.stdout == f"{tmp_path / 'tmp'} []\n"
+
+
 def test_without_a_login_the_variable_is_empty_and_the_app_asks_for_none() -> None:
     assert app.settings([], {"QUANTIZATION_EXPLORER_AUTH_FILE": ""}).auth_file is None
     assert app.settings([], {"QUANTIZATION_EXPLORER_AUTH_FILE": "names.txt"}).auth_file == Path("names.txt")
@@ -56,6 +71,7 @@ def test_the_unit_writes_only_where_systemd_lets_it_and_its_command_is_one() -> 
     given = dict(part.split("=", 1) for line in UNIT.splitlines() if line.startswith("Environment=") for part in line.partition("=")[2].split())
     assert given["QUANTIZATION_EXPLORER_AUTH_FILE"] == f"%d/{service['LoadCredential'].partition(':')[0]}"
     kept = {f"%C/{service['CacheDirectory']}", f"%S/{service['StateDirectory']}"}
+    assert given.pop("TMPDIR") == "/var/tmp" and service["PrivateTmp"] == "yes", "on the disk, a folder of its own"
     assert all(value.startswith((*kept, "%d/")) for value in given.values()) and {"HOME", "TRITON_CACHE_DIR"} <= given.keys()
     assert service["RestartPreventExitStatus"] == "2" and "/home/" not in UNIT
     assert UNIT.count("/srv/") == 1 and UNIT.count("LoadCredential=") == 1, "two lines are set"

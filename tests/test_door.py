@@ -19,11 +19,14 @@ from gradio.context import LocalContext
 from prometheus_client import generate_latest
 
 import app
-from explorer.jobs import Finished
+from explorer.hub import HubSettings
+from explorer.jobs import Finished, WorkerRunner
+from explorer.limits import Limits
 from explorer.records import InputError, report_from
 from explorer.server import login
 from explorer.server.health import Metrics
 from explorer.server.login import TRIES, Lockout, hashed, matches, read
+from explorer.worker import WorkerSettings
 from tests.serving import ROOT, served
 
 CLOSED = (
@@ -153,6 +156,50 @@ def test_guesses_at_once_are_no_more_than_guesses_in_a_row(monkeypatch: pytest.M
         assert ask("right") == [303], "a right password is given back"
     tried.clear()
     assert sorted(ask(*map(str, range(30)))) == [401] * TRIES["name"] + [429] * (30 - TRIES["name"]) and len(tried) == TRIES["name"]
+
+
+def test_a_login_of_too_many_fields_is_refused() -> None:
+    door = login.Login(lambda scope, receive, send: None, {"ada": "salt$hash"})
+
+    async def answer() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=door, raise_app_exceptions=False), base_url="http://t") as http:
+            return await http.post("/login", data={str(i): "x" for i in range(5)})
+
+    with ThreadPoolExecutor(1) as other:
+        refused = other.submit(asyncio.run, answer()).result()
+    assert refused.status_code == 400 and "a name and a password" in refused.text
+
+
+def test_made_up_sessions_of_one_address_leave_room_for_others(tmp_path: Path) -> None:
+    """And a class of a hundred behind one address, each with a run of its own, is let in."""
+    who, where = ["session 0"], ["here"]
+    settings = WorkerSettings(tmp_path / "log", HubSettings(offline=True), "tests.faults:runner")
+    runner = WorkerRunner(settings, Limits(spare=False), lambda: who[0], delay=60.0, address=lambda: where[0])
+    held = []
+
+    def ask(number: int) -> None:
+        held.append(runner.run("demo", "good", {"number": number}))
+        next(held[-1])
+
+    try:
+        for i in range(192):
+            who[0] = f"session {i}"
+            ask(i)
+        who[0] = "one more"
+        with pytest.raises(InputError, match="192 runs in line, which is its share"):
+            ask(1000)
+        ask(0)  # what somebody waits for already is no further run
+        who[0], where[0] = "another", "elsewhere"
+        ask(1000)
+        who[0], where[0] = "one more", "here"
+        with pytest.raises(InputError, match="its share"):
+            ask(1001)
+        held[1].close()
+        ask(1001)
+    finally:
+        for events in held:
+            events.close()
+        runner.close()
 
 
 @pytest.mark.parametrize(("name", "arguments", "folders"), [("127.0.0.1", [], None), ("0.0.0.0", [], ()), ("127.0.0.1", ["--public"], ())])

@@ -142,7 +142,7 @@ def test_a_sensitivity_is_of_the_model_that_is_compared(shell: Shell) -> None:
 def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:
     points, keys = Points(shell), keys_of(SEED)
     last = list(points.apart(keys[2], keys[3], "[]", keys))[-1]
-    assert "GPTQ 4-bit g64 is better than RTN 4-bit g64" in last[0]
+    assert "Compared in 0 s. GPTQ 4-bit g64 is better than RTN 4-bit g64" in last[0]
     asked = shell.runner.asked[0][1]
     assert asked["first"] == described(SEED[2]) and asked["second"]["method"] == "gptq" and asked["second"]["sequences"] == 16
     assert "Choose two" in list(points.apart(keys[2], "", "[]", keys))[-1][0]

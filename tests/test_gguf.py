@@ -83,7 +83,7 @@ def test_every_family_loads_with_its_tokenizer(load: Loader, tmp_path: Path, kin
     assert tokenizer(TEXT, add_special_tokens=False).input_ids == made.subject.loaded.tokenizer(TEXT, add_special_tokens=False).input_ids
 
 
-def test_slower_rotations_of_long_contexts_are_written(load: Loader, tmp_path: Path) -> None:
+def test_slower_rotations_of_long_contexts_are_written_and_transformers_which_drops_them_is_not_named(load: Loader, tmp_path: Path) -> None:
     rope = {
         "rope_type": "llama3",
         "rope_theta": 10000.0,
@@ -93,9 +93,27 @@ def test_slower_rotations_of_long_contexts_are_written(load: Loader, tmp_path: P
         "original_max_position_embeddings": 128,
     }
     made = prepared(load, make("llama", tmp_path / "llama", **EVEN, rope_parameters=rope), "rtn", {"bits": 4})
-    saving.save(made, saving.choose(made, "gguf"), tmp_path / "out", "card", {})
+    model, _ = written(made, tmp_path / "out")
+    assert not torch.allclose(model.model.rotary_emb.inv_freq, made.subject.loaded.model.model.rotary_emb.inv_freq.float())
+    assert "not with transformers, which drops the scaling" in saving.loads(saving.formats()["gguf"], made)
     slower = next(t for t in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors if t.name == "rope_freqs.weight").data
     assert slower[0] == 1 and abs(slower[-1] - 8) < 1e-3 and (slower[1:] >= slower[:-1] - 1e-4).all()
+
+
+@pytest.mark.parametrize("head", [64, 128])
+def test_qwen3s_heads_are_as_wide_as_transformers_takes_for_granted_or_it_is_not_named(load: Loader, tmp_path: Path, head: int) -> None:
+    made = prepared(load, make("qwen3", tmp_path / "qwen3", **EVEN | {"head_dim": head}), "rtn", {"bits": 4})
+    reads = saving.loads(saving.formats()["gguf"], made)
+    assert reads.startswith("llama.cpp") and ("not with transformers" in reads) == (head != 128)
+    if head != 128:
+        with pytest.raises(RuntimeError):
+            written(made, tmp_path / "out")
+
+
+def test_a_window_that_spans_the_context_is_none(load: Loader, tmp_path: Path) -> None:
+    for kind, changes in (("mistral", {"sliding_window": 512}), ("qwen2", {"sliding_window": 64})):
+        made = prepared(load, make(kind, tmp_path / kind, num_hidden_layers=1, **changes), "rtn", {"group_size": 32})
+        assert saving.choose(made, "gguf").name == "gguf"
 
 
 def test_what_a_file_cannot_hold_is_refused_with_the_reason(load: Loader, folder: Path, tmp_path: Path) -> None:
@@ -111,6 +129,8 @@ def test_what_a_file_cannot_hold_is_refused_with_the_reason(load: Loader, folder
         ("llama", {"hidden_act": "relu"}, "its gate is 'relu'"), ("qwen3", {"hidden_act": "gelu"}, "its gate is 'gelu'"),
         ("llama", {"mlp_bias": True}, r"its biases \(mlp_bias\) are dropped"),
         ("llama", {"attention_bias": True}, r"its biases \(attention_bias\) are dropped"),
+        ("mistral", {"sliding_window": 64}, "its attention looks back 64 tokens"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, "its attention looks back 64 tokens"),
         ("qwen3", {"attention_bias": True}, r"its biases \(attention_bias\) are dropped"),
     ):  # fmt: skip
         made = prepared(load, make(kind, tmp_path / kind, num_hidden_layers=1, **changes), "rtn", {"group_size": 32})

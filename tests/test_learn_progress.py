@@ -6,15 +6,18 @@ import dataclasses
 import datetime
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
+from gradio.context import LocalContext
 
 from explorer.learn import interview, progress
 from explorer.learn.bank import areas, questions
 from explorer.learn.pose import pose
-from explorer.learn.room import HERE, POLLS, RATE, VOTES, Asked, Rooms
+from explorer.learn.room import HERE, LULL, OF_ADDRESS, POLLS, RATE, ROOMS, TICKETS, VOTES, Asked, Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError, key_of
+from explorer.ui import visitor
 from tests.learn_data import practised
 
 BANK = questions()
@@ -152,6 +155,39 @@ def test_votes_are_checked_and_limited(rooms: Rooms) -> None:
     assert rooms.question(code) == Asked("gptq", 1, ("x", "y"), 1) and rooms.tally(code)[1] == [0, 0]
 
 
+def test_rooms_in_which_no_phone_is_go_first(rooms: Rooms) -> None:
+    in_use, unused = [rooms.open("gptq", 0, ("a", "b"))[0] for _ in range(2)]
+    Clock.now += LULL
+    rooms.look(in_use, phone="phone")
+    for _ in range(ROOMS):
+        last, _ = rooms.open("gptq", 0, ("a", "b"))
+    assert rooms.question(in_use) and rooms.question(last)
+    with pytest.raises(InputError, match="they make way"):
+        rooms.question(unused)
+
+
+def test_an_address_takes_neither_all_rooms_nor_all_votes(rooms: Rooms) -> None:
+    """And a class that shares its address with whoever tries goes on."""
+    theirs, _ = rooms.open("gptq", 0, ("a", "b"), "10.0.0.1")
+    for _ in range(ROOMS):
+        rooms.open("gptq", 0, ("a", "b"), "10.0.0.2")
+    assert rooms.question(theirs)
+    for i in range(OF_ADDRESS):
+        rooms.vote(rooms.open("gptq", 0, ("a", "b"), "10.0.0.2")[0], ticket(i), "gptq", 0, 0)
+    with pytest.raises(InputError, match="from your address"):
+        rooms.open("gptq", 0, ("a", "b"), "10.0.0.2")
+    Clock.now += LULL + 1
+    rooms.open("gptq", 0, ("a", "b"), "10.0.0.2")
+    for i in range(TICKETS):
+        rooms.vote(theirs, ticket(i), "gptq", 0, 1, "10.0.0.2")
+    with pytest.raises(InputError, match="of your address have voted"):
+        rooms.vote(theirs, ticket(TICKETS), "gptq", 0, 1, "10.0.0.2")
+    rooms.vote(theirs, ticket(0), "gptq", 0, 0, "10.0.0.2")
+    for i in range(100):
+        rooms.vote(theirs, ticket(VOTES + i), "gptq", 0, 0, "10.0.0.1")
+    assert rooms.tally(theirs)[1] == [101, TICKETS - 1]
+
+
 def test_a_vote_counts_only_on_the_question_that_is_open(rooms: Rooms) -> None:
     code, key = rooms.open("gptq", 0, ("a", "b"))
     rooms.vote(code, ticket(1), "gptq", 0, 1)
@@ -216,4 +252,16 @@ def test_nothing_in_a_room_names_a_person(rooms: Rooms) -> None:
     code, _ = rooms.open("gptq", 0, ("a", "b"))
     rooms.vote(code, ticket(7), "gptq", 0, 1)
     room = rooms._rooms[code]
-    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "open", "polls", "changes", "phones", "count"}
+    assert {f.name for f in dataclasses.fields(room)} == {"code", "key", "born", "open", "polls", "changes", "phones", "count", "address", "used", "voters"}
+
+
+def test_an_address_is_told_apart_and_not_named() -> None:
+    def seen(host: str) -> str:
+        before = LocalContext.request.set(SimpleNamespace(client=SimpleNamespace(host=host)))
+        try:
+            return visitor.address()
+        finally:
+            LocalContext.request.reset(before)
+
+    assert visitor.address() == seen("") == "" and "10.0" not in seen("10.0.0.1") and seen("10.0.0.1") == seen("10.0.0.1") != seen("10.0.0.2")
+    assert seen("2001:db8:0:1::1") == seen("2001:db8:0:1:ffff::2") != seen("2001:db8:0:2::1") and seen("testclient")

@@ -94,6 +94,27 @@ def test_quip_on_inputs_of_zeros_rounds_to_the_nearest(rotate: bool) -> None:
         build("quip", {"rotate": rotate}).quantize(weight, InputStatistics.of(torch.full((20, 64), torch.nan)))
 
 
+@pytest.mark.parametrize(
+    ("layer", "clipped"),
+    [
+        ("q_proj", False),
+        ("k_proj", False),
+        ("qkv_proj", False),
+        ("query_key_value", False),
+        ("c_attn", False),
+        ("v_proj", True),
+        ("o_proj", True),
+        ("c_fc", True),
+    ],
+)
+def test_awq_clips_no_queries_and_keys_also_where_they_are_one_matrix_with_the_values(layer: str, clipped: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, inputs = 0.02 * torch.randn(96, 128, generator=draw), torch.randn(200, 128, generator=draw)
+    weight[:, 3] *= 4
+    scales = [build("awq", {"clip": clip}).quantize(weight, InputStatistics.of(inputs), f"layers.0.self_attn.{layer}").scale for clip in (True, False)]
+    assert torch.equal(*scales) == (not clipped)
+
+
 def test_group_that_does_not_divide_is_refused_with_a_reason() -> None:
     assert "does not divide" in build("rtn", {"group_size": 128}).refuses((64, 80))
     assert build("rtn", {"granularity": "channel"}).refuses((64, 80)) == ""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from explorer import saving
 from explorer.experiment import Loader
 from explorer.qlinear import siblings
+from explorer.saving.compressed_tensors import VLLM
 from kernels.op import Activation
 from tests.architectures import make
 from tests.test_saving import prepared
@@ -54,7 +58,37 @@ def test_a_card_names_vllm_only_for_what_it_runs_as_measured(load: Loader, folde
         assert saving.choose(made) is form
         reads = saving.loads(form, made)
         assert reads in saving.card(form, made, "", "", None) and "transformers with the package compressed-tensors" in reads
-        assert (said in reads and reads.startswith("transformers") and "but not with vLLM: " in reads) if said else reads == form.loads
+        assert reads.startswith("transformers") and ((said in reads and "but not with vLLM: " in reads) if said else reads.endswith(VLLM))
+
+
+def test_a_card_says_how_transformers_reads_layers_that_are_stored_differently(load: Loader, folder: Path, tmp_path: Path) -> None:
+    """When it decompresses them at once it takes all for stored like the first, without an error; and zero-points it only reads that way."""
+    pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
+    form = saving.formats()["compressed-tensors"]
+
+    def error(made: saving.Prepared, to: Path, dequantize: bool) -> float:
+        """The relative error of the logits that transformers gets."""
+        ids = torch.arange(3, 60).unsqueeze(0)
+        config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+        with torch.no_grad(), made.subject.quantized(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the other packages, at their import and load
+            ours = made.subject.loaded.model(ids).logits.float()
+            theirs = AutoModelForCausalLM.from_pretrained(to, dtype=torch.bfloat16, **config).eval()(ids).logits.float()
+        return float((ours - theirs).norm() / ours.norm())
+
+    made = prepared(load, folder, "mixed", {"rules": "*o_proj: rtn bits=8; *: rtn bits=4"})
+    saving.save(made, saving.choose(made), tmp_path / "one", "card", {})
+    assert error(made, tmp_path / "one", False) < 0.03 and error(made, tmp_path / "one", True) > 0.3
+    assert "never with `dequantize=True`" in saving.loads(form, made) and "wants" not in saving.loads(form, made)
+    made = prepared(load, folder, "mixed", {"rules": "*o_proj: rtn bits=8; *: rtn bits=4 symmetric=false"})
+    saving.save(made, saving.choose(made), tmp_path / "two", "card", {})
+    for dequantize in (False, True):
+        with pytest.raises(RuntimeError):
+            error(made, tmp_path / "two", dequantize)
+    assert saving.loads(form, made).startswith("vLLM") and "but not with transformers" in saving.loads(form, made)
+    made = prepared(load, folder, "mixed", {"rules": "*v_proj: rtn bits=8; *: rtn bits=4 symmetric=false"})
+    assert saving.loads(form, made).startswith("nothing known here: not with transformers")
+    assert "wants" in saving.loads(form, prepared(load, folder, "rtn", {"symmetric": False})), "alike in all layers"
 
 
 def test_inputs_that_blocks_would_not_round_so_are_refused(load: Loader, folder: Path) -> None:

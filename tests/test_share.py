@@ -6,6 +6,9 @@ import csv
 import dataclasses
 import io
 import json
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -19,7 +22,7 @@ from explorer.hub import Hub
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.records import ModelRef, QuantSpec, Report, report_from
 from explorer.ui.session import Shelf
-from explorer.ui.share import settable
+from explorer.ui.share import file_of, settable
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -166,6 +169,15 @@ def test_the_command_that_saves_quantizes_the_same() -> None:
         assert (args.calibration, args.sequences * calibration.length, args.seed) == (calibration.source, calibration.tokens, calibration.seed)
     shown = commands(ALL[:2])
     assert shown.count("explorer save") == 1 and shown.count("explorer run") == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "html"])
+def test_a_file_that_was_taken_away_leaves_nothing_behind(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shelf = Shelf(ALL)
+    files = file_of(SimpleNamespace(shell=SimpleNamespace(shelf=shelf)), kind, [r.key for r in shelf.first()], "")
+    assert ALL[1].name in Path(next(files)).read_text()
+    assert next(files, None) is None and list(tmp_path.iterdir()) == []
 
 
 def test_html_needs_nothing_else_and_escapes_names() -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from gradio.context import LocalContext
 
 import app
 from explorer.learn.runs import recorded
-from explorer.records import BUSY, Measurement, Progress, Report, disturbed
+from explorer.link import Wanted
+from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
+from explorer.ui import share
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
 from explorer.ui.points import Held, Points
@@ -123,3 +129,56 @@ def test_all_that_is_compared_can_be_taken_off_at_once(page: Page) -> None:
 
 def test_a_busy_machine_is_told_by_its_measurement() -> None:
     assert disturbed([Measurement("decode_waited", BUSY + 1)]) and not disturbed([Measurement("decode_waited", BUSY), Measurement("size", 99.0)])
+
+
+@contextmanager
+def logged_in(token: str, over: bool = False) -> Iterator[None]:
+    """Requests inside come with this token of the hub, "" for none; over: the login is."""
+    told = {"oauth_info": {"access_token": token, "expires_at": 0 if over else 1e12}} if token else {}
+    before = LocalContext.request.set(SimpleNamespace(session_hash="", request=SimpleNamespace(scope={"session": told})))
+    try:
+        yield
+    finally:
+        LocalContext.request.reset(before)
+
+
+def of_model(report: Report, name: str) -> Report:
+    return measured(dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, model=ModelRef(name, "c0ffee"))))
+
+
+class Refusing:
+    """A hub that lets nobody in."""
+
+    def run(self, model: str, *given: object, **options: object) -> Iterator:
+        raise InputError(f"The hub knows no public model {model!r}, or it is private.")
+        yield
+
+
+def test_what_was_measured_with_a_login_is_shown_to_that_login_alone(page: Page) -> None:
+    """By keys, which whoever knows a gated model's commit can work out, by a link, as a baseline and as a file."""
+    shelf, private = page.shell.shelf, [of_model(r, "ada/private") for r in SEEDS[:2]]
+    page.shell.runner = Refusing()
+    wanted = Wanted(model="ada/private", compared=(private[1].experiment.spec,))
+    with logged_in("hf_ada", over=True):  # it ended while the run was on
+        keys = [shelf.add(report) for report in private]
+    with logged_in("hf_ada"):
+        assert shelf.pick(keys) == private and shelf.with_baseline(private[1:]) == private
+        assert "Opened from a link" in list(share._compared(page, wanted, []))[-1][0]
+    for token in ("hf_bob", ""):
+        with logged_in(token):
+            assert shelf.pick(keys) == [] and shelf.with_baseline(private[1:]) == private[1:]
+            assert shelf.find("ada/private", private[1].experiment.spec, GIVEN) is None
+            assert [updates for _, updates in share._compared(page, wanted, [])] == [None]
+            files = share.file_of(page, "csv", keys, "")
+            assert "private" not in Path(next(files)).read_text()
+            assert [shelf.add(report) for report in private] == keys and shelf.pick(keys) == private, "once the hub has let this one in, too"
+
+
+def test_what_needs_no_login_is_shared_by_all() -> None:
+    shelf, point = Shelf(SEEDS), next(r for r in survey().values() if r.name == "HQQ 4-bit g64")
+    with logged_in("hf_ada"):
+        keys = [shelf.add(report) for report in (measured(point), of_model(point, "arch:qwen2.5-0.5b"))]
+    with logged_in(""):
+        keys.append(shelf.add(of_model(point, "bob/public")))
+    with logged_in("hf_bob"):
+        assert len(shelf.pick(keys)) == 3 and shelf.find("demo", point.experiment.spec, GIVEN) and shelf.find("bob/public", point.experiment.spec, GIVEN)

@@ -4,6 +4,7 @@ question it answers, and counts only while that question is open. A question tha
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import threading
@@ -18,7 +19,9 @@ OWN, LENGTH, WORDS = "own", 300, 80  # the story of a teacher's own questions; c
 ROOMS, VOTES, HOURS, RATE = 200, 1000, 3.0, 30  # rooms kept, votes a question, life of a room, changes of one ticket a minute
 POLLS, HERE = 60, 15.0  # questions whose votes a room keeps; seconds since its last look in which a phone is in the room
 NONE = "There is no room with this code now; ask for the code on the screen."
-ENDED = f"This room has ended: rooms live {HOURS:g} hours, and not beyond a restart of the server. Open a room to go on; it starts without votes."
+ENDED = f"This room has ended: rooms live {HOURS:g} hours, not beyond a restart; without phones they make way. Open a room to go on; it starts without votes."
+OF_ADDRESS, TICKETS = 50, 300  # rooms that one address has opened, voters of a room from one address: a whole school may share it
+LULL = 900.0  # seconds without a phone, after which a room may go for another
 LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ"
 TICKET = re.compile(r"[0-9a-f]{16,64}")
 
@@ -49,7 +52,10 @@ class Poll:
 
 @dataclass
 class Room:
-    """One class: the questions it was asked by story and step, and which is open. changes, phones: times of a ticket's votes and of a page's last look."""
+    """One class: the questions it was asked by story and step, and which is open. changes, phones: times of a ticket's votes and of a page's last look.
+
+    address: of whoever opened it. used: when a phone looked or voted last. voters: how many tickets came from each address.
+    """
 
     code: str
     key: str
@@ -59,6 +65,9 @@ class Room:
     changes: dict[str, list[float]] = field(default_factory=dict)
     phones: dict[str, float] = field(default_factory=dict)
     count: int = 0
+    address: str = ""
+    used: float = -math.inf
+    voters: Counter[str] = field(default_factory=Counter)
 
     def ask(self, asked: Asked) -> None:
         """Opens a question without votes; the oldest one goes when there are too many."""
@@ -71,21 +80,23 @@ class Room:
 
 
 class Rooms:
-    """All rooms of one server. Safe to call from several threads; the oldest room goes when there are too many."""
+    """All rooms of one server. Safe to call from several threads; where there are too many, the oldest goes in which no phone was lately. address:
+    what tells the addresses of those who ask apart, without naming them; "" is nobody in particular and has no limit.
+    """
 
     def __init__(self, clock: type[time] | None = None) -> None:
         self._lock, self._rooms, self._now = threading.Lock(), OrderedDict[str, Room](), (clock or time).monotonic
 
-    def open(self, story: str, step: int, choices: tuple[str, ...]) -> tuple[str, str]:
-        """(code for the class, key for the teacher) of a new room."""
+    def open(self, story: str, step: int, choices: tuple[str, ...], address: str = "") -> tuple[str, str]:
+        """(code for the class, key for the teacher) of a new room. Raises InputError with a sentence where phones are in all the rooms there may be."""
         with self._lock:
             self._forget()
+            self._make_way([room for room in self._rooms.values() if address and room.address == address], OF_ADDRESS, "from your address")
+            self._make_way(list(self._rooms.values()), ROOMS, "on this server")
             code = next(c for c in iter(lambda: "".join(secrets.choice(LETTERS) for _ in range(5)), None) if c not in self._rooms)
             asked = Asked(story, step, choices)
-            room = self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), Poll(asked))
+            room = self._rooms[code] = Room(code, secrets.token_hex(16), self._now(), Poll(asked), address=address)
             room.ask(asked)
-            while len(self._rooms) > ROOMS:
-                self._rooms.popitem(last=False)
             return code, room.key
 
     def ask(self, code: str, key: str, story: str, step: int, choices: tuple[str, ...]) -> None:
@@ -122,7 +133,7 @@ class Rooms:
             if open_one.asked[:2] == (story, step):
                 open_one.asked = open_one.asked._replace(revealed=True)
 
-    def vote(self, code: str, ticket: str, story: str, step: int, choice: int) -> str:
+    def vote(self, code: str, ticket: str, story: str, step: int, choice: int, address: str = "") -> str:
         """Counts a vote on a step, or changes it. Raises InputError with a sentence, also when the class is at another step or knows the answer."""
         if not (isinstance(ticket, str) and TICKET.fullmatch(ticket)):
             raise InputError("This vote carries no valid ticket; reload the page.")
@@ -139,9 +150,13 @@ class Rooms:
             recent = [t for t in room.changes.get(ticket, []) if now - t < 60]
             if len(recent) >= RATE:
                 raise InputError("Too many votes from this browser; wait a minute.")
-            if ticket not in room.changes and len(room.changes) >= VOTES:
+            new = ticket not in room.changes
+            if new and len(room.changes) >= VOTES:
                 raise InputError("This room is full.")
-            room.changes[ticket] = [*recent, now]
+            if new and address and room.voters[address] >= TICKETS:
+                raise InputError(f"{TICKETS} phones or browsers of your address have voted in this room, which is all it takes.")
+            room.voters[address] += new
+            room.changes[ticket], room.used = [*recent, now], now
             room.open.votes[ticket] = choice
             return asked.choices[choice]
 
@@ -155,7 +170,7 @@ class Rooms:
         with self._lock:
             room = self._room(code)
             if phone and (phone in room.phones or len(room.phones) < VOTES):
-                room.phones[phone] = self._now()
+                room.phones[phone] = room.used = self._now()
             return room.open.asked, room.open.votes.get(ticket) if isinstance(ticket, str) else None
 
     def tally(self, code: str) -> tuple[Asked, list[int], int]:
@@ -165,6 +180,15 @@ class Rooms:
             room.phones = {phone: at for phone, at in room.phones.items() if self._now() - at < HERE}
             votes = Counter(room.open.votes.values())
             return room.open.asked, [votes[i] for i in range(len(room.open.asked.choices))], len(room.phones)
+
+    def _make_way(self, rooms: list[Room], most: int, where: str) -> None:
+        """Forgets one of these rooms when there are `most`."""
+        if len(rooms) < most:
+            return
+        idle = next((room for room in rooms if self._now() - room.used > LULL), None)
+        if idle is None:
+            raise InputError(f"There are {most} rooms with phones in them {where}, which is all there may be; open one when a class has ended.")
+        del self._rooms[idle.code]
 
     def _own(self, code: str, key: str) -> Room:
         """The room, for whoever holds its key."""

@@ -16,6 +16,7 @@ from explorer.qtensor import QuantizedTensor, affine_parameters, affine_values, 
 
 RATIOS, CLIPS, SHRINK = 20, 20, 0.5
 STRIP = 512  # columns of D G that are held at once
+UNCLIPPED = ("q_proj", "k_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn")  # layers of queries or keys, alone or in one matrix with the values
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class Awq(Method):
     bits: int = choice(4, 2, 3, 4, 5, 6, 7, 8, title="Bits", help="A code of b bits names 2^b grid points.")
     group_size: int = choice(64, 32, 64, 128, title="Group size", help="Weights along the inputs that share a scale.")
     symmetric: bool = choice(False, title="Symmetric", help="The authors use asymmetric grids.")
-    clip: bool = choice(True, title="Clip search", help="Also search how far to shrink each group's range (not for queries and keys).", off="no clip")
+    clip: bool = choice(
+        True,
+        title="Clip search",
+        help="Also search how far to shrink each group's range (not for queries and keys, nor for values in one matrix with them).",
+        off="no clip",
+    )
 
     scales: str = choice(
         "folded", "folded", "own", title="Input scales",
@@ -81,7 +87,7 @@ class Awq(Method):
 
     def _rounded(self, weight: Tensor, inputs: InputStatistics, scale: Tensor | None, layer: str) -> QuantizedTensor:
         scaled = weight if scale is None else weight * scale
-        if self.clip and not layer.endswith(("q_proj", "k_proj")):
+        if self.clip and not layer.endswith(UNCLIPPED):
             scaled = self._search_clip(scaled, group_gram(inputs.gram, self.group_size, scale))
         return dataclasses.replace(self._round(scaled), channel_scale=scale)
 

@@ -157,9 +157,15 @@ def pairs(codes: Tensor) -> Tensor:
 
 def _readers(made: Prepared) -> str:
     why, mx = _not_in_vllm(made), any(q.activation is not None and q.activation.per == "mx" for q in made.layers.values())
-    if not why and not mx:
+    several = len({json.dumps(_scheme(q)._asdict()) for q in made.layers.values()}) > 1
+    if not why and not mx and not several:
         return ""
-    return (f"{TRANSFORMERS}, but not with vLLM: {why}" if why else FORMAT.loads) + (f". {MX_INPUTS}" if mx else "")
+    if several and any(q.zero is not None for q in made.layers.values()):
+        said = f"nothing known here: not with {UNREAD}, nor with vLLM: {why}" if why else f"{VLLM}, but not with {UNREAD}"
+    else:
+        reader = MIXED if several else TRANSFORMERS
+        said = f"{reader}, but not with vLLM: {why}" if why else f"{reader}, and {VLLM}"
+    return said + (f". {MX_INPUTS}" if mx else "")
 
 
 def _not_in_vllm(made: Prepared) -> str:
@@ -183,5 +189,7 @@ MX_INPUTS = (
 TRANSFORMERS = (
     "transformers with the package compressed-tensors (a grid with zero-points wants `quantization_config=CompressedTensorsConfig(dequantize=True)` there)"
 )
-BOTH = f"{TRANSFORMERS}, and vLLM (`vllm serve FOLDER`; written for it, not tried there yet)"
-FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, BOTH, readers=_readers)
+MIXED = "transformers with the package compressed-tensors (never with `dequantize=True`, which takes all layers for stored like the first, without an error)"
+UNREAD = "transformers, which takes no zero-points from a file, or with `dequantize=True` takes all layers for stored like the first"
+VLLM = "vLLM (`vllm serve FOLDER`; written for it, not tried there yet)"
+FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, f"{TRANSFORMERS}, and {VLLM}", readers=_readers)

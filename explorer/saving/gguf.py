@@ -19,7 +19,7 @@ from torch import Tensor
 
 from explorer.models import LoadedModel
 from explorer.qtensor import QuantizedTensor
-from explorer.saving import Format
+from explorer.saving import Format, Prepared
 from explorer.saving.ggml_blocks import layout, packed, refuses
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type: the architecture's name there
@@ -32,14 +32,30 @@ SPLITS = {SPLIT % r"\p{N}{1,3}": "llama-bpe", SPLIT % r"\p{N}": "qwen2"}
 
 def _refuses_model(loaded: LoadedModel) -> str:
     config = loaded.model.config
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    rope, window = _rope(config), getattr(config, "sliding_window", None)
     if rope not in ROPES[FAMILIES[config.model_type]]:
         return f"its rotary embedding of type {rope!r} is not written as GGUF here"
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
+    if window and window < config.max_position_embeddings and "sliding_attention" in kinds:
+        return f"its attention looks back {window:,} tokens, and programs that read GGUF run this family without such a window"
     if config.hidden_act not in SILU:
         return f"its gate is {config.hidden_act!r}, and programs that read GGUF run this family with SiLU"
     if biases := [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]:
         return f"its biases ({' and '.join(biases)}) are dropped by transformers' reader of GGUF"
     return "" if loaded.tokenizer is not None and _split_of(loaded.tokenizer) else "its tokenizer is no byte-level BPE that llama.cpp knows by name"
+
+
+def _rope(config: Any) -> str:
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+
+
+def _readers(made: Prepared) -> str:
+    config = made.subject.loaded.model.config
+    if _rope(config) != "default":
+        return f"{LLAMA_CPP}; not with transformers, which drops the scaling of its rotary embedding"
+    if config.model_type == "qwen3" and config.head_dim != 128:
+        return f"{LLAMA_CPP}; not with transformers, which takes heads of 128 for granted in this family"
+    return ""
 
 
 def _split_of(tokenizer: Any) -> str:
@@ -169,7 +185,8 @@ def _vocabulary(file: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
         file.add_chat_template(tokenizer.chat_template)
 
 
+LLAMA_CPP = "llama.cpp and what is built on it (llama-cpp-python, Ollama, LM Studio)"
 FORMAT = Format(
-    "gguf", "GGUF", refuses, None, None, "llama.cpp and what is built on it (llama-cpp-python, Ollama, LM Studio); transformers by gguf_file='model.gguf'",
-    refuses_model=_refuses_model, write=_write, stored=_stored, families=tuple(FAMILIES),
+    "gguf", "GGUF", refuses, None, None, f"{LLAMA_CPP}; transformers by gguf_file='model.gguf'",
+    refuses_model=_refuses_model, write=_write, stored=_stored, families=tuple(FAMILIES), readers=_readers,
 )  # fmt: skip

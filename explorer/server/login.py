@@ -126,7 +126,10 @@ class Login:
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
             return form()
-        fields = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=4)
+        try:
+            fields = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=4)
+        except ValueError:
+            return form("A login is a name and a password, and nothing else.", 400)
         name, password = (fields.get(field, [""])[0][:200] for field in ("name", "password"))
         address = request.client.host if request.client else ""
         keys = (f"name {name}", f"address {address}")

@@ -15,7 +15,7 @@ from explorer.records import InputError
 from explorer.ui.learn import place
 from explorer.ui.page import status
 from explorer.ui.stage import answer, counted, first_asked, invitation, named, shown, staged
-from explorer.ui.visitor import session
+from explorer.ui.visitor import address, session
 
 NO_CODE = "Enter the room's code first: five letters, on the screen of whoever leads the class."
 CHOICE = re.compile(r"[\w-]{1,60}:\d{1,3}:\d{1,3}", re.ASCII)
@@ -32,11 +32,14 @@ class Classroom:
     def __init__(self, rooms: Rooms | None = None) -> None:
         self.rooms = rooms or Rooms()
 
-    def open(self, address: Any, story: Any, step: Any) -> list[Any]:
-        """A new room: teacher's room, invitation, timer, the teacher's screen."""
+    def open(self, page: Any, story: Any, step: Any) -> list[Any]:
+        """A new room: teacher's room, invitation, or why there is none, timer, the teacher's screen."""
         asked, none = first_asked(story, step)
-        code, key = self.rooms.open(*asked[:3])
-        return [{"code": code, "key": key}, invitation(str(address), code), gr.Timer(active=True), *staged(asked, none)]
+        try:
+            code, key = self.rooms.open(*asked[:3], address())
+        except InputError as error:
+            return [gr.skip(), status(str(error), "error"), *[gr.skip()] * 7]
+        return [{"code": code, "key": key}, invitation(str(page), code), gr.Timer(active=True), *staged(asked, none)]
 
     def resume(self, address: Any, room: Any) -> list[Any]:
         """What a teacher's reloaded page shows: invitation, running timer and screen while the room lives."""
@@ -144,7 +147,8 @@ class Classroom:
             if not (isinstance(choice, str) and CHOICE.fullmatch(choice)):
                 raise InputError("That is not one of the choices.")
             story, step, position = choice.split(":")
-            return f"Voted: {self.rooms.vote(str(code), ticket, story, int(step), int(position))}. You can change it until the answer or the next question."
+            chosen = self.rooms.vote(str(code), ticket, story, int(step), int(position), address())
+            return f"Voted: {chosen}. You can change it until the answer or the next question."
         except InputError as error:
             return str(error)
 

@@ -203,7 +203,7 @@ class Points:
                     yield [gr.skip(), *chart_values(difference.CHART, {"looks": looks, "margin": 0.5, "names": [one.name, two.name]})]
                 elif isinstance(event, Answer):
                     chart = chart_values(difference.CHART, data_of(event) | {"names": [one.name, two.name]})
-                    yield [status(f"Decided in {clock.seconds():.0f} s. {difference.summary(event.data | {'names': [one.name, two.name]})}", "done"), *chart]
+                    yield [status(f"Compared in {clock.seconds():.0f} s. {difference.summary(event.data | {'names': [one.name, two.name]})}", "done"), *chart]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [failure(error), *same]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.records import QuantSpec, Report, key_of, report_from
-from explorer.ui.visitor import session
+from explorer.ui.visitor import owner, session
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
 COMPARED = 4  # configurations beside the baseline
@@ -28,15 +28,22 @@ def survey() -> dict[str, Report]:
     return {report.key: report for report in reports}
 
 
+def read_by(report: Report) -> str:
+    """The login on the hub that may see a report: the one of the visitor whose request this is, "" for all where no login was needed to measure it."""
+    model = report.experiment.model
+    return "" if is_recorded(report) or model.name == "demo" or model.random else owner()
+
+
 class Shelf:
-    """Reports by key, the least recently used dropped beyond `size`. Seeds stay, and what was recorded gives way only to a fuller recording: what
-    another visitor measured has another key. Of the last visitors, by session, it knows in what order they ran what.
+    """Reports by login and key, the least recently used dropped beyond `size`. A key can be worked out by whoever knows the experiment, so it opens only
+    what was measured with this visitor's login, or with none. Seeds stay, and what was recorded gives way only to a fuller recording: what another
+    visitor measured has another key. Of the last visitors, by session, it knows in what order they ran what.
     """
 
     def __init__(self, seeds: Iterable[Report], size: int = 500) -> None:
         self._lock, self._size = threading.Lock(), size
         self._seeds = {r.key: r for r in seeds}
-        self._reports: OrderedDict[str, Report] = OrderedDict()
+        self._reports: OrderedDict[tuple[str, str], Report] = OrderedDict()
         self._ran: OrderedDict[str, list[str]] = OrderedDict()
 
     def first(self) -> list[Report]:
@@ -45,21 +52,22 @@ class Shelf:
 
     def add(self, report: Report) -> str:
         """Puts a report on the shelf and returns its key; one that is equal to what is there, or a thinner recording, leaves that object in place."""
-        key = report.key
+        key, place = report.key, (read_by(report), report.key)
         with self._lock:
-            there = self._reports.get(key) or self._seeds.get(key)
+            there = self._reports.get(place) or self._seeds.get(key)
             if there is None or (len(report.measurements) > len(there.measurements) if is_recorded(report) else report != there):
-                self._reports[key] = report
-            if key in self._reports:
-                self._reports.move_to_end(key)
+                self._reports[place] = report
+            if place in self._reports:
+                self._reports.move_to_end(place)
             while len(self._reports) > self._size:
                 self._reports.popitem(last=False)
         return key
 
     def pick(self, keys: Iterable[str]) -> list[Report]:
-        """The reports of a page's keys, at most a page full; unknown keys are passed over."""
+        """The reports of a page's keys, at most a page full; keys that are unknown, or of another's login, are passed over."""
+        mine = owner()
         with self._lock:
-            found = [self._reports.get(key) or self._seeds.get(key) for key in list(keys)[: COMPARED + 1]]
+            found = [self._reports.get((mine, key)) or self._reports.get(("", key)) or self._seeds.get(key) for key in list(keys)[: COMPARED + 1]]
         return [report for report in found if report is not None]
 
     def age(self, report: Report) -> int:
@@ -79,12 +87,11 @@ class Shelf:
         return page
 
     def find(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
-        """The report on the shelf of this spec, model name, texts and calibration, or None: a seed, else what somebody measured, as the store gives it.
-        Seeds count only at the options they were made with.
+        """The report on the shelf of this spec, model name, texts and calibration, or None: a seed, else what this login or nobody's has measured, as the
+        store gives it. Seeds count only at the options they were made with.
         """
-        with self._lock:
-            own = [r for r in reversed(self._reports.values()) if not is_recorded(r) and not r.missing]
-            measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in own]
+        own = [r for r in reversed(self._readable()) if not is_recorded(r) and not r.missing]
+        measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in own]
         return next((r for r in [*self._seeds.values(), *measured] if _matches(r, model, spec, options)), None)
 
     def stopped(self, reports: Iterable[Report]) -> list[Report]:
@@ -102,10 +109,15 @@ class Shelf:
         """
         if not reports or any(map(is_baseline, reports)):
             return list(reports)
-        with self._lock:
-            known = [r for r in (*self._seeds.values(), *self._reports.values()) if not r.missing]
+        known = [r for r in (*self._seeds.values(), *self._readable()) if not r.missing]
         bases = [r for r in known if is_baseline(r) and ground(r) == ground(reports[0])]
         return [*sorted(bases, key=lambda r: is_recorded(r) == all(map(is_recorded, reports)))[-1:], *reports]
+
+    def _readable(self) -> list[Report]:
+        """What this visitor may see of what was added, the newest last."""
+        allowed = ("", owner())
+        with self._lock:
+            return [report for (login, _), report in self._reports.items() if login in allowed]
 
 
 def _matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> bool:

@@ -61,14 +61,15 @@ def settable(part: Any) -> dict[str, Any]:
     return {"kind": "int" if whole else "float", "low": part.minimum, "high": MOST if part.maximum is None else part.maximum}
 
 
-def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> str:
-    """Path of a new file with the compared reports; kind: "csv", "json" or "html"."""
+def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> Iterator[str]:
+    """Yields the path of a file with the compared reports, which is gone afterwards; kind: "csv", "json" or "html"."""
     reports = page.shell.shelf.pick(keys)
     style, script = (PAGE_STYLE.with_name(name).read_text() for name in ("style.css", "page.js"))
     made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs, judged(rs), live=False), style, script)}[kind](reports)
-    path = Path(tempfile.mkdtemp(prefix="quantization-")) / f"quantization.{kind}"
-    path.write_text(made, encoding="utf-8")
-    return str(path)
+    with tempfile.TemporaryDirectory(prefix="quantization-") as folder:
+        path = Path(folder) / f"quantization.{kind}"
+        path.write_text(made, encoding="utf-8")
+        yield str(path)  # gradio makes a copy, which leaves in its time
 
 
 def lines(page: Page, keys: list[str], before: str) -> str:
@@ -213,7 +214,7 @@ def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run
     copied = parts["link"].click(lambda *values: link_of(page, *values), state, parts["text"], **QUIET)
     copied.then(None, parts["text"], shell.status, js=COPY, api_visibility="private")
     for kind in ("csv", "json", "html"):
-        made = parts[kind].click(lambda *values, kind=kind: file_of(page, kind, *values), [shell.compared, shell.layer], parts["file"], **QUIET)
+        made = parts[kind].click(partial(file_of, page, kind), [shell.compared, shell.layer], parts["file"], **QUIET)
         made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
     parts["commands"].click(partial(lines, page), [shell.compared, parts["lines"]], parts["lines"], **QUIET)
     stop.stops(shell.picks["save"].change, partial(checkpoint_of, page), shell.picks["save"], [shell.status, parts["model"]], concurrency_limit=8)

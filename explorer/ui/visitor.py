@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hmac
 import inspect
+import secrets
 import time
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
 from gradio.state_holder import SessionState, StateHolder
+
+from explorer import rights
+
+_SECRET = secrets.token_bytes(16)  # of this process: nobody can try all addresses afterwards
 
 
 def session() -> str:
@@ -17,14 +25,36 @@ def session() -> str:
     return str(getattr(request, "session_hash", "") or "")
 
 
+def address() -> str:
+    """Tells network addresses apart without naming one, "" outside of a request. All visitors have the proxy's where uvicorn does not trust its headers;
+    of IPv6 the first half counts, the rest is the visitor's to choose.
+    """
+    host = str(getattr(getattr(LocalContext.request.get(None), "client", None), "host", None) or "")
+    try:
+        ip = ip_address(host)
+        host = str(ip_network((ip, 64), strict=False)) if ip.version == 6 else host
+    except ValueError:
+        pass  # a name, as in tests
+    return hmac.new(_SECRET, host.encode(), "sha256").hexdigest()[:16] if host else ""
+
+
 def login() -> str:
     """The visitor's own token on the hub, from the signed cookie that logging in on a Space leaves with them; "" without one, or when it is over.
     A secret: it goes to the worker with the job and is kept nowhere.
     """
+    info = _logged_in()
+    return str(info.get("access_token") or "") if float(info.get("expires_at") or 0) > time.time() else ""
+
+
+def owner() -> str:
+    """Tells this login on the hub apart from others, "" without one. The same when it is over: a run may end later, and its result is no stranger's."""
+    return rights.owner(str(_logged_in().get("access_token") or ""))
+
+
+def _logged_in() -> dict[str, Any]:
     request = LocalContext.request.get(None)
     scope = getattr(getattr(request, "request", None), "scope", None) or {}
-    info = (scope.get("session") or {}).get("oauth_info") or {}
-    return str(info.get("access_token") or "") if float(info.get("expires_at") or 0) > time.time() else ""
+    return (scope.get("session") or {}).get("oauth_info") or {}
 
 
 def remember_signatures(blocks: gr.Blocks) -> None:
