@@ -15,6 +15,7 @@ from explorer.findings import Finding, drowned, grid, known, lacks, level
 from explorer.records import BUSY, OUTSIDE, Measurement, Report, change, fitting, significant
 
 MIB = 2**20
+LOSSLESS = 8  # bits of plain rounding from which on what is better still counts as lossless
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,9 @@ def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> s
         around = "; ".join(f"{r.name} {significant(value)}" for r, value in steps if r is not itself)
         return f"It is a rung of the ladder itself, at a mean KL divergence of {significant(kld)} nats{cost}. The other rungs: {around}."
     if kld < steps[0][1]:
-        top = f"{steps[0][0].name}, the top of the ladder ({significant(steps[0][1])})"
-        return f"A mean KL divergence of {significant(kld)} nats is below {top}{cost}: as good as lossless."
+        wide = int(steps[0][0].experiment.spec.get("bits", 0)) >= LOSSLESS
+        top = f"{steps[0][0].name}, {'the top of the ladder' if wide else 'the widest rung measured'} ({significant(steps[0][1])})"
+        return f"A mean KL divergence of {significant(kld)} nats is {'below' if wide else 'better than'} {top}{cost}{': as good as lossless' if wide else ''}."
     if kld > steps[-1][1]:
         return f"A mean KL divergence of {significant(kld)} nats is worse than {steps[-1][0].name}, the foot of the ladder ({significant(steps[-1][1])}){cost}."
     (upper, near), (lower, far) = next((a, b) for a, b in pairwise(steps) if a[1] <= kld <= b[1])
