@@ -75,6 +75,21 @@ def test_a_speed_is_judged_by_the_loop_that_ran_in_turn_with_it_alone() -> None:
     assert not slower_start(raced(late, 0.9, 1.1, "first_token_speedup"))
 
 
+def test_what_is_slower_is_put_down_to_what_its_kernel_does() -> None:
+    """int8 products unpack nothing, and a 16-bit copy neither."""
+    for kernel, why, extra in (
+        ("w8a8_int8_matmul (oneDNN)", "rounding the inputs and the int8 product take longer here than the bytes save", "rounding the inputs is extra"),
+        ("w8a8_fp8_matmul (16-bit copy)", "rounding the inputs takes longer here than the bytes save", "rounding the inputs is extra"),
+        ("block_float_matmul (summed 4-bit codes)", "rounding the inputs takes longer here than the bytes save", "rounding the inputs is extra"),
+        ("int8_matmul (16-bit copy)", "no bytes are saved, the weights are a 16-bit copy here", "6 rounds in turn)."),
+        ("int4_matmul (cpu)", "unpacking costs more here than the bytes save", "unpacking is extra"),
+    ):  # fmt: skip
+        run = dataclasses.replace(FOUR, provenance=FOUR.provenance | {"kernel_summary": f"{kernel} on 42 of 42 layers"})
+        slow = raced(raced(run, 0.5, 0.7), 0.5, 0.7, "first_token_speedup")
+        assert answers(slow, BASE)[0].text.endswith(f"slower: {why}.")
+        assert speed(slow)[-1].endswith(f"slower. {why[0].upper()}{why[1:]}.") and extra in slower_start(slow)[0]
+
+
 def test_an_interval_is_over_windows() -> None:
     run = RECORDED[1]
     assert counted(run.find("kld_mean"), run) == "over 16 windows (8,176 tokens)" and counted(run.find("kld_floor"), run) == "over 8 windows (4,088 tokens)"
