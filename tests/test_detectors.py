@@ -73,6 +73,20 @@ def test_healthy_runs_have_no_finding(lab: Lab, method: str, params: dict) -> No
     assert [f.name for f in found if f.bad] == [] and len(found) >= 10 and "No sign of failure" in sentence(found)
 
 
+def test_a_layer_that_rounding_leaves_as_it_is_is_no_fallback(lab: Lab) -> None:
+    """One of zeros alone, or of weights that lie on the grid already: exact on codes. With weights that changed it is one that does not run on them."""
+    report, name = lab.report("rtn", bits=4), "layers.3.self_attn.o_proj"
+
+    def exact(*metrics: str) -> Report:
+        found = (dataclasses.replace(m, value=0.0) if m.layer == name and m.metric in metrics else m for m in report.measurements)
+        return dataclasses.replace(report, measurements=tuple(found))
+
+    assert level(verdicts(exact("weight_error", "output_error"), None)) == OK
+    assert named(verdicts(exact("output_error"), None)) == "fallback"
+    every = dataclasses.replace(report, measurements=tuple(dataclasses.replace(m, value=0.0) if m.metric == "weight_error" else m for m in report.measurements))
+    assert "fallback" not in [f.name for f in verdicts(every, None)]
+
+
 def test_a_bug_in_a_few_layers_is_named_with_them(lab: Lab) -> None:
     """K-quants round most layers of this model to more than 4 bits, so that only some can have their nibbles swapped."""
     found = next(f for f in verdicts(lab.report("kquant", "nibbles"), None) if f.name == "nibbles")
