@@ -51,6 +51,7 @@ def test_layers_get_what_their_rule_says(store: Store, tiny_folder: Path) -> Non
         ("*:", "one layer at a time"),
         ("*: qat bits=2", "one layer at a time"),
         ("*: mixed", "one layer at a time"),
+        ("*v_proj: kquant format=q4_k_m; *: rtn bits=4", "a mixture, which has rules of its own"),
         ("*: magic", "no method 'magic'"),
         ("*: rtn bits=9", "bits cannot be"),
         ("*: rtn colour=red", "no parameter 'colour'"),

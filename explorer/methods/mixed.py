@@ -93,6 +93,8 @@ def parsed(rules: str) -> tuple[tuple[str, Method], ...]:
             method = build(name, from_text(name, dict(pair.split("=", 1) for pair in pairs)))
         except InputError as error:
             raise InputError(f"mixed: in the rule {line[:60]!r}: {error}") from error
+        if method.by_name:
+            raise InputError(f"mixed: the rule {line[:60]!r} names a mixture, which has rules of its own; name one format, such as kquant format=q4_k.")
         found.append((pattern.strip(), method))
     if not found:
         raise InputError("mixed: give at least one rule, such as '*: rtn bits=4'.")
