@@ -15,6 +15,7 @@ from explorer.findings import Finding, drowned, grid, known, lacks, level
 from explorer.records import BUSY, OUTSIDE, Measurement, Report, change, fitting, significant
 
 MIB = 2**20
+LOSSLESS = 8  # bits of plain rounding from which on what is better still counts as lossless
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def in_short(report: Report, base: Report | None) -> str:
     if found is not None:
         told.append(f"{found.value:.2f} times as fast as 16 bits" if found.low > 1 else "slower" if found.high < 1 else "no measurable difference in speed")
     if found is not None and found.high < 1:
-        why = "unpacking costs more here than the bytes save"
+        why = slower_by(report)
     elif (limit := known(report, "decode_limit")) is None or limit.value <= 0 or known(report, "decode_tokens_per_second") is None:
         why = f"what limits its speed {unknown(report)}"
     else:
@@ -139,10 +140,23 @@ def against(report: Report) -> str:
     if found.low <= 1 <= found.high:
         return f"It is {words}: no measurable difference."
     if found.high < 1:
-        return f"It is {words}: slower. Unpacking costs more here than the bytes save."
+        return f"It is {words}: slower. {(why := slower_by(report))[:1].upper()}{why[1:]}."
     if report.value("decode_bound") != "bandwidth":
         return f"It is {words}: faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
     return f"It is {words}."
+
+
+def rounds_inputs(report: Report) -> bool:
+    """Whether a kernel ran that multiplies inputs in low bits."""
+    return any(name in str(report.provenance.get("kernel_summary", "")) for name in ("w8a8", "block_float"))
+
+
+def slower_by(report: Report) -> str:
+    """What the kernels that ran do beside a 16-bit product, in words: what a loss in speed comes from."""
+    ran = str(report.provenance.get("kernel_summary", ""))
+    if rounds_inputs(report):
+        return f"rounding the inputs{' and the int8 product take' if 'w8a8_int8' in ran else ' takes'} longer here than the bytes save"
+    return "no bytes are saved, the weights are a 16-bit copy here" if "16-bit copy" in ran else "unpacking costs more here than the bytes save"
 
 
 def slower_start(report: Report) -> list[str]:
@@ -151,7 +165,10 @@ def slower_start(report: Report) -> list[str]:
     if found is None or found.high >= 1:
         return []
     longer = f"{1 / found.value:.2f} times as long as in 16 bits ({1 / found.high:.2f} to {1 / found.low:.2f}, {found.n} rounds in turn)"
-    return [f"Its first token takes {longer}. A prompt is many rows at once, where weights are read once for all of them and unpacking is extra work."]
+    if not rounds_inputs(report) and "16-bit copy" in str(report.provenance.get("kernel_summary", "")):
+        return [f"Its first token takes {longer}."]
+    extra = "rounding the inputs" if rounds_inputs(report) else "unpacking"
+    return [f"Its first token takes {longer}. A prompt is many rows at once, where weights are read once for all of them and {extra} is extra work."]
 
 
 def place(report: Report, rungs: Sequence[Report]) -> str:
@@ -192,8 +209,9 @@ def rung(report: Report, kld: float, steps: Sequence[tuple[Report, float]]) -> s
         around = "; ".join(f"{r.name} {significant(value)}" for r, value in steps if r is not itself)
         return f"It is a rung of the ladder itself, at a mean KL divergence of {significant(kld)} nats{cost}. The other rungs: {around}."
     if kld < steps[0][1]:
-        top = f"{steps[0][0].name}, the top of the ladder ({significant(steps[0][1])})"
-        return f"A mean KL divergence of {significant(kld)} nats is below {top}{cost}: as good as lossless."
+        wide = int(steps[0][0].experiment.spec.get("bits", 0)) >= LOSSLESS
+        top = f"{steps[0][0].name}, {'the top of the ladder' if wide else 'the widest rung measured'} ({significant(steps[0][1])})"
+        return f"A mean KL divergence of {significant(kld)} nats is {'below' if wide else 'better than'} {top}{cost}{': as good as lossless' if wide else ''}."
     if kld > steps[-1][1]:
         return f"A mean KL divergence of {significant(kld)} nats is worse than {steps[-1][0].name}, the foot of the ladder ({significant(steps[-1][1])}){cost}."
     (upper, near), (lower, far) = next((a, b) for a, b in pairwise(steps) if a[1] <= kld <= b[1])

@@ -81,15 +81,17 @@ def stale(e: Evidence) -> Finding | None:
 
 
 def fallback(e: Evidence) -> Finding | None:
-    errors = e.report.by_layer("output_error")
+    """Of layers whose weights rounding changed: those of zeros alone, or of a checkpoint that was rounded to the same grid before, are exact on codes, too."""
+    weights = e.report.by_layer("weight_error")
+    errors = {name: error for name, error in e.report.by_layer("output_error").items() if weights.get(name) != 0}
     if not errors:
         return None
     told = e.report.provenance.get("skipped", {})
     exact = [name for name, error in errors.items() if error == 0 and name not in told]
     stored, resident = e.report.value("bits_per_weight"), e.report.value("bits_per_weight_resident")
-    limit = "None is allowed: rounded weights cannot give the very outputs of the 16-bit ones. Layers that the report names as skipped do not count."
+    limit = "None is allowed: changed weights cannot give the very outputs of the 16-bit ones. Layers that the report names as skipped do not count."
     if not exact:
-        return Finding("fallback", OK, f"All {len(errors)} quantized layers differ from their 16-bit originals, so they do run on codes.", limit)
+        return Finding("fallback", OK, f"All {len(errors)} layers whose weights rounding changed give other outputs, so they do run on codes.", limit)
     cost = f" The run stores {stored:.2f} bits a weight and holds {resident:.2f} in memory." if stored and resident else ""
     words = f"{short(exact)} of {len(errors)} give exactly the 16-bit outputs: they were never quantized, and nothing says so.{cost}"
     return Finding("fallback", BROKEN, words, limit, tuple(exact))

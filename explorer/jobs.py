@@ -19,7 +19,7 @@ from explorer import rights
 from explorer.child import ENDED, Child
 from explorer.limits import Limits, Shares
 from explorer.records import Answer, Event, InputError, Partial, Progress, Report, plain
-from explorer.worker import Failure, WorkerSettings
+from explorer.worker import Failure, WorkerSettings, lasting
 
 log = logging.getLogger(__name__)
 TICK = 0.1  # seconds between looks at deadlines
@@ -229,7 +229,8 @@ class WorkerRunner:
         last = job.kept[-1] if outcome == "done" and job.kept else None
         event = last if isinstance(last, Report | Answer) else None
         if event is not None:
-            self._recent[job.key] = (now, event)
+            if lasting(job.message, event):
+                self._recent[job.key] = (now, event)
             while len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
             if not event.provenance.get("from_store"):

@@ -17,21 +17,25 @@ SCALE_BITS = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """What a format stores: bits of a code, weights of a row that share a block (0: the whole row), bits of scales, zeros or minima a block, bits a matrix."""
+    """What a format stores: bits of a code, weights of a row that share a block (0: the whole row), bits of scales, zeros or minima a block, bits a matrix.
+    fallback: what takes its place in a matrix whose rows its block does not divide; None for 16 bits.
+    """
 
     title: str
     code: int
     block: int
     shared: int
     matrix: int = 0
+    fallback: Layout | None = None
 
 
+Q5_0, Q5_1, Q8_0 = Layout("Q5_0", 5, 32, 16), Layout("Q5_1", 5, 32, 32), Layout("Q8_0", 8, 32, 16)
 LAYOUTS = {
     "fp8": Layout("FP8, a scale a row", 8, 0, 32),
     "nvfp4": Layout("NVFP4", 4, 16, 8, 32),
-    "q6_k": Layout("Q6_K (GGUF)", 6, 256, 144),
-    "q5_k": Layout("Q5_K (GGUF)", 5, 256, 128),
-    "q4_k": Layout("Q4_K (GGUF)", 4, 256, 128),
+    "q6_k": Layout("Q6_K (GGUF)", 6, 256, 144, 0, Q8_0),
+    "q5_k": Layout("Q5_K (GGUF)", 5, 256, 128, 0, Q5_1),
+    "q4_k": Layout("Q4_K (GGUF)", 4, 256, 128, 0, Q5_0),
     "mxfp4": Layout("MXFP4", 4, 32, 8),
     "awq": Layout("AWQ, 4-bit g128 with zeros", 4, 128, 20),
 }  # as the methods of these names store them, which a test compares; fmt: skip
@@ -84,10 +88,12 @@ class Need:
 
 def stored_bits(n: int, k: int, plan: Plan) -> int:
     """Bits of one matrix [n, k]: codes and what the blocks or groups share; of integers a 16-bit scale and, where asked, a zero-point as wide as a code.
-    A block that does not divide k keeps the matrix in 16 bits, as the methods do with groups.
+    A block that does not divide k makes it the layout's fallback, else keeps it in 16 bits, as the methods do.
     """
     kept = plan.layout()
-    if kept is None or (kept.block and k % kept.block):
+    while kept is not None and kept.block and k % kept.block:
+        kept = kept.fallback
+    if kept is None:
         return 16 * n * k
     return kept.code * n * k + n * (k // kept.block if kept.block else 1) * kept.shared + kept.matrix
 

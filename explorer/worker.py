@@ -23,7 +23,7 @@ from typing import Any
 
 from explorer import rights
 from explorer.hub import HubSettings
-from explorer.records import Event, InputError
+from explorer.records import Answer, Event, InputError, Report, disturbed
 from explorer.sizes import out_of_memory
 from explorer.store import LIMIT
 
@@ -47,6 +47,15 @@ class Failure:
     kind: str
     sentence: str
     fatal: bool = False
+
+
+def lasting(message: tuple, event: Event) -> bool:
+    """Whether equal requests may be given the last event of a request ("run" or "do", ...): not where it asked for new times, nor where other work disturbed
+    those that it got.
+    """
+    if message[0] == "run" and message[-1].get("again"):
+        return False
+    return not (disturbed(event.measurements) if isinstance(event, Report) else isinstance(event, Answer) and event.data.get("disturbed"))
 
 
 def local_runner(settings: WorkerSettings) -> Any:

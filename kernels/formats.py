@@ -92,9 +92,17 @@ def storage(w: LowBitWeight) -> tuple[int, str, int]:
 
 
 def refuses(w: LowBitWeight) -> str:
-    """Whether the Triton form serves a weight: groups must be made of whole planes of at least 16 codes."""
-    bits, _kind, block = storage(integers(w))
-    return "" if block else f"groups of {group_of(w)} do not fit the planes of {bits}-bit codes"
+    """Whether the Triton form serves a weight: groups must be made of whole planes of at least 16 codes, and zeros must be finite in fp16."""
+    w = integers(w)
+    bits, _kind, block = storage(w)
+    if not block:
+        return f"groups of {group_of(w)} do not fit the planes of {bits}-bit codes"
+    return "" if w.codebook is not None or w.zero is None or bool(narrow_zero(w).isfinite().all()) else "its zeros are too large for 16 bits"
+
+
+def narrow_zero(w: LowBitWeight) -> Tensor:
+    """The zeros of a weight that has some, less the middle code, in fp16: of scale's shape."""
+    return (w.zero - 2 ** (w.bits - 1)).to(torch.float16)
 
 
 def pack(w: LowBitWeight) -> Packed:
@@ -126,8 +134,8 @@ def pack(w: LowBitWeight) -> Packed:
         tensors["codebook"] = torch.nn.functional.pad(w.codebook, (0, 2**bits - len(w.codebook)))
         values = tuple(tensors["codebook"].tolist()) if kind == "table" else ()
     elif w.codebook is None and w.zero is not None:
-        zero = w.zero if w.zero.shape[0] in (1, n) else w.zero.repeat_interleave(n // w.zero.shape[0], dim=0)
-        tensors["zero"] = (zero - 2 ** (w.bits - 1)).to(torch.float16).contiguous()
+        zero = narrow_zero(w)
+        tensors["zero"] = (zero if zero.shape[0] in (1, n) else zero.repeat_interleave(n // zero.shape[0], dim=0)).contiguous()
     return Packed(tensors, (layout, values))
 
 

@@ -93,8 +93,8 @@ def hadamard_kernel(
     y = tl.reshape(x, (ROWS, RUNS * A * B * C)) * factor
     where, mask = tl.reshape(where, (ROWS, RUNS * A * B * C)), tl.reshape(mask, (ROWS, RUNS * A * B * C))
     if ROUND:
-        peak = tl.max(tl.abs(y), 1)
-        scale = tl.where(peak > 0, tl.div_rn(peak, tl.full((ROWS,), LARGEST, tl.float32)), 1.0)
+        bits = tl.max(tl.abs(y).to(tl.int32, bitcast=True), 1)  # of numbers that are not negative in their order, NaN above all
+        scale = tl.where(bits > 0, tl.div_rn(bits.to(tl.float32, bitcast=True), tl.full((ROWS,), LARGEST, tl.float32)), 1.0)
         y = rounded(y, scale[:, None], LARGEST, MANTISSA, STEP)
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         tl.store(scale_ptr + row, scale, mask=row < m_size)

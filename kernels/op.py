@@ -188,7 +188,7 @@ def round_to_blocks(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
 
 def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
     """(codes [M, K] int8, float8, or of block floats the elements in float32; scale [M, 1], [1, 1] or [M, K / block] float32) with x = codes * scale;
-    absmax scales or the given one.
+    absmax scales or the given one. int8 has no code for infinities and NaN: the scale of what holds them is not finite.
     """
     x = x.float()
     if a.small_blocks():
@@ -198,10 +198,10 @@ def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
         codes, scale = round_activation(x.reshape(-1, BLOCK), a._replace(per="token"))
         return codes.view(x.shape), scale.view(len(x), -1)
     if a.scale:
-        scale = torch.full((1, 1), a.scale, device=x.device)
+        scale = a.scale + (x - x).amax(-1, keepdim=True)
     else:
         absmax = x.abs().amax(-1, keepdim=True) if a.per == "token" else x.abs().amax().view(1, 1)
-        scale = torch.where(absmax > 0, absmax / LIMIT[a.kind], 1.0)
+        scale = torch.where(absmax == 0, 1.0, absmax / LIMIT[a.kind])
     codes = (x / scale).clamp(-LIMIT[a.kind], LIMIT[a.kind])
     return (codes.round().to(torch.int8) if a.kind == "int8" else codes.to(FLOAT8[a.kind])), scale
 

@@ -1,4 +1,4 @@
-"""Codes to bytes and back: the planar layout that the matmul kernel reads, for codes of 2, 3, 4 and 8 bits.
+"""Codes to bytes: the planar layout that the matmul kernel reads, for codes of 2, 3, 4 and 8 bits.
 
 One row of the weight, a block of B codes along K, P planes of W = B / P codes:
 
@@ -56,21 +56,3 @@ def _merge(planes: Tensor, bits: int) -> Tensor:
     """[..., P, W] uint8 to [..., W]: plane p moves up by p * bits."""
     shifts = torch.arange(planes.shape[-2], device=planes.device) * bits
     return (planes.int() << shifts.unsqueeze(-1)).sum(-2).to(torch.uint8)
-
-
-def _split(words: Tensor, count: int, bits: int) -> Tensor:
-    """The inverse of `_merge`: [..., W] to [..., P, W]."""
-    shifts = torch.arange(count, device=words.device) * bits
-    return ((words.unsqueeze(-2).int() >> shifts.unsqueeze(-1)) & (2**bits - 1)).to(torch.uint8)
-
-
-def unpack_planar(packed: dict[str, Tensor], block: int, bits: int) -> Tensor:
-    """The inverse of `pack_planar`: [N, K] uint8."""
-    words = packed["codes"]
-    if bits == 8:
-        return words
-    width = block // PLANES[bits]
-    if bits == 3:
-        low = _split(words.unflatten(1, (-1, 2, width)), 4, 2).flatten(2, 3)
-        return (low | _split(packed["high"].unflatten(1, (-1, width)), 8, 1) << 2).flatten(1)
-    return _split(words.unflatten(1, (-1, width)), PLANES[bits], bits).flatten(1)

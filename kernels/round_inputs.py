@@ -44,19 +44,19 @@ def round_rows_kernel(
     k_size, stride_x, part_size,
     WIDTH: tl.constexpr, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr, KEEP: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """One part of a row, `part_size` inputs that share a scale, a program. KEEP: inputs are multiplied by keep, 0 or 1. GIVEN: the scale is given."""
+    """One part of a row, `part_size` inputs that share a scale, a program. KEEP: inputs count where keep is 1, not 0. GIVEN: the scale is given."""
     row, part = tl.program_id(0), tl.program_id(1)
     inside = tl.arange(0, WIDTH)
     k = part * part_size + inside
     mask = (inside < part_size) & (k < k_size)
     x = tl.load(x_ptr + row.to(tl.int64) * stride_x + k, mask=mask, other=0.0).to(tl.float32)
     if KEEP:
-        x *= tl.load(keep_ptr + k, mask=mask, other=0.0)
+        x = tl.where(tl.load(keep_ptr + k, mask=mask, other=0.0) > 0, x, 0.0)
+    bits = tl.max(tl.abs(x).to(tl.int32, bitcast=True), 0)  # of numbers that are not negative in their order, NaN above all
     if GIVEN:
-        scale = tl.load(given_ptr)
+        scale = tl.where(bits < 0x7F800000, tl.load(given_ptr), float("nan"))
     else:
-        peak = tl.max(tl.abs(x), 0)
-        scale = tl.where(peak > 0, tl.div_rn(peak, tl.full((), LARGEST, tl.float32)), 1.0)
+        scale = tl.where(bits > 0, tl.div_rn(bits.to(tl.float32, bitcast=True), tl.full((), LARGEST, tl.float32)), 1.0)
     tl.store(scale_ptr + row * tl.num_programs(1) + part, scale)
     codes = rounded(x, scale, LARGEST, MANTISSA, STEP)
     tl.store(codes_ptr + row.to(tl.int64) * k_size + k, codes.to(codes_ptr.dtype.element_ty), mask=mask)
@@ -72,9 +72,9 @@ def round_inputs(x: Tensor, kind: str, per: str, given: float, keep: Tensor | No
     scale = torch.empty(m, triton.cdiv(k, part), dtype=torch.float32, device=x.device)
     one = scale  # a pointer that is not read
     if per == "tensor":
-        kept = x if keep is None else x * keep
+        kept = x if keep is None else torch.where(keep > 0, x, 0.0)
         peak = kept.abs().amax().float() / LIMIT[kind]
-        one = torch.where(peak > 0, peak, 1.0) if not given else torch.full((), given, device=x.device)
+        one = torch.where(peak == 0, 1.0, peak) if not given else torch.full((), given, device=x.device)
     round_rows_kernel[(m, scale.shape[1])](
         x, one if keep is None else keep, one, codes, scale, k, x.stride(0), part,
         WIDTH=triton.next_power_of_2(part), KEEP=keep is not None, GIVEN=per == "tensor", num_warps=4 if part <= 4096 else 16, **grid(kind),

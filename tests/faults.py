@@ -42,7 +42,7 @@ class Faulty:
 
     def do(self, task: str, arguments: dict[str, Any]) -> Iterator[Event]:
         yield from getattr(self, f"_{task}")(**arguments)
-        if task != "whose":
+        if task not in ("whose", "noisy"):
             yield Answer(task, {"pid": os.getpid()})
 
     def _good(self, seconds: float = 0.0, number: int = 0) -> Iterator[Event]:
@@ -61,6 +61,9 @@ class Faulty:
 
     def _whose(self) -> Iterator[Event]:
         yield Answer("whose", {"owner": rights.owner(rights.token())})
+
+    def _noisy(self) -> Iterator[Event]:
+        yield Answer("noisy", {"disturbed": True})
 
     def _deaf(self, seconds: float = 60.0) -> Iterator[Event]:
         time.sleep(seconds)

@@ -16,9 +16,11 @@ from explorer.commands.survey import SURVEY
 from explorer.detectors import named, sentence, verdicts
 from explorer.docs import SEEDS
 from explorer.experiment import LocalRunner
-from explorer.faults import FAULTS, planted
+from explorer.faults import FAULTS, planted, zero_off_by_one
 from explorer.findings import BROKEN, OK, level
 from explorer.hub import Hub
+from explorer.methods import build
+from explorer.metrics.integrity import packed_weight
 from explorer.records import Answer, InputError, Report, report_from
 from explorer.repetition import cycle, repetition
 from explorer.store import Store
@@ -71,6 +73,20 @@ def test_wrong_calibration_is_named_and_right_calibration_is_not(lab: Lab) -> No
 def test_healthy_runs_have_no_finding(lab: Lab, method: str, params: dict) -> None:
     found = verdicts(lab.report(method, **params), None)
     assert [f.name for f in found if f.bad] == [] and len(found) >= 10 and "No sign of failure" in sentence(found)
+
+
+def test_a_layer_that_rounding_leaves_as_it_is_is_no_fallback(lab: Lab) -> None:
+    """One of zeros alone, or of weights that lie on the grid already: exact on codes. With weights that changed it is one that does not run on them."""
+    report, name = lab.report("rtn", bits=4), "layers.3.self_attn.o_proj"
+
+    def exact(*metrics: str) -> Report:
+        found = (dataclasses.replace(m, value=0.0) if m.layer == name and m.metric in metrics else m for m in report.measurements)
+        return dataclasses.replace(report, measurements=tuple(found))
+
+    assert level(verdicts(exact("weight_error", "output_error"), None)) == OK
+    assert named(verdicts(exact("output_error"), None)) == "fallback"
+    every = dataclasses.replace(report, measurements=tuple(dataclasses.replace(m, value=0.0) if m.metric == "weight_error" else m for m in report.measurements))
+    assert "fallback" not in [f.name for f in verdicts(every, None)]
 
 
 def test_a_bug_in_a_few_layers_is_named_with_them(lab: Lab) -> None:
@@ -142,6 +158,15 @@ def test_nothing_finite_is_broken() -> None:
         dataclasses.replace(m, value=math.nan, low=math.nan, high=math.nan, bad=512) if m.metric in ("kld_mean", "perplexity_delta", "perplexity") else m
         for m in report.measurements))  # fmt: skip
     assert named(verdicts(lost, None)) == "overflow" and "cannot be said" in place(lost, [])
+
+
+@pytest.mark.parametrize("name", ["q3_k", "q6_k"])
+def test_a_block_without_a_scale_does_not_hide_a_shifted_layer(name: str) -> None:
+    weight = 0.02 * torch.randn(16, 512, generator=torch.Generator().manual_seed(0))
+    weight[:, :16] *= 1e-4  # too small for the whole numbers that scales are
+    q = build("kquant", {"format": name}).quantize(weight, None)
+    assert (q.scale == 0).any() and abs(packed_weight(q, weight)["offset_steps"]) < 0.05
+    assert packed_weight(zero_off_by_one(q), weight)["offset_steps"] == pytest.approx(-1, abs=0.05)
 
 
 def test_repetition_and_cycles() -> None:

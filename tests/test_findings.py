@@ -35,6 +35,15 @@ def test_the_cause_of_a_bad_number_is_what_differs_from_the_rung_of_as_many_bits
     assert not cause(report, []) and cause(FOUR, rungs_for(FOUR)) == FEW
 
 
+def test_better_than_a_ladder_that_ends_low_is_not_lossless() -> None:
+    """Of a model without recorded rungs those on the page are all there are; only at 8 bits does better mean lossless."""
+    gptq = next(r for r in RECORDED if r.experiment.spec.method == "gptq")
+    wide, four, two = (next(r for r in RECORDED if r.name == name) for name in ("RTN 8-bit per-channel", "RTN 4-bit g64", "RTN 2-bit g64"))
+    assert "nats is better than RTN 4-bit g64, the widest rung measured (0.0416) for 4.25 bits stored." in (words := place(gptq, [four, two]))
+    assert "lossless" not in words and gptq.find("perplexity_delta").low > 0
+    assert place(changed(gptq, kld_mean=0.0004, kld_floor=0.0001), [wide, four, two]).endswith("for 4.25 bits stored: as good as lossless.")
+
+
 def raced(report: Report, low: float, high: float, metric: str = "decode_speedup") -> Report:
     """With a speed-up over 16 bits of this interval."""
     kept = tuple(m for m in report.measurements if m.metric != metric)
@@ -64,6 +73,21 @@ def test_a_speed_is_judged_by_the_loop_that_ran_in_turn_with_it_alone() -> None:
     late = raced(run, 0.5, 0.7, "first_token_speedup")
     assert "1.69 times as long as in 16 bits (1.43 to 2.00, 6 rounds in turn)" in slower_start(late)[0]
     assert not slower_start(raced(late, 0.9, 1.1, "first_token_speedup"))
+
+
+def test_what_is_slower_is_put_down_to_what_its_kernel_does() -> None:
+    """int8 products unpack nothing, and a 16-bit copy neither."""
+    for kernel, why, extra in (
+        ("w8a8_int8_matmul (oneDNN)", "rounding the inputs and the int8 product take longer here than the bytes save", "rounding the inputs is extra"),
+        ("w8a8_fp8_matmul (16-bit copy)", "rounding the inputs takes longer here than the bytes save", "rounding the inputs is extra"),
+        ("block_float_matmul (summed 4-bit codes)", "rounding the inputs takes longer here than the bytes save", "rounding the inputs is extra"),
+        ("int8_matmul (16-bit copy)", "no bytes are saved, the weights are a 16-bit copy here", "6 rounds in turn)."),
+        ("int4_matmul (cpu)", "unpacking costs more here than the bytes save", "unpacking is extra"),
+    ):  # fmt: skip
+        run = dataclasses.replace(FOUR, provenance=FOUR.provenance | {"kernel_summary": f"{kernel} on 42 of 42 layers"})
+        slow = raced(raced(run, 0.5, 0.7), 0.5, 0.7, "first_token_speedup")
+        assert answers(slow, BASE)[0].text.endswith(f"slower: {why}.")
+        assert speed(slow)[-1].endswith(f"slower. {why[0].upper()}{why[1:]}.") and extra in slower_start(slow)[0]
 
 
 def test_an_interval_is_over_windows() -> None:

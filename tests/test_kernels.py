@@ -14,7 +14,7 @@ from kernels.floats import FORMATS, bias, float_format, float_values
 from kernels.hadamard import Turn, sylvester
 from kernels.kv_attention import LowBitCache
 from kernels.op import REFERENCE, Activation, choose, dequantize, multiply, ops, round_activation
-from kernels.packing import PLANES, pack_planar, pack_table, swizzle, unpack_planar
+from kernels.packing import PLANES, pack_planar, pack_table, swizzle
 from kernels.product import Case, random_weight
 from kernels.timing import time_call
 
@@ -62,23 +62,6 @@ def test_all_codes_are_exact_one_by_one() -> None:
             w = weight_of(Case(1, 16, 256, bits, 0, codebook=name))
             read = op.gpu[0].run(torch.eye(256), op.gpu[0].pack(w)).T
             assert torch.equal(read, dequantize(w)), (bits, name)
-
-
-@pytest.mark.parametrize(("bits", "block"), [(2, 128), (2, 64), (3, 256), (3, 128), (4, 128), (4, 32), (8, 64)])
-def test_planar_packing_round_trips_without_a_wasted_bit(bits: int, block: int) -> None:
-    codes = torch.randint(0, 2**bits, (5, 2 * block), dtype=torch.uint8)
-    packed = pack_planar(codes, block, bits)
-    assert sum(t.nbytes for t in packed.values()) * 8 == bits * codes.numel() and torch.equal(unpack_planar(packed, block, bits), codes)
-
-
-def test_planar_packing_has_the_documented_layout() -> None:
-    codes = torch.randint(0, 16, (5, 192), dtype=torch.uint8)
-    assert pack_planar(codes, 64, 4)["codes"][0, 0] == codes[0, 0] | codes[0, 32] << 4
-    codes = torch.randint(0, 8, (5, 256), dtype=torch.uint8)
-    packed = pack_planar(codes, 256, 3)
-    low, high = (codes[0, 5 + 32 * p] for p in (0, 1, 2, 3)), (codes[0, 5 + 32 * p] >> 2 for p in range(8))
-    assert packed["codes"][0, 5] == sum((c & 3) << 2 * p for p, c in enumerate(low))
-    assert packed["high"][0, 5] == sum(bit << p for p, bit in enumerate(high))
 
 
 def run_assembly(text: str, inputs: list[int], outputs: int) -> list[int]:

@@ -14,6 +14,7 @@ from explorer.methods.mixed import Mixed
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Experiment, InputError, ModelRef, Report, TextRef
 from explorer.saving.ggml_blocks import packed
+from kernels import formats
 from tests.measuring import error
 
 
@@ -183,6 +184,17 @@ def recipe(name: str, blocks: int, **config: int | str) -> dict[str, str]:
         found.setdefault(given, {}).setdefault(part.split(".")[1].removesuffix("_proj"), []).append(str(block))
     usual = max(found, key=lambda given: sum(map(len, found[given].values())))
     return {given: ", ".join(f"{part} {' '.join(which)}" for part, which in parts.items()) for given, parts in found.items() if given != usual}
+
+
+@pytest.mark.parametrize("name", ["q4_k", "q5_k"])
+def test_a_minimum_far_beyond_its_step_is_left_to_what_holds_it(name: str) -> None:
+    """Weights that are nearly one negative constant: the zero, minimum over step, is beyond fp16, in which the Triton forms keep it."""
+    generator = torch.Generator().manual_seed(0)
+    narrow = -0.5 + 2e-5 * torch.randn(16, 256, generator=generator)
+    q = build("kquant", {"format": name}).quantize(torch.cat([narrow, 0.02 * torch.randn(16, 256, generator=generator)], 1), None)
+    assert q.zero.max() > 65504 and formats.refuses(q.weight()) == "its zeros are too large for 16 bits"
+    plain = build("kquant", {"format": name}).quantize(0.02 * torch.randn(16, 512, generator=generator), None).weight()
+    assert not formats.refuses(plain) and formats.pack(plain).tensors["zero"].isfinite().all()
 
 
 def test_mixtures_give_each_layer_what_llama_cpp_does() -> None:

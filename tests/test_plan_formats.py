@@ -47,14 +47,27 @@ def solved(**changes: Any) -> tuple[str, str]:
     return tuple(unescape(re.sub("<[^>]+>", "", str(part))) for part in Plans(None).solved(*asked)[:2])
 
 
+@pytest.mark.parametrize("width", [512, 288, 100], ids=["divided by 256", "divided by 32", "divided by neither"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_format_is_counted_as_its_method_stores_it(name: str) -> None:
+def test_a_format_is_counted_as_its_method_stores_it(name: str, width: int) -> None:
     method, params = METHODS[name]
-    weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    inputs = torch.randn(32, 512, generator=torch.Generator().manual_seed(1))
-    folded = 512 * 16 if name == "awq" else 0  # its input scales, which the norm before takes, where there is one
-    assert build(method, params).quantize(weight, InputStatistics.of(inputs)).stored_bits() - folded == stored_bits(64, 512, Plan(format=name))
-    assert stored_bits(64, 100, Plan(format=name)) == (64 * 100 * 16 if LAYOUTS[name].block else 64 * (100 * 8 + 32)), "blocks that divide no row"
+    made, stored = build(method, params), 64 * width * 16
+    if not made.refuses((64, width)):
+        weight = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
+        inputs = torch.randn(32, width, generator=torch.Generator().manual_seed(1))
+        folded = width * 16 if name == "awq" else 0  # its input scales, which the norm before takes, where there is one
+        stored = made.quantize(weight, InputStatistics.of(inputs)).stored_bits() - folded
+        assert (LAYOUTS[name].fallback is not None and width % 256 != 0) == bool(made.stored_as((64, width)))
+    assert stored_bits(64, width, Plan(format=name)) == stored
+
+
+def test_k_quants_of_a_model_whose_rows_256_does_not_divide() -> None:
+    """Qwen2.5-72B's down-projections become Q8_0, not 16 bits: as Q6_K it takes 67 GB, which an H100 holds."""
+    assert need(presets()["qwen2.5-72b"], Plan(format="q6_k")).weight_bytes == pytest.approx(67.28e9, rel=1e-3)
+    assert need(presets()["gpt-oss-20b"], Plan(format="q4_k")).weight_bytes == pytest.approx(15.88e9, rel=1e-3)
+    assert "fits for 1 user at 8,192 tokens is Q6_K" in solved(_0="qwen2.5-72b", _8="H100", _7=1)[1]
+    assert "Q6_K (GGUF), Q8_0 where 256 does not divide a row: 7.097 bits a weight" in solved(_0="qwen2.5-72b", _11="q6_k")[0]
+    assert "Q6_K (GGUF): 6.562 bits a weight" in solved(_0="llama-3.1-70b", _11="q6_k")[0]
 
 
 def test_formats_in_bits_a_weight() -> None:

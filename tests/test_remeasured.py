@@ -11,6 +11,7 @@ import torch
 from explorer.experiment import Loader, LocalRunner, last_report
 from explorer.records import BUSY, Progress, Report
 from explorer.store import Store
+from explorer.worker import lasting
 from tests.measuring import measuring
 
 FEW = {"tokens": 1024, "length": 256}
@@ -35,6 +36,7 @@ def test_disturbed_times_are_measured_again_once_it_is_quiet(store: Store, loade
     again = ask()
     assert again.provenance["measured_now"] == ["speed"] and again.value("decode_waited") == 0 and again.find("kld_mean") == busy.find("kld_mean")
     assert ask().provenance["from_store"]
+    assert [lasting(("run", {}), report) for report in (busy, again)] == [False, True], "what the server remembers for a minute"
 
 
 def test_a_run_says_which_of_its_measurements_it_takes(store: Store, loader: Loader, tiny_folder: Path) -> None:

@@ -15,7 +15,8 @@ from explorer.store import Store
 from explorer.tasks.kernel_steps import packed_of, steps_of, tile_of
 from explorer.ui.steps import step_html, verdict
 from kernels.op import multiply, ops
-from kernels.packing import swizzle, unpack_planar
+from kernels.packing import swizzle
+from tests.planes import unpack_planar
 
 LAYER = "layers.3.mlp.gate_proj"
 

@@ -144,6 +144,13 @@ def test_a_finished_job_answers_for_a_while(tmp_path: Path) -> None:
     service.runner.close()
 
 
+def test_disturbed_times_and_those_asked_for_anew_are_not_remembered(tmp_path: Path) -> None:
+    service = Service(tmp_path / "log", Limits(remember=30))
+    assert [list(service.runner.do("noisy", {}))[-1].provenance for _ in range(2)] == [{}, {}]
+    assert [list(service.runner.run("demo", "good", {}, again=True))[-1].provenance for _ in range(2)] == [{}, {}]
+    service.runner.close()
+
+
 @pytest.mark.parametrize("method", ["good", "deaf"])
 def test_cancel_frees_the_device_and_never_two_compute(service: Service, method: str) -> None:
     service.answer()

@@ -56,9 +56,9 @@ def rounded(value: Any) -> Any:
 
 
 def packed_weight(q: QuantizedTensor, weight: Tensor) -> dict[str, Any]:
-    """Of a weight [N, K] float32 and what became of it: group_error (relative, by column group, the first SHOWN), offset_steps (mean error in steps
-    of the grid, None with a codebook), exchanged_error (relative, with each even column exchanged for the next), transposed_error (relative, with
-    the scales read in the other order; None with one scale a row). The last two are small only where that undoes a mistake.
+    """Of a weight [N, K] float32 and what became of it: group_error (relative, by column group, the first SHOWN), offset_steps (mean error in steps of the
+    grid, over groups whose scale is not 0, None with a codebook), exchanged_error (relative, with each even column exchanged for the next), transposed_error
+    (relative, with the scales read in the other order; None with one scale a row). The last two are small only where that undoes a mistake.
     """
     wanted = weight if q.channel_scale is None else weight * q.channel_scale
     wanted = wanted if q.rotation is None else q.rotation.apply(wanted)
@@ -67,7 +67,8 @@ def packed_weight(q: QuantizedTensor, weight: Tensor) -> dict[str, Any]:
     n, k = got.shape
     parts, theirs = got.view(n, q.scale.shape[1], -1), wanted.view(n, q.scale.shape[1], -1)
     error = (parts - theirs).square().sum((0, 2)) / theirs.square().sum((0, 2)).clamp(min=1e-30)
-    offset = None if q.codebook is not None else ((got - wanted) / per_group(q.scale, n, k)).mean().item()
+    steps = per_group(q.scale, n, k).expand(n, k)
+    offset = None if q.codebook is not None else ((got - wanted) / steps)[steps != 0].mean().item()
     exchanged = got.view(n, k // 2, 2).flip(-1).reshape(n, k) if k % 2 == 0 else got
     return {
         "group_error": error.sqrt()[:SHOWN].tolist(),

@@ -132,10 +132,12 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
 
 def width(model: Architecture, plan: Plan, found: Need) -> str:
     """In which width the weights are stored, in words; nothing for 16 bits."""
-    if plan.layout() is None:
+    kept = plan.layout()
+    if kept is None:
         return ""
     rest = "" if plan.everything else f"; embedding{'' if model.tied else ' and head'} in 16"
-    name = f"{LAYOUTS[plan.format].title}: " if plan.format else ""
+    replaced = kept.fallback is not None and any(one.inputs % kept.block for one in model.matrices())
+    name = f"{kept.title}{f', {kept.fallback.title} where {kept.block} does not divide a row' if replaced else ''}: " if plan.format else ""
     return f" ({name}{found.bits_per_weight:.3f} bits a weight{rest})"
 
 
