@@ -217,18 +217,16 @@ typedef void kernel(const struct weight *, const input_t *, const float *, uint1
         block(w, x, sums, y, rows, first, R, WIDTH(R), KIND);                                                                     \
     }
 #if LANES == 16
-#define KERNELS(NAME, KIND) KERNEL(NAME, KIND, 1) KERNEL(NAME, KIND, 2) KERNEL(NAME, KIND, 4) KERNEL(NAME, KIND, 6) KERNEL(NAME, KIND, 8) KERNEL(NAME, KIND, 12)
-#define ROW(NAME) {NAME##_1, NAME##_2, NAME##_4, NAME##_6, NAME##_8, NAME##_12}
-static const int sizes[] = {1, 2, 4, 6, 8, 12};
+#define EACH(F) F(1) F(2) F(4) F(6) F(8) F(10) F(11) F(12)
+#define ROW(NAME) {NAME##_1, NAME##_2, NAME##_4, NAME##_6, NAME##_8, NAME##_10, NAME##_11, NAME##_12}
+static const int sizes[] = {1, 2, 4, 6, 8, 10, 11, 12};
 #else
-#define KERNELS(NAME, KIND) KERNEL(NAME, KIND, 1) KERNEL(NAME, KIND, 2) KERNEL(NAME, KIND, 3) KERNEL(NAME, KIND, 4)
+#define EACH(F) F(1) F(2) F(3) F(4)
 #define ROW(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4}
 static const int sizes[] = {1, 2, 3, 4};
 #endif
-KERNELS(table2, TABLE2)
-KERNELS(table4, TABLE4)
-KERNELS(integer8, INTEGER8)
-KERNELS(float8, FLOAT8)
+#define KERNELS(R) KERNEL(table2, TABLE2, R) KERNEL(table4, TABLE4, R) KERNEL(integer8, INTEGER8, R) KERNEL(float8, FLOAT8, R)
+EACH(KERNELS)
 static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2), ROW(table4), ROW(integer8), ROW(float8)};
 
 static void *room(void **held, size_t *size, size_t wanted)
@@ -313,6 +311,9 @@ struct inputs {
     const float *scale; /* [R], or none: then y is the sums themselves, float32 */
 };
 
+/* In assembly, because GCC 12 keeps sums of the intrinsic twice, and most of them in memory. */
+INLINE void dot8(__m512i *sum, __m512i code, __m512i x) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(code), "v"(x)); }
+
 INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long rows, long first, const int R, const int V)
 {
     const long last = (w->n + 15) / 16 - 1, length = w->groups * w->steps * 16;
@@ -334,7 +335,7 @@ INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
-                sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], code[v], _mm512_set1_epi32(in[r]));
+                dot8(&sum[r][v], code[v], _mm512_set1_epi32(in[r]));
     }
     vec total[ROWS][4]; /* apart from the sums, which stay in registers as long as no index of theirs varies */
 #pragma GCC unroll 16
@@ -358,7 +359,7 @@ typedef void kernel8(const struct weight *, const struct inputs *, void *, long 
     {                                                                                                               \
         block8(w, x, y, rows, first, R, WIDTH(R));                                                                  \
     }
-KERNEL8(1) KERNEL8(2) KERNEL8(4) KERNEL8(6) KERNEL8(8) KERNEL8(12)
+EACH(KERNEL8)
 static kernel8 *const kernels8[] = ROW(integer);
 
 /* Rounds a row of bfloat16 to int8, half to even, with scale `given` or, where that is 0, largest / 127. Gives the scale; NaN for a row with values that are
