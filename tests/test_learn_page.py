@@ -23,6 +23,7 @@ from explorer.ui import classroom, learn, trainer
 from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
 from explorer.ui.results import today
+from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.session import Shelf
 from explorer.ui.share import wrong_step
 from explorer.ui.tab import Shell
@@ -106,12 +107,12 @@ def test_a_walkthrough_ends_with_its_predictions_and_conclusions(shell: Shell, n
 def test_a_reload_shows_what_was_revealed_of_the_step_that_the_address_names(shell: Shell) -> None:
     walk, number = learn.Walk(shell), next(i for i, step in enumerate(stories()["gptq"].steps) if not step.predict.options)
     kept = json.dumps(["gptq", number, None, 7.5, f"gptq:{number}"])
-    page, plain = walk.reloaded(kept, f"gptq:{number + 1}", {}), walk.reloaded(kept, f"gptq:{number + 2}", {})
+    page, plain = reloaded(walk, kept, f"gptq:{number + 1}", {}), reloaded(walk, kept, f"gptq:{number + 2}", {})
     assert page[7] == walk.reveal("gptq", number, None, 7.5, f"gptq:{number}", {})[2] and page[4]["value"] == 7.5 and page[-1] == f"gptq:{number}"
     assert not plain[7] and not plain[-1], "another step keeps its answer to itself"
     for junk in ("", "{", "5", "[]", json.dumps(["gptq", 5, 0, 0, ""]), json.dumps([1, 2, 3])):
-        assert not walk.reloaded(junk, "gptq:6", {})[7] and "the end" in walk.reloaded(junk, "gptq:6", {})[2], "the closing card has a link, too"
-    assert learn.step_of("gptq:x") == ("gptq", 0) and wrong_step({"story": "gptq", "step": "6"}) == [] and wrong_step({"story": "gptq", "step": "7"})
+        assert not reloaded(walk, junk, "gptq:6", {})[7] and "the end" in reloaded(walk, junk, "gptq:6", {})[2], "the closing card has a link, too"
+    assert step_of("gptq:x") == ("gptq", 0) and wrong_step({"story": "gptq", "step": "6"}) == [] and wrong_step({"story": "gptq", "step": "7"})
 
 
 def test_only_a_first_prediction_counts_as_right(shell: Shell) -> None:

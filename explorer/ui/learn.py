@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
@@ -67,12 +66,6 @@ def address(story: Story, at: int) -> str:
 def place_of(story: Any, step: Any) -> str:
     """A step as the page names the one whose number was set."""
     return f"{story}:{step}"
-
-
-def step_of(name: str) -> tuple[str, int]:
-    """(story, step from 0) as an address names it, "story:step" from 1; step 0 for what is no number."""
-    story, _, step = name[:100].partition(":")
-    return story, int(step[:4]) - 1 if step.isascii() and step.isdigit() else 0
 
 
 def titled(tab: str) -> str:
@@ -218,22 +211,6 @@ class Walk:
             [gr.Button(visible=not end and shown) for shown in (True, True, bool(runs))],
         )
         return [picker, gr.Radio(choices=steps, value=at), *heads, gr.Plot(visible=False), "", "", gr.HTML("", visible=False), *buttons, ""]
-
-    def reloaded(self, kept: Any, name: str, done: Any, right: Any = None, seen: Any = None) -> list[Any]:
-        """`show` of the step that an address names, with its answer where that was revealed. kept: what was revealed last, as JSON, "" for nothing:
-        story, step, choice, amount, `moved`.
-        """
-        story, step = step_of(name)
-        page = self.show(story, step, done, right, seen)
-        try:
-            *where, choice, amount, moved = json.loads(kept or "[]")
-        except (ValueError, TypeError):
-            return page
-        if where != [story, step] or ended(story, step):
-            return page
-        own = place(story, step)[0].steps[step]
-        answer = revealed(own, predicted(own, choice, amount, moved == place_of(story, step)), recorded(), recorded_answers())
-        return [*page[:3], page[3] | {"value": choice}, page[4] | {"value": amount}, *answer, *page[8:-1], moved]
 
     def turn(self, story: Any, step: Any, done: Any, right: Any = None, seen: Any = None, *, by: int) -> list[Any]:
         """What comes after or before a step: another one, the closing card after the last, then the next story."""

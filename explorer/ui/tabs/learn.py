@@ -10,8 +10,9 @@ from gradio.context import Context
 from explorer.learn.handout import handout_link
 from explorer.learn.stories import stories
 from explorer.ui.cancel import Cancel
-from explorer.ui.learn import Walk, heading, listed, place, step_of, widgets
+from explorer.ui.learn import Walk, heading, listed, place, widgets
 from explorer.ui.notes import notes
+from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 # On a phone the controls stand above the tabs: a link leads to what it names.
@@ -84,7 +85,7 @@ def _arrive(walk: Walk, inputs: list, shown: list) -> None:
     def opened(kept: str, state: object, hits: object, seen: object, request: gr.Request) -> list:
         """Revealed where it was; which tab is open is the shell's to read."""
         asked = dict(request.query_params) if request is not None else {}
-        return walk.reloaded(kept, f"{asked.get('story') or next(iter(stories()))}:{asked.get('step', '')}", state, hits, seen)
+        return reloaded(walk, kept, f"{asked.get('story') or next(iter(stories()))}:{asked.get('step', '')}", state, hits, seen)
 
     loaded = Context.root_block.load(opened, inputs, shown, js=KEPT, **QUIET, queue=False)
     loaded.then(None, None, None, js=TO_TAB)
