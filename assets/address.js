@@ -6,15 +6,14 @@
   const bar = document.querySelector("#tabs > .tab-wrapper"), first = document.querySelector("#tabs [role=tab]").id;
   const nameOf = (button) => button?.id.slice("tab-".length, -"-button".length);
   const shown = () => nameOf(bar.querySelector("[role=tab][aria-selected=true]"));
-  const arrived = new URLSearchParams(location.search), room = arrived.get("room");
+  const arrived = new URLSearchParams(location.search);
+  const placeIn = (search) => search.get("story") && [search.get("story"), search.get("step") ?? "1"];
+  let room = arrived.get("room"), place = placeIn(arrived); // the class that was joined; [story, step from 1] of the walkthrough, null for the first
   const write = (how, search) => {
     const named = search.get("tab") ?? nameOf({ id: first });
     for (const [name, value] of new URLSearchParams(location.search)) if (name.startsWith("__")) search.set(name, value); // gradio's own, such as the theme
-    if (named === "classroom" && room) search.set("room", room);
-    if (named === "learn") {
-      const step = new URLSearchParams(document.querySelector("#learn-text .where a")?.getAttribute("href"));
-      for (const [name, value] of step) search.set(name, value);
-    }
+    if (named === "classroom") { if (room) search.set("room", room); else search.delete("room"); }
+    if (named === "learn" && place) { search.set("story", place[0]); search.set("step", place[1]); }
     const text = search.toString();
     history[how](null, "", location.pathname + (text && `?${text}`) + location.hash);
   };
@@ -25,11 +24,21 @@
     clearTimeout(wait);
     wait = setTimeout(() => {
       if (APART.includes(shown())) { write("replaceState", new URLSearchParams(location.search)); return; }
-      const box = document.querySelector("#address-asked :is(textarea, input)");
-      box.value = Date.now();
-      box.dispatchEvent(new Event("input", { bubbles: true }));
+      ask("#address-asked", Date.now());
     }, QUIET);
   };
+  const ask = (box, text) => {
+    const input = document.querySelector(`${box} :is(textarea, input)`);
+    input.value = text;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  // A step of a walkthrough is an entry of the history, too: `at` counts from 0.
+  window.stepped = (story, at) => {
+    const before = String(place);
+    place = [story, String(at + 1)];
+    if (inAddress() === "learn" && String(place) !== before) write("pushState", new URLSearchParams(location.search));
+  };
+  window.inRoom = (code) => { if ((room ?? "") !== code) { room = code || null; soon(); } };
   window.carry = (query) => {
     const search = new URLSearchParams(query);
     if ((search.get("tab") ?? nameOf({ id: first })) === shown()) { tries = 0; write("replaceState", search); }
@@ -48,6 +57,7 @@
 
   new MutationObserver(() => {
     const now = shown();
+    if (now !== "classroom") document.body.classList.remove("presenting"); // the way out of the presenter's view is in its tab
     if (!now || now === inAddress()) return;
     const search = new URLSearchParams(location.search);
     for (const name of [...search.keys()]) if (name.includes(".") || ["story", "step", "room"].includes(name)) search.delete(name); // the other tab's own
@@ -61,7 +71,15 @@
     const title = bar.querySelector("[aria-hidden=true]").children[at]?.textContent; // gradio's list of all titles; those that do not fit are in its menu
     (document.getElementById(`tab-${name}-button`) ?? [...bar.querySelectorAll(".overflow-dropdown button")].find((item) => item.textContent === title))?.click();
   };
-  addEventListener("popstate", () => { if (inAddress() !== shown()) open(inAddress()); soon(); });
+  addEventListener("popstate", () => {
+    if (inAddress() !== shown()) open(inAddress());
+    const asked = placeIn(new URLSearchParams(location.search));
+    if (inAddress() === "learn" && String(asked) !== String(place)) {
+      place = asked;
+      ask("#pick-step", `${asked?.join(":") ?? ":1"} ${Date.now()}`);
+    }
+    soon();
+  });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-tab]");
     if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); open(link.dataset.tab); }

@@ -1,6 +1,8 @@
 // How figures are drawn. Gradio hands each new figure to Plotly in its old element, then in a new one, then has it laid out again. Here it is drawn
 // once, into an element that stays: at once where it is in sight, else when the browser has nothing to do or just before it is scrolled to.
 () => {
+  // With a <base> Plotly names patterns, clips and gradients by the address of the moment, and they are gone when it changes. Gradio's is the page's own folder.
+  document.querySelector("base")?.remove();
   const NEAR = 300; // pixels beyond the window that count as in sight
   const homes = new Map(); // by the id of gradio's component: the element that Plotly draws into, handed from gradio's old element to its new one
   const waiting = new Map(); // by that element: what is still to be drawn there, newest wins

@@ -91,7 +91,8 @@ def test_reload_back_and_forward_open_the_page_again(browser, address: str, widt
         settle(page)
     page.locator("#learn-next").click()
     page.wait_for_url("**story=basics&step=2**", timeout=10_000)
-    for step, tab in ((page.go_back, "Weights"), (page.go_back, "Compare"), (page.go_forward, "Weights"), (page.go_forward, "Learn")):
+    back, forth = page.go_back, page.go_forward
+    for step, tab in ((back, "Learn"), (back, "Weights"), (back, "Compare"), (forth, "Weights"), (forth, "Learn"), (forth, "Learn")):
         step()
         page.locator("#tabs [role=tab][aria-selected=true]", has_text=tab).wait_for(timeout=10_000)
         settle(page)

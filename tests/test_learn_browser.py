@@ -160,6 +160,7 @@ def post(address: str, handler: int, code: str, ticket: str, choice: str) -> str
 def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1440, 900)
     open_tab(page, "classroom")
+    page.click("#teacher > button")
     page.click("#open-room")
     page.locator("#invitation .code").wait_for(timeout=10_000)
     code = page.inner_text("#invitation .code").strip()

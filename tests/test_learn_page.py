@@ -23,7 +23,9 @@ from explorer.ui import classroom, learn, trainer
 from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
 from explorer.ui.results import today
+from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.session import Shelf
+from explorer.ui.share import wrong_step
 from explorer.ui.tab import Shell
 from tests.learn_data import NONSENSE, STEPS
 
@@ -100,6 +102,17 @@ def test_a_walkthrough_ends_with_its_predictions_and_conclusions(shell: Shell, n
         assert f"with {escape(run.name)} in the controls" in card[2] and found.method == run.experiment.spec.method and not found.wrong
         assert found.params.items() <= dict(run.experiment.spec.params).items()
     assert walk.turn(name, len(story.steps), {}, by=-1)[1].value == len(story.steps) - 1
+
+
+def test_a_reload_shows_what_was_revealed_of_the_step_that_the_address_names(shell: Shell) -> None:
+    walk, number = learn.Walk(shell), next(i for i, step in enumerate(stories()["gptq"].steps) if not step.predict.options)
+    kept = json.dumps(["gptq", number, None, 7.5, f"gptq:{number}"])
+    page, plain = reloaded(walk, kept, f"gptq:{number + 1}", {}), reloaded(walk, kept, f"gptq:{number + 2}", {})
+    assert page[7] == walk.reveal("gptq", number, None, 7.5, f"gptq:{number}", {})[2] and page[4]["value"] == 7.5 and page[-1] == f"gptq:{number}"
+    assert not plain[7] and not plain[-1], "another step keeps its answer to itself"
+    for junk in ("", "{", "5", "[]", json.dumps(["gptq", 5, 0, 0, ""]), json.dumps([1, 2, 3])):
+        assert not reloaded(walk, junk, "gptq:6", {})[7] and "the end" in reloaded(walk, junk, "gptq:6", {})[2], "the closing card has a link, too"
+    assert step_of("gptq:x") == ("gptq", 0) and wrong_step({"story": "gptq", "step": "6"}) == [] and wrong_step({"story": "gptq", "step": "7"})
 
 
 def test_only_a_first_prediction_counts_as_right(shell: Shell) -> None:
@@ -277,3 +290,11 @@ def test_what_one_ticked_oneself_is_not_called_measured(shell: Shell) -> None:
 
 def test_one_is_not_a_plural() -> None:
     assert [amount(n, 0, unit) for n, unit in ((1, "layers"), (2, "layers"), (1, "tokens/s"), (1, ""))] == ["1 layer", "2 layers", "1 tokens/s", "1"]
+
+
+def test_a_wrong_answer_says_which_is_whose(shell: Shell) -> None:
+    posed = pose(questions()["eval-kl-limit"], "1")
+    right, wrong = (next(i for i, at in enumerate(posed.order) if posed.question.options[at].right is found) for found in (True, False))
+    said = unescape(trainer.feedback(posed, trainer.grade(posed, wrong, {}), wrong))
+    assert f"<b>Wrong.</b> Yours: {posed.shown()[wrong]}. <b>The answer:</b> {posed.shown()[right]}" in said
+    assert "Yours" not in trainer.feedback(posed, trainer.grade(posed, right, {}), right)

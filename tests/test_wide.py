@@ -67,3 +67,10 @@ def test_a_metric_that_no_list_names_has_a_row_on_the_page() -> None:
     page = comparison([REPORTS[0], new], live=False)
     assert "Zeros <small>%</small>" in page and "1.50</span>" in page and "Zeros" not in comparison(REPORTS[:2], live=False)
     assert page.count("Memory codes") == 1 and page.count(">Perplexity<") <= 1
+
+
+def test_a_size_that_is_exactly_the_same_gets_no_sign() -> None:
+    """The cache of the timed loop is that of 16 bits: neither better, nor worse, nor about equal."""
+    page = comparison(REPORTS[:3], live=False)
+    line = page[page.index("KV cache of the timed loop") :].split("</tr>")[0]
+    assert line.count("<td class=''") == 3 and "<td class='better'" in page[page.index("All weights in memory") :].split("</tr>")[0]

@@ -13,7 +13,7 @@ from explorer.learn.bank import Question
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
 from explorer.learn.runs import named_runs
-from explorer.records import Measurement, Report
+from explorer.records import Measurement, Report, significant
 
 SPREAD = 2.0  # a number that is off by this factor scores nothing
 
@@ -175,8 +175,8 @@ def _overlap(less: Measurement, more: Measurement) -> bool:
 def _with_interval(found: Measurement | None) -> str:
     if found is None:
         return ""
-    interval = f" ({found.low:.3g} to {found.high:.3g})" if has_interval(found) else ""
-    return f"{found.value:.3g} {found.unit}{interval}"
+    interval = f" ({significant(found.low, found.value)} to {significant(found.high, found.value)})" if has_interval(found) else ""
+    return f"{significant(found.value)} {found.unit}{interval}"
 
 
 def title_of(run: str, reports: Mapping[str, Report]) -> str:
@@ -189,7 +189,7 @@ def _configure(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verd
     fits = isinstance(answer, dict) and all(answer.get(name) in choices for name, choices in question.fields.items())
     met = fits and bool(evaluate(question.constraint, {**posed.values, **answer}, Facts(reports).functions()))
     example = ", ".join(f"{name} {value}" for name, value in question.example.items())
-    return Verdict(float(met), f"one that meets it: {example}", question.why)
+    return Verdict(float(met), f"for example {example}", question.why)
 
 
 def _explain(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:

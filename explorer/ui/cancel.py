@@ -33,23 +33,24 @@ class Cancel:
         self._busy, self._lock = Counter[str](), threading.Lock()  # how much each session has running
         self._closed = dict[str, float]()  # when a session's work was last stopped: gradio may close it before the button is heard
 
-    def stops(self, start: Callable[..., Any], handler: Callable[..., Iterator[list[Any]]], inputs: Any, outputs: list[Any], **options: Any) -> None:
-        """Wires an event such as `button.click` to a generator that this button stops. Its first output is the status line."""
+    def stops(self, start: Callable[..., Any], handler: Callable[..., Iterator[list[Any]]], inputs: Any, outputs: list[Any], **options: Any) -> Any:
+        """Wires an event such as `button.click` to a generator that this button stops; gives it wired. Its first output is the status line."""
         self._running.append(start(self.heard(handler), inputs, outputs, **({"trigger_mode": "multiple"} | options), **QUIET))
+        return self._running[-1]
 
     def by(self, button: Any, line: Any) -> Any:
         """Wires the button, after all that it stops; `line` is where it says so. Gives the event."""
         return button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
 
-    def instead(self, start: Callable[..., Any], handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> None:
-        """Wires an event that does something else in place of all that it stops, which was wired before."""
+    def instead(self, start: Callable[..., Any], handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> Any:
+        """Wires an event that does something else in place of all that it stops, which was wired before; gives it wired."""
 
         @wraps(handler)
         def pressed(*values: Any) -> list[Any]:
             self.press()
             return handler(*values)
 
-        start(pressed, inputs, outputs, cancels=self._running, queue=False, **QUIET)
+        return start(pressed, inputs, outputs, cancels=self._running, queue=False, **QUIET)
 
     def press(self) -> str:
         """The line for whoever pressed; what the session has running stops at its next event, and gradio closes it."""

@@ -42,12 +42,12 @@ class Classroom:
         return [{"code": code, "key": key}, invitation(str(page), code), gr.Timer(active=True), *staged(asked, none)]
 
     def resume(self, address: Any, room: Any) -> list[Any]:
-        """What a teacher's reloaded page shows: invitation, running timer and screen while the room lives."""
+        """What a teacher's reloaded page shows: invitation, running timer, screen and the teacher's side unfolded while the room lives."""
         code, _ = key_of(room)
         try:
-            return [invitation(str(address), code), gr.Timer(active=True), *staged(*self.rooms.tally(code))]
+            return [invitation(str(address), code), gr.Timer(active=True), *staged(*self.rooms.tally(code)), gr.Accordion(open=True)]
         except InputError:  # none was opened, or it has ended: the page starts without one
-            return ["", gr.Timer(active=False), *[gr.skip()] * 6]
+            return ["", gr.Timer(active=False), *[gr.skip()] * 7]
 
     def turn(self, room: Any, story: Any, step: Any, by: int = 0) -> list[Any]:
         """Another step for the class, as it was left: the teacher's screen. Back from a question that is no step leads to the step before it."""

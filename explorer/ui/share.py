@@ -141,12 +141,12 @@ def opened_line(ignored: Sequence[str]) -> str:
 
 
 def wrong_step(asked: dict[str, str]) -> list[str]:
-    """A walkthrough and a step of it that do not exist."""
+    """A walkthrough and a step of it that do not exist; after the last comes the closing card."""
     known, step = stories(), asked.get("step", "1")
     if asked.get("story", next(iter(known))) not in known:
         return [f"story {asked['story'][:40]!r}"]
     last = len(known[asked.get("story", next(iter(known)))].steps)
-    return [] if step.isascii() and step.isdigit() and 1 <= int(step[:9]) <= last else [f"step {step[:40]!r}"]
+    return [] if step.isascii() and step.isdigit() and 1 <= int(step[:9]) <= last + 1 else [f"step {step[:40]!r}"]
 
 
 def wrong_layer(wanted: Wanted, names: Sequence[str]) -> list[str]:

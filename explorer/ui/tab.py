@@ -23,8 +23,9 @@ from explorer.records import Event, Report
 from explorer.ui.sealed import Sealed
 from explorer.ui.session import Shelf, keys_of
 
-# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, one whose batch to sweep or whose model to save.
-PICKS = ("layer", "report", "compare", "batch", "save")
+# What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, one whose batch to sweep or whose model to save;
+# and the step of a walkthrough, "story:step", that Back and Forward lead to.
+PICKS = ("layer", "report", "compare", "batch", "save", "step")
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of handlers: no veil over what they fill, no place in the API
 SHARED = 100  # drawn pages of a tab that are kept for further visitors
 

@@ -142,6 +142,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
     ratio = found.value / start.value
+    if ratio == 1 and not finite(found.low):
+        return "", ""  # an exact size, and the same
     overlap = finite(found.low) and finite(start.low) and found.low <= start.high and start.low <= found.high
     if overlap or abs(ratio - 1) < 0.005:
         return "same", f"{100 * (ratio - 1):+.0f}%, within the spread" if overlap else ""
@@ -203,7 +205,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     folded = reachable(f"{second}<tbody>{lines((*MORE, *further(reports)), reports, base, live)}</tbody></table>")
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile of single tokens, for the first token the lowest to highest run. "
-        "▲ better and ▼ worse than the baseline beyond the interval, ≈ not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run; "
+        "Better and worse: than the baseline, beyond the interval; ≈: not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run; "
         "times of different runs get no sign, because a machine's pace changes from minute to minute. Point at a row's name to read what it is, click it to "
         "order the columns by it; point at a number or its letter to see how it came to be."
     )

@@ -111,14 +111,25 @@ def pressed(posed: Posed) -> str:
     return "Run and grade" if posed.question.runs_model or posed.graded_by else "Answer"
 
 
-def feedback(posed: Posed, verdict: Verdict, measured: str = "", chips: str = "") -> str:
+def chosen(posed: Posed, answer: Any) -> str:
+    """What was answered, in words; "" for a number, whose distance is told, an order and what one grades oneself."""
+    if isinstance(answer, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in answer.items())
+    known = isinstance(answer, int) and posed.question.options and 0 <= answer < len(posed.shown())
+    return posed.shown()[answer] if known else ""
+
+
+def feedback(posed: Posed, verdict: Verdict, answer: Any, measured: str = "", chips: str = "") -> str:
     """What is said after an answer. measured: where the numbers that it was graded by come from; chips: theirs, as HTML."""
     word = "Right" if verdict.score == 1 else "Wrong" if verdict.score == 0 else f"{100 * verdict.score:.0f}%"
     if points := len(posed.question.checklist):  # it grades nobody who ticks for himself
         word = f"You ticked {verdict.score * points:.0f} of {points}"
     kind = "good" if verdict.score >= progress.RIGHT else "poor"
+    own = chosen(posed, answer).rstrip(".") if verdict.score < 1 else ""
+    mine = f"Yours: {escape(own)}." if own else ""
+    label = "A model answer" if posed.question.kind == "explain" else "The answer"
     said = [
-        f"<b>{word}.</b> {escape(verdict.right)} {chips} <b>{escape(verdict.off)}</b>",
+        f"<b>{word}.</b> {mine} <b>{label}:</b> {escape(verdict.right)} {chips} <b>{escape(verdict.off)}</b>",
         escape(verdict.why),
         f"<small>{escape(measured)}</small>" if measured else "",
     ]
@@ -182,7 +193,7 @@ class Trainer:
         try:
             for event in self._graded_by(posed, answer):
                 if isinstance(event, Graded):
-                    yield self._graded(known, posed, grade(posed, answer, event.reports), event, given)
+                    yield self._graded(known, posed, answer, event, given)
                 else:
                     yield [*same[:4], event, same[5], gr.update(visible=bool(posed.graded_by)), same[7]]
         except (InputError, RuntimeError, ValueError) as error:
@@ -196,7 +207,7 @@ class Trainer:
         if answer is None:
             return [gr.skip()] * OUTPUTS
         graded = by_record(posed.graded_by, NOT_WAITED)
-        return self._graded(known, posed, grade(posed, answer, graded.reports), graded, given)
+        return self._graded(known, posed, answer, graded, given)
 
     def _graded_by(self, posed: Posed, answer: Any) -> Iterator[str | Graded]:
         """Status lines, last the reports that decide what is right: measured ones where the question asks about runs."""
@@ -214,8 +225,9 @@ class Trainer:
             elif isinstance(event, str):
                 yield event
 
-    def _graded(self, known: State, posed: Posed, verdict: Verdict, graded: Graded, given: Sequence[Any]) -> list[Any]:
+    def _graded(self, known: State, posed: Posed, answer: Any, graded: Graded, given: Sequence[Any]) -> list[Any]:
         confidence, quiet = given[4:6]
+        verdict = grade(posed, answer, graded.reports)
         sure = min(1.0, max(0.0, float(confidence) / 100)) if isinstance(confidence, int | float) and confidence == confidence else 0.5
         stated = None if posed.question.kind == "explain" else sure  # who grades himself is not asked how sure he is
         own, running = progress.answered(known["progress"], posed.question, verdict.score, stated, today()), known["set"]
@@ -224,7 +236,7 @@ class Trainer:
         new = known | {"progress": own, "set": running | done}
         last = running["at"] + 1 == len(running["ids"])
         following = gr.update(value="Result" if last else "Next question", visible=True)
-        said = NOTED if quiet is True else feedback(posed, verdict, graded.said, chips(posed, graded.reports))
+        said = NOTED if quiet is True else feedback(posed, verdict, answer, graded.said, chips(posed, graded.reports))
         return [new, gr.skip(), gr.update(visible=False), following, said, sheet(new), *[gr.update(visible=False)] * 2]
 
 

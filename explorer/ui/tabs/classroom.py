@@ -38,22 +38,22 @@ def build(shell: Shell) -> View | None:
     room = Classroom()
     ticket = notes("ticket", "")
     joining = _student(room, ticket)
-    with gr.Accordion("Lead a class", open=True, elem_id="teacher") as teacher:
-        _teacher(room)
+    with gr.Accordion("Lead a class", open=False, elem_id="teacher") as teacher:
+        _teacher(room, teacher)
 
     def arrived(ticket: object, request: gr.Request) -> list:
-        """A room named in the page's address is joined at once, and the teacher's side is folded away."""
+        """A room named in the page's address is joined at once."""
         code = request.query_params.get("room", "")[:8] if request is not None else ""
-        return [code, *room.join(code, "", ticket), gr.Accordion(open=False) if code else gr.skip()]
+        return [code, *room.join(code, "", ticket)]
 
-    Context.root_block.load(arrived, ticket, [*joining, teacher], **QUICK)
+    Context.root_block.load(arrived, ticket, joining, **QUICK)
     return None
 
 
 def _student(room: Classroom, ticket: gr.BrowserState) -> list:
     with gr.Row(elem_id="join-row"):
         code = gr.Textbox(label="Room code", max_length=8, elem_id="room-code", scale=2, placeholder="five letters from the screen")
-        join = gr.Button("Join", elem_id="join", scale=1, min_width=160)
+        join = gr.Button("Join", variant="primary", elem_id="join", scale=1, min_width=160)
     asked = gr.HTML("", elem_id="class-asked")
     choice = gr.Radio([], label="Your prediction", visible=False, elem_id="class-choice")
     line = gr.HTML("", elem_id="class-line", padding=False)
@@ -62,6 +62,7 @@ def _student(room: Classroom, ticket: gr.BrowserState) -> list:
     for happens in (join.click, code.submit):
         happens(room.enter, [code, ticket], shown, **QUICK)
     timer.tick(room.follow, [seen, ticket], shown, **QUICK)
+    seen.change(None, seen, None, js="(seen) => window.inRoom?.(seen.split(':')[0])")  # a reload finds the room in the address
 
     def cast(seen: object, ticket: object, choice: object) -> list:
         return [ticket, *room.voted(seen, ticket, choice)]
@@ -74,7 +75,8 @@ def _student(room: Classroom, ticket: gr.BrowserState) -> list:
     return [code, *shown]
 
 
-def _teacher(room: Classroom) -> None:
+def _teacher(room: Classroom, side: gr.Accordion) -> None:
+    """The teacher's side, in `side`, which is unfolded for a browser that leads a room."""
     first = next(iter(stories()))
     with gr.Row(elem_id="class-pick"):
         story = gr.Dropdown(
@@ -121,7 +123,7 @@ def _teacher(room: Classroom) -> None:
     present.click(None, None, None, js=PRESENT)
     Context.root_block.load(None, None, None, js=keys_script())
     reloaded = "(address, mine) => [window.location.origin + window.location.pathname, mine]"
-    Context.root_block.load(room.resume, [address, mine], [invite, timer, *turned], js=reloaded, **QUICK)
+    Context.root_block.load(room.resume, [address, mine], [invite, timer, *turned, side], js=reloaded, **QUICK)
 
 
 TAB = Tab("classroom", "Class", build, order=82)

@@ -12,7 +12,8 @@ from explorer.learn.stories import stories
 from explorer.ui.cancel import Cancel
 from explorer.ui.learn import Walk, heading, listed, place, widgets
 from explorer.ui.notes import notes
-from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.revisited import reloaded, step_of
+from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 # On a phone the controls stand above the tabs: a link leads to what it names.
 TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
@@ -21,6 +22,12 @@ TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) se
 TO_ANSWER = "() => setTimeout(() => innerWidth > 700 || document.getElementById('learn-conclusion').scrollIntoView({ behavior: 'smooth' }), 100)"
 
 MOVED = "(story, step) => `${story}:${step}`"
+
+STEPPED = "(story, step) => window.stepped?.(story, step)"  # assets/address.js makes it an entry of the history
+
+# What was revealed last, so that a reload of its step shows it again. Not in the address: a link that is passed on tells nobody the answer.
+KEEP = "(answer, ...revealed) => { if (answer) sessionStorage.setItem('revealed', JSON.stringify(revealed)); }"
+KEPT = "(kept, ...notes) => [sessionStorage.getItem('revealed') ?? '', ...notes]"
 
 
 def build(shell: Shell) -> View | None:
@@ -35,6 +42,7 @@ def build(shell: Shell) -> View | None:
     choices = gr.Radio(**choice, elem_id="learn-predict")
     slider = gr.Slider(**amount, elem_id="learn-number")
     moved = gr.Textbox("", visible="hidden", max_length=80)  # the step whose number was set: where the slider starts is no prediction
+    kept = gr.Textbox("", visible="hidden", max_length=300)
     with gr.Row(elem_id="learn-buttons"):
         reveal = gr.Button("Reveal", variant="primary", elem_id="learn-reveal", min_width=110)
         measure = gr.Button("Measure here", elem_id="learn-measure", min_width=130)
@@ -50,26 +58,37 @@ def build(shell: Shell) -> View | None:
     told = [plot, words, conclusion, done, story, right, seen]
     quick = QUIET | {"queue": False}
     stopping = Cancel("")  # another step's page has no room for what is still measured for this one
-    stopping.stops(measure.click, walk.measure, [story, step, choices, slider, moved, *noted], [line, *told], concurrency_limit=64)
-    stopping.instead(story.input, lambda name, *state: walk.show(name, 0, *state), [story, *noted], shown)
-    stopping.instead(step.input, walk.show, [story, step, *noted], shown)
-    stopping.instead(back.click, partial(walk.turn, by=-1), [story, step, *noted], shown)
-    stopping.instead(following.click, partial(walk.turn, by=1), [story, step, *noted], shown)
+    measured = stopping.stops(measure.click, walk.measure, [story, step, choices, slider, moved, *noted], [line, *told], concurrency_limit=64)
+    turned = [
+        stopping.instead(story.input, lambda name, *state: walk.show(name, 0, *state), [story, *noted], shown),
+        stopping.instead(step.input, walk.show, [story, step, *noted], shown),
+        stopping.instead(back.click, partial(walk.turn, by=-1), [story, step, *noted], shown),
+        stopping.instead(following.click, partial(walk.turn, by=1), [story, step, *noted], shown),
+    ]
+    for event in turned:
+        event.then(None, [story, step], None, js=STEPPED)
+    stopping.instead(shell.picks["step"].change, lambda at, *state: walk.show(*step_of(picked(at)), *state), [shell.picks["step"], *noted], shown)
     slider.input(None, [story, step], moved, js=MOVED)
     answered = reveal.click(walk.reveal, [story, step, choices, slider, moved, *noted], told, **quick)
     answered.then(None, None, None, js=TO_ANSWER)
+    for event in (answered, measured):
+        event.then(None, [conclusion, story, step, choices, slider, moved], None, js=KEEP)
     compare.click(walk.compare, [story, step, shell.compared], [shell.bar, shell.compared, shell.status, *shell.controls], **quick)
     story.change(lambda name: handout_link(place(name, 0)[0].name), story, handout, **quick)
-
-    def opened(state: object, hits: object, shown: object, request: gr.Request) -> list:
-        """The story and step that the page's address names; which tab is open is the shell's to read."""
-        asked = dict(request.query_params) if request is not None else {}
-        step = asked.get("step", "")[:4]
-        return walk.show(asked.get("story", first)[:100], int(step) - 1 if step.isascii() and step.isdigit() else 0, state, hits, shown)
-
-    loaded = Context.root_block.load(opened, noted, shown, **quick)
-    loaded.then(None, None, None, js=TO_TAB)
+    _arrive(walk, [kept, *noted], shown)
     return None
+
+
+def _arrive(walk: Walk, inputs: list, shown: list) -> None:
+    """Shows the step that the page's address names as the page opens. inputs: what was revealed last, then the browser's notes."""
+
+    def opened(kept: str, state: object, hits: object, seen: object, request: gr.Request) -> list:
+        """Revealed where it was; which tab is open is the shell's to read."""
+        asked = dict(request.query_params) if request is not None else {}
+        return reloaded(walk, kept, f"{asked.get('story') or next(iter(stories()))}:{asked.get('step', '')}", state, hits, seen)
+
+    loaded = Context.root_block.load(opened, inputs, shown, js=KEPT, **QUIET, queue=False)
+    loaded.then(None, None, None, js=TO_TAB)
 
 
 TAB = Tab("learn", "Learn", build, order=80)

@@ -1,0 +1,82 @@
+"""What Back, Forward, a reload and a new address do to a page, in a real Chromium: figures stay whole, and nobody is lost."""
+
+from __future__ import annotations
+
+import re
+
+from tests.driving import browser_test, open_tab, visit
+
+pytestmark = browser_test
+# What a figure refers to (pattern, clip path, gradient) and how: names of its own document alone, each with an element.
+LOST = """() => [...document.querySelectorAll('.js-plotly-plot .main-svg *')].flatMap((e) => ['clip-path', 'style', 'fill'].map((name) => e.getAttribute(name)))
+  .flatMap((text) => [...(text ?? '').matchAll(/url\\(["']?([^"')]*)["']?\\)/g)].map((found) => found[1]))
+  .filter((name) => !name.startsWith('#') || !document.getElementById(name.slice(1)))"""
+
+
+def test_a_figure_keeps_its_patterns_when_the_address_changes(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "planner")
+    page.locator("#plot-plan .main-svg").first.wait_for(timeout=20_000)
+    page.wait_for_url("**tab=planner**", timeout=10_000)
+    assert page.locator("#plot-plan path[style*='url(']").count() >= 5, "the bars have patterns"
+    assert page.evaluate(LOST) == [] and not wrong
+    page.close()
+
+
+def test_back_leaves_the_presenters_view(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    open_tab(page, "classroom")
+    page.click("#teacher > button")
+    page.click("#present")
+    page.locator("header").wait_for(state="hidden")
+    page.go_back()
+    page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
+    assert page.locator("header h1").is_visible() and page.locator("#tab-weights-button").is_visible() and page.locator("#run").is_visible()
+    assert not wrong
+    page.close()
+
+
+def test_a_typed_room_is_joined_again_after_a_reload(browser, address: str) -> None:
+    teacher, wrong = visit(browser, address, 1440, 900, query="&tab=classroom")
+    assert not teacher.locator("#open-room").is_visible(), "the teacher's side is folded for a student"
+    teacher.click("#teacher > button")
+    teacher.click("#open-room")
+    code = teacher.locator("#invitation .code").inner_text(timeout=10_000).strip()
+    student, also_wrong = visit(browser, address, 390, 844, query="&tab=classroom")
+    student.locator("#room-code :is(input, textarea)").fill(code.lower())
+    student.click("#join")
+    student.locator("#class-choice label").first.wait_for(timeout=10_000)
+    student.wait_for_url(f"**room={code}**", timeout=10_000)
+    student.reload()
+    student.locator("#class-choice label").first.wait_for(timeout=20_000)
+    teacher.reload()
+    teacher.locator("#invitation .code", has_text=code).wait_for(state="visible", timeout=20_000)
+    assert not wrong and not also_wrong
+    teacher.close()
+    student.close()
+
+
+def test_back_goes_a_step_back_and_a_reload_keeps_the_answer(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900, query="&tab=learn&story=gptq&step=1")
+    where = page.locator("#learn-text .where")
+    for step in (2, 3):
+        page.click("#learn-next")
+        page.wait_for_url(f"**step={step}", timeout=10_000)
+    page.go_back()
+    where.filter(has_text="step 2 of").wait_for(timeout=10_000)
+    page.locator("#learn-predict label").nth(1).click()
+    page.click("#learn-reveal")
+    said = page.locator("#learn-conclusion .said")
+    said.filter(has_text=re.compile("^(Right|Not so)")).wait_for(timeout=10_000)
+    answer = said.inner_text()
+    page.wait_for_function("sessionStorage.getItem('revealed')")
+    page.reload()
+    said.filter(has_text=answer.split("\n")[0]).wait_for(timeout=20_000)
+    assert page.locator("#learn-predict label").nth(1).locator("input").is_checked() and "revealed" not in page.url
+    page.go_back()
+    where.filter(has_text="step 1 of").wait_for(timeout=10_000)
+    assert not said.count(), "another step keeps its answer to itself"
+    page.go_forward()
+    where.filter(has_text="step 2 of").wait_for(timeout=10_000)
+    assert not wrong
+    page.close()
