@@ -1,6 +1,6 @@
 """What a report's times say, beside 16 bits and beside the rate of memory: nothing where other work disturbed them. Pure functions of reports, no torch.
 
-Only what the numbers decide is said: how much fewer bytes a token reads and how much less time it takes. What the rest of a token is spent on, they do not tell.
+Only what the numbers decide is said: how many fewer bytes a token reads and how much less time it takes; not what the rest of a token is spent on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def gain(report: Report | None, metric: str = "decode_speedup") -> Measurement |
 
 
 def judged(report: Report, metric: str = "decode_speedup") -> str:
-    """"faster" or "slower" than 16 bits, where that holds beyond the interval over rounds and beyond the factor by which runs of the same work differ, else
+    """ "faster" or "slower" than 16 bits, where that holds beyond the interval over rounds and beyond the factor by which runs of the same work differ, else
     "same"; "disturbed" where other work had the cores, "" where it was not measured.
     """
     found = gain(report, metric)
@@ -74,7 +74,8 @@ def reading(report: Report) -> list[str]:
         return [f"What reading takes of a token is not known: {told}; measure again."]
     once = "measured in the same process" if not moved or moved.n < 2 else f"the best of {moved.n} readings"
     at = f", {moved.value / 1e9:.1f} GB/s, {once if moved.how == 'measured' else 'the data sheet'}" if moved else ""
-    return [f"Reading its bytes at the rate of memory (estimated{at}) takes {share(report):.0f}% of a token's time; what the rest is, this number does not tell."]
+    part = f"Reading its bytes at the rate of memory (estimated{at}) takes {share(report):.0f}% of a token's time"
+    return [f"{part}; what the rest is, this number does not tell."]
 
 
 def against(report: Report, base: Report | None) -> str:

@@ -1,4 +1,4 @@
-"""How fast tokens come, beside the 16-bit loop in the same minute: time to first token, seconds per token, and the limit that reading sets. Times the loop in `decode`."""
+"""How fast tokens come, beside the 16-bit loop in the same minute: the first, each further one, and what reading alone takes. Times the loop in `decode`."""
 
 from __future__ import annotations
 

@@ -14,16 +14,19 @@ from typing import Any
 
 import gradio as gr
 
+from explorer.findings import busy
 from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.pace import Pace
-from explorer.ui.session import is_baseline
+from explorer.ui.session import is_baseline, is_recorded, matches
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
 from explorer.ui.visitor import session
 
 REDRAWN = 1.0  # seconds from a drawing of what is measured to the next
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
+
+AGAIN = "The machine was busy while it was timed: Run measures it again."
 
 
 def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
@@ -90,6 +93,21 @@ def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[s
                 yield line
     finally:
         events.close()
+
+
+def spec_of(method: str, params: dict[str, Any], options: dict[str, Any]) -> QuantSpec:
+    """What a method, its parameters and the options ask for."""
+    given = {name: value for name, value in params.items() if value is not None}
+    return replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
+
+
+def disturbed(shown: Sequence[Report], model: str, spec: QuantSpec, options: dict[str, Any]) -> bool:
+    """Whether the page shows what was measured of this with times that other work disturbed: who asks for it once more wants it measured again, however
+    busy the machine still is.
+    """
+    names = (model.strip(), model.strip().split("@")[0], str(Path(model.strip()).expanduser()))
+    own = (r for r in shown if busy(r) and not is_recorded(r) and r.experiment.model.name in names)
+    return any(matches(r, r.experiment.model.name, spec, options) for r in own)
 
 
 @dataclass(eq=False)
@@ -203,13 +221,15 @@ class Page:
                 for what, name, chosen, given in asked:
                     kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
                     clock.follow(self.pace.of(kind) if (name, given) == (method, options) else {})  # of the baseline alone it would be taken for all
-                    for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
+                    again = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
+                    for event in watched(self.shell.runner.run(model, name, chosen, **given, **again), clock, what):
                         if isinstance(event, Report):
                             shown, note = self.placed(shown, [*turn.before, event])
                             turn.done(event)
                             self.pace.note(kind, clock.begun)
                             left = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
+                            sentence += f" {AGAIN}" if busy(event) else ""
                         elif isinstance(event, Partial):
                             turn.expect(event.report, shown)
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
@@ -249,9 +269,7 @@ class Page:
 
     def ready(self, shown: Sequence[Report], model: str, method: str, params: dict[str, Any], options: dict[str, Any]) -> Report | None:
         """The recording of a configuration that is about to be measured; None without one, or where the configuration is on the page already."""
-        given = {name: value for name, value in params.items() if value is not None}
-        spec = replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
-        found = self.shell.shelf.recorded(model.strip(), spec, options)
+        found = self.shell.shelf.recorded(model.strip(), spec_of(method, params, options), options)
         return None if found is None or any(r.experiment == found.experiment for r in shown) else found
 
     def choose(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:

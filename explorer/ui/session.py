@@ -92,7 +92,7 @@ class Shelf:
         """
         own = [r for r in reversed(self._readable()) if not is_recorded(r) and not r.missing]
         measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in own]
-        return next((r for r in [*self._seeds.values(), *measured] if _matches(r, model, spec, options)), None)
+        return next((r for r in [*self._seeds.values(), *measured] if matches(r, model, spec, options)), None)
 
     def stopped(self, reports: Iterable[Report]) -> list[Report]:
         """Reports of a page on which nothing is measured any more: those that are not whole say so."""
@@ -101,7 +101,7 @@ class Shelf:
 
     def recorded(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
         """What ships with the project of this configuration, as `find` takes it: a seed, else a report of the survey, or None."""
-        return next((r for r in [*self._seeds.values(), *survey().values()] if _matches(r, model, spec, options)), None)
+        return next((r for r in [*self._seeds.values(), *survey().values()] if matches(r, model, spec, options)), None)
 
     def with_baseline(self, reports: Sequence[Report]) -> list[Report]:
         """The reports with the baseline of their model and text in front, where it is on the shelf: a recorded one before what was recorded, else one
@@ -120,7 +120,8 @@ class Shelf:
             return [report for (login, _), report in self._reports.items() if login in allowed]
 
 
-def _matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> bool:
+def matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> bool:
+    """Whether a report is of this model name, spec, texts and calibration."""
     evaluation, calibration = report.experiment.evaluation, report.experiment.calibration
     if report.experiment.model.name != model or report.experiment.spec != spec:
         return False
