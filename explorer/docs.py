@@ -9,7 +9,7 @@ from pathlib import Path
 
 from explorer import sizes
 from explorer.families import architecture
-from explorer.findings import busy, known, one_rate
+from explorer.findings import busy, doubts, known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
 from explorer.records import Report, change, fitting, report_from, significant
@@ -56,8 +56,8 @@ def _ratio(report: Report) -> str:
 
 def _rate(report: Report) -> str:
     """Tokens/s with their share of the limit, or that other work disturbed them."""
-    part = share(report)
-    return f"{report.value('decode_tokens_per_second'):.0f} ({'busy machine' if part is None else f'{part:.0f}% of limit'})"
+    part = f" ({value:.0f}% of limit)" if (value := share(report)) is not None else " (busy machine)" if doubts(report) else ""
+    return f"{report.value('decode_tokens_per_second'):.0f}{part}"
 
 
 def _noise(reports: list[Report]) -> str:
@@ -82,10 +82,8 @@ def results_table() -> str:
             _interval(r, "kld_mean"),
             _interval(r, "top1_agreement", 1),
             f"{r.value('weight_bytes') / 2**20:.2f}",
-            _rate(r),
-            _ratio(r),
         ]
-        rows.append("| " + " | ".join(cells) + " |")
+        rows.append("| " + " | ".join([*cells, _rate(r), _ratio(r)]) + " |")
     p = reports[0].provenance
     held = "In memory: codes in the width that the kernel reads (3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
     held += " Tokens/s of two rows are of different minutes; the speed-up is over a 16-bit loop that ran in turn with the row's own, and compares;"
