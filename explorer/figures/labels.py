@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 LETTER, LINE = 0.01, 0.06  # of a narrow figure's width and of its height, that a letter and a line of text take
+
+
+def brief(point: dict[str, Any]) -> str:
+    """A point's name without what stands in brackets after it."""
+    return point["name"].partition(" (")[0]
 
 
 def spaced(marks: Sequence[tuple[str, str, float, float]], xs: Sequence[float], ys: Sequence[float]) -> dict[str, str]:

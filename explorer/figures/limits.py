@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from explorer.figures import COLOURS, MARKERS, Plot, layout, plot
-from explorer.figures.labels import spaced
+from explorer.figures.labels import brief, spaced
 
 NOTHING = "No point says a limit and the rate of memory that it is for. Run a sweep."
 LOOK = (
@@ -29,7 +29,7 @@ def draw(placed: Sequence[Timed], title: str) -> Plot:
     ends = [min(min(x, y) for _, x, y, _ in placed) / 1.3, max(max(x, y) for _, x, y, _ in placed) * 1.3]
     limit = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "name": "the limit itself", "hoverinfo": "skip"}
     traces = [limit | {"line": {"color": COLOURS[2], "dash": "dash"}}]
-    marks = [(p["key"], p["name"], math.log10(x), math.log10(y)) for p, x, y, _ in placed]
+    marks = [(p["key"], brief(p), math.log10(x), math.log10(y)) for p, x, y, _ in placed]
     named = spaced(marks, [math.log10(end) for end in ends], [math.log10(end) for end in ends])
     for baseline in (True, False):
         chosen = [each for each in placed if (each[0]["method"] == "none") == baseline]
@@ -37,7 +37,7 @@ def draw(placed: Sequence[Timed], title: str) -> Plot:
         look = {"color": COLOURS[0 if baseline else 1], "symbol": [symbol if settled(p) else f"{symbol}-open" for p, *_ in chosen], "size": 9}
         traces.append({"type": "scatter", "mode": "markers+text", "x": [x for _, x, _, _ in chosen], "y": [y for _, _, y, _ in chosen],
                        "customdata": [f"{text}<br>{y / x:.1f} times its limit of {x:.2f} ms, {p['limit']}" for p, x, y, text in chosen],
-                       "text": [p["name"] if p["key"] in named else "" for p, *_ in chosen],
+                       "text": [brief(p) if p["key"] in named else "" for p, *_ in chosen],
                        "textposition": [named.get(p["key"], "top right") for p, *_ in chosen], "textfont": {"size": 10},
                        "ids": [f"report:{p['key']}" for p, *_ in chosen], "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False,
                        "name": "16-bit baseline" if baseline else "quantized", "marker": look})  # fmt: skip

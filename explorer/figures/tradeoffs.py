@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from explorer.figures import COLOURS, FLOOR, Chart, Plot, finite, layout, limits, plot, span
-from explorer.figures.labels import spaced
+from explorer.figures.labels import brief, spaced
 from explorer.findings import busy, counted, read_late, timed_on
 from explorer.paired import Place, standing, windows_of
 from explorer.records import Measurement, Report, change
@@ -143,7 +143,7 @@ def draw(data: dict[str, Any]) -> Plot:
                "line": {"color": COLOURS[0], "dash": "dot", "shape": "hv"}, "hoverinfo": "skip", "showlegend": False}] if best else []  # fmt: skip
     scale = math.log10 if view == "calibration" else float
     ends = [scale(x[0]) for _, x, *_ in placed]
-    named = spaced([(p["key"], p["name"], scale(x), math.log10(y[0])) for p, x, y in best], ends, [math.log10(y[0]) for _, _, y, _ in placed])
+    named = spaced([(p["key"], brief(p), scale(x), math.log10(y[0])) for p, x, y in best], ends, [math.log10(y[0]) for _, _, y, _ in placed])
     for title, colour, marker in dict.fromkeys([*METHODS.values(), (OTHERS, COLOURS[0], "circle")]):
         for faded in (False, True):
             chosen = [each for each in placed if METHODS.get(each[0]["method"], (OTHERS,))[0] == title and (each[3] in FADED) == faded]
@@ -153,13 +153,14 @@ def draw(data: dict[str, Any]) -> Plot:
     across_axis = {"type": "log", "dtick": 1} if view == "calibration" else {}
     shape = layout(VIEWS[view][1], QUALITY[data.get("quality", "kld_mean")], 460, yaxis={"type": "log", "dtick": 1}, xaxis=across_axis, showlegend=True)
     base = 1.0 if view == "latency" else next((x for p in points if p["method"] == "none" and (x := across(p, view)) is not None), None)
-    return plot(traces, shape | (beside(base, ends) if base is not None and placed and view not in ("calibration", "time") else {}), nothing(data))
+    lined = base is not None and placed and view not in ("calibration", "time")
+    return plot(traces, shape | (beside(base, ends, view == "latency") if lined else {}), nothing(data))
 
 
-def beside(base: float, xs: Sequence[float]) -> Plot:
-    """The line of 16 bits as parts of a layout; far beyond the points' xs only a note that says where it would stand, so that they keep the whole width."""
+def beside(base: float, xs: Sequence[float], always: bool) -> Plot:
+    """The line of 16 bits as parts of a layout; unless always, far beyond the points' xs only a note that says where it would stand: they keep the width."""
     note = {"x": base, "y": 1, "yref": "paper", "text": "16-bit", "showarrow": False, "xanchor": "right", "yanchor": "top"}
-    if base > max(xs) + FAR * (max(xs) - min(xs) or max(xs)):
+    if not always and base > max(xs) + FAR * (max(xs) - min(xs) or max(xs)):
         return {"annotations": [note | {"x": 1, "xref": "paper", "text": f"16-bit: at {base:.4g} →"}]}
     line = {"type": "line", "x0": base, "x1": base, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": COLOURS[0], "width": 1, "dash": "dash"}}
     return {"shapes": [line], "annotations": [note]}
@@ -184,7 +185,7 @@ def _cloud(chosen: list[tuple], name: str, look: tuple[str, str], faded: bool, n
         "type": "scatter", "mode": "markers+text", "x": [x[0] for _, x, *_ in chosen], "y": [y[0] for _, _, y, _ in chosen], "name": name, "legendgroup": name,
         "showlegend": True, "opacity": 0.3 if faded else 1.0, "textfont": {"size": 10},
         "textposition": [named.get(p["key"], "top right") for p, *_ in chosen],
-        "text": [p["name"] if p["key"] in named else "" for p, *_ in chosen],
+        "text": [brief(p) if p["key"] in named else "" for p, *_ in chosen],
         "marker": {"color": colour, "size": 9, "symbol": [marker + ("-open" if y[3] else "") for _, _, y, _ in chosen], "line": {"width": 1.5}},
         "ids": [f"report:{p['key']}" for p, *_ in chosen],
         "customdata": [hover(p) for p, *_ in chosen], "hovertemplate": "%{customdata}<extra></extra>", "cliponaxis": False,
