@@ -49,7 +49,7 @@ def summary(placed: Sequence[Timed], silent: int) -> str:
     """What reading takes of the times that nothing disturbed. silent: how many more points say no rate of memory."""
     calm = [(y / x, p) for p, x, y, _ in placed if settled(p)]
     late = [p["name"] for p, *_ in placed if not settled(p)]
-    tail = f" {len(late)} were timed on a busy machine, so nothing is concluded from them ({', '.join(late[:4])})." if late else ""
+    tail = f" Timed on a busy machine, so that nothing is concluded: {len(late)} ({', '.join(late[:4])})." if late else ""
     tail += f" {silent} more do not say the rate of memory that their limit is for and are left out." if silent else ""
     if not placed:
         return f"{NOTHING}{tail}"

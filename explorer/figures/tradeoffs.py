@@ -234,8 +234,7 @@ def summary(data: dict[str, Any]) -> str:
     if not placed:
         return nothing(data) + tail
     late = [p["name"] for p, *_, kind in placed if kind == "disturbed"]
-    verb = "was" if len(late) == 1 else "were"
-    tail = (f" {len(late)} {verb} timed on a busy machine: faded and judged neither way ({', '.join(late[:4])})." if late else "") + tail
+    tail = (f" Timed on a busy machine, so faded and judged neither way: {len(late)} ({', '.join(late[:4])})." if late else "") + tail
     if view == "time":
         return f"{len(placed)} configurations. {APART_IN_TIME}{tail}"
     lacking = sum(p["method"] != "none" for p in points) - len(placed)
@@ -258,7 +257,9 @@ def looks(data: dict[str, Any]) -> str:
         return limits.LOOK
     if view == "time" or (data.get("points") and set_out(data)[0] == "time"):
         return "See quality beside time, but compare no two times: each is of its own minute."
-    hollow = "Faded points are measurably beaten; a hollow one is an upper limit. A click on a method in the legend hides it, two show it alone."
+    late = view in OF_THE_LOOP and any(p.get("disturbed") for p in data.get("points", []))
+    faded = f"Faded points are measurably beaten{' or were timed on a busy machine' if late else ''}"
+    hollow = f"{faded}; a hollow one is an upper limit. A click on a method in the legend hides it, two show it alone."
     return f"See the dotted line: {LOOKS[view]}. {hollow}"
 
 
