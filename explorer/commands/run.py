@@ -116,7 +116,7 @@ def table(report: Report) -> str:
             notes = [f"{m.bad} not finite" if m.bad else "", "disturbed: see speed below" if doubt(report, m.metric) else ""]
             rows.append(", ".join([f"{m.metric:28s} {value} {m.unit}{interval}{within}  {m.how}", *filter(None, notes)]))
     rows += [f"{'kernel':28s} {report.provenance['kernel_summary']}", f"{'calibration':28s} {report.provenance['calibration']}"]
-    rows += [f"{'speed':28s} {told}; --remeasure does" for told in doubts(report)]
+    rows += [f"{'speed':28s} {told} (--remeasure measures again)" for told in doubts(report)]
     rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
