@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import gradio as gr
 
 from explorer.findings import busy
-from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
+from explorer.records import Event, InputError, Partial, Progress, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.pace import Pace
-from explorer.ui.session import is_baseline, is_recorded, matches
+from explorer.ui.session import disturbed, is_baseline, spec_of
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
 from explorer.ui.visitor import session
@@ -93,21 +93,6 @@ def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[s
                 yield line
     finally:
         events.close()
-
-
-def spec_of(method: str, params: dict[str, Any], options: dict[str, Any]) -> QuantSpec:
-    """What a method, its parameters and the options ask for."""
-    given = {name: value for name, value in params.items() if value is not None}
-    return replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
-
-
-def disturbed(shown: Sequence[Report], model: str, spec: QuantSpec, options: dict[str, Any]) -> bool:
-    """Whether the page shows what was measured of this with times that other work disturbed: who asks for it once more wants it measured again, however
-    busy the machine still is.
-    """
-    names = (model.strip(), model.strip().split("@")[0], str(Path(model.strip()).expanduser()))
-    own = (r for r in shown if busy(r) and not is_recorded(r) and r.experiment.model.name in names)
-    return any(matches(r, r.experiment.model.name, spec, options) for r in own)
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from explorer.findings import busy
 from explorer.records import QuantSpec, Report, key_of, report_from
 from explorer.ui.visitor import owner, session
 
@@ -127,6 +128,21 @@ def matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, A
         return False
     texts = evaluation.source == options["evaluation"] and calibration.source == options["calibration"]
     return texts and calibration.seed == options["seed"] and calibration.tokens // calibration.length == options["sequences"]
+
+
+def spec_of(method: str, params: dict[str, Any], options: dict[str, Any]) -> QuantSpec:
+    """What a method, its parameters and the options ask for."""
+    given = {name: value for name, value in params.items() if value is not None}
+    return replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
+
+
+def disturbed(shown: Sequence[Report], model: str, spec: QuantSpec, options: dict[str, Any]) -> bool:
+    """Whether the page shows what was measured of this with times that other work disturbed: who asks for it once more wants it measured again, however
+    busy the machine still is.
+    """
+    names = (model.strip(), model.strip().split("@")[0], str(Path(model.strip()).expanduser()))
+    own = (r for r in shown if busy(r) and not is_recorded(r) and r.experiment.model.name in names)
+    return any(matches(r, r.experiment.model.name, spec, options) for r in own)
 
 
 def keys_of(reports: Iterable[Report]) -> list[str]:
