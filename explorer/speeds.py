@@ -89,7 +89,9 @@ def against(report: Report, base: Report | None) -> str:
         inside = found.low <= 1 <= found.high
         return f"No measurable difference from 16 bits in the same run: {found.value:.2f} times as fast ({within}{'' if inside else f', and {apart}'})."
     words = f"It is {said}: {found.value:.2f} times as fast as 16 bits ({within}; {apart})."
-    return f"{words} {beside_bytes(found, fewer(report, base))}".rstrip()
+    times = fewer(report, base)
+    why = slower_by(report, times) if said == "slower" else ""
+    return " ".join(filter(None, (words, beside_bytes(found, times), f"{why[:1].upper()}{why[1:]}." if why else "")))
 
 
 def beside_bytes(found: Measurement, bytes_fewer: float | None) -> str:
@@ -98,7 +100,7 @@ def beside_bytes(found: Measurement, bytes_fewer: float | None) -> str:
         return ""
     words = f"A token reads {bytes_fewer:.1f} times fewer bytes" if bytes_fewer > 1.02 else "A token reads no fewer bytes"
     if found.value < 1:
-        return f"{words} and takes {1 / found.value:.1f} times as long{extra(bytes_fewer)}."
+        return f"{words} and takes {1 / found.value:.1f} times as long."
     least, saved, most = (100 * (1 - 1 / value) for value in (found.low, found.value, found.high))
     taken = f"takes {saved:.0f}% less time ({least:.0f} to {most:.0f})"
     if bytes_fewer <= 1.02:
@@ -108,10 +110,16 @@ def beside_bytes(found: Measurement, bytes_fewer: float | None) -> str:
     return f"{words} and {taken}; were time in proportion to bytes it would be {100 * (1 - 1 / bytes_fewer):.0f}% less."
 
 
-def extra(bytes_fewer: float | None) -> str:
-    """Why something is slower than 16 bits, after a colon, where it reads fewer bytes; else ""."""
-    known_cause = bytes_fewer is not None and bytes_fewer > 1.02
-    return ": what its kernels do beside reading costs more than the fewer bytes save" if known_cause else ""
+def slower_by(report: Report, bytes_fewer: float | None) -> str:
+    """What the kernels that ran do beside a 16-bit product, in words: what a loss in speed comes from; "" where as many bytes are read and no kernel says
+    why.
+    """
+    ran = str(report.provenance.get("kernel_summary", ""))
+    if rounds_inputs(report):
+        return f"rounding the inputs{' and the int8 product take' if 'w8a8_int8' in ran else ' takes'} longer here than the bytes save"
+    if "16-bit copy" in ran:
+        return "no bytes are saved, the weights are a 16-bit copy here"
+    return "" if bytes_fewer is not None and bytes_fewer <= 1.02 else "unpacking costs more here than the bytes save"
 
 
 def slower_start(report: Report) -> list[str]:
@@ -135,11 +143,11 @@ def rounds_inputs(report: Report) -> bool:
 def pace(report: Report, base: Report | None) -> tuple[str, str]:
     """(how fast beside 16 bits, why or on what it rests) in short, "" for what is not known."""
     found, said = gain(report), judged(report)
-    told = {"faster": f"{found.value:.2f} times as fast as 16 bits", "slower": f"slower ({found.value:.2f} times as fast)"} if found else {}
+    told = {"faster": f"{found.value:.2f} times as fast as 16 bits", "slower": "slower"} if found else {}
     told |= {"same": "no measurable difference in speed"}
     if busy(report):
         return "", UNSETTLED
-    if said == "slower" and (why := extra(fewer(report, base))):
-        return told[said], why.removeprefix(": ")
+    if said == "slower" and (why := slower_by(report, fewer(report, base))):
+        return told[said], why
     part = share(report)
     return told.get(said, ""), f"what limits its speed {unknown(report)}" if part is None else f"reading its bytes takes {part:.0f}% of a token's time"
