@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from explorer.detectors import sentence, verdicts
-from explorer.findings import Finding, drowned, grid, known, lacks, level
-from explorer.records import BUSY, OUTSIDE, Measurement, Report, change, fitting, significant
+from explorer.findings import Finding, drowned, grid, known, level, unknown
+from explorer.records import OUTSIDE, Measurement, Report, change, fitting, significant
+from explorer.speeds import pace, slower_start, speed
 
 MIB = 2**20
 LOSSLESS = 8  # bits of plain rounding from which on what is better still counts as lossless
@@ -34,7 +35,7 @@ def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -
         return []
     found = verdicts(report, base, rungs)
     return [
-        Answered("Why is it not faster or smaller?", in_short(report, base), facts=(*size(report, base), *speed(report), *slower_start(report))),
+        Answered("Why is it not faster or smaller?", in_short(report, base), facts=(*size(report, base), *speed(report, base), *slower_start(report))),
         Answered("Is this number good?", place(report, rungs)),
         Answered("It runs, but is the output garbage?", garbage(found), level(found)),
     ]
@@ -57,28 +58,13 @@ def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
 
 
 def in_short(report: Report, base: Report | None) -> str:
-    """How much smaller and how fast beside 16 bits, and what limits it, in one sentence without the numbers it rests on."""
+    """How much smaller and how fast beside 16 bits, and on what that rests, in one sentence."""
     ours, theirs = known(report, "weight_bytes"), known(base, "weight_bytes")
     smaller = theirs.value / ours.value if ours and theirs else None
     told = [] if smaller is None else [f"{smaller:.1f} times smaller" if smaller >= 1.05 else "Not smaller"]
-    found = gain(report)
-    if found is not None:
-        told.append(f"{found.value:.2f} times as fast as 16 bits" if found.low > 1 else "slower" if found.high < 1 else "no measurable difference in speed")
-    if found is not None and found.high < 1:
-        why = slower_by(report)
-    elif (limit := known(report, "decode_limit")) is None or limit.value <= 0 or known(report, "decode_tokens_per_second") is None:
-        why = f"what limits its speed {unknown(report)}"
-    else:
-        why = f"limited by {'reading the weights' if report.value('decode_bound') == 'bandwidth' else 'the overhead of each step, not by bytes'}"
+    fast, why = pace(report, base)
+    told += [fast] if fast else []
     return f"{', '.join(told)}: {why}." if told else f"{why[:1].upper()}{why[1:]}."
-
-
-def gain(report: Report | None, metric: str = "decode_speedup") -> Measurement | None:
-    """How many times as fast as the 16-bit loop that was timed in turn with it, with its interval; None where that was not measured. Two speeds that were
-    timed one after the other are never compared: on a shared machine they differ by half for the same code.
-    """
-    found = known(report, metric)
-    return None if found is None or found.low is None or found.high is None else found
 
 
 def size(report: Report, base: Report | None) -> list[str]:
@@ -95,80 +81,24 @@ def size(report: Report, base: Report | None) -> list[str]:
         return [words]
     ratio, hoped = start.value / total.value, 16 / stored.value
     whole = f"All weights take {total.value / MIB:.1f} MiB instead of {start.value / MIB:.1f}, {ratio:.1f} times less, not {hoped:.1f}"
-    if kept is None:  # a recorded survey does not say by part
-        return [words, f"{whole}."]
+    if kept is None or ratio > 0.98 * hoped:
+        return [words, f"{whole}." if kept is None else f"{whole.rpartition(',')[0]}."]
+    return [words, f"{whole}. {' '.join(shortfall(report, start.value, total.value, kept.value, stored.value))}"]
+
+
+def shortfall(report: Report, start: float, total: float, kept: float, stored: float) -> list[str]:
+    """Why memory did not shrink as the stored bits did, each cause in a sentence with the MiB that it adds, the larger first. In bytes: start of all weights
+    in 16 bits, total now, kept of them in 16 bits. stored: bits a weight.
+    """
     skipped = [name for name, why in report.provenance.get("skipped", {}).items() if why != OUTSIDE]
     left = "embedding, norms and head" if report.experiment.spec.head_bits == 16 else "embedding and norms"
     left += f", and {len(skipped)} skipped layer{'s' if len(skipped) > 1 else ''}" if skipped else ""
-    return [words, f"{whole}: {kept.value / MIB:.1f} MiB of them stayed in 16 bits ({left})."]
-
-
-def speed(report: Report) -> list[str]:
-    """Which kernel ran, what bounds it, and whether it is faster than 16 bits beyond the interval, each in a sentence."""
-    ours = known(report, "decode_tokens_per_second")
-    if ours is None:
-        return [f"Its speed {unknown(report)}."]
-    kernel, limit = report.provenance.get("kernel_summary", "an unknown kernel"), known(report, "decode_limit")
-    words = f"It decodes {ours.value:.0f} tokens/s on {kernel}"
-    refused = report.provenance.get("kernel_why", [])
-    words += f" (no faster one serves it: {refused[0]})" if refused and "reference" in str(kernel) else ""
-    told = [f"{words}."]
-    if limit is not None and limit.value > 0:
-        bound = report.value("decode_bound")
-        why = "reading the weights" if bound == "bandwidth" else "the overhead of each step, which fewer bits do not shorten"
-        moved = known(report, "decode_bandwidth")
-        once = "measured in the same process" if not moved or moved.n < 2 else f"the best of {moved.n} readings"
-        at = f" at {moved.value / 1e9:.1f} GB/s, {once if moved.how == 'measured' else 'the data sheet'}" if moved else ""
-        lost = known(report, "decode_bandwidth_waited")
-        if moved and lost and lost.value > BUSY:
-            at += f" while threads waited {lost.value:.0f}% of their time for a core, so memory may be faster: measure again"
-        told.append(f"That is {100 * ours.value / limit.value:.0f}% of what memory bandwidth would allow (estimated{at}), so the limit is {why}.")
-    return [*told, against(report)]
-
-
-def unknown(report: Report) -> str:
-    """That a number was not measured, or is being measured, after its name."""
-    return f"{'is' if report.missing and not report.stopped else 'was'} {lacks(report).removesuffix(': stopped')}"
-
-
-def against(report: Report) -> str:
-    """A report's speed beside the 16-bit loop's in the same run. What a gain comes from is told only where there is one beyond the interval."""
-    found = gain(report)
-    if found is None:
-        return "Whether that is faster than 16 bits is not known: no 16-bit loop was timed in turn with it."
-    words = f"{found.value:.2f} times as fast as 16 bits ({found.low:.2f} to {found.high:.2f}, {found.n} rounds in turn)"
-    if found.low <= 1 <= found.high:
-        return f"It is {words}: no measurable difference."
-    if found.high < 1:
-        return f"It is {words}: slower. {(why := slower_by(report))[:1].upper()}{why[1:]}."
-    if report.value("decode_bound") != "bandwidth":
-        return f"It is {words}: faster although bandwidth is not the limit, so the gain is in the kernel (fewer or cheaper steps), not in the bytes."
-    return f"It is {words}."
-
-
-def rounds_inputs(report: Report) -> bool:
-    """Whether a kernel ran that multiplies inputs in low bits."""
-    return any(name in str(report.provenance.get("kernel_summary", "")) for name in ("w8a8", "block_float"))
-
-
-def slower_by(report: Report) -> str:
-    """What the kernels that ran do beside a 16-bit product, in words: what a loss in speed comes from."""
-    ran = str(report.provenance.get("kernel_summary", ""))
-    if rounds_inputs(report):
-        return f"rounding the inputs{' and the int8 product take' if 'w8a8_int8' in ran else ' takes'} longer here than the bytes save"
-    return "no bytes are saved, the weights are a 16-bit copy here" if "16-bit copy" in ran else "unpacking costs more here than the bytes save"
-
-
-def slower_start(report: Report) -> list[str]:
-    """That the first token takes longer than in 16 bits, beyond the interval over rounds; [] where it does not or that was not measured."""
-    found = gain(report, "first_token_speedup")
-    if found is None or found.high >= 1:
-        return []
-    longer = f"{1 / found.value:.2f} times as long as in 16 bits ({1 / found.high:.2f} to {1 / found.low:.2f}, {found.n} rounds in turn)"
-    if not rounds_inputs(report) and "16-bit copy" in str(report.provenance.get("kernel_summary", "")):
-        return [f"Its first token takes {longer}."]
-    extra = "rounding the inputs" if rounds_inputs(report) else "unpacking"
-    return [f"Its first token takes {longer}. A prompt is many rows at once, where weights are read once for all of them and {extra} is extra work."]
+    wide, stayed = total - kept - (start - kept) * stored / 16, kept * (1 - stored / 16)
+    resident = known(report, "bits_per_weight_resident")
+    held = f"holding {resident.value:.2f} bits a weight where {stored:.2f} are stored" if resident else "holding more bits a weight than are stored"
+    causes = [(stayed, f"{kept / MIB:.1f} MiB stayed in 16 bits ({left})"), (wide, held)]
+    return [f"{what[:1].upper()}{what[1:]} adds {more / MIB:.1f} MiB." if what == held else f"{what}, which adds {more / MIB:.1f} MiB."
+            for more, what in sorted(causes, reverse=True) if more > 0.02 * total]  # fmt: skip
 
 
 def place(report: Report, rungs: Sequence[Report]) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, finite
-from explorer.findings import counted
+from explorer.findings import TIMED, counted, doubt
 from explorer.records import Measurement, Report
 
 KINDS = {
@@ -19,7 +19,6 @@ KINDS = {
     "estimated": "arithmetic on data sheets, sizes or predictions, not run",
     "recorded": "measured when the project was made, and shipped with it",
 }
-TIMED = ("decode_tokens", "decode_lat", "decode_speedup", "time_to_first", "first_token")  # start of the metrics that only a low-bit kernel makes true
 INSIDE, REACHED = "tabindex='-1' class='pv", "tabindex='0' class='pv"
 
 
@@ -55,7 +54,7 @@ def of_measurement(found: Measurement, report: Report, interval: str = "") -> st
     kind = kind_of(found, report)
     over = counted(found, report)
     facts = [" ".join(filter(None, (interval, over))), *(str(p.get(name, "")) for name in ("device", "kernel_summary", "date"))]
-    facts += ["no low-bit kernel serves it, so it says nothing about one"] if kind == "simulated" else []
+    facts += [doubt(report, found.metric), "no low-bit kernel serves it, so it says nothing about one" if kind == "simulated" else ""]
     return chip(kind, "; ".join(filter(None, facts)), reached=False)
 
 
@@ -68,7 +67,8 @@ def of_metrics(reports: Sequence[Report], metrics: Sequence[str]) -> str:
                 p = report.provenance
                 over = counted(found, report)
                 facts = behind.setdefault(kind_of(found, report), {})
-                facts[f"{report.name}{f', {over}' if over else ''}: {p.get('kernel_summary', '')}, {p.get('device', '')}, {p.get('date', '')}"] = None
+                told = [p.get("kernel_summary", ""), p.get("device", ""), p.get("date", ""), *filter(None, [doubt(report, found.metric)])]
+                facts[f"{report.name}{f', {over}' if over else ''}: {', '.join(told)}"] = None
     return " ".join(chip(kind, "; ".join(list(facts)[:5])) for kind, facts in behind.items())
 
 

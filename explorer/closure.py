@@ -88,6 +88,6 @@ def _read(module: str) -> tuple[str, frozenset[str]]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    beside = file.with_suffix(".c")  # a module may be the door of a source in C
-    code = computes(tree).encode() + (beside.read_bytes() if beside.is_file() else b"")
+    beside = sorted(file.parent.glob(f"{file.stem}*.[ch]"))  # a module may be the door of sources in C, named after it
+    code = computes(tree).encode() + b"".join(source.read_bytes() for source in beside)
     return hashlib.sha256(code).hexdigest(), frozenset(name for name in names if _file(name))

@@ -8,28 +8,23 @@ import gc
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from explorer import architectures, models
-from explorer.checkpoint import weigh
 from explorer.closure import code_version, modules_in
-from explorer.devices import default_device, device_name, free_memory, quiet
-from explorer.held import Held
-from explorer.hub import Hub
+from explorer.devices import device_name, free_memory, quiet
+from explorer.loader import Loader, made_key
 from explorer.methods import Method, build
 from explorer.metrics import Metric, NoRoom, Subject, metrics
-from explorer.models import LoadedModel
 from explorer.provenance import describe, merged, name_of
 from explorer.qlinear import put, quantized_head
-from explorer.quantizing import quantize, sound
-from explorer.records import Event, Experiment, Measurement, ModelRef, Partial, Progress, QuantSpec, Report, disturbed, key_of
+from explorer.quantizing import quantize
+from explorer.records import Event, Experiment, Measurement, Partial, Progress, QuantSpec, Report, disturbed, key_of
 from explorer.request import Request
-from explorer.sizes import resident
 from explorer.store import Store
 from explorer.turns import Line, waiting
 
@@ -48,65 +43,6 @@ def metric_key(experiment: Experiment, metric: Metric, device: torch.device) -> 
     code = made_by(__name__, metric.measure.__module__, *sorted(method.modules()))
     where = device_name(device) if metric.per_device else device.type
     return key_of(experiment.model, spec, experiment.evaluation, calibration, metric.name, code, where)
-
-
-@dataclass
-class Loader:
-    """Keeps the last model loaded, so that a second experiment on it starts at once; held: what was made of its layers last. hub: where models
-    that are not here come from. An offloaded model is loaded anew once there is room for it.
-    """
-
-    device: torch.device = field(default_factory=default_device)
-    held: Held = field(default_factory=Held)
-    hub: Hub = field(default_factory=Hub)
-    _last: LoadedModel | None = None
-    _sound: ModelRef | None = None
-
-    def __call__(self, ref: ModelRef) -> LoadedModel:
-        last = self._last
-        if last is None or last.ref != ref or (last.offloaded and last.whole <= free_memory(self.device)):
-            self._let_go()
-            self._last = models.load(ref, self.device, self.hub)
-        return self._last
-
-    def checked(self, ref: ModelRef) -> Iterator[Any]:
-        """Yields Progress, returns the model, once all of its weights were looked at. Raises InputError where they hold NaN or infinities."""
-        yield Progress("load model", 0, 1, ref.name)
-        loaded = self(ref)
-        if not ref.random and self._sound != ref:
-            yield from sound(loaded)
-            self._sound = ref
-        return loaded
-
-    def require(self, experiment: Experiment, method: Method, ahead: bool = False) -> None:
-        """Raises InputError where memory lacks for a method that trains the model, unless what it made is held. Reads the headers of the model's files
-        and no weight. ahead: before its turn, when another model may still take memory that will be free then.
-        """
-        ref, last = experiment.model, self._last
-        if not method.of_model or ref.random or self.held.get(made_key(experiment, method)) is not None:
-            return
-        here, on_gpu = last is not None and last.ref == ref, self.device.type == "cuda"
-        if not (here or ahead):
-            self._let_go()
-        folder = models.folder_here(ref, self.hub)
-        try:
-            weight = weigh(folder) if folder else self.hub.weigh(self.hub.listing(f"{ref.name}@{ref.revision}"))
-        except (OSError, SafetensorError):
-            return  # whoever loads such files says what is wrong with them
-        later = last.whole if ahead and last is not None and not here else 0.0
-        read = experiment.calibration
-        windows = (read.tokens // read.length, read.length)
-        method.require(weight, windows, 0.0 if here else resident(weight, on_gpu), free_memory(self.device) + later, on_gpu)
-
-    def _let_go(self) -> None:
-        """Frees the memory of the model that is loaded, and of what was made of it."""
-        self._last = None
-        self.held.clear()
-        gc.collect()
-
-    def fetch(self, ref: ModelRef) -> Iterator[Progress]:
-        """Yields Progress until the model is on this disk; takes no turn, so that a download keeps nobody from computing."""
-        yield from models.fetching(ref, self.device, self.hub)
 
 
 def run(
@@ -261,12 +197,6 @@ def prepared(
     yield Progress("quantize", len(subject.layers), len(subject.layers), "the head")
     head = quantized_head(loaded.model.get_output_embeddings(), experiment.spec.head_bits, loaded.device)
     return dataclasses.replace(subject, head=head), skipped
-
-
-def made_key(experiment: Experiment, method: Method) -> str:
-    """By what quantized layers are held: equal where the layers are."""
-    read = experiment.calibration if method.reads_inputs() else None
-    return key_of(experiment.model, dataclasses.replace(experiment.spec, kv_bits=16, head_bits=16), read)
 
 
 def quantized_once(load: Loader, bare: Subject, experiment: Experiment, method: Method, text: str) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.findings import absent, awaited
+from explorer.findings import absent, awaited, doubt, doubts
 from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 
@@ -25,11 +25,11 @@ ALL = 10**9  # tokens that mean the whole text
 DEMO, METHOD, TOKENS, DEMO_LENGTH = "demo", "rtn", 8192, 512  # of `run` without flags
 METHODS = Path(__file__).parent.parent / "assets" / "methods.json"
 COPY = "<button type='button' class='act' data-copy>Copy</button>"
-COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "origin",
-           "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
+COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "note",
+           "origin", "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
 # Else 95% over windows.
 SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "time_to_first_token": "least to most of runs",
-           "decode_speedup": "95% over rounds", "first_token_speedup": "95% over rounds"}  # fmt: skip
+           "decode_speedup": "95% over rounds within the run", "first_token_speedup": "95% over rounds within the run"}  # fmt: skip
 
 
 def command_of(report: Report) -> str:
@@ -83,7 +83,8 @@ def _words(command: str, report: Report) -> list[str]:
 
 def as_csv(reports: Sequence[Report]) -> str:
     """One row a number, those of the whole model first; histograms and other arrays stay out, the JSON has them. interval: what low and high are;
-    windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were averaged; seed: of the calibration text, where one was read.
+    windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were averaged; note: why nothing
+    is concluded from the number; seed: of the calibration text, where one was read.
     """
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -96,7 +97,7 @@ def as_csv(reports: Sequence[Report]) -> str:
             asked = (spec.method, params, spec.kv_bits, spec.head_bits, p.get("text", ""), p.get("calibration", ""), seed)
             for m in report.measurements:
                 if not isinstance(m.value, list | dict) and bool(m.layer) == of_layers:
-                    found = (m.metric, m.layer, m.value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how)
+                    found = (m.metric, m.layer, m.value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how, doubt(report, m.metric))
                     where = (origin(report), p.get("device", ""), p.get("date", ""))
                     rows.writerow(map(harmless, (report.name, model.name, model.revision, *found, *where, *asked)))
     return out.getvalue()
@@ -128,7 +129,12 @@ def harmless(value: object) -> object:
 
 def as_json(reports: Sequence[Report]) -> str:
     """The reports as `python -m explorer run --json` prints them, in a list, each with the command that repeats it."""
-    return json.dumps([plain(report) | {"command": command_of(report)} for report in reports], indent=1)
+    return json.dumps([noted(report) | {"command": command_of(report)} for report in reports], indent=1)
+
+
+def noted(report: Report) -> dict[str, Any]:
+    """A report as JSON-ready data, and in "notes" why nothing is concluded from some of its numbers."""
+    return plain(report) | {"notes": doubts(report)}
 
 
 def commands(reports: Sequence[Report], live: bool = False) -> str:

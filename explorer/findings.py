@@ -115,6 +115,7 @@ SCORED = ("perplexity", "perplexity_delta", "kld_", "p_correct_", "top1_", "clea
 
 
 LIMITS = ("decode_limit", "decode_bandwidth")
+TIMED = ("decode_tokens", "decode_lat", "decode_speedup", "time_to_first", "first_token")  # start of the metrics of the timed loop
 
 
 def one_rate(reports: Sequence[Report]) -> list[Report]:
@@ -142,14 +143,12 @@ def limited(report: Report, best: Report | None, count: int) -> Report:
     limit, moved = known(report, "decode_limit"), known(report, "decode_bandwidth")
     if limit is None or best is None:
         return report
-    kept = tuple(m for m in report.measurements if m.layer or m.metric not in (*LIMITS, "decode_bandwidth_waited", "decode_bound"))
+    kept = tuple(m for m in report.measurements if m.layer or m.metric not in (*LIMITS, "decode_bandwidth_waited"))
     if moved is None:
         return dataclasses.replace(report, measurements=kept)
-    rate, waited, speed = best.find("decode_bandwidth"), best.find("decode_bandwidth_waited"), known(report, "decode_tokens_per_second")
+    rate, waited = best.find("decode_bandwidth"), best.find("decode_bandwidth_waited")
     most = limit.value * rate.value / moved.value
     new = [dataclasses.replace(limit, value=most, n=count), dataclasses.replace(rate, n=count), *filter(None, [waited])]
-    if speed is not None:
-        new.append(Measurement("decode_bound", "bandwidth" if speed.value > most / 2 else "overhead", how="estimated"))
     return dataclasses.replace(report, measurements=(*kept, *new))
 
 
@@ -171,18 +170,40 @@ def counted(found: Measurement, report: Report) -> str:
     text = report.experiment.calibration if found.metric.startswith("calibration") else report.experiment.evaluation
     windows, rest = divmod(found.n + found.bad, max(1, text.length - 1))
     if found.metric.endswith("_speedup"):
-        return f"over {found.n:,} rounds of both loops in turn"
+        return f"over {found.n:,} rounds of both loops in turn, within this run"
     if not found.metric.startswith(SCORED) or rest or not windows:
         return f"over {found.n:,} values"
     return f"over {windows:,} windows ({found.n:,} tokens)" if windows > 1 else f"over one window ({found.n:,} tokens)"
 
 
 def busy(report: Report) -> str:
-    """That other work had the cores while a report's tokens were timed, "" where it had not or that was not measured."""
+    """That other work had the cores while a report's tokens were timed, so that nothing follows from its times; "" where it had not or that was not
+    measured.
+    """
     lost = known(report, "decode_waited")
-    return (
-        f"the machine was busy: threads waited {lost.value:.0f}% of their time for a core; measure again when it is quiet" if lost and lost.value > BUSY else ""
-    )
+    waited = f"the machine was busy: threads waited {lost.value:.0f}% of their time for a core" if lost and lost.value > BUSY else ""
+    return f"{waited}, so nothing is concluded; measure again when it is quiet" if waited else ""
+
+
+def read_late(report: Report) -> str:
+    """That other work had the cores while the rate of memory was read, which may be higher then; "" where it had not or that was not measured."""
+    lost = known(report, "decode_bandwidth_waited")
+    return f"threads waited {lost.value:.0f}% of their time for a core while memory was read, so it may be faster" if lost and lost.value > BUSY else ""
+
+
+def doubt(report: Report, metric: str) -> str:
+    """Why nothing is concluded from a metric of a report, "" where that may be."""
+    return busy(report) if metric.startswith(TIMED) else read_late(report) if metric in LIMITS else ""
+
+
+def doubts(report: Report) -> list[str]:
+    """All of these, each once."""
+    return [told for told in (busy(report), read_late(report)) if told]
+
+
+def unknown(report: Report) -> str:
+    """That a number was not measured, or is being measured, after its name."""
+    return f"{'is' if report.missing and not report.stopped else 'was'} {lacks(report).removesuffix(': stopped')}"
 
 
 def in_16_bits(report: Report) -> list[str]:

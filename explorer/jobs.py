@@ -226,8 +226,7 @@ class WorkerRunner:
         del self._jobs[job.number]
         now = time.monotonic()
         seconds = now - job.started if job.started is not None else 0.0
-        last = job.kept[-1] if outcome == "done" and job.kept else None
-        event = last if isinstance(last, Report | Answer) else None
+        event = next((e for e in job.kept[-1:] if outcome == "done" and isinstance(e, Report | Answer)), None)
         if event is not None:
             if lasting(job.message, event):
                 self._recent[job.key] = (now, event)

@@ -1,18 +1,23 @@
-"""How far the speed-up of the same work differs from run to run: what an interval over one run's rounds cannot know. Pure functions, no torch.
+"""How far the speed-up of the same work differs from run to run: what an interval over one run's rounds cannot know. No torch.
 
 Configurations that run the same kernel on the same bytes do the same work whatever their codes are, so a survey holds repetitions without running any twice.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from explorer.findings import known
-from explorer.records import Report
+from explorer.findings import busy, known
+from explorer.records import Report, report_from
 from explorer.sequential import quantile
+
+SURVEY = Path(__file__).parent.parent / "assets" / "survey.json"
 
 
 class Spread(NamedTuple):
@@ -37,9 +42,11 @@ class Spread(NamedTuple):
 
 
 def work(report: Report) -> str:
-    """What is equal for reports whose token takes the same work: kernels, bytes of all weights and bytes read a token; "" where one is not known."""
+    """What is equal for reports whose token takes the same work: kernels, bytes of all weights and bytes read a token; "" where one is not known
+    or other work disturbed the times.
+    """
     weights, limit, rate = (known(report, name) for name in ("weight_bytes", "decode_limit", "decode_bandwidth"))
-    if not (weights and limit and rate and limit.value):
+    if not (weights and limit and rate and limit.value) or busy(report):
         return ""
     return f"{report.provenance.get('kernel_summary', '')}, {weights.value:.0f} bytes, {rate.value / limit.value:.0f} a token"
 
@@ -57,3 +64,13 @@ def spread(runs: Iterable[tuple[str, float]]) -> Spread | None:
         return None
     squares = sum((log - fmean(logs)) ** 2 for logs in groups.values() for log in logs)
     return Spread({name: (math.exp(fmean(logs)), len(logs)) for name, logs in groups.items()}, math.sqrt(squares / free), free)
+
+
+@cache
+def between() -> float:
+    """The factor within which a single run's speed-up lies of the mean of runs of the same work, with 95% confidence, as the recorded survey shows it on the
+    machine that it was made on; infinite where that repeats too little, so that nothing is judged.
+    """
+    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
+    found = spread((work(report), speedup.value) for report in reports if (speedup := known(report, "decode_speedup")))
+    return found.factor() if found else math.inf

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from explorer.export import harmless
+from explorer.findings import doubts
 from explorer.records import OUTSIDE, Measurement, Report
 
 WHAT = ("label", "method", "params", "kv_bits", "head_bits", "model", "revision", "evaluation", "evaluation_digest", "windows", "tokens", "length",
@@ -21,7 +22,7 @@ UNITS = {
 WITHOUT_ENDS = ("bits_per_weight", "kld_max", "weight_bytes", "decode_latency_p50", "decode_limit", "quantize_seconds")  # of those: no interval is known
 SPREAD = ("kld_mean", "perplexity_delta", "perplexity", "top1_agreement")  # what differs with the calibration text
 WORDS = {"x": "", "%": "percent", "s": "seconds", "tokens/s": "tokens_per_second", "bytes/s": "bytes_per_second"}
-WHERE = ("origin", "speed_origin", "device", "date", "error")
+WHERE = ("origin", "speed_origin", "speed_note", "device", "date", "error")  # speed_note: why nothing is concluded from the times
 
 
 def column(metric: str, unit: str | None = None) -> str:
@@ -56,6 +57,7 @@ def rows(reports: Sequence[Report], refused: Sequence[Mapping[str, Any]] = ()) -
             name = column(m.metric, m.unit)
             row |= {name: m.value} | ({} if m.low is None else dict(zip(ends(name), (m.low, m.high), strict=True)))
         row |= spread.get(drawn(report), {}) | {"origin": origin(report, "quality"), "speed_origin": origin(report, "speed")}
+        row |= {"speed_note": "; ".join(doubts(report))}
         found.append(row | {name: report.provenance.get(name, "") for name in ("device", "date")})
     for one in refused:
         same = {name: asked(reports[0])[name] for name in ("model", "revision", "evaluation", "evaluation_digest", "length")} if reports else {}

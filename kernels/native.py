@@ -27,7 +27,7 @@ from kernels.floats import FORMATS, bias, float_format
 from kernels.formats import group_of, integers
 from kernels.op import Form, LowBitWeight, Packed
 
-SOURCE = Path(__file__).with_suffix(".c")
+FOLDER = Path(__file__).parent
 # What a CPU must have, by its names in /proc/cpuinfo, and what the compiler may use; the first that fits is taken.
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "fma")
 FLAVOURS = {"avx512bf16": (*AVX512, "avx512_vnni", "avx512_bf16"), "avx512vnni": (*AVX512, "avx512_vnni"), "avx512": AVX512, "avx2": ("avx2", "fma")}
@@ -52,19 +52,21 @@ def built(name: str) -> Path:
     """The library of a flavour, compiled where it is not there yet. Raises OSError where it cannot be, with one clause."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     flags = [*COMPILE, *("-m" + feature.replace("_", "") for feature in FLAVOURS[name])]
-    text = SOURCE.read_bytes() + " ".join(flags).encode()
-    path = SOURCE.parent / "__pycache__" / f"native-{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    text = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("native*.[ch]"))) + " ".join(flags).encode()
+    path = FOLDER / "__pycache__" / f"native-{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if path.is_file():
         return path
     if compiler is None:
         raise OSError("no C compiler is here to build it (install gcc)")
-    if not os.access(path.parent if path.parent.exists() else SOURCE.parent, os.W_OK):
+    if not os.access(path.parent if path.parent.exists() else FOLDER, os.W_OK):
         raise OSError("it is not built and its folder cannot be written (run `python -m kernels.native` as who can)")
     path.parent.mkdir(exist_ok=True)
-    part, made = (path.with_suffix(f".{os.getpid()}{end}") for end in (".o", ".new"))
+    sources = sorted(FOLDER.glob("native*.c"))
+    *parts, made = (path.with_suffix(f".{os.getpid()}.{end}") for end in (*(file.stem for file in sources), "new"))
+    steps = [(*flags, "-c", str(source), "-o", str(part)) for source, part in zip(sources, parts, strict=True)]
     try:
         # Linked without an OpenMP library of its own: torch's is in this process, and two would keep a pool of threads each.
-        for arguments in ((*flags, "-c", str(SOURCE), "-o", str(part)), ("-shared", str(part), "-o", str(made))):
+        for arguments in (*steps, ("-shared", *map(str, parts), "-o", str(made))):
             done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise OSError(f"the C compiler failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -74,7 +76,7 @@ def built(name: str) -> Path:
     except subprocess.TimeoutExpired:
         raise OSError("the C compiler took over five minutes") from None
     finally:
-        for file in (part, made):
+        for file in (*parts, made):
             file.unlink(missing_ok=True)
     return path
 

@@ -23,9 +23,9 @@ explorer.rights explorer.sizes explorer.hub explorer.downloads explorer.checkpoi
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
     explorer.likelihood explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
-explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.findings explorer.detectors
-explorer.quantizing explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce explorer.folding
-    explorer.saving explorer.tasks
+explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.speeds explorer.findings explorer.detectors
+explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
+    explorer.folding explorer.saving explorer.tasks
     explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary
 explorer.learn
 explorer.worker

@@ -191,7 +191,7 @@ def test_answers_follow_the_numbers() -> None:
     size, good, garbage = answers(gptq, base, ladder(RECORDED, gptq))
     facts = " ".join(size.facts)
     assert "4.25 bits" in facts and "stayed in 16 bits" in facts and gptq.provenance["kernel_summary"] in facts
-    assert size.text.startswith("2.") and "times smaller" in size.text and "the overhead of each step, not by bytes" in size.text and len(size.text) < 120
+    assert size.text.startswith("2.") and "times smaller" in size.text and "% of a token's time" in size.text and len(size.text) < 120
     assert "between" in good.text and "better than its size" in good.text
     assert garbage.level in ("ok", "unknown") and answers(base, base) == []
     assert "(embedding, norms and head)" in facts, "of the parts that stayed in 16 bits"

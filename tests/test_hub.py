@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer import downloads, experiment, models, rights, sizes
+from explorer import downloads, loader, models, rights, sizes
 from explorer.experiment import Loader, LocalRunner
 from explorer.hub import Hub, HubSettings, settings_from, split_id
 from explorer.records import InputError, ModelRef, Progress
@@ -130,7 +130,7 @@ def test_too_large_is_refused_with_no_weight_byte(hub: Hub, server: StandIn, mon
 
 
 def test_a_training_that_does_not_fit_is_refused_with_no_weight_byte(hub: Hub, server: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(loader, "free_memory", lambda device: 10**9)
     runner = LocalRunner(store, Loader(CPU, hub=hub))
     with pytest.raises(InputError, match=r"Training 0\.00 billion weights takes about"):
         list(runner.run(NAME, "qat", {"group_size": 32}, tokens=512, length=128))

@@ -15,7 +15,7 @@ import torch
 from pretended_gpu import gpu  # noqa: F401 - a fixture
 from torch import nn
 
-from explorer import experiment, lattice, likelihood, models, request, sizes
+from explorer import experiment, lattice, likelihood, loader, models, request, sizes
 from explorer.experiment import LocalRunner, last_report, outdated
 from explorer.likelihood import losses, passes
 from explorer.methods import build, qat
@@ -126,7 +126,7 @@ def test_a_training_that_does_not_fit_is_refused_before_a_weight_is_read(store: 
     last_report(LocalRunner(store).run(*asked, **few))
     others, read = asked[2] | {"steps": 2}, models.load
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "free_memory", lambda device: 10**9)
+        patch.setattr(loader, "free_memory", lambda device: 10**9)
         patch.setattr(models, "load", lambda *given: pytest.fail("weights were read"))
         runner = LocalRunner(store)
         assert last_report(runner.run(*asked, **few)).provenance["from_store"]

@@ -130,8 +130,8 @@ def weight_of(case: Case) -> LowBitWeight:
 
 
 def test_without_a_compiler_torch_serves_and_the_reason_is_said(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fresh.setattr(native, "SOURCE", tmp_path / "native.c")
-    native.SOURCE.write_text("int nothing;")
+    fresh.setattr(native, "FOLDER", tmp_path)
+    (tmp_path / "native.c").write_text("int nothing;")
     fresh.setattr(native.shutil, "which", lambda name: None)
     weight = weight_of(Case(1, 64, 256, 4, 64))
     assert native.refuses(weight) and (not native.flavour() or "install gcc" in native.refuses(weight))
@@ -141,8 +141,8 @@ def test_without_a_compiler_torch_serves_and_the_reason_is_said(fresh: pytest.Mo
 
 @needs_compiler
 def test_a_source_that_does_not_compile_is_a_sentence_and_leaves_nothing(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fresh.setattr(native, "SOURCE", tmp_path / "native.c")
-    native.SOURCE.write_text("no C at all")
+    fresh.setattr(native, "FOLDER", tmp_path)
+    (tmp_path / "native.c").write_text("no C at all")
     assert "C compiler failed" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
     assert not list((tmp_path / "__pycache__").iterdir())
 
@@ -168,7 +168,7 @@ def test_the_source_in_c_is_part_of_what_a_result_depends_on(monkeypatch: pytest
         return code_version("kernels.native")
 
     before, read = version(), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b" " if path.name == "native.c" else b""))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b" " if path.name == "native_int8.c" else b""))
     assert version() != before
     monkeypatch.undo()
     assert version() == before

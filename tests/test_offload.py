@@ -12,7 +12,7 @@ import torch
 from pretended_gpu import gpu  # noqa: F401 - a fixture
 from safetensors.torch import load_file
 
-from explorer import experiment, models, offload, quantizing, sizes
+from explorer import experiment, loader, models, offload, quantizing, sizes
 from explorer.checkpoint import weigh
 from explorer.data import bundled_text
 from explorer.experiment import Loader, LocalRunner, last_report
@@ -104,6 +104,7 @@ def test_the_failure_lab_writes_its_sample_once_there_is_room(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(models, "free_memory", lambda device: weight - 1)
         patch.setattr(experiment, "free_memory", lambda device: weight - 1)
+        patch.setattr(loader, "free_memory", lambda device: weight - 1)
         assert [(bool(report.find("sample_text")), kept) for report, kept in (answered(), answered())] == [(False, False), (False, True)]
     assert [(bool(report.find("sample_text")), kept) for report, kept in (answered(), answered())] == [(True, False), (True, True)]
 

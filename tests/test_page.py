@@ -15,10 +15,10 @@ import pytest
 import app
 from explorer.docs import SEEDS
 from explorer.figures import figures
-from explorer.records import InputError, Progress, Report, report_from
+from explorer.records import InputError, Measurement, Progress, Report, report_from
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import in_rows
-from explorer.ui.page import Page
+from explorer.ui.page import OPTIONS, Page
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell, View, tabs
 from explorer.ui.tabs import failures
@@ -236,3 +236,23 @@ def test_what_a_control_does_is_said_for_whoever_has_never_quantized() -> None:
     fields = [field for method in json.loads(CATALOGUE.read_text())["methods"] for field in method["fields"]]
     assert set(PLAIN) <= {field["help"] for field in fields}, "each stands for a help that exists"
     assert not any("2^b" in (plain(field["help"]) or "") for field in fields)
+
+
+def test_run_measures_disturbed_times_again(page: Page) -> None:
+    def run(model: str, method: str, params: dict, **options: object) -> Iterator:
+        asked.append((method, options.get("again", False)))
+        report = next(r for r in SEED if r.experiment.spec.method == method)
+        waited = Measurement("decode_waited", 60.0 if len(asked) < 3 else 1.0, "%")
+        kept = tuple(m for m in report.measurements if m.metric != "decode_waited")
+        yield dataclasses.replace(report, measurements=(*kept, waited), provenance=report.provenance | {"recorded": False})
+
+    asked: list[tuple[str, bool]] = []
+    page.shell.runner.run = run
+    params = dict(next(r for r in SEED if r.experiment.spec.method == "gptq").experiment.spec.params)
+    page.asked = lambda values: ("demo", "gptq", params, dict(zip(OPTIONS, OPTION_VALUES, strict=True)))
+    busy = ran(page, "gptq", keys_of(SEED[:1]))[-1]
+    assert "Run measures it again" in busy[0]
+    calm = ran(page, "gptq", busy[1].value)[-1]
+    assert "measures it again" not in calm[0]
+    ran(page, "gptq", calm[1].value)
+    assert asked == [("none", False), ("gptq", False), ("none", False), ("gptq", True), ("none", False), ("gptq", False)]

@@ -7,11 +7,12 @@ import json
 
 import pytest
 
-from explorer.answers import changed, speed
+from explorer.answers import changed
 from explorer.docs import SEEDS, peers, results_table
 from explorer.figures import charts, figures, tradeoffs
 from explorer.findings import known, one_rate
-from explorer.records import Measurement, Report, change, fitting, report_from
+from explorer.records import Report, change, fitting, report_from
+from explorer.speeds import share, speed
 
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
 FOUR, BROKEN = (next(r for r in ALL if r.name == name) for name in ("RTN 4-bit g64", "RTN 2-bit g64"))
@@ -50,11 +51,10 @@ def test_a_limit_that_does_not_say_its_rate_is_left_out() -> None:
     assert "1 more do not say the rate" in said and "from one reading of memory" in said
 
 
-def test_the_bound_follows_the_rate() -> None:
-    near = dataclasses.replace(FOUR, measurements=(*FOUR.measurements, Measurement("other", 1.0)))
+def test_the_share_of_reading_follows_the_rate() -> None:
     rate = FOUR.value("decode_bandwidth") * FOUR.value("decode_tokens_per_second") / FOUR.value("decode_limit")
-    assert one_rate([read(near, 1.5 * rate)])[0].value("decode_bound") == "bandwidth"
-    assert one_rate([read(near, 1.5 * rate), read(near, 3 * rate)])[0].value("decode_bound") == "overhead"
+    assert share(one_rate([read(FOUR, 2 * rate)])[0]) == pytest.approx(50)
+    assert share(one_rate([read(FOUR, 2 * rate), read(FOUR, 4 * rate)])[0]) == pytest.approx(25)
 
 
 def test_beyond_a_hundred_percent_a_change_is_a_factor() -> None:

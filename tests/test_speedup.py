@@ -15,6 +15,7 @@ from explorer.docs import SEEDS, results_table
 from explorer.figures import figures, tradeoffs
 from explorer.metrics import Subject, speed
 from explorer.records import Measurement, Progress, Report, report_from
+from explorer.repeats import between
 
 RECORDED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 
@@ -105,7 +106,7 @@ def test_time_is_relative_to_16_bits() -> None:
     assert standing == {"gptq": "best", "rtn": "best", "fast": "best"}
     drawn = tradeoffs.draw(data)
     marks = {trace["name"]: trace for trace in drawn["data"]}
-    assert marks["GPTQ"]["x"] == [pytest.approx(1 / 1.5)] and marks["GPTQ"]["error_x"]["array"] == [pytest.approx(1 / 1.4 - 1 / 1.5)]
+    assert marks["GPTQ"]["x"] == [pytest.approx(1 / 1.5)] and marks["GPTQ"]["error_x"]["array"] == [pytest.approx((between() - 1) / 1.5)]
     assert drawn["layout"]["xaxis"]["title"]["text"] == "time per token, 16 bits = 1" and drawn["layout"]["shapes"][0]["x0"] == 1.0
     by_bits = [p | {"metrics": p["metrics"] | {"bits_per_weight": [4.0, None, None]}} for p in points]
     assert "another that is no slower is measurably better" in tradeoffs.summary(data)
@@ -139,10 +140,10 @@ def faster(report: Report) -> Report:
 
 def test_figure_table_and_readme_tell_the_speedup_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     said = figures()["speed"].summary([RECORDED[0], faster(RECORDED[1])], "")
-    assert "1.42 times as fast as 16 bits in the same run (1.31 to 1.53)" in said
+    assert "1.42 times as fast as 16 bits in the same run (1.31 to 1.53 within it" in said
     monkeypatch.setattr("explorer.docs.report_from", lambda data: faster(report_from(data)))
     table = results_table()
-    assert "speed-up over 16 bits, interleaved |" in table and "| 1.42 ± 0.11 |" in table
+    assert "speed-up over 16 bits, interleaved (95% within its run) |" in table and "| 1.42 (1.31 to 1.53) |" in table
 
 
 def test_the_metric_yields_both_ratios_of_a_real_model(loaded_demo: Subject) -> None:

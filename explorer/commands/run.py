@@ -8,7 +8,7 @@ from typing import Any
 
 from explorer.commands import Command, document, runner_of, show, writable
 from explorer.data import FILE_LIMIT
-from explorer.findings import busy, in_16_bits
+from explorer.findings import doubt, doubts, in_16_bits
 from explorer.records import InputError, Report
 from explorer.wide import origin
 
@@ -112,9 +112,11 @@ def table(report: Report) -> str:
         if not m.layer and not isinstance(m.value, list | dict):
             value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
-            rows.append(f"{m.metric:28s} {value} {m.unit}{interval}  {m.how}" + (f", {m.bad} not finite" if m.bad else ""))
+            within = " within this run" if interval and m.metric.endswith("_speedup") else ""
+            notes = [f"{m.bad} not finite" if m.bad else "", "disturbed: see speed below" if doubt(report, m.metric) else ""]
+            rows.append(", ".join([f"{m.metric:28s} {value} {m.unit}{interval}{within}  {m.how}", *filter(None, notes)]))
     rows += [f"{'kernel':28s} {report.provenance['kernel_summary']}", f"{'calibration':28s} {report.provenance['calibration']}"]
-    rows += [f"{'speed':28s} {told} with --remeasure"] if (told := busy(report)) else []
+    rows += [f"{'speed':28s} {told} (--remeasure measures again)" for told in doubts(report)]
     rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
@@ -136,10 +138,11 @@ def work(args: argparse.Namespace) -> None:
     if args.html:
         writable(args.html)
     from explorer.experiment import last_report
+    from explorer.export import noted
 
     runner = runner_of(args.store)
     report = last_report(runner.run(args.model, args.method, given, **options), show)
-    print(document(report) if args.json else table(report), flush=True)
+    print(document(noted(report)) if args.json else table(report), flush=True)
     if args.html:
         base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
         args.html.write_text(page_of([*base, report]))

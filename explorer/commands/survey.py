@@ -39,6 +39,7 @@ SURVEYED = (
     "quantize_seconds",
     "decode_tokens_per_second",
     "decode_speedup",
+    "decode_waited",
     "decode_limit",
     "decode_bandwidth",
     "decode_bandwidth_waited",

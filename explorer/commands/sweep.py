@@ -11,6 +11,7 @@ from typing import Any
 
 from explorer.commands import Command, document, runner_of, writable
 from explorer.commands.run import add_circumstances, add_widths, circumstances, every_field
+from explorer.findings import doubts
 from explorer.records import Answer, Event, InputError, Progress, Report
 from explorer.wide import FIXED, SPREAD, column, drawn, origin, over_seeds, rows, table
 
@@ -22,8 +23,8 @@ ABOUT = (
 TABLE = (
     "The CSV has a row a configuration, one that could not run included: its `error` says why. Columns are always the same, in the same order, and are named "
     "with their units: " + ", ".join(FIXED) + ". layers_kept counts matrices of the decoder blocks that stayed in 16 bits. _low and _high are the ends of a "
-    "95% interval over evaluation windows, of the speed-ups over rounds of both loops in turn, of decode_tokens_per_second the 20th and 80th percentile of "
-    "single tokens, of time_to_first_token_seconds the least and the most of its runs. Any further number "
+    "95% interval over evaluation windows, of the speed-ups over rounds of both loops in turn within one run, of decode_tokens_per_second the 20th and 80th "
+    "percentile of single tokens, of time_to_first_token_seconds the least and the most of its runs. Any further number "
     "that was measured on the whole model follows as a column of its own, named the same way. Exit code 2: none of the configurations could run."
 )
 
@@ -80,6 +81,10 @@ def notes(reports: Sequence[Report]) -> list[str]:
     if old:
         said.append(f"{len(old)} of {len(timed)} speeds were not measured in this sweep (the oldest: {min(old, key=lambda how: how.split(', ')[-1])}): "
                     "compare decode_speedup instead; --remeasure measures all of them now.")  # fmt: skip
+    late = [report.name for report in reports if doubts(report)]
+    if late:
+        said.append(f"{len(late)} of {len(timed)} speeds were disturbed by other work (speed_note), so nothing is concluded from them: {', '.join(late[:5])}"
+                    f"{' and more' if len(late) > 5 else ''}; --remeasure measures again.")  # fmt: skip
     return said
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from explorer import paired
+from explorer.findings import doubts
 from explorer.learn import planned
 from explorer.learn.answers import FUNCTIONS
 from explorer.records import Answer, Measurement, Report, report_from
@@ -49,6 +50,10 @@ class Facts:
 
     def value(self, run: str, metric: str) -> Any:
         return self._find(run, metric).value
+
+    def undisturbed(self, run: str) -> bool:
+        """Whether no other work had the cores while its tokens were timed or memory was read."""
+        return not doubts(self._reports[run])
 
     def low(self, run: str, metric: str) -> float:
         """The lower end of its 95% interval."""

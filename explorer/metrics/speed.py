@@ -1,4 +1,4 @@
-"""How fast tokens come, beside the 16-bit loop in the same minute: time to first token, seconds per token, and what bounds them. Times the loop in `decode`."""
+"""How fast tokens come, beside the 16-bit loop in the same minute: the first, each further one, and what reading alone takes. Times the loop in `decode`."""
 
 from __future__ import annotations
 
@@ -122,7 +122,6 @@ def summarise(firsts: list[float], latencies: list[float], bytes_per_token: floa
     yield Measurement("decode_limit", limit, "tokens/s", how="estimated")
     yield Measurement("decode_bandwidth", moved.value, "bytes/s", how="measured" if source.startswith("measured") else "estimated")
     yield Measurement("decode_bandwidth_waited", moved.waited, "%")
-    yield Measurement("decode_bound", "bandwidth" if rate > limit / 2 else "overhead", how="estimated")
 
 
 METRIC = Metric("speed", measure, per_device=True, of_weights=True, order=3)

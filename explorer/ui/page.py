@@ -7,23 +7,26 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
+from explorer.findings import busy
+from explorer.records import Event, InputError, Partial, Progress, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.pace import Pace
-from explorer.ui.session import is_baseline
+from explorer.ui.session import disturbed, is_baseline, spec_of
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
 from explorer.ui.visitor import session
 
 REDRAWN = 1.0  # seconds from a drawing of what is measured to the next
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
+
+AGAIN = "The machine was busy while it was timed: Run measures it again."
 
 
 def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
@@ -203,13 +206,15 @@ class Page:
                 for what, name, chosen, given in asked:
                     kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
                     clock.follow(self.pace.of(kind) if (name, given) == (method, options) else {})  # of the baseline alone it would be taken for all
-                    for event in watched(self.shell.runner.run(model, name, chosen, **given), clock, what):
+                    again = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
+                    for event in watched(self.shell.runner.run(model, name, chosen, **given, **again), clock, what):
                         if isinstance(event, Report):
                             shown, note = self.placed(shown, [*turn.before, event])
                             turn.done(event)
                             self.pace.note(kind, clock.begun)
                             left = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
+                            sentence += f" {AGAIN}" if busy(event) else ""
                         elif isinstance(event, Partial):
                             turn.expect(event.report, shown)
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
@@ -249,9 +254,7 @@ class Page:
 
     def ready(self, shown: Sequence[Report], model: str, method: str, params: dict[str, Any], options: dict[str, Any]) -> Report | None:
         """The recording of a configuration that is about to be measured; None without one, or where the configuration is on the page already."""
-        given = {name: value for name, value in params.items() if value is not None}
-        spec = replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
-        found = self.shell.shelf.recorded(model.strip(), spec, options)
+        found = self.shell.shelf.recorded(model.strip(), spec_of(method, params, options), options)
         return None if found is None or any(r.experiment == found.experiment for r in shown) else found
 
     def choose(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:

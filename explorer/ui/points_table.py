@@ -14,14 +14,15 @@ from explorer.ui.guard import questions
 from explorer.ui.session import is_baseline
 from explorer.ui.table import ELSEWHERE, batch_button, comparison
 
+BUSY = "machine busy: no conclusion"
 HEADS = ("bits/weight", "KL, nats", "change in perplexity, %", "times as fast as 16 bits", "ms a token", "quantize, s")
 TIMES = HEADS[-3:]
 START = "<p class='hint'>Click a point, or a name in the table below: its report opens here.</p>"
 
 
 def numbers(point: dict[str, Any], timed: bool = True) -> list[tuple[float | None, str]]:
-    """(value, the same with half its interval as HTML) under each of HEADS; a button beside the time sweeps the batch. timed: whether its times are
-    of the device whose times are shown; those of another are left out.
+    """(value, the same with half its interval, a ratio's from low to high, as HTML) under each of HEADS; a button beside the time sweeps the batch.
+    timed: whether its times are of the device whose times are shown; those of another are left out.
     """
 
     def one(metric: str, form: str = "") -> tuple[float | None, str]:
@@ -31,14 +32,20 @@ def numbers(point: dict[str, Any], timed: bool = True) -> list[tuple[float | Non
         half = (high - low) / 2 if finite(low) and finite(high) and low != high else None
         if metric == "perplexity_delta" and value > 100:
             return value, change(value, low, high)[0] + ("" if half is None else f" ± {fitting(half / 100, half / 100)}")
+        if metric == "decode_speedup":
+            return value, f"{value:.2f}" + ("" if half is None else f"<small>{low:.2f} to {high:.2f}</small>") + late
         if not form:
             return value, significant(value) + ("" if half is None else f" ± {significant(half, value)}")
         return value, f"{value:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")
 
+    late = f"<small title='{escape(point['disturbed'], quote=True)}'>{BUSY}</small>" if point.get("disturbed") else ""
     rate = point["metrics"].get("decode_tokens_per_second", [None])[0]
-    time = (1000 / rate, f"{milliseconds(point).replace(' ms', '')} {batch_button(point['name'], point['key'])}") if milliseconds(point) else (None, "")
+    time = (None, "")
+    if shown := milliseconds(point).replace(" ms", ""):
+        middle, _, ends = shown.partition(" ")
+        time = 1000 / rate, f"{middle}<small>{ends.strip('()')}</small>{late}<small>{batch_button(point['name'], point['key'])}</small>"
     quality = [one("bits_per_weight", ".3f"), one("kld_mean"), one("perplexity_delta", "+.2f")]
-    return [*quality, *([one("decode_speedup", ".2f"), time, one("quantize_seconds", ".1f")] if timed else [(None, "")] * len(TIMES))]
+    return [*quality, *([one("decode_speedup"), time, one("quantize_seconds", ".1f")] if timed else [(None, "")] * len(TIMES))]
 
 
 def points_table(points: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from explorer.findings import busy
 from explorer.records import QuantSpec, Report, key_of, report_from
 from explorer.ui.visitor import owner, session
 
@@ -92,7 +93,7 @@ class Shelf:
         """
         own = [r for r in reversed(self._readable()) if not is_recorded(r) and not r.missing]
         measured = [replace(r, provenance=r.provenance | {"from_store": True}) for r in own]
-        return next((r for r in [*self._seeds.values(), *measured] if _matches(r, model, spec, options)), None)
+        return next((r for r in [*self._seeds.values(), *measured] if matches(r, model, spec, options)), None)
 
     def stopped(self, reports: Iterable[Report]) -> list[Report]:
         """Reports of a page on which nothing is measured any more: those that are not whole say so."""
@@ -101,7 +102,7 @@ class Shelf:
 
     def recorded(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
         """What ships with the project of this configuration, as `find` takes it: a seed, else a report of the survey, or None."""
-        return next((r for r in [*self._seeds.values(), *survey().values()] if _matches(r, model, spec, options)), None)
+        return next((r for r in [*self._seeds.values(), *survey().values()] if matches(r, model, spec, options)), None)
 
     def with_baseline(self, reports: Sequence[Report]) -> list[Report]:
         """The reports with the baseline of their model and text in front, where it is on the shelf: a recorded one before what was recorded, else one
@@ -120,12 +121,28 @@ class Shelf:
             return [report for (login, _), report in self._reports.items() if login in allowed]
 
 
-def _matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> bool:
+def matches(report: Report, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> bool:
+    """Whether a report is of this model name, spec, texts and calibration."""
     evaluation, calibration = report.experiment.evaluation, report.experiment.calibration
     if report.experiment.model.name != model or report.experiment.spec != spec:
         return False
     texts = evaluation.source == options["evaluation"] and calibration.source == options["calibration"]
     return texts and calibration.seed == options["seed"] and calibration.tokens // calibration.length == options["sequences"]
+
+
+def spec_of(method: str, params: dict[str, Any], options: dict[str, Any]) -> QuantSpec:
+    """What a method, its parameters and the options ask for."""
+    given = {name: value for name, value in params.items() if value is not None}
+    return replace(QuantSpec.of(method, **given), kv_bits=options["kv_bits"], head_bits=options["head_bits"])
+
+
+def disturbed(shown: Sequence[Report], model: str, spec: QuantSpec, options: dict[str, Any]) -> bool:
+    """Whether the page shows what was measured of this with times that other work disturbed: who asks for it once more wants it measured again, however
+    busy the machine still is.
+    """
+    names = (model.strip(), model.strip().split("@")[0], str(Path(model.strip()).expanduser()))
+    own = (r for r in shown if busy(r) and not is_recorded(r) and r.experiment.model.name in names)
+    return any(matches(r, r.experiment.model.name, spec, options) for r in own)
 
 
 def keys_of(reports: Iterable[Report]) -> list[str]:

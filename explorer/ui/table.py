@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from explorer.answers import gain
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite
-from explorer.findings import awaited, busy, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
+from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
 from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
+from explorer.repeats import between
+from explorer.speeds import judged
 from explorer.ui.session import is_baseline
 
 
@@ -21,7 +22,7 @@ class Row:
     more: whether more is better (None: neither).
 
     relative: shown with its ratio to the baseline. by_device: comparable on one device only. ratio: itself how many times as good as 16 bits, with a 95%
-    interval.
+    interval over the rounds of its run.
     """
 
     metric: str
@@ -45,6 +46,7 @@ MORE = (
 ELSEWHERE = "Measured on {}: times of two devices are never put side by side."
 ORDERS = "A click orders the columns by this row."
 RANGES = {"time_to_first_token": "lowest to highest"}
+WITHIN = "95% interval within this run"  # of a speed-up: over its rounds
 SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
     "Quality": (
@@ -103,12 +105,12 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
         ends = f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}"
         notes.append(change(value, found.low, found.high)[1] if as_change else ends)
         unit = row.unit if not as_change else "times" if value > 100 else "%"
-        interval = f"{RANGES.get(row.metric, '20th to 80th percentile' if row.by_device and not row.ratio else '95% interval')} {notes[0]} {unit}".strip()
+        what = WITHIN if row.ratio else RANGES.get(row.metric, "20th to 80th percentile" if row.by_device else "95% interval")
+        interval = f"{what} {notes[0]} {unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
-    told = busy(report) if row.metric == "decode_tokens_per_second" else ""
-    notes += [told or note] if told or note else []
+    notes += [told] if (told := doubt(report, row.metric) or note) else []
     lines = "".join(f"<small>{escape(part)}</small>" for part in notes)
     swept = f"<small>{batch_button(report.name, report.key)}</small>" if live and row.metric == "decode_tokens_per_second" else ""
     chip = of_measurement(found, report, interval)
@@ -135,9 +137,9 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     if row.metric == "kld_mean" and drowned(report):
         return "same", "not told from rounding to bfloat16"
     if row.ratio:
-        pair = gain(report, row.metric)
-        known = "" if pair is None else "better" if pair.low > 1 else "worse" if pair.high < 1 else "same"
-        return known, "no measurable difference" if known == "same" else ""
+        known = {"faster": "better", "slower": "worse", "same": "same"}.get(judged(report, row.metric), "")
+        inside = finite(found.low) and finite(found.high) and found.low <= 1 <= found.high
+        return known, "" if known != "same" else "no measurable difference" if inside else f"no more than runs differ, a factor of {between():.2f}"
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
@@ -205,9 +207,10 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     folded = reachable(f"{second}<tbody>{lines((*MORE, *further(reports)), reports, base, live)}</tbody></table>")
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile of single tokens, for the first token the lowest to highest run. "
-        "Better and worse: than the baseline, beyond the interval; ≈: not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run; "
-        "times of different runs get no sign, because a machine's pace changes from minute to minute. Point at a row's name to read what it is, click it to "
-        "order the columns by it; point at a number or its letter to see how it came to be."
+        "Better and worse: than the baseline, beyond the interval; ≈: not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run, "
+        f"its interval that of the rounds within this run; another run of the same work lies within a factor of {between():.2f} of their mean (the recorded "
+        "survey), and only what is beyond that, too, gets a sign. Times of different runs get none, because a machine's pace changes from minute to minute. "
+        "Point at a row's name to read what it is, click it to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")

@@ -1,0 +1,83 @@
+/* What the products in native.c and native_int8.c share: vectors, weights, rows a tile, scales in and results out. Which CPU it is for, flags say. */
+#ifndef NATIVE_H
+#define NATIVE_H
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512BF16__)
+#define PAIRS 1 /* inputs that one instruction multiplies, less one */
+#else
+#define PAIRS 0
+#endif
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 12
+#else
+#define LANES 8
+#define ROWS 4
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+enum kind { TABLE2, TABLE4, INTEGER8, FLOAT8 };
+
+struct weight {
+    const uint32_t *codes; /* [strips][groups * steps][16] */
+    const void *scale, *shift; /* [strips][groups][16], float32 or bfloat16; shift may be none */
+    const float *table; /* [16] values of codes; FLOAT8: [0] what its bits are multiplied with */
+    long n, k, groups, steps; /* steps of a group */
+    int kind, wide, mantissa; /* wide: scale and shift are float32 */
+};
+
+INLINE words bits(vec x) { return (words)x; }
+INLINE vec number(words x) { return (vec)x; }
+
+INLINE vec load_numbers(const void *from, long at, int wide)
+{
+    if (wide) {
+        vec x;
+        memcpy(&x, (const float *)from + at, sizeof x);
+        return x;
+    }
+    halves h;
+    memcpy(&h, (const uint16_t *)from + at, sizeof h);
+    return number(__builtin_convertvector(h, words) << 16);
+}
+
+/* Rounds to bfloat16, half to even; NaN stays. */
+INLINE void store(uint16_t *y, vec x, long left)
+{
+    words u = bits(x), even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, nan = (words)((u & 0x7fffffffu) > 0x7f800000u);
+    halves h = __builtin_convertvector((even & ~nan) | (((u >> 16) | 64u) & nan), halves);
+    if (left >= LANES)
+        memcpy(y, &h, sizeof h);
+    else if (left > 0)
+        memcpy(y, &h, 2 * left);
+}
+
+INLINE void *room(void **held, size_t *size, size_t wanted)
+{
+    if (*size < wanted) {
+        free(*held);
+        *held = aligned_alloc(64, *size = (wanted + 4095) / 4096 * 4096);
+    }
+    return *held;
+}
+
+#define WIDTH(R) (LANES == 16 ? ((R) <= 4 ? 4 : 2) : ((R) <= 2 ? 4 : 2))
+#if LANES == 16
+#define EACH(F) F(1) F(2) F(4) F(6) F(8) F(10) F(11) F(12)
+#define ROW(NAME) {NAME##_1, NAME##_2, NAME##_4, NAME##_6, NAME##_8, NAME##_10, NAME##_11, NAME##_12}
+static const int sizes[] = {1, 2, 4, 6, 8, 10, 11, 12};
+#else
+#define EACH(F) F(1) F(2) F(3) F(4)
+#define ROW(NAME) {NAME##_1, NAME##_2, NAME##_3, NAME##_4}
+static const int sizes[] = {1, 2, 3, 4};
+#endif
+#endif
