@@ -211,7 +211,8 @@ def test_a_class_votes_and_the_run_answers(browser, address: str) -> None:
 
 def test_a_tall_chart_fits_a_small_projector(browser, address: str) -> None:
     page, wrong = visit(browser, address, 1024, 640, query="&tab=classroom")
-    page.locator("#open-room").click()
+    page.click("#teacher > button")
+    page.click("#open-room")
     page.locator("#invitation .code").wait_for(timeout=10_000)
     page.locator("#class-story input").click()
     page.get_by_role("option", name=stories()["granularity"].title, exact=True).click()
