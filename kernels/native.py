@@ -88,7 +88,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     if not name:
         return None, "this CPU has no AVX2, or is no x86 under Linux"
     try:
-        threads = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "gomp" in line or "iomp" in line)
+        threads = next(line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "gomp" in line or "iomp" in line)
         ctypes.CDLL(threads, ctypes.RTLD_GLOBAL)
         found = ctypes.CDLL(str(built(name)))
     except StopIteration:

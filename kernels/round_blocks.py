@@ -140,7 +140,7 @@ def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, Activation
     """Random inputs with a row of zeros, blocks of very different size, and numbers halfway between two elements."""
     x = torch.randn(case.m, case.k, generator=generator)
     x[0] = 0
-    x[1, : case.k // 2] *= 2.0**-9
+    x[1:2, : case.k // 2] *= 2.0**-9
     x[-1] = (x[-1] * 4).round() / 4
     return x, case.activation
 
