@@ -102,7 +102,7 @@ def goal(model: Architecture, plan: Plan, card: Accelerator, recorded: Mapping[s
     if need(model, plan).bits_per_weight > need(model, asked).bits_per_weight and fit(model, plan, card).count == 1:
         text += f"The {need(model, plan).bits_per_weight:.3g} bits a weight chosen above fit, too, where something loads them. "
     if width is WHOLE:
-        return f"<p class='see'>{text}Nothing need be quantized: load the checkpoint as it is published.</p>"
+        return f"<p class='see'>{text}Nothing need be quantized: the weights fit in 16 bits.</p>"
     paid = cost(width, recorded)
     text += f"The nearest recorded run of that width, {paid}: evidence from {OWN.format(size)}. " if paid else "That width was not recorded here. "
     return f"<p class='see'>{text}{written(model, width)}</p>"

@@ -17,7 +17,7 @@ from explorer.chips import chip, reachable
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
 from explorer.figures.plan import CHART
-from explorer.planner import LAYOUTS, Need, Plan, gigabytes, need
+from explorer.planner import LAYOUTS, Need, Plan, gigabytes, need, stored_bits
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.goal import goal
@@ -138,7 +138,16 @@ def width(model: Architecture, plan: Plan, found: Need) -> str:
     rest = "" if plan.everything else f"; embedding{'' if model.tied else ' and head'} in 16"
     replaced = kept.fallback is not None and any(one.inputs % kept.block for one in model.matrices())
     name = f"{kept.title}{f', {kept.fallback.title} where {kept.block} does not divide a row' if replaced else ''}: " if plan.format else ""
-    return f" ({name}{found.bits_per_weight:.3f} bits a weight{rest})"
+    return f" ({name}{found.bits_per_weight:.3f} bits a weight{rest}{whole(model, plan)})"
+
+
+def whole(model: Architecture, plan: Plan) -> str:
+    """How much of the layers stays in 16 bits because groups or blocks do not divide their rows, and which rows; "" where none does."""
+    stay = [one for one in model.matrices() if stored_bits(one.outputs, one.inputs, plan) == 16 * one.outputs * one.inputs]
+    if not stay:
+        return ""
+    share, rows = sum(one.parameters for one in stay) / sum(one.parameters for one in model.matrices()), sorted({one.inputs for one in stay})
+    return f"; {share:.0%} of the layers' weights stay in 16, because {plan.layout().block} does not divide rows of {' and '.join(f'{k:,}' for k in rows)}"
 
 
 def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
