@@ -119,6 +119,8 @@ def slower_by(report: Report, bytes_fewer: float | None) -> str:
         return f"rounding the inputs{' and the int8 product take' if 'w8a8_int8' in ran else ' takes'} longer here than the bytes save"
     if "16-bit copy" in ran:
         return "no bytes are saved, the weights are a 16-bit copy here"
+    if turns_inputs(report):
+        return "turning the inputs and unpacking cost more here than the bytes save"
     return "" if bytes_fewer is not None and bytes_fewer <= 1.02 else "unpacking costs more here than the bytes save"
 
 
@@ -131,13 +133,18 @@ def slower_start(report: Report) -> list[str]:
     longer = f"{1 / found.value:.2f} times as long as in 16 bits ({1 / found.high:.2f} to {1 / found.low:.2f} within this run, {found.n} rounds in turn)"
     if not rounds_inputs(report) and "16-bit copy" in summary:
         return [f"Its first token takes {longer}."]
-    work = "rounding the inputs" if rounds_inputs(report) else "unpacking"
+    work = "rounding the inputs" if rounds_inputs(report) else "turning the inputs" if turns_inputs(report) else "unpacking"
     return [f"Its first token takes {longer}. A prompt is many rows at once, where weights are read once for all of them and {work} is extra work."]
 
 
 def rounds_inputs(report: Report) -> bool:
     """Whether a kernel ran that multiplies inputs in low bits."""
     return any(name in str(report.provenance.get("kernel_summary", "")) for name in ("w8a8", "block_float"))
+
+
+def turns_inputs(report: Report) -> bool:
+    """Whether inputs are turned by a Hadamard matrix before each product."""
+    return bool(report.experiment.spec.get("rotate"))
 
 
 def pace(report: Report, base: Report | None) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def built(name: str) -> Path:
         for arguments in (*steps, ("-shared", *map(str, parts), "-o", str(made))):
             done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
             if done.returncode:
-                raise OSError(f"the C compiler failed: {done.stderr.strip().splitlines()[-1:]}")
+                raise OSError(f"the C compiler failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
         for old in path.parent.glob(f"native-{name}-*.so"):
             old.unlink(missing_ok=True)
         os.replace(made, path)

@@ -92,6 +92,9 @@ def test_what_is_slower_is_put_down_to_what_its_kernel_does() -> None:
         slow = raced(raced(run, 0.5, 0.7), 0.5, 0.7, "first_token_speedup")
         assert answers(slow, BASE)[0].text.endswith(f"slower: {why}.")
         assert speed(slow)[-1].endswith(f" {why[0].upper()}{why[1:]}.") and extra in slower_start(slow)[0]
+    turned = dataclasses.replace(FOUR, experiment=dataclasses.replace(FOUR.experiment, spec=QuantSpec.of("rtn", bits=4, rotate=True)))
+    slow = raced(raced(turned, 0.5, 0.7), 0.5, 0.7, "first_token_speedup")
+    assert "Turning the inputs and unpacking cost more here" in speed(slow)[-1] and "turning the inputs is extra" in slower_start(slow)[0]
 
 
 def test_an_interval_is_over_windows() -> None:

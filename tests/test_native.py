@@ -63,13 +63,13 @@ def test_every_flavour_means_what_the_reference_means(name: str, fresh: pytest.M
 
 @needs_compiler
 @pytest.mark.parametrize("rows", range(1, 28))
-def test_every_count_of_rows_and_an_odd_shape(rows: int) -> None:
+def test_every_count_of_rows_and_an_odd_shape(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, torch.nan))  # what is not written stays NaN
     x, weight = random_problem(Case(rows, 37, 88, 4, 8, False), torch.Generator().manual_seed(rows))
     assert native.refuses(weight) == ""
     packed, x = native.pack(weight), x.bfloat16()
-    poisoned = torch.full((rows, 37), torch.nan, dtype=torch.bfloat16)
     y, exact = native.run(x, packed), exact_product(x, weight)
-    assert y.shape == poisoned.shape and (y.double() - exact).norm() <= 4e-3 * exact.norm()
+    assert y.shape == (rows, 37) and (y.double() - exact).norm() <= 4e-3 * exact.norm()
 
 
 @needs_compiler

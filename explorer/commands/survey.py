@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from explorer.commands import Command, runner_of, show
 from explorer.records import plain
+from explorer.repeats import SURVEY
 
-SURVEY = Path(__file__).parent.parent.parent / "assets" / "survey.json"
 # Beside every method with its defaults: three bits, where methods part, and the variants people ask about.
 SPECS = (
     *((method, {"bits": 3}) for method in ("rtn", "hqq", "awq", "gptq", "qat")), ("rtn", {"bits": 3, "rotate": True}), ("gptq", {"bits": 3, "rotate": True}),

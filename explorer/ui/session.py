@@ -13,9 +13,9 @@ from typing import Any
 
 from explorer.findings import busy
 from explorer.records import QuantSpec, Report, key_of, report_from
+from explorer.repeats import SURVEY
 from explorer.ui.visitor import owner, session
 
-SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
 COMPARED = 4  # configurations beside the baseline
 REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
 
