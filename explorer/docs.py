@@ -220,7 +220,7 @@ def offloaded_gb(name: str) -> float:
 
 def machine_code_table() -> str:
     """Instructions a weight in the main loop of the weight-only kernel, compiled for Hopper without a GPU."""
-    record = json.loads((ROOT / "assets" / "machine_code.json").read_text())
+    record = [r for r in json.loads((ROOT / "assets" / "machine_code.json").read_text()) if r["capability"] == 90 and r.get("per_weight")]
     rows = ["| format and rows | instructions a weight | registers |", "|---|---|---|"]
     rows += [f"| {r['variant'].removeprefix('sm_90 ')} | {r['per_weight']:.2f} | {r['registers']} |" for r in record]
     return "\n".join([*rows, "", "Command: `make machine-code`."])
