@@ -67,10 +67,10 @@ def spread(runs: Iterable[tuple[str, float]]) -> Spread | None:
 
 
 @cache
-def between() -> float:
-    """The factor within which a single run's speed-up lies of the mean of runs of the same work, with 95% confidence, as the recorded survey shows it on the
-    machine that it was made on; infinite where that repeats too little, so that nothing is judged.
+def between(metric: str = "decode_speedup") -> float:
+    """The factor within which a single run's speed-up, of decoding or of the first token, lies of the mean of runs of the same work, with 95% confidence, as
+    the recorded survey shows it on the machine that it was made on; infinite where that repeats too little, so that nothing is judged.
     """
     reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
-    found = spread((work(report), speedup.value) for report in reports if (speedup := known(report, "decode_speedup")))
+    found = spread((work(report), speedup.value) for report in reports if (speedup := known(report, metric)))
     return found.factor() if found else math.inf

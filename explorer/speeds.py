@@ -27,9 +27,10 @@ def judged(report: Report, metric: str = "decode_speedup") -> str:
     found = gain(report, metric)
     if found is None or busy(report):
         return "" if found is None else "disturbed"
-    if min(found.low, found.value / between()) > 1:
+    factor = between(metric)
+    if min(found.low, found.value / factor) > 1:
         return "faster"
-    return "slower" if max(found.high, found.value * between()) < 1 else "same"
+    return "slower" if max(found.high, found.value * factor) < 1 else "same"
 
 
 def share(report: Report) -> float | None:

@@ -38,6 +38,7 @@ SURVEYED = (
     "quantize_seconds",
     "decode_tokens_per_second",
     "decode_speedup",
+    "first_token_speedup",
     "decode_waited",
     "decode_limit",
     "decode_bandwidth",

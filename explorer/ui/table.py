@@ -139,7 +139,8 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     if row.ratio:
         known = {"faster": "better", "slower": "worse", "same": "same"}.get(judged(report, row.metric), "")
         inside = finite(found.low) and finite(found.high) and found.low <= 1 <= found.high
-        return known, "" if known != "same" else "no measurable difference" if inside else f"no more than runs differ, a factor of {between():.2f}"
+        apart = f"no more than runs differ, a factor of {factor:.2f}" if finite(factor := between(row.metric)) else "how far runs differ is not known"
+        return known, "" if known != "same" else "no measurable difference" if inside else apart
     start = base.find(row.metric) if base is not None and base is not report else None
     if not row.relative or start is None or not finite(start.value) or not start.value:
         return "", ""
@@ -205,11 +206,13 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     top = f"<table class='compare'><thead><tr><th scope='col'>{escape(model_of(reports[0]))}</th>{heads}</tr></thead>"
     second = top.replace("'compare'", "'compare more'")
     folded = reachable(f"{second}<tbody>{lines((*MORE, *further(reports)), reports, base, live)}</tbody></table>")
+    factor = between("first_token_speedup")
+    first = f", of first tokens {factor:.2f}" if finite(factor) else ""
     legend = (
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile of single tokens, for the first token the lowest to highest run. "
         "Better and worse: than the baseline, beyond the interval; ≈: not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run, "
-        f"its interval that of the rounds within this run; another run of the same work lies within a factor of {between():.2f} of their mean (the recorded "
-        "survey), and only what is beyond that, too, gets a sign. Times of different runs get none, because a machine's pace changes from minute to minute. "
+        f"its interval that of the rounds within this run; another run of the same work lies within a factor of {between():.2f} of their mean{first} "
+        "(the recorded survey), and only what is beyond that, too, gets a sign. Times of different runs get none, because a machine's pace changes from minute to minute. "
         "Point at a row's name to read what it is, click it to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
