@@ -212,8 +212,8 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
         "Ranges are 95% intervals, for speeds the 20th to 80th percentile of single tokens, for the first token the lowest to highest run. "
         "Better and worse: than the baseline, beyond the interval; ≈: not beyond it; sizes are exact. A speed-up is of two loops that ran in turn in one run, "
         f"its interval that of the rounds within this run; another run of the same work lies within a factor of {between():.2f} of their mean{first} "
-        "(the recorded survey), and only what is beyond that, too, gets a sign. Times of different runs get none, because a machine's pace changes from minute to minute. "
-        "Point at a row's name to read what it is, click it to order the columns by it; point at a number or its letter to see how it came to be."
+        "(the recorded survey), and only what is beyond that, too, gets a sign. Times of different runs get none, because a machine's pace changes from minute "
+        "to minute. Point at a row's name to read what it is, click it to order the columns by it; point at a number or its letter to see how it came to be."
     )
     protocol = escape(str(reports[0].provenance.get("text", "")))
     whole = reachable(f"{top}{''.join(bodies)}<tbody>{section}{circumstances(reports)}</tbody></table>")
