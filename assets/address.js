@@ -86,8 +86,10 @@
   });
 
   // A run ends with its page: this tab keeps what was asked for (explorer/ui/again.py), and the page that takes its place goes on with it, once. Two runs
-  // are asked for one after the other, as they were.
-  addEventListener("pagehide", () => { if (window.going) sessionStorage.setItem("going", window.going); });
+  // are asked for one after the other, as they were. A word of a cancelled run may still be on its way, so what counts is the button that was pressed last.
+  let pressed = "";
+  document.addEventListener("click", (event) => { pressed = event.target.closest("#run, #cancel")?.id ?? pressed; });
+  addEventListener("pagehide", () => { if (window.going && pressed !== "cancel") sessionStorage.setItem("going", window.going); });
   window.goOn = () => {
     const links = JSON.parse(sessionStorage.getItem("going") ?? "[]"), [{ type }] = performance.getEntriesByType("navigation");
     sessionStorage.removeItem("going");

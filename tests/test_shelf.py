@@ -121,10 +121,8 @@ def test_ones_own_point_stands_for_the_recorded_one(page: Page) -> None:
 
 def test_all_that_is_compared_can_be_taken_off_at_once(page: Page) -> None:
     line, compared, *_, shown = page.cleared("1", None, NAMES)
-    assert (
     assert "baseline stays" in line and "Reset brings" in line and compared.value == [key for _, key in seats(SEEDS[:1])]
     assert shown == [("16-bit baseline", True)]
-    )
     assert all("value" not in part for part in page.cleared("", None, NAMES)), "nothing was taken off"
     line, compared, *_ = page.choose(keys_of(SEEDS[1:]), None, NAMES)
     assert "baseline stays" in line and compared.value == [key for _, key in seats(SEEDS)]

@@ -15,10 +15,11 @@ import gradio as gr
 
 from explorer.link import LONGEST, OPTIONS, completed, fields_of, parse
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import GOES_ON, Page, status
 from explorer.ui.page import OPTIONS as ORDER
+from explorer.ui.page import Page, status
 from explorer.ui.share import control_updates
 
+GOES_ON = "The page was loaded anew while a run was on: it goes on from what is stored."
 CUT = "The page was loaded anew while a run was on, which stopped it. {} to go on: what it had measured is stored."
 
 
@@ -52,8 +53,7 @@ def gone_on(page: Page, told: str, keys: list[str], layer: str | None, active: s
         yield [status(CUT.format(press)), *same, *untouched]
         return
     whole = replace(wanted, params=completed(fields, wanted.params), options=OPTIONS | wanted.options)
-    line = status(f"{GOES_ON[0].upper()}{GOES_ON[1:]}from what is stored.", "busy")
-    yield [line, *same, *(control_updates(page, whole) if how == "reload" else untouched)]
+    yield [status(GOES_ON, "busy"), *same, *(control_updates(page, whole) if how == "reload" else untouched)]
     asked = whole.model, whole.method, whole.params, {name: whole.options.get(name) for name in ORDER}
     for update in page.measured(keys, layer, active, asked, own, again=True):
         yield [*update, *untouched]
@@ -64,11 +64,10 @@ def boxes() -> list[Any]:
     return [gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden", max_length=4 * LONGEST, elem_id="go-on")]
 
 
-def wire(page: Page, stop: Cancel, hidden: list[Any], cancel: Any, loaded: Any) -> None:
+def wire(page: Page, stop: Cancel, hidden: list[Any], loaded: Any) -> None:
     """Connects the hidden boxes, see assets/address.js. loaded: the event that read the page's link."""
     shell, (going, told) = page.shell, hidden
     going.change(None, going, None, js="(links) => { window.going = links; }", api_visibility="private")
-    cancel.click(None, None, going, js="() => ''", api_visibility="private")
     shown = [shell.compared, shell.layer]
     values = [told, *shown, shell.active, *shell.inputs()]
     outputs = [shell.status, *shown, *shell.outputs(), *shell.controls, going]

@@ -78,7 +78,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
             told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
         _wire(page, stop, run, going[0], shared["reset"], selects)
         address.wire(page, boxes)
-        again.wire(page, stop, going, cancel, share.wire(blocks, page, stop, shared, run))
+        again.wire(page, stop, going, share.wire(blocks, page, stop, shared, run))
         stopped = stop.by(cancel, shell.status)
         shown = [shell.compared, shell.layer]
         stopped.then(page.cancelled, [*shown, shell.active, *shell.inputs()], [*shown, *shell.outputs()], **QUIET)

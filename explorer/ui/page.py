@@ -23,7 +23,6 @@ from explorer.ui.table import dated
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
-GOES_ON, WENT_ON = "going on after the page was loaded anew, ", "It went on after the page was loaded anew."
 AGAIN = "The machine was busy while it was timed: Run measures it again."
 
 
@@ -128,10 +127,11 @@ class Page:
         clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
         ready = self.ready(shown, model, method, params, options)
         title = next((m["title"] for m in self.shell.catalogue if m["name"] == method), method)
-        asked = [(f"{title}: ", method, params, options)]
+        on = ", going on after a reload" if again else ""
+        asked = [(f"{title}{on}: ", method, params, options)]
         whole = {"kv_bits": 16, "head_bits": 16}
         if method != "none" or options != options | whole:
-            asked.insert(0, ("baseline: ", "none", {}, options | whole))
+            asked.insert(0, (f"baseline{on}: ", "none", {}, options | whole))
         try:
             with self.runs.turn(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as turn:
                 turn.coming += [ready] if ready is not None else []
@@ -141,7 +141,7 @@ class Page:
                     kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
                     clock.follow(self.pace.of(kind) if (name, given) == (method, options) else {})  # of the baseline alone it would be taken for all
                     anew = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
-                    for event in watched(self.shell.runner.run(model, name, chosen, **given, **anew), clock, f"{GOES_ON if again else ''}{what}"):
+                    for event in watched(self.shell.runner.run(model, name, chosen, **given, **anew), clock, what):
                         if isinstance(event, Report):
                             shown, note = self.placed(shown, [*turn.before, event])
                             turn.done(event)
@@ -157,7 +157,7 @@ class Page:
                             left = note or left
                             yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
                 shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
-            yield [status(f"{sentence} {WENT_ON}" if again else sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
+            yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
             shown, _ = self.placed(shown, [r for r in turn.coming if r.missing])
             yield [failure(error), *self.left(shown, turn.layer, turn.tab, own)]
