@@ -55,10 +55,10 @@ def summary(data: dict[str, Any]) -> str:
 
 CHART = Chart(
     "plan", "What it needs", "See how the blue part shrinks with the bits while the orange one stays: at long contexts and many users the cache decides.",
-    "Weights are counted exactly from the configuration: codes, a 16-bit scale for each group, and what stays in 16 bits, which is why 4 bits save less than "
-    "a factor of four, most of all in a small model with a large vocabulary. The cache holds keys and values of every token of every user. Activations "
-    "are an estimate of the largest step. The dashed lines are what may be filled of a device's memory: of a card of 80 GB, "
-    "nine tenths of the 79.1 GiB that its driver reports, which is 76.4 GB. Over several devices some of the cache may be held more than once: see the table.",
+    "Weights are counted exactly: codes, a 16-bit scale for each group, and what stays in 16 bits. That is why 4 bits save less than a factor of four, "
+    "least of all in a small model with a large vocabulary. The cache holds keys and values of every token of every user. Activations are an estimate of "
+    "the largest step. The dashed lines are what may be filled of a device's memory: of a card of 80 GB, nine tenths of the 79.1 GiB that its driver "
+    "reports, which is 76.4 GB. Several devices may hold some of the cache more than once: see the table.",
     draw, summary,
     {"model": "tiny", "bars": [{"name": "BF16", "parts": {"attention": 2e9, "KV cache": 1e9}}, {"name": "INT4", "parts": {"attention": 5e8, "KV cache": 1e9}}],
      "device": {"name": "L4", "bytes": 2.3e10}},
