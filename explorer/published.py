@@ -111,7 +111,7 @@ def gptq(said: dict[str, Any]) -> Read:
 
 
 def compressed(said: dict[str, Any]) -> Read:
-    """compressed-tensors: scales have 16 bits; packed integers are stored with their shape, two numbers of 64 bits."""
+    """compressed-tensors: scales have 16 bits unless 8 are named; packed integers are stored with their shape, two numbers of 64 bits."""
     (group,) = said["config_groups"].values()
     if group["targets"] != ["Linear"] or (said.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise ValueError("layers differ")
@@ -122,18 +122,18 @@ def compressed(said: dict[str, Any]) -> Read:
         found = {"nvfp4-pack-quantized": LAYOUTS["nvfp4"], "mxfp4-pack-quantized": LAYOUTS["mxfp4"]}[form]
         return replace(found, matrix=found.matrix + 32 * (bool(inputs) and form.startswith("nvfp4"))), ignored, True
     packed, ordered = form == "pack-quantized", 32 * (weights.get("actorder") in ("group", True))
-    zeros = 0 if weights.get("symmetric", True) else bits
+    shared = (8 if weights.get("scale_dtype") == "torch.uint8" else 16) + (0 if weights.get("symmetric", True) else bits)
     extra = 128 * packed + 16 * fixed
     name = {("int", 4): "INT4", ("int", 8): "INT8", ("float", 8): "FP8"}[kind, bits]
     if by == "tensor":
-        return Layout(f"{name}, a scale a matrix", bits, 0, 0, 16 + zeros + extra), ignored, True
+        return Layout(f"{name}, a scale a matrix", bits, 0, 0, shared + extra), ignored, True
     if by == "channel":
-        return Layout(f"{name}, a scale a row", bits, 0, 16 + zeros, extra, column=ordered), ignored, True
+        return Layout(f"{name}, a scale a row", bits, 0, shared, extra, column=ordered), ignored, True
     if by == "block":
         rows, columns = (natural(size) or 1 for size in weights["block_structure"])
-        return Layout(f"{name} in blocks of {rows} × {columns}", bits, columns, 16 + zeros, extra, rows=rows), ignored, True
+        return Layout(f"{name} in blocks of {rows} × {columns}", bits, columns, shared, extra, rows=rows), ignored, True
     size = grouped({"group": weights}[by]["group_size"])
-    return Layout(f"{name}, g{size}", bits, size, 16 + zeros, extra, column=ordered), ignored, True
+    return Layout(f"{name}, g{size}", bits, size, shared, extra, column=ordered), ignored, True
 
 
 def paths(model: Architecture, one: Matrix) -> list[str]:

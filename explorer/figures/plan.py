@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, layout, plot
+from explorer.published import PUBLISHED
 
 PARTS = ("attention", "feed-forward", "router", "embedding", "output head", "norms and biases", "KV cache", "activations")
 LOOKS = {
@@ -47,7 +48,7 @@ def summary(data: dict[str, Any]) -> str:
         return "No architecture chosen."
     kept = ("KV cache", "activations")
     weights = {bar["name"]: sum(v for part, v in bar["parts"].items() if part not in kept) / 1e9 for bar in bars}
-    said = ", ".join(f"{size:,.1f} GB in {name}" for name, size in weights.items())
+    said = ", ".join(f"{size:,.1f} GB {'as' if name == PUBLISHED else 'in'} {name}" for name, size in weights.items())
     cache = bars[0]["parts"].get("KV cache", 0) / 1e9
     share = 100 * cache / (sum(bars[-1]["parts"].values()) / 1e9)
     return f"{data.get('model', 'The model')}: weights take {said}. The KV cache takes {cache:,.2f} GB at any of them, {share:.0f}% of the smallest bar."
