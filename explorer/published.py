@@ -15,7 +15,7 @@ from explorer.layouts import LAYOUTS, Layout
 from explorer.records import InputError
 
 PUBLISHED = "published"  # the format of a checkpoint as it is
-PATTERNS, LONGEST = 300, 200  # of modules that stay in 16 bits, and characters of a name: a configuration with more is not read
+LAYERS, MATCHES, LONGEST = 1000, 5000, 200  # layers, those times patterns of modules, characters of a name: a configuration with more is not read
 LINEARS = {
     "query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "query down": "q_a_proj", "latent": "kv_a_proj_with_mqa",
     "key and value": "kv_b_proj", "gate": "gate_proj", "up": "up_proj", "down": "down_proj",
@@ -41,22 +41,29 @@ class Published:
 Read = tuple[Layout, list[str], bool]  # the layout, names of modules that stay in 16 bits, whether the head is quantized unless it is among them
 
 
-@lru_cache(64)
 def published(model: Architecture) -> Published | None:
     """How a model's checkpoint stores its weights; None where it is in 16 bits. Raises InputError where it is quantized in a way that is not counted."""
+    found = read(model)
+    if isinstance(found, str):
+        raise InputError(found)
+    return found
+
+
+@lru_cache(64)
+def read(model: Architecture) -> Published | str | None:
+    """The same, with the sentence for one that is not counted."""
     if not model.quantization:
         return None
     said = json.loads(model.quantization)
     name = said.get("quant_method") if isinstance(said, dict) else None
     try:
         layout, names, head = METHODS[name](said)
-        kept = Kept(names)
+        kept = Kept(names, model.layers)
         whole = {one.name for one in model.matrices() if (name == "mxfp4" and not one.routed) or kept.holds(paths(model, one))}
         if all(one.name in whole for one in model.matrices()):
             raise ValueError("nothing would be quantized")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        method = f" ({name[:30]})" if isinstance(name, str) else ""
-        raise InputError(f"{model.name} is published quantized{method} in a way that is not counted.") from error
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return f"{model.name} is published quantized{f' ({name[:30]})' if isinstance(name, str) else ''} in a way that is not counted."
     return Published(layout, frozenset(whole), head and not kept.holds(["lm_head"]))
 
 
@@ -151,14 +158,15 @@ def paths(model: Architecture, one: Matrix) -> list[str]:
 
 class Kept:
     """The modules that a configuration leaves in 16 bits: by name or a part of it between dots, with "*" for anything, or as a regular expression of which
-    dots, ".*", "^" and "$" are read. Raises ValueError for any other.
+    dots, ".*", "^" and "$" are read. Raises ValueError for any other, and where matching them with all layers would take long.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], layers: int) -> None:
         self.plain = {name for name in names if "*" not in name and not name.startswith("re:")}
         self.starts = [glob(name[3:]) for name in names if name.startswith("re:")]
         self.parts = [name for name in names if "*" in name and not name.startswith("re:")]
-        if len(self.starts) + len(self.parts) > PATTERNS or any(len(name) > LONGEST for name in names) or any(set("[]?") & set(part) for part in self.parts):
+        many = layers > LAYERS or layers * (len(self.starts) + len(self.parts)) > MATCHES or any(len(name) > LONGEST for name in names)
+        if many or any(set("[]?") & set(part) for part in self.parts):
             raise ValueError("patterns that are not read")
 
     def has(self, path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 import pytest
@@ -109,6 +110,15 @@ def test_what_is_not_counted_is_said(said: object) -> None:
     text = json.dumps(LLAMA | {"quantization_config": said, "_name_or_path": "a-model"})
     assert "in a way that is not counted. It is planned as if it were in 16 bits." in solved(_1=text)[1]
     assert "in a way that is not counted" in solved(_1=text, _11="published")[0]
+
+
+@pytest.mark.parametrize(("layers", "names"), [(10**6, ["lm_head"]), (999, [f"re:.*{i}.*a.*b.*c.*" for i in range(300)])])
+def test_a_hostile_configuration_takes_no_time(layers: int, names: list[str]) -> None:
+    model = architecture(LLAMA | {"quantization_config": packed() | {"ignore": names}, "num_hidden_layers": layers})
+    start = time.monotonic()
+    with pytest.raises(InputError, match="not counted"):
+        need(model, AS_IT_IS)
+    assert time.monotonic() - start < 0.5
 
 
 def test_the_first_answer_takes_a_model_as_it_is_published() -> None:
