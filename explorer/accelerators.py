@@ -13,6 +13,7 @@ from explorer.records import InputError
 USABLE = 0.9  # share of the memory for weights, cache and activations; the default of vLLM's gpu_memory_utilization
 REACHED = 0.5  # share of the bound that a good server reaches; public end-to-end runs on an H100 reach 0.27 to 0.67
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # devices that share a model over a link
+OWNED = 16  # cards that someone has at most
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ ACCELERATORS = (
     ),
 )
 
+USUAL = "A100 80 GB"  # whose answer comes first where none is named
 
 # GB/s of boards that the planner does not offer but a run may meet, from NVIDIA's data sheets, by the words that tell them apart.
 BOARDS = {"A10": 600, "A100 80GB PCIe": 1935, "H100 NVL": 3900, "H100 PCIe": 2000, "L40": 864}
@@ -142,6 +144,18 @@ def spread(model: Architecture, plan: Plan, device: Accelerator, count: int, tog
     users = groups * most_users(model, part, found, device, together)
     prompt = count * device.compute * 1e12 / prompt_work(model, plan.context)
     return Fit(device, count, together, users, plan.users / max(reading, multiplying), "bandwidth" if reading >= multiplying else "compute", prompt)
+
+
+def held(model: Architecture, plan: Plan, device: Accelerator, have: int) -> Fit:
+    """How a plan fits on so many devices that one has: in the groups with the highest bound, each of a power of two, so that some may be left over;
+    its count is 0 where it does not fit. Raises InputError for a number out of range, and for several devices that no link joins.
+    """
+    if not isinstance(have, int) or isinstance(have, bool) or not 1 <= have <= OWNED:
+        raise InputError(f"The number of cards is a whole number from 1 to {OWNED}, not {str(have)[:20]}.")
+    if have > 1 and not device.linked:
+        raise InputError(f"No link joins several {device.name}: plan for one.")
+    ways = [way for together in COUNTS if together <= have and (way := spread(model, plan, device, have // together * together, together))]
+    return max(ways, key=lambda way: (way.bound, way.users), default=Fit(device, 0))
 
 
 def fit(model: Architecture, plan: Plan, device: Accelerator, price: float | None = None, reached: float = REACHED) -> Fit:

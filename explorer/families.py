@@ -78,6 +78,7 @@ class Architecture:
     latent: Latent | None = None
     context: int = 0  # tokens the model was made for
     source: str = ""
+    quantization: str = ""  # the quantization_config of a checkpoint that is published quantized, as JSON
 
     def attention(self) -> list[Matrix]:
         q, kv, part, one = self.heads * self.head_size, self.kv_heads * self.head_size, "attention", self.latent
@@ -114,8 +115,7 @@ class Architecture:
         small = self.hidden + self.layers * a_layer
         if self.family == "gpt_oss":  # a sink for each head, a bias in the router and in each expert
             small += self.layers * (self.heads + self.experts * (1 + 2 * self.intermediate + self.hidden))
-        if self.family == "deepseek_v3":  # what the router adds to each expert's score to choose by
-            small += mixed * self.experts
+        small += self.single
         return {
             "attention": sum(one.parameters for one in self.attention()), "feed-forward": sum(one.parameters for one in self.feed_forward()),
             "router": mixed * self.experts * self.hidden, "embedding": self.vocabulary * self.hidden,
@@ -125,6 +125,11 @@ class Architecture:
     @property
     def parameters(self) -> int:
         return sum(self.parts().values())
+
+    @property
+    def single(self) -> int:
+        """Parameters that are kept in 32 bits: what DeepSeek's router adds to each expert's score to choose by."""
+        return (self.layers - self.dense) * self.experts if self.family == "deepseek_v3" else 0
 
     @property
     def cached(self) -> int:
@@ -181,6 +186,7 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
         latent = Latent(size("q_lora_rank", 0, 0), size("kv_lora_rank"), size("qk_nope_head_dim"), size("qk_rope_head_dim"), size("v_head_dim"))
     size_of_head = latent.nope + latent.rope if latent else size("head_dim", HEADS.get(family, max(1, hidden // heads)))
     windowed = windows(config, family, layers, window)
+    stored = config.get("quantization_config") or config.get("compression_config")
     width = "moe_intermediate_size" if family in ("qwen3_moe", "deepseek_v3") else "intermediate_size"
     return Architecture(
         name or str(config.get("_name_or_path") or family), family, hidden, layers, heads, size("num_key_value_heads", heads), size_of_head, size(width),
@@ -188,6 +194,7 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
         (said or family == "gpt_oss") and family in OUTPUT_BIASED, bool(config.get("mlp_bias")) and family == "llama",
         family in ("qwen3", "qwen3_moe", "gemma3_text"), 4 if family in TIED else 2, **mixture(config, family, layers, size),
         window=window if windowed else 0, windowed=windowed, latent=latent, context=size("max_position_embeddings", 0, 0), source=source,
+        quantization=json.dumps(stored, sort_keys=True) if stored else "",
     )  # fmt: skip
 
 

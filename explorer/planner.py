@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from explorer.families import Architecture
+from explorer.families import Architecture, Matrix
+from explorer.layouts import LAYOUTS, Layout, stored_bits
+from explorer.published import PUBLISHED, published
 from explorer.records import InputError
 
 KV_GROUP, KV_WINDOW = 32, 32  # a low-bit cache: values that share a scale and minimum; newest tokens that stay in 16 bits (explorer.kvcache)
@@ -16,37 +18,11 @@ SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a format stores: bits of a code, weights of a row that share a block (0: the whole row), bits of scales, zeros or minima a block, bits a matrix.
-    fallback: what takes its place in a matrix whose rows its block does not divide; None for 16 bits.
-    """
-
-    title: str
-    code: int
-    block: int
-    shared: int
-    matrix: int = 0
-    fallback: Layout | None = None
-
-
-Q5_0, Q5_1, Q8_0 = Layout("Q5_0", 5, 32, 16), Layout("Q5_1", 5, 32, 32), Layout("Q8_0", 8, 32, 16)
-LAYOUTS = {
-    "fp8": Layout("FP8, a scale a row", 8, 0, 32),
-    "nvfp4": Layout("NVFP4", 4, 16, 8, 32),
-    "q6_k": Layout("Q6_K (GGUF)", 6, 256, 144, 0, Q8_0),
-    "q5_k": Layout("Q5_K (GGUF)", 5, 256, 128, 0, Q5_1),
-    "q4_k": Layout("Q4_K (GGUF)", 4, 256, 128, 0, Q5_0),
-    "mxfp4": Layout("MXFP4", 4, 32, 8),
-    "awq": Layout("AWQ, 4-bit g128 with zeros", 4, 128, 20),
-}  # as the methods of these names store them, which a test compares; fmt: skip
-
-
-@dataclass(frozen=True)
 class Plan:
     """What is asked: bits of the weights and their groups (0: one scale an output channel, at 16 bits nothing), bits of
     the KV cache, tokens of context, users at once, tokens that one prefill step reads, whether groups carry a zero-point, and whether the embedding
-    and output head are quantized as well, which most checkpoints do not. format: one of LAYOUTS, which then takes the place of bits, group and zeros;
-    kv_float: whether a cache of 8 bits is float8, which has no scales in its groups.
+    and output head are quantized as well, which most checkpoints do not. format: one of LAYOUTS, which then takes the place of bits, group and zeros,
+    or PUBLISHED, as the model's checkpoint is; kv_float: whether a cache of 8 bits is float8, which has no scales in its groups.
     """
 
     bits: int = 16
@@ -61,7 +37,7 @@ class Plan:
     kv_float: bool = False
 
     def layout(self) -> Layout | None:
-        """How a quantized matrix is stored; None for 16 bits."""
+        """How a quantized matrix is stored; None for 16 bits. Of a checkpoint only the model knows: see `layout_of`."""
         if self.format or self.bits == 16:
             return LAYOUTS.get(self.format)
         return Layout("", self.bits, self.group, SCALE_BITS + (self.bits if self.zeros else 0))
@@ -86,16 +62,19 @@ class Need:
         return self.weight_bytes + self.kv + self.activations
 
 
-def stored_bits(n: int, k: int, plan: Plan) -> int:
-    """Bits of one matrix [n, k]: codes and what the blocks or groups share; of integers a 16-bit scale and, where asked, a zero-point as wide as a code.
-    A block that does not divide k makes it the layout's fallback, else keeps it in 16 bits, as the methods do.
+def layout_of(model: Architecture, plan: Plan, one: Matrix) -> Layout | None:
+    """How a matrix of a model is stored under a plan; None for 16 bits. Raises InputError for a checkpoint in a way that is not counted."""
+    if plan.format != PUBLISHED:
+        return plan.layout()
+    found = published(model)
+    return found.of(one) if found else None
+
+
+def matrix_bits(model: Architecture, plan: Plan, one: Matrix) -> int:
+    """Bits of all matrices of a kind: codes and what the blocks or groups share; of integers a 16-bit scale and, where asked, a zero-point as wide
+    as a code.
     """
-    kept = plan.layout()
-    while kept is not None and kept.block and k % kept.block:
-        kept = kept.fallback
-    if kept is None:
-        return 16 * n * k
-    return kept.code * n * k + n * (k // kept.block if kept.block else 1) * kept.shared + kept.matrix
+    return one.count * stored_bits(one.outputs, one.inputs, layout_of(model, plan, one))
 
 
 def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int:
@@ -148,6 +127,14 @@ def activation_bytes(model: Architecture, plan: Plan, devices: int = 1) -> int:
     return 2 * min(plan.chunk, plan.context) * token_values(model, devices) + plan.users * user_activations(model, devices)
 
 
+def tables(model: Architecture, plan: Plan) -> dict[str, Layout | None]:
+    """Of embedding and output head those that are quantized as well, with how."""
+    if plan.everything:
+        return {"embedding": plan.layout()} | ({} if model.tied else {"output head": plan.layout()})
+    found = published(model) if plan.format == PUBLISHED else None
+    return {"output head": found.layout} if found and found.head and not model.tied else {}
+
+
 def need(model: Architecture, plan: Plan) -> Need:
     """What the model needs under a plan. Router, norms and biases stay in 16 bits, embedding and output head too unless asked.
 
@@ -158,17 +145,18 @@ def need(model: Architecture, plan: Plan) -> Need:
             raise InputError(f"{name} takes a whole number from {low:,} to {high:,}, not {str(value)[:20]}.")
     if plan.bits not in (16, 8, 6, 5, 4, 3, 2) or plan.kv_bits not in (16, 8, 4, 2) or plan.group not in (0, 32, 64, 128):
         raise InputError("Weights take 16, 8, 6, 5, 4, 3 or 2 bits in groups of 0 (a channel), 32, 64 or 128; the KV cache takes 16, 8, 4 or 2 bits.")
-    if plan.format and plan.format not in LAYOUTS:
-        raise InputError(f"There is no format {plan.format[:20]!r}; choose {', '.join(LAYOUTS)}, or integers by bits and group.")
+    if plan.format and plan.format not in (*LAYOUTS, PUBLISHED):
+        raise InputError(f"There is no format {plan.format[:20]!r}; choose {', '.join(LAYOUTS)}, {PUBLISHED}, or integers by bits and group.")
+    if plan.format == PUBLISHED and plan.everything:
+        raise InputError("A model as published has the embedding and head of its checkpoint; do not ask to quantize them too.")
     if plan.kv_float and plan.kv_bits != 8:
         raise InputError("A float8 cache has 8 bits.")
     parts, stored = model.parts(), {"attention": 0, "feed-forward": 0}
     for one in model.matrices():
-        stored[one.part] += one.count * stored_bits(one.outputs, one.inputs, plan)
-    if plan.everything:
-        table = stored_bits(model.vocabulary, model.hidden, plan)
-        stored |= {"embedding": table} | ({} if model.tied else {"output head": table})
+        stored[one.part] += matrix_bits(model, plan, one)
+    stored |= {name: stored_bits(model.vocabulary, model.hidden, kept) for name, kept in tables(model, plan).items()}
     weights = {name: -(-stored[name] // 8) if name in stored else 2 * count for name, count in parts.items()}
+    weights["norms and biases"] += 2 * model.single
     quantized = sum(parts[name] for name in stored)
     cache = kv_bytes(model, plan.context, plan.kv_bits, not plan.kv_float)
     return Need(weights, cache, cache * plan.users, activation_bytes(model, plan), sum(stored.values()) / quantized)
@@ -182,7 +170,7 @@ def step_weights(model: Architecture, plan: Plan, found: Need) -> float:
     """
     weights: float = found.weight_bytes - (0 if model.tied else found.weights["embedding"])
     met = 1 - (1 - model.active / model.experts) ** plan.users
-    return weights - (1 - met) * sum(one.count * stored_bits(one.outputs, one.inputs, plan) / 8 for one in model.matrices() if one.routed)
+    return weights - (1 - met) * sum(matrix_bits(model, plan, one) / 8 for one in model.matrices() if one.routed)
 
 
 def step_bytes(model: Architecture, plan: Plan, found: Need, devices: int = 1) -> float:

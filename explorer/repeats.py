@@ -20,6 +20,15 @@ from explorer.sequential import quantile
 SURVEY = Path(__file__).parent.parent / "assets" / "survey.json"
 
 
+@cache
+def survey() -> dict[str, Report]:
+    """The recorded survey of all methods on the bundled model, by key: few numbers of many configurations."""
+    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
+    for report in reports:
+        report.provenance["recorded"] = True
+    return {report.key: report for report in reports}
+
+
 class Spread(NamedTuple):
     """means: the geometric mean of each work's speed-ups and of how many runs; deviation: of a run's logarithm from its work's, and its degrees of freedom."""
 
@@ -71,6 +80,5 @@ def between(metric: str = "decode_speedup") -> float:
     """The factor within which a single run's speed-up, of decoding or of the first token, lies of the mean of runs of the same work, with 95% confidence, as
     the recorded survey shows it on the machine that it was made on; infinite where that repeats too little, so that nothing is judged.
     """
-    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
-    found = spread((work(report), speedup.value) for report in reports if (speedup := known(report, metric)))
+    found = spread((work(report), speedup.value) for report in survey().values() if (speedup := known(report, metric)))
     return found.factor() if found else math.inf

@@ -152,8 +152,9 @@ def test_the_page_keeps_still_between_tabs(browser, address: str) -> None:
 def test_a_planner_link_is_answered_once(browser, address: str) -> None:
     page = browser.new_page()
     page.add_init_script(SEEN)
-    page.goto(f"{address}?tab=planner&planner.model=llama-3.1-405b&planner.users=1&planner.context=131072&planner.bits=3")
+    page.goto(f"{address}?tab=planner&planner.model=llama-3.1-405b&planner.users=1&planner.context=131072&planner.bits=3&planner.cards=4")
     page.locator("#plan-status", has_text="67.6 GB for 1").wait_for(timeout=30_000)
+    assert "4 × A100 80 GB hold llama-3.1-405b" in page.inner_text("#plan-status")
     assert page.evaluate("window.seen.filter((text) => text.includes('405b')).length") == 1
     page.close()
 

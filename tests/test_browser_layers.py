@@ -64,6 +64,11 @@ def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:
     page.locator("#plan-context input[type=number]").press("Control+a")
     page.keyboard.type("512\t")
     page.locator("#plan-status", has_text="a user at 512 tokens").wait_for(timeout=5000)
+    page.locator("#plan-cards input").press("Control+a")
+    for typed, said in (("17", "from 1 to 16, not 17."), ("2", "2 × A100 80 GB hold llama-3.1-70b for 10 users at 512 tokens in BF16")):
+        page.keyboard.type(typed)
+        page.locator("#plan-status", has_text=said).wait_for(timeout=5000)
+        page.locator("#plan-cards input").press("Control+a")
     assert not page.locator(".toast-body").count() and not wrong
     page.close()
 

@@ -255,7 +255,9 @@ def test_the_tab_answers_or_says_why_not() -> None:
     assert "70.554 billion" in words and "class='chosen'" in table and "A100 80 GB" in table
     assert "39.5 GB (4.125 bits a weight; embedding and head in 16)" in words and "1 × A100 80 GB, which then holds 13 users" in words
     assert (
-        "bound by memory bandwidth" in words and "million tokens of prompt come on top" in words and (many(1, "user"), many(2, "user")) == ("1 user", "2 users")
+        "bound by memory bandwidth" in words
+        and "million tokens of prompt cost another $" in words
+        and (many(1, "user"), many(2, "user")) == ("1 user", "2 users")
     )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
     assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])

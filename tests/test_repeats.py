@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 
 from explorer import repeats
 from explorer.figures import tradeoffs
-from explorer.records import Measurement, plain
-from explorer.repeats import between, spread
+from explorer.records import Measurement, Report
+from explorer.repeats import between, spread, survey
 from explorer.speeds import judged
-from explorer.ui.session import survey
 
 
 def test_the_spread_is_that_of_the_logarithms() -> None:
@@ -46,17 +43,16 @@ def test_the_survey_repeats_the_same_work() -> None:
     assert found is not None and max(runs for _, runs in found.means.values()) >= 6 and 1 < found.factor() < 2
 
 
-def test_first_tokens_are_judged_by_how_far_first_tokens_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_tokens_are_judged_by_how_far_first_tokens_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all runs decode alike and their first tokens differ, a tenth slower is slower in decoding alone."""
     one = next(report for report in survey().values() if repeats.work(report))
     rest = tuple(m for m in one.measurements if not m.metric.endswith("_speedup"))
 
-    def run(decoding: float, first: float) -> dict:
+    def run(decoding: float, first: float) -> Report:
         both = {"decode_speedup": decoding, "first_token_speedup": first}
         return dataclasses.replace(one, measurements=(*rest, *(Measurement(name, v, "x", low=v, high=v, n=6) for name, v in both.items())))
 
-    monkeypatch.setattr(repeats, "SURVEY", tmp_path / "survey.json")
-    repeats.SURVEY.write_text(json.dumps([plain(run(2.0 + 0.001 * i, 1.5 if i % 2 else 0.7)) for i in range(8)]))
+    monkeypatch.setattr(repeats, "survey", lambda: {str(i): run(2.0 + 0.001 * i, 1.5 if i % 2 else 0.7) for i in range(8)})
     between.cache_clear()
     try:
         assert between() < 1.01 < 1.5 < between("first_token_speedup")

@@ -7,11 +7,15 @@ import dataclasses
 import json
 from pathlib import Path
 
-from explorer.accelerators import ACCELERATORS, REACHED, Fit, fit, widths
+from explorer.accelerators import ACCELERATORS, OWNED, REACHED, USUAL, Accelerator, Fit, fit, widths
 from explorer.commands import Command
 from explorer.families import Architecture, architecture, pasted
-from explorer.planner import LAYOUTS, Plan, gigabytes, need
+from explorer.goal import answer, goal, own_width, plain
+from explorer.layouts import LAYOUTS
+from explorer.planner import Plan, gigabytes, need
+from explorer.published import PUBLISHED
 from explorer.records import InputError
+from explorer.repeats import survey
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 
@@ -20,11 +24,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="llama-3.1-70b", help="an architecture in assets/architectures, demo, a config.json, or a folder that holds one")
     parser.add_argument("--bits", type=int, default=4, help="bits of the weights: 16, 8, 6, 5, 4, 3 or 2")
     parser.add_argument("--group-size", type=int, default=128, help="32, 64 or 128; 0 for one scale an output channel")
-    parser.add_argument("--format", default="", choices=["", *LAYOUTS], help="a format that takes the place of bits and groups")
+    parser.add_argument("--format", default="", choices=["", PUBLISHED, *LAYOUTS], help="takes the place of bits and groups; published: as its checkpoint")
     parser.add_argument("--everything", action="store_true", help="quantize the embedding and the output head too")
     parser.add_argument("--kv-bits", default="16", help="bits of the KV cache: 16, 8, 4, 2, or fp8")
     parser.add_argument("--context", type=int, default=8192, help="tokens of context")
     parser.add_argument("--users", type=int, default=1, help="users at once")
+    parser.add_argument("--accelerator", default=USUAL, help="the cards you have, by a name of the list that is printed: their widest format comes first")
+    parser.add_argument("--cards", type=int, default=1, help=f"how many of them you have, 1 to {OWNED}")
     parser.add_argument("--price", type=float, help="dollars an hour of one accelerator; else list prices where known")
     parser.add_argument("--reached", type=float, default=REACHED, help="share of the bound that is reached, from which a token's price follows")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -43,6 +49,28 @@ def named(model: str) -> Architecture:
         return pasted(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The file {str(path)[:60]!r} cannot be read as text.") from error
+
+
+def card(name: str) -> Accelerator:
+    """The accelerator of a name. Raises InputError."""
+    found = next((one for one in ACCELERATORS if one.name.casefold() == name.strip().casefold()), None)
+    if found is None:
+        raise InputError(f"There is no accelerator {name[:40]!r}; choose {', '.join(one.name for one in ACCELERATORS)}.")
+    return found
+
+
+def first(model: Architecture, plan: Plan, args: argparse.Namespace) -> dict[str, object]:
+    """The first answer for the cards one has: in words, and the format and how it lies on them, None where none fits. Raises InputError."""
+    device = card(args.accelerator)
+    found = answer(model, plan, device, args.cards)
+    words = plain(goal(model, plan, device, args.cards, survey(), named("demo").parameters / 1e6))
+    return {
+        "cards": args.cards,
+        "accelerator": device.name,
+        "words": words,
+        "format": found and found.width.name,
+        "fit": found and dataclasses.asdict(found.fit),
+    }
 
 
 def line(found: Fit, reached: float) -> str:
@@ -66,6 +94,7 @@ def work(args: argparse.Namespace) -> None:
     kept = {"format": args.format, "kv_float": float8}
     plan = Plan(args.bits, args.group_size, 8 if float8 else int(args.kv_bits), args.context, args.users, everything=args.everything, **kept)
     found, fits = need(model, plan), [fit(model, plan, device, args.price, args.reached) for device in ACCELERATORS]
+    goal_of = first(model, plan, args)
     if args.json:
         rows = [dataclasses.asdict(one) for one in fits]
         document = {
@@ -75,11 +104,15 @@ def work(args: argparse.Namespace) -> None:
             "need": dataclasses.asdict(found),
             "fits": rows,
             "reached": args.reached,
+            "goal": goal_of,
         }
         print(json.dumps(document | {"how": "estimated"}, indent=1))
         return
     print(f"{model.name}: {model.parameters:,} parameters ({model.source or 'from its configuration'}); all that follows is estimated")
-    print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)))
+    print(goal_of["words"])
+    own, _ = own_width(model)
+    checkpoint = f", {gigabytes(need(model, dataclasses.replace(plan, **own.plan)).weight_bytes)} as published ({own.name})" if own else ""
+    print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)) + checkpoint)
     print(f"asked: {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, KV cache "
           f"{gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations "
           f"{gigabytes(found.activations)}")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from explorer.figures import COLOURS, Chart, Plot, layout, plot
+from explorer.published import PUBLISHED
 
 PARTS = ("attention", "feed-forward", "router", "embedding", "output head", "norms and biases", "KV cache", "activations")
 LOOKS = {
@@ -47,7 +48,7 @@ def summary(data: dict[str, Any]) -> str:
         return "No architecture chosen."
     kept = ("KV cache", "activations")
     weights = {bar["name"]: sum(v for part, v in bar["parts"].items() if part not in kept) / 1e9 for bar in bars}
-    said = ", ".join(f"{size:,.1f} GB in {name}" for name, size in weights.items())
+    said = ", ".join(f"{size:,.1f} GB {'as' if name == PUBLISHED else 'in'} {name}" for name, size in weights.items())
     cache = bars[0]["parts"].get("KV cache", 0) / 1e9
     share = 100 * cache / (sum(bars[-1]["parts"].values()) / 1e9)
     return f"{data.get('model', 'The model')}: weights take {said}. The KV cache takes {cache:,.2f} GB at any of them, {share:.0f}% of the smallest bar."
@@ -55,10 +56,10 @@ def summary(data: dict[str, Any]) -> str:
 
 CHART = Chart(
     "plan", "What it needs", "See how the blue part shrinks with the bits while the orange one stays: at long contexts and many users the cache decides.",
-    "Weights are counted exactly from the configuration: codes, a 16-bit scale for each group, and what stays in 16 bits, which is why 4 bits save less than "
-    "a factor of four, most of all in a small model with a large vocabulary. The cache holds keys and values of every token of every user. Activations "
-    "are an estimate of the largest step. The dashed lines are what may be filled of a device's memory: of a card of 80 GB, "
-    "nine tenths of the 79.1 GiB that its driver reports, which is 76.4 GB. Over several devices some of the cache may be held more than once: see the table.",
+    "Weights are counted exactly: codes, a 16-bit scale for each group, and what stays in 16 bits. That is why 4 bits save less than a factor of four, "
+    "least of all in a small model with a large vocabulary. The cache holds keys and values of every token of every user. Activations are an estimate of "
+    "the largest step. The dashed lines are what may be filled of a device's memory: of a card of 80 GB, nine tenths of the 79.1 GiB that its driver "
+    "reports, which is 76.4 GB. Several devices may hold some of the cache more than once: see the table.",
     draw, summary,
     {"model": "tiny", "bars": [{"name": "BF16", "parts": {"attention": 2e9, "KV cache": 1e9}}, {"name": "INT4", "parts": {"attention": 5e8, "KV cache": 1e9}}],
      "device": {"name": "L4", "bytes": 2.3e10}},

@@ -12,24 +12,26 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.accelerators import ACCELERATORS, Accelerator, Fit, fit, widths
+from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, Fit, fit, widths
 from explorer.chips import chip, reachable
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
 from explorer.figures.plan import CHART
-from explorer.planner import LAYOUTS, Need, Plan, gigabytes, need, stored_bits
+from explorer.goal import Words, goal, own_width
+from explorer.layouts import LAYOUTS
+from explorer.planner import Need, Plan, gigabytes, layout_of, matrix_bits, need
+from explorer.published import PUBLISHED, published
 from explorer.records import Answer, InputError
+from explorer.repeats import survey
 from explorer.ui.frame import chart_values
-from explorer.ui.goal import goal
 from explorer.ui.page import failure, many, status
-from explorer.ui.session import survey
 from explorer.ui.tab import Shell
 
 FOLDER = Path(__file__).parents[2] / "assets" / "architectures"
 DEMO = Path(__file__).parents[2] / "assets" / "demo-model" / "config.json"
 FLOAT8 = "fp8"  # among the bits of the cache
 CONTEXT, USERS, SHARE = (512, 131072), (1, 256), (5, 100)  # tokens, users and percent that the sliders go from and to
-FIRST, DEVICE = "llama-3.1-70b", "A100 80 GB"
+FIRST, DEVICE = "llama-3.1-70b", USUAL
 
 
 @cache
@@ -63,7 +65,7 @@ def as_typed(control: Any) -> Any:
 
 class Plans:
     """`asked` are the values of the tab's controls: preset, config, bits, group, everything, KV bits ("fp8": float8), context, users, device, price
-    (None: the list price, 0: free), share, format ("": integers of the bits and groups).
+    (None: the list price, 0: free), share, format ("": integers of the bits and groups), cards one has.
     """
 
     def __init__(self, shell: Shell) -> None:
@@ -79,7 +81,7 @@ class Plans:
 
     def read(self, *asked: Any) -> tuple[Architecture, Plan, Accelerator, float]:
         """(architecture, plan, accelerator, share of the bound). Raises InputError."""
-        preset, config, bits, group, everything, kept, context, users, device, _, reached, form = asked
+        preset, config, bits, group, everything, kept, context, users, device, _, reached, form, _ = asked
         chosen = next((one for one in ACCELERATORS if one.name == device), None)
         if chosen is None:
             raise InputError("Choose an accelerator from the list.")
@@ -97,15 +99,16 @@ class Plans:
         return sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked[9], share), share), model.parameters
 
     def solved(self, *asked: Any) -> list[Any]:
-        """[status, table, chart, words]."""
+        """[first answer and status, table, chart, words]."""
         try:
             model, plan, chosen, share = self.read(*asked)
+            have = integer(asked[12], "The number of cards", 1, OWNED)
+            first_of_all = spelt(goal(model, plan, chosen, have, survey(), presets()["demo"].parameters / 1e6))
             fits = [fit(model, plan, one, asked[9] if one is chosen else None, share) for one in ACCELERATORS]
             drawn, (said, _) = chart_values(CHART, bars(model, plan, chosen)), self.told(*asked)
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
-        first_of_all = goal(model, plan, chosen, survey(), presets()["demo"].parameters / 1e6)
-        return [status(said, "done", chips=chip("estimated")), first_of_all + table(fits, chosen.name, plan, share), *drawn]
+        return [first_of_all + status(said, "done", chips=chip("estimated")), table(fits, chosen.name, plan, share), *drawn]
 
     def fetched(self, name: str) -> Iterator[list[Any]]:
         """[config text, status] of a model by name, through the runner."""
@@ -121,33 +124,45 @@ class Plans:
             yield [gr.skip(), failure(error)]
 
 
+def spelt(words: Words) -> str:
+    """Words of the first answer as HTML; they are escaped here."""
+    marked = (one if isinstance(one, tuple) else ("", one) for one in words)
+    return f"<p class='see'>{''.join(chip(text) if how == 'chip' else f'<{how}>{escape(text)}</{how}>' if how else escape(text) for how, text in marked)}</p>"
+
+
 def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]:
-    """The data of the chart: the compared widths, with the plan's own where it is none of them."""
-    shown = widths(model, plan)
-    if plan.format or plan.bits not in (16, 8, 4, 3, 2):
+    """The data of the chart: the compared widths, with the plan's own where it is none of them, and the one that a quantized checkpoint has."""
+    shown, (own, _) = widths(model, plan), own_width(model)
+    if plan.format in LAYOUTS or (not plan.format and plan.bits not in (16, 8, 4, 3, 2)):
         shown.insert(1, (LAYOUTS[plan.format].title.split(",")[0] if plan.format else f"INT{plan.bits}", need(model, plan)))
+    if own:
+        shown.insert(1, (PUBLISHED, need(model, dataclasses.replace(plan, **own.plan))))
     parts = [{"name": name, "parts": {**one.weights, "KV cache": one.kv, "activations": one.activations}} for name, one in shown]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
 
 
 def width(model: Architecture, plan: Plan, found: Need) -> str:
     """In which width the weights are stored, in words; nothing for 16 bits."""
-    kept = plan.layout()
+    own = published(model) if plan.format == PUBLISHED else None
+    kept = own.layout if own else plan.layout()
     if kept is None:
-        return ""
-    rest = "" if plan.everything else f"; embedding{'' if model.tied else ' and head'} in 16"
+        return " (as published, in 16 bits)" if plan.format else ""
+    outside = [] if plan.everything else ["embedding"] if model.tied or (own and own.head) else ["embedding", "head"]
     replaced = kept.fallback is not None and any(one.inputs % kept.block for one in model.matrices())
     name = f"{kept.title}{f', {kept.fallback.title} where {kept.block} does not divide a row' if replaced else ''}: " if plan.format else ""
-    return f" ({name}{found.bits_per_weight:.3f} bits a weight{rest}{whole(model, plan)})"
+    rest = f"; {' and '.join(outside)} in 16" if outside else ""
+    return f" ({'as published, ' if own else ''}{name}{found.bits_per_weight:.3f} bits a weight{rest}{whole(model, plan)})"
 
 
 def whole(model: Architecture, plan: Plan) -> str:
-    """How much of the layers stays in 16 bits because groups or blocks do not divide their rows, and which rows; "" where none does."""
-    stay = [one for one in model.matrices() if stored_bits(one.outputs, one.inputs, plan) == 16 * one.outputs * one.inputs]
+    """How much of the layers stays in 16 bits, and where groups or blocks do not divide their rows which rows; "" where none does."""
+    stay = [one for one in model.matrices() if matrix_bits(model, plan, one) == 16 * one.parameters]
     if not stay:
         return ""
     share, rows = sum(one.parameters for one in stay) / sum(one.parameters for one in model.matrices()), sorted({one.inputs for one in stay})
-    return f"; {share:.0%} of the layers' weights stay in 16, because {plan.layout().block} does not divide rows of {' and '.join(f'{k:,}' for k in rows)}"
+    kept = layout_of(model, plan, stay[0])
+    why = f", because {kept.block} does not divide rows of {' and '.join(f'{k:,}' for k in rows)}" if kept else ""
+    return f"; {share:.0%} of the layers' weights stay in 16{why}"
 
 
 def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
@@ -179,7 +194,7 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: f
         return f"{text}. Give a price to see what a token costs."
     return (
         f"{text}, ${chosen.dollars:,.2f} a million decoded tokens at {share:.0%} of that bound and ${chosen.dollars_hour:,.2f} an hour; "
-        f"a million tokens of prompt come on top with ${chosen.prompt_dollars:,.2f}."
+        f"a million tokens of prompt cost another ${chosen.prompt_dollars:,.2f}."
     )
 
 
@@ -204,15 +219,14 @@ HEADS = (
 )  # what decides comes first: a narrow page shows no more
 SHEET = 8  # where the columns begin that a data sheet says
 NOTE = (
-    "Estimated: memory, bandwidth and dense 16-bit compute from data sheets (the source is under each name). Of the memory that a driver reports, which "
-    "is less than the name says (of 80 GB 79.1 GiB, of a T4's 16 GB 14.6 GiB), 90% may be filled; of unified memory 75%, on small machines 67%. Counts in"
-    " powers of two. Devices share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or hold copies of "
-    "the weights for parts of the users, whichever has the higher bound. Decoded tokens/s would be reached if reading weights and cache, or multiplying "
-    "in 16 bits, whichever takes longer (named beside it), were all that takes time: no transfer between devices, no gaps. Formats that multiply in 8 "
-    "bits (W8A8) can pass a bound by compute, at most twice, in 4 bits (W4A4, where FP4 is named) by more. Prompt tokens/s: by compute alone. A "
-    "million tokens cost what they take at {share} of that, the share set above; the first price is for decoding only, a prompt costs the second. Prices "
-    "are public list prices of the date under the name; what is bought and not rented has none, and nor do computers with unified memory, of which only "
-    "one is counted, because no link joins several."
+    "Estimated: memory, bandwidth and dense 16-bit compute are those of data sheets (the source is under each name). A driver reports less memory than the "
+    "name says (79.1 GiB of 80 GB, 14.6 GiB of a T4's 16 GB); 90% of that may be filled, of unified memory 75%, on small machines 67%. Devices are counted in "
+    "powers of two. They share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or each group of them "
+    "holds a copy of the weights for some of the users, whichever has the higher bound. The bound on decoded tokens/s counts the time to read weights and "
+    "cache, or to multiply in 16 bits, whichever is longer (named beside it), and nothing else: no transfer between devices, no gaps. Formats that multiply "
+    "in 8 bits (W8A8) can pass a bound by compute, at most twice, in 4 bits (W4A4, where FP4 is named) by more. Prompt tokens/s are bound by compute alone. A "
+    "million tokens are priced at {share} of the bounds, the share set above: first decoded ones, then those of prompts. Prices are public list prices of the "
+    "date under the name; what is bought has none. Computers with unified memory are counted once, because no link joins several."
 )
 
 
@@ -255,4 +269,4 @@ def price_of(device: str) -> Any:
 def first() -> list[Any]:
     """The values of a new page's controls."""
     plan = dataclasses.replace(Plan(), bits=4, users=10)
-    return [FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), 50, ""]
+    return [FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), 50, "", 1]

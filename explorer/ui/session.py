@@ -4,34 +4,23 @@ state.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from explorer.figures import places
 from explorer.findings import busy
-from explorer.records import QuantSpec, Report, key_of, report_from
-from explorer.repeats import SURVEY
+from explorer.records import QuantSpec, Report, key_of
+from explorer.repeats import survey
 from explorer.ui.visitor import owner, session
 
 COMPARED = 4  # configurations beside the baseline
 REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
 PLACES = tuple(map(str, range(COMPARED + 1)))  # on a page, as keys say them: 0 is the baseline's
 STANDING = 100  # copies of reports at another place than their position
-
-
-@cache
-def survey() -> dict[str, Report]:
-    """The recorded survey of all methods on the bundled model, by key: few numbers of many configurations."""
-    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
-    for report in reports:
-        report.provenance["recorded"] = True
-    return {report.key: report for report in reports}
 
 
 def read_by(report: Report) -> str:

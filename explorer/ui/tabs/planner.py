@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
-from explorer.accelerators import ACCELERATORS
+from explorer.accelerators import ACCELERATORS, OWNED
 from explorer.families import FAMILIES, TEXT_LIMIT
 from explorer.figures.plan import CHART
-from explorer.planner import LAYOUTS
+from explorer.layouts import LAYOUTS
+from explorer.published import PUBLISHED
 from explorer.ui.frame import chart, heading
 from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
-FORMATS = [("integers: bits, group", ""), *((kept.title, name) for name, kept in LAYOUTS.items())]
+FORMATS = [("integers: bits, group", ""), ("as published", PUBLISHED), *((kept.title, name) for name, kept in LAYOUTS.items())]
 # A link sets many controls, each of which tells: they are answered once, when all are set.
 TOGETHER = """async () => {
   window.planChanged = Date.now();
@@ -32,11 +35,36 @@ def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
     return name, fetch, config
 
 
+def hardware(start: list[Any]) -> tuple[Any, ...]:
+    """The controls of what it runs on: (accelerator, cards one has, price, share of the bound). start: as `first` gives it."""
+    with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
+        device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False, scale=4)
+        cards = as_typed(
+            gr.Number(start[12], label="Cards you have", minimum=1, maximum=OWNED, step=1, precision=0, scale=2, min_width=140, elem_id="plan-cards")
+        )  # fmt: skip
+        price = as_typed(
+            gr.Number(
+                start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=180, scale=3, elem_id="plan-price",
+                info="0: free; empty: the list price.",
+            )
+        )  # fmt: skip
+        reached = as_typed(
+            gr.Slider(*SHARE, start[10], step=5, label="Share of the bound, %", min_width=220, scale=5, info="Public runs on an H100 reach 27 to 67.")
+        )
+    return device, cards, price, reached
+
+
+def settled(form: str) -> list[dict]:
+    """Updates of bits, group and "embedding and head too": what a format settles cannot be chosen."""
+    whole = gr.update(interactive=False, value=False) if form == PUBLISHED else gr.update(interactive=True)
+    return [*[gr.update(interactive=not form)] * 2, whole]
+
+
 def build(shell: Shell) -> View | None:
     handlers, start = Plans(shell), first()
     heading(
         "What do I buy?",
-        "A model from its configuration alone: what it needs, where it fits, what a token costs. Every number here is an estimate, but the counts are exact.",
+        "What a model needs, where it fits and what a token costs, from its configuration alone. All numbers are estimates; only counts of weights are exact.",
     )
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         choices = [(f"{name} ({model.parameters / 1e9:.3g} B)", name) for name, model in presets().items()]
@@ -49,23 +77,13 @@ def build(shell: Shell) -> View | None:
         users = as_typed(gr.Slider(*USERS, start[7], step=1, label="Users at once", min_width=240))
         kv_bits = gr.Radio([16, ("FP8", FLOAT8), 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
         everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
-    with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
-        device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False)
-        price = as_typed(
-            gr.Number(
-                start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=160, elem_id="plan-price",
-                info="0: free; empty: the list price.",
-            )
-        )  # fmt: skip
-        reached = as_typed(
-            gr.Slider(*SHARE, start[10], step=5, label="Share of the bound reached, %", min_width=220, info="Public runs on an H100 reach 27 to 67.")
-        )
+    device, cards, price, reached = hardware(start)
     name, fetch, config = another()
-    asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form]
+    asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form, cards]
     shell.planned = asked
     shell.linked["planner"] = {
         "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
-        "price": price, "reached": reached, "format": form,
+        "price": price, "reached": reached, "format": form, "cards": cards,
     }  # fmt: skip
     words, fits, *_ = handlers.solved(*start)
     line = gr.HTML(words, padding=False, elem_id="plan-status")
@@ -77,7 +95,7 @@ def build(shell: Shell) -> View | None:
         control.change(None, None, changed, js=TOGETHER, api_visibility="private")
     changed.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
     preset.input(lambda: "", None, config, queue=False, **QUIET)
-    form.change(lambda name: [gr.update(interactive=not name)] * 2, form, [bits, group], queue=False, **QUIET)
+    form.change(settled, form, [bits, group, everything], queue=False, **QUIET)
     device.input(price_of, device, price, queue=False, **QUIET)
     fetch.click(handlers.fetched, name, [config, line], concurrency_limit=8, **QUIET)
     return None

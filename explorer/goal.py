@@ -1,0 +1,205 @@
+"""The Planner's first answer: for the cards one has and one model the widest format that fits, what it leaves, how fast at most, what that width cost where
+it was measured, and the command that writes it. In words, which the page and the command line show alike; standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from explorer.accelerators import Accelerator, Fit, fit, held, on_each
+from explorer.families import Architecture
+from explorer.layouts import LAYOUTS
+from explorer.planner import Plan, gigabytes, need
+from explorer.published import PUBLISHED, published
+from explorer.records import InputError, QuantSpec, Report, change, significant
+
+DEMO = "demo"
+ID = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w.-]+)?", re.ASCII)
+SOURCE = re.compile(rf"(?<!the text part of the )config\.json of ({ID.pattern})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Width:
+    """A format that a card may take: its name, what the plan becomes, the recorded run of that width, and the options of `save` without those at their
+    defaults ("": none writes it).
+    """
+
+    name: str
+    plan: dict[str, int | str | bool]
+    run: QuantSpec
+    save: str = ""
+
+
+def run(method: str, **params: int | str | bool) -> QuantSpec:
+    return QuantSpec.of(method, **params)
+
+
+LOADED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")  # of the counted families those that `save` takes
+GGUF = ("llama", "mistral", "qwen2", "qwen3")  # those that it writes as one file for llama.cpp
+MXFP4 = Width("MXFP4", {"format": "mxfp4"}, run("mxfp", element="e2m1"), "--method mxfp")  # its blocks divide what groups of 128 do not
+Q6_K, Q5_K, Q4_K = (
+    Width(name.upper(), {"format": name}, run("kquant", format=name), f"--method kquant {form}--as gguf")
+    for name, form in (("q6_k", "--format q6_k "), ("q5_k", "--format q5_k "), ("q4_k", ""))
+)  # llama.cpp runs them on any card
+INTEGERS = (
+    Q6_K,
+    Q5_K,
+    Width("AWQ (4-bit g128)", {"format": "awq"}, run("awq", bits=4), "--method awq --group-size 128"),
+    MXFP4,
+    Width("3-bit g128", {"format": "", "bits": 3, "group": 128, "zeros": False}, run("gptq", bits=3, symmetric=True, full_range=False, rotate=False)),
+    Width("2-bit g128", {"format": "", "bits": 2, "group": 128, "zeros": False}, run("gptq", bits=2, symmetric=True, full_range=False, rotate=False)),
+)
+WHOLE = Width("BF16", {"format": "", "bits": 16}, run("none"))
+FLOAT8 = Width("FP8", {"format": "fp8"}, run("fp8", element="e4m3", granularity="channel"), "--method fp8")
+INT8 = Width("INT8 (a scale a row)", {"format": "", "bits": 8, "group": 0, "zeros": False}, run("absmax"), "--bits 8 --granularity channel")
+FILES = (
+    Width("Q8_0", {"format": "", "bits": 8, "group": 32, "zeros": False}, run("absmax"), "--method kquant --format q8_0 --as gguf"),
+    Q6_K,
+    Q5_K,
+    Q4_K,
+)  # what llama.cpp runs on unified memory
+
+
+Mark = tuple[str, str]  # (how, text): "b" for what decides, "code" for what is typed, "chip" for how a number came to be
+Words = list[str | Mark]
+ESTIMATED: Mark = ("chip", "estimated")
+
+
+class Answer(NamedTuple):
+    """A format that the cards hold, the plan in it, and how that lies on them."""
+
+    width: Width
+    plan: Plan
+    fit: Fit
+
+
+def widths(card: Accelerator) -> tuple[Width, ...]:
+    """The formats that a card's usual software loads, the widest first."""
+    return (WHOLE, *FILES, *INTEGERS[-2:]) if not card.linked else (WHOLE, FLOAT8 if card.fp8 else INT8, *INTEGERS)
+
+
+def own_width(model: Architecture) -> tuple[Width | None, str]:
+    """(the format that a model is published in, None for 16 bits; a sentence where it is quantized in a way that is not counted)."""
+    try:
+        found = published(model)
+    except InputError as error:
+        return None, f"{error} It is planned as if it were in 16 bits. "
+    return (Width(found.layout.title, {"format": PUBLISHED, "everything": False}, run("none")) if found else None), ""
+
+
+def tried(model: Architecture, plan: Plan, card: Accelerator) -> list[tuple[Width, Plan]]:
+    """Formats and the plan in each, the widest first. Of a model that is published quantized none is wider than its own: that would be but a copy of it.
+    On unified memory llama.cpp loads only MXFP4 of those.
+    """
+    found = [(width, dataclasses.replace(plan, **width.plan)) for width in widths(card)]
+    own, _ = own_width(model)
+    if own is None or not (card.linked or own.name == LAYOUTS["mxfp4"].title):
+        return found
+    first = dataclasses.replace(plan, **own.plan)
+    most = need(model, first).weight_bytes
+    return [(own, first), *((width, asked) for width, asked in found if need(model, asked).weight_bytes < most)]
+
+
+def answer(model: Architecture, plan: Plan, card: Accelerator, have: int) -> Answer | None:
+    """The widest format that fits on so many cards; None where none does. Raises InputError as `held` does."""
+    found = (Answer(width, asked, held(model, asked, card, have)) for width, asked in tried(model, plan, card))
+    return next((one for one in found if one.fit.count), None)
+
+
+def more(model: Architecture, plan: Plan, card: Accelerator, than: Width | None) -> str:
+    """What more cards would bring: on how many a format fits that is wider than one, or any; "" where the widest fits."""
+    pairs = tried(model, plan, card)
+    wider = pairs[: next((at for at, (width, _) in enumerate(pairs) if width == than), len(pairs))]
+    counts = [(fit(model, asked, card), width.name) for width, asked in wider]
+    fewest = min((found.count for found, _ in counts if found.count), default=0)
+    if fewest:
+        return f"; {fewest} of them hold it in {next(name for found, name in counts if 0 < found.count <= fewest)}"
+    return "" if than else f", nor do {counts[-1][0].most} together" if card.linked else ", and no link joins several"
+
+
+def shared(one: Fit, have: int) -> str:
+    """How the cards hold the weights, in brackets; "" for one card."""
+    if have == 1:
+        return ""
+    copies, idle = one.count // one.together, have - one.count
+    how = f"{copies} copies of the weights, {one.together} cards to each"
+    if copies == 1:
+        how = f"{one.together} share a copy of the weights"
+    elif one.together == 1:
+        how = "each holds a copy of the weights for its part of the users"
+    left = f", {idle} {'stays' if idle == 1 else 'stay'} idle: a copy takes a power of two of cards" if idle else ""
+    return f" ({how}{left})"
+
+
+def cost(width: Width, recorded: Mapping[str, Report]) -> Words:
+    """What a width cost where it was recorded; nothing where it was not."""
+    alike = [r for r in recorded.values() if r.experiment.spec.method == width.run.method]
+    found = next((r for r in alike if set(width.run.params) <= set(r.experiment.spec.params)), None)
+    delta, kld = (found.find(name) if found else None for name in ("perplexity_delta", "kld_mean"))
+    if delta is None or kld is None:
+        return []
+    words, interval = change(delta.value, delta.low, delta.high)
+    name = f"{found.name} ({found.value('bits_per_weight'):.2f} bits stored)"
+    return [f"{name}, changed perplexity by {words} ({interval}), KL {significant(kld.value)} nats ", ("chip", "recorded")]
+
+
+def goal(model: Architecture, plan: Plan, card: Accelerator, have: int, recorded: Mapping[str, Report], size: float) -> Words:
+    """Two to four sentences. recorded: the survey of the bundled model, of `size` million parameters. Raises InputError as `held` does."""
+    found, (own, uncounted) = answer(model, plan, card, have), own_width(model)
+    who = f"{model.name} for {plan.users:,} user{'' if plan.users == 1 else 's'} at {plan.context:,} tokens"
+    start, one = "One " if have == 1 else f"{have} × ", have == 1
+    if found is None:
+        no = f" {'does' if one else 'do'} not hold {who} in any format here{more(model, plan, card, None)} "
+        return [start, ("b", card.name), no, ESTIMATED, f". {uncounted}"]
+    width, asked, way = found
+    part = dataclasses.replace(asked, users=-(-plan.users * way.together // way.count))
+    free = gigabytes(card.bytes() - on_each(model, part, need(model, part), way.together))
+    kind = " as it is published" if width == own else f", the widest of the formats that {'its' if one else 'their'} usual software loads"
+    text: Words = [
+        start, ("b", card.name), f" hold{'s' * one} {who} in ", ("b", width.name), f"{kind}{shared(way, have)}: {free} of what may be filled stay free",
+        f"{'' if one else ' on each'}, and {'it decodes' if one else 'they decode'} at most {way.bound:,.0f} tokens/s in all ", ESTIMATED,
+        f"{more(model, plan, card, width)}. {uncounted}",
+    ]  # fmt: skip
+    bits = need(model, plan).bits_per_weight
+    if own is None and bits > need(model, asked).bits_per_weight and held(model, plan, card, have).count:
+        text += [f"The {bits:.3g} bits a weight chosen above fit, too, where something loads them. "]
+    return text + quality(model, width, own, recorded, size)
+
+
+def quality(model: Architecture, width: Width, own: Width | None, recorded: Mapping[str, Report], size: float) -> Words:
+    """What the width costs, and how the model comes to it. own: the format that it is published in."""
+    if own and width == own:
+        return ["Nothing need be quantized, and a wider format would only be a copy of these weights."]
+    if width is WHOLE:
+        return [f"It is published in {own.name}, of which this is a wider copy." if own else "Nothing need be quantized: the weights fit in 16 bits."]
+    paid = cost(width, recorded)
+    said: Words = [f"It is published in {own.name}, which this rounds once more. "] if own else []
+    told = [f"On the bundled {size:.0f} M model the nearest recorded run, ", *paid, "; that says little about a larger one. "]
+    said += told if paid else ["That width was not recorded here. "]
+    return said + written(model, width)
+
+
+def written(model: Architecture, width: Width) -> Words:
+    """The command that writes a model in a width, or why there is none."""
+    if not width.save:
+        return ["No format of ", ("code", "save"), " holds such codes."]
+    if model.family not in (GGUF if "gguf" in width.save else LOADED):
+        return [("code", "save"), f" does not write {model.family} models so: look for a checkpoint that is published in that format."]
+    name = loadable(model)
+    chosen, where = ("" if name == DEMO else f"--model {name or 'MODEL'} "), "" if name else ", with its hub id or folder for MODEL"
+    return [("code", f"python -m explorer save {chosen}{width.save} --to my-model"), f" writes it{where}."]
+
+
+def loadable(model: Architecture) -> str:
+    """The name by which `save` loads a model: the bundled one's, or the hub id that its configuration came from; "" where none is known."""
+    came = SOURCE.search(model.source)
+    return model.name if model.name == DEMO or ID.fullmatch(model.name) else came[1] if came else ""
+
+
+def plain(words: Words) -> str:
+    """As a line of text: of a chip its word, in brackets."""
+    return "".join(one if isinstance(one, str) else f"({one[1]})" if one[0] == "chip" else one[1] for one in words)
