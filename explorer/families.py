@@ -147,7 +147,7 @@ class Architecture:
         return sum(one.parameters * (share if one.routed else 1) for one in self.matrices()) + self.parts()["router"]
 
 
-def windows(config: dict[str, Any], family: str, layers: int, window: int) -> int:
+def windows(config: dict[str, Any], family: str, layers: int, window: int, size: Any) -> int:
     """In how many layers attention is limited to the window: by `layer_types` where the configuration has them, else by the rule of the family."""
     kinds = config.get("layer_types")
     if not window:
@@ -155,8 +155,7 @@ def windows(config: dict[str, Any], family: str, layers: int, window: int) -> in
     if isinstance(kinds, list) and len(kinds) == layers:
         return sum(kind == "sliding_attention" for kind in kinds)
     if family in ("qwen2", "qwen3"):
-        first = config.get("max_window_layers", 28)
-        return max(0, layers - first) if isinstance(first, int) else 0
+        return max(0, layers - size("max_window_layers", 28, 0))
     every = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": config.get("sliding_window_pattern", 6)}.get(family, 0)
     return layers - layers // every if isinstance(every, int) and every > 0 else layers
 
@@ -168,7 +167,8 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
     source, config = str(config.get("source", "")), config["config"] if isinstance(config.get("config"), dict) else config
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise InputError(f"The planner counts {', '.join(FAMILIES)} models exactly and {str(family)[:30]!r} is none of them.")
+        inside = " Paste what stands under its text_config." if isinstance(config.get("text_config"), dict) else ""
+        raise InputError(f"The planner counts {', '.join(FAMILIES)} models exactly and {str(family)[:30]!r} is none of them.{inside}")
 
     def size(key: str, default: Any = None, low: int = 1) -> int:
         value = config.get(key, default)
@@ -185,7 +185,7 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
     if family == "deepseek_v3":
         latent = Latent(size("q_lora_rank", 0, 0), size("kv_lora_rank"), size("qk_nope_head_dim"), size("qk_rope_head_dim"), size("v_head_dim"))
     size_of_head = latent.nope + latent.rope if latent else size("head_dim", HEADS.get(family, max(1, hidden // heads)))
-    windowed = windows(config, family, layers, window)
+    windowed = windows(config, family, layers, window, size)
     stored = config.get("quantization_config") or config.get("compression_config")
     width = "moe_intermediate_size" if family in ("qwen3_moe", "deepseek_v3") else "intermediate_size"
     return Architecture(
@@ -204,10 +204,14 @@ def mixture(config: dict[str, Any], family: str, layers: int, size: Any) -> dict
         return {}
     many = next((key for key in (EXPERTS[family], "num_local_experts") if key in config), EXPERTS[family])  # transformers writes some by its own name
     found = {"experts": size(many, 8 if family == "mixtral" else None), "active": size("num_experts_per_tok", 2 if family == "mixtral" else None)}
+    if found["active"] > found["experts"]:
+        raise InputError(f"config.json has {found['experts']} experts, of which no token can meet {found['active']}.")
     if family == "deepseek_v3":
         found |= {"shared": size("n_shared_experts", 0, 0), "dense": min(layers, size("first_k_dense_replace", 0, 0))}
     if family == "qwen3_moe":
         step, only = size("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+        if not isinstance(only, list):
+            raise InputError(f"config.json needs 'mlp_only_layers' as a list of layers; it says {str(only)[:30]!r}.")
         found["dense"] = sum(i in only or (i + 1) % step != 0 for i in range(layers))
     return found | ({"dense_intermediate": size("intermediate_size")} if found.get("dense") else {})
 

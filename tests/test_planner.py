@@ -238,11 +238,18 @@ def test_a_board_has_the_bandwidth_of_its_own_name() -> None:
     assert device("T4").bytes() < 0.9 * 15_843_721_216, "as torch reports of one"
 
 
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [("{", "no JSON"), ("[]", "no object"), ("{}", "none of them"), ('{"model_type": "llama"}', "needs 'num_attention_heads'"),
      (json.dumps({**SMALL, "model_type": "llama", "hidden_size": "64"}), "needs 'hidden_size'"),
-     (json.dumps({**SMALL, "model_type": "llama", "vocab_size": -1}), "needs 'vocab_size'"), ("[" * 50_000, "no JSON")],
+     (json.dumps({**SMALL, "model_type": "llama", "vocab_size": -1}), "needs 'vocab_size'"), ("[" * 50_000, "no JSON"),
+     (json.dumps({**SMALL, "model_type": "qwen3_moe", "mlp_only_layers": 5, **MOE}), "'mlp_only_layers' as a list"),
+     (json.dumps({**SMALL, "model_type": "qwen3_moe", **MOE, "num_experts_per_tok": 16}), "8 experts, of which no token can meet 16"),
+     (json.dumps({**SMALL, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -8}), "needs 'max_window_layers'"),
+     (json.dumps({"model_type": "gemma3", "text_config": {}}), "Paste what stands under its text_config")],
 )  # fmt: skip
 def test_bad_configurations_are_a_sentence(text: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
