@@ -147,7 +147,7 @@ class Architecture:
         return sum(one.parameters * (share if one.routed else 1) for one in self.matrices()) + self.parts()["router"]
 
 
-def windows(config: dict[str, Any], family: str, layers: int, window: int, size: Any) -> int:
+def windows(config: dict[str, Any], family: str, layers: int, window: int) -> int:
     """In how many layers attention is limited to the window: by `layer_types` where the configuration has them, else by the rule of the family."""
     kinds = config.get("layer_types")
     if not window:
@@ -155,7 +155,8 @@ def windows(config: dict[str, Any], family: str, layers: int, window: int, size:
     if isinstance(kinds, list) and len(kinds) == layers:
         return sum(kind == "sliding_attention" for kind in kinds)
     if family in ("qwen2", "qwen3"):
-        return max(0, layers - size("max_window_layers", 28, 0))
+        first = config.get("max_window_layers", 28)
+        return max(0, layers - first) if isinstance(first, int) else 0
     every = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": config.get("sliding_window_pattern", 6)}.get(family, 0)
     return layers - layers // every if isinstance(every, int) and every > 0 else layers
 
@@ -185,7 +186,8 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
     if family == "deepseek_v3":
         latent = Latent(size("q_lora_rank", 0, 0), size("kv_lora_rank"), size("qk_nope_head_dim"), size("qk_rope_head_dim"), size("v_head_dim"))
     size_of_head = latent.nope + latent.rope if latent else size("head_dim", HEADS.get(family, max(1, hidden // heads)))
-    windowed = windows(config, family, layers, window, size)
+    size("max_window_layers", 28, 0)
+    windowed = windows(config, family, layers, window)
     stored = config.get("quantization_config") or config.get("compression_config")
     width = "moe_intermediate_size" if family in ("qwen3_moe", "deepseek_v3") else "intermediate_size"
     return Architecture(
