@@ -186,7 +186,7 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
     if family == "deepseek_v3":
         latent = Latent(size("q_lora_rank", 0, 0), size("kv_lora_rank"), size("qk_nope_head_dim"), size("qk_rope_head_dim"), size("v_head_dim"))
     size_of_head = latent.nope + latent.rope if latent else size("head_dim", HEADS.get(family, max(1, hidden // heads)))
-    size("max_window_layers", 28, 0)
+    size("max_window_layers", 28, 0)  # refused here: below zero it would be windows in more layers than there are
     windowed = windows(config, family, layers, window)
     stored = config.get("quantization_config") or config.get("compression_config")
     width = "moe_intermediate_size" if family in ("qwen3_moe", "deepseek_v3") else "intermediate_size"
