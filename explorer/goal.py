@@ -92,16 +92,14 @@ def own_width(model: Architecture) -> tuple[Width | None, str]:
 
 
 def tried(model: Architecture, plan: Plan, card: Accelerator) -> list[tuple[Width, Plan]]:
-    """Formats and the plan in each, the widest first. Of a model that is published quantized none is wider than its own: that would be but a copy of it.
-    On unified memory llama.cpp loads only MXFP4 of those.
+    """Formats and the plan in each, the widest first. What a model is published quantized in comes before all: a wider format would be but a copy of it,
+    and does not fit where that does not. On unified memory llama.cpp loads only MXFP4 of those.
     """
     found = [(width, dataclasses.replace(plan, **width.plan)) for width in widths(card)]
     own, _ = own_width(model)
     if own is None or not (card.linked or own.name == LAYOUTS["mxfp4"].title):
         return found
-    first = dataclasses.replace(plan, **own.plan)
-    most = need(model, first).weight_bytes
-    return [(own, first), *((width, asked) for width, asked in found if need(model, asked).weight_bytes < most)]
+    return [(own, dataclasses.replace(plan, **own.plan)), *found]
 
 
 def answer(model: Architecture, plan: Plan, card: Accelerator, have: int) -> Answer | None:
