@@ -6,7 +6,8 @@
  * brings a pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Scales lie [strip][group][16].
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
- * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows.
+ * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
+ * holds exactly; where a row of them has a scale, the row of results is multiplied with it.
  */
 #include "native.h"
 
@@ -92,7 +93,8 @@ INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
 #endif
 
 /* V vectors of outputs from vector `first` on, for the R rows of a tile, of which `rows` are there. */
-INLINE void block(const struct weight *w, const input_t *x, const float *sums, uint16_t *y, long rows, long first, const int R, const int V, const int kind)
+INLINE void block(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R, const int V,
+                  const int kind)
 {
     const int codes = kind == TABLE2 ? 16 : kind == TABLE4 ? 8 : 4, parts = 16 / LANES;
     const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * 16;
@@ -148,14 +150,14 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, u
     }
     for (int r = 0; r < R && r < rows; r++)
         for (int v = 0; v < V && first + v <= last; v++)
-            store(y + r * w->n + (first + v) * LANES, total[r][v], w->n - (first + v) * LANES);
+            store(y + r * w->n + (first + v) * LANES, by_row ? total[r][v] * by_row[r] : total[r][v], w->n - (first + v) * LANES);
 }
 
-typedef void kernel(const struct weight *, const input_t *, const float *, uint16_t *, long rows, long first);
-#define KERNEL(NAME, KIND, R)                                                                                                     \
-    static void NAME##_##R(const struct weight *w, const input_t *x, const float *sums, uint16_t *y, long rows, long first)      \
-    {                                                                                                                             \
-        block(w, x, sums, y, rows, first, R, WIDTH(R), KIND);                                                                     \
+typedef void kernel(const struct weight *, const input_t *, const float *sums, const float *by_row, uint16_t *, long rows, long first);
+#define KERNEL(NAME, KIND, R)                                                                                                                                 \
+    static void NAME##_##R(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first)             \
+    {                                                                                                                                                         \
+        block(w, x, sums, by_row, y, rows, first, R, WIDTH(R), KIND);                                                                                         \
     }
 #define KERNELS(R) KERNEL(table2, TABLE2, R) KERNEL(table4, TABLE4, R) KERNEL(integer8, INTEGER8, R) KERNEL(float8, FLOAT8, R)
 EACH(KERNELS)
@@ -196,11 +198,13 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
     }
 }
 
-/* x [m, k] -> y [m, n], bfloat16. Returns 0, or 1 where memory lacks. */
-int low_bit_product(const uint16_t *x, uint16_t *y, long m, const struct weight *w)
+/* x [m, k], rounded as r says where there is one, -> y [m, n] bfloat16. x is bfloat16, with r float32 where wide. Returns 0, or 1 where memory lacks. */
+int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, const struct rounding *r, int wide)
 {
-    static __thread void *inputs, *totals;
-    static __thread size_t inputs_size, totals_size;
+    static __thread void *inputs, *totals, *numbers;
+    static __thread size_t inputs_size, totals_size, numbers_size;
+    if (m == 0)
+        return 0;
     const long size = w->steps * (w->kind == TABLE2 ? 16 : w->kind == TABLE4 ? 8 : 4), padded = w->groups * size;
     const long tiles = (m + ROWS - 1) / ROWS, rows = (m + tiles - 1) / tiles;
     int which = 0;
@@ -210,18 +214,28 @@ int low_bit_product(const uint16_t *x, uint16_t *y, long m, const struct weight 
     const long each = INPUTS(padded) * R, vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V;
     input_t *packed = room(&inputs, &inputs_size, tiles * each * sizeof *packed);
     float *sums = w->shift ? room(&totals, &totals_size, tiles * w->groups * R * sizeof *sums) : NULL;
-    if (!packed || (w->shift && !sums))
+    float *by_row = r ? room(&numbers, &numbers_size, m * (sizeof *by_row + w->k * sizeof(uint16_t))) : NULL;
+    if (!packed || (w->shift && !sums) || (r && !by_row))
         return 1;
+    uint16_t *rounded = (uint16_t *)(by_row + m);
+    const uint16_t *from = r ? rounded : x;
+    const float all = r && r->per == ALL ? largest_of(x, wide, m * w->k, r) : 0, *scales = r && r->form == ELEMENTS ? by_row : NULL;
     kernel *run = kernels[w->kind][which];
 #pragma omp parallel if (m * w->n * padded > 1 << 17)
     {
+        if (r) {
+#pragma omp for schedule(static)
+            for (long i = 0; i < m; i++)
+                round_row((const char *)x + i * w->k * (wide ? 4 : 2), wide, w->k, r, all, rounded + i * w->k, 0, scales ? by_row + i : NULL);
+        }
 #pragma omp for schedule(static)
         for (long t = 0; t < tiles; t++)
-            pack(x + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, R, packed + t * each, sums ? sums + t * w->groups * R : NULL);
+            pack(from + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, R, packed + t * each, sums ? sums + t * w->groups * R : NULL);
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             for (long t = 0; t < tiles; t++)
-                run(w, packed + t * each, sums ? sums + t * w->groups * R : NULL, y + t * rows * w->n, m - t * rows < rows ? m - t * rows : rows, b * V);
+                run(w, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL, y + t * rows * w->n,
+                    m - t * rows < rows ? m - t * rows : rows, b * V);
     }
     return 0;
 }
