@@ -280,7 +280,7 @@ def _native_run(x: Tensor, packed: Packed) -> Tensor | tuple[Tensor, Tensor]:
     place = None if scale is None else scale.data_ptr()
     if native.library()[0].turn_rows(read.data_ptr(), read.dtype is torch.float32, m, turned, y.data_ptr(), how, place):
         raise MemoryError("no memory for a row that is turned")
-    return y.to(x.dtype) if a is None else (y, scale)
+    return (y, scale) if a is not None else y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 def _cpu_pack(t: Turn) -> Packed:

@@ -3,7 +3,8 @@
  *
  * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is sixteen 32-bit words, one for each output, and a word holds the
  * codes of 16, 8 or 4 consecutive inputs. Codes of 2 and 4 bits: even inputs in its low half, odd ones in its high half, so that a shift of 16-bit lanes
- * brings a pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Scales lie [strip][group][16].
+ * brings a pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Small floats in bytes: the low
+ * bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales lie [strip][group][16].
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
@@ -21,26 +22,33 @@ INLINE vec byte_value(words w, int at, const int kind, vec factor, int mantissa)
 }
 
 #if PAIRS
-typedef __m512i table_t; /* 32 bfloat16, the table twice or more */
+typedef struct { __m512i part[4]; } table_t; /* 32 bfloat16 each: the table twice or more, of a small float 128 magnitudes */
 typedef __m512i weight_t; /* 16 outputs, two inputs each */
 typedef uint32_t input_t; /* two bfloat16 */
 #define INPUTS(codes) ((codes) / 2)
 
-INLINE table_t read_table(const float *t, const int kind)
+INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
-    uint16_t narrow[32];
-    for (int i = 0; i < 32; i++) {
-        uint32_t u;
-        memcpy(&u, t + (kind == TABLE2 ? i % 4 : i % 16), 4);
-        narrow[i] = u >> 16; /* exact: the caller rounds */
-    }
-    return _mm512_loadu_si512(narrow);
+    uint16_t narrow[128];
+    table_t table;
+    for (uint32_t i = 0; i < 128; i++) /* cut off exactly: the caller rounds */
+        narrow[i] = as_bits(kind == FLOAT8 ? as_float(i << (23 - mantissa)) * t[0] : t[kind == TABLE2 ? i % 4 : i % 16]) >> 16;
+    for (int p = 0; p < 4; p++)
+        table.part[p] = _mm512_loadu_si512(narrow + 32 * p);
+    return table;
 }
 
 INLINE weight_t pick(words w, int i, const int kind, table_t table, vec factor, int mantissa)
 {
+    const __m512i code = (__m512i)w;
     if (kind == TABLE2 || kind == TABLE4)
-        return _mm512_permutexvar_epi16(_mm512_srli_epi16((__m512i)w, (kind == TABLE2 ? 2 : 4) * i), table);
+        return _mm512_permutexvar_epi16(_mm512_srli_epi16(code, (kind == TABLE2 ? 2 : 4) * i), table.part[0]);
+    if (kind == FLOAT8) {
+        const __m512i size = i ? _mm512_srli_epi16(code, 8) : code, sign = i ? code : _mm512_slli_epi16(code, 8);
+        const __m512i low = _mm512_permutex2var_epi16(table.part[0], size, table.part[1]), high = _mm512_permutex2var_epi16(table.part[2], size, table.part[3]);
+        const __m512i found = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(size, _mm512_set1_epi16(64)), low, high);
+        return _mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(-32768), found, 0xEA); /* the sign's bit or what was found */
+    }
     words low = bits(byte_value(w, 2 * i, kind, factor, mantissa)), high = bits(byte_value(w, 2 * i + 1, kind, factor, mantissa));
     return (__m512i)((high & 0xffff0000u) | (low >> 16));
 }
@@ -53,9 +61,10 @@ typedef float input_t;
 #if LANES == 16
 typedef vec table_t;
 
-INLINE table_t read_table(const float *t, const int kind)
+INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
     float all[16];
+    (void)mantissa;
     for (int i = 0; i < 16; i++)
         all[i] = t[kind == TABLE2 ? i % 4 : i];
     return (vec)_mm512_loadu_ps(all);
@@ -65,9 +74,10 @@ INLINE vec look_up(words w, table_t table) { return (vec)_mm512_permutexvar_ps((
 #else
 typedef struct { vec low, high; } table_t;
 
-INLINE table_t read_table(const float *t, const int kind)
+INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
     float all[16];
+    (void)mantissa;
     for (int i = 0; i < 16; i++)
         all[i] = t[kind == TABLE2 ? i % 4 : i];
     return (table_t){(vec)_mm256_loadu_ps(all), (vec)_mm256_loadu_ps(all + 8)};
@@ -86,7 +96,7 @@ INLINE weight_t pick(words w, int i, const int kind, table_t table, vec factor, 
         return look_up(w >> (2 * (i / 2) + 16 * (i % 2)), table);
     if (kind == TABLE4)
         return look_up(w >> (4 * (i / 2) + 16 * (i % 2)), table);
-    return byte_value(w, i, kind, factor, mantissa);
+    return byte_value(w, kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i, kind, factor, mantissa);
 }
 
 INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
@@ -98,7 +108,7 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
 {
     const int codes = kind == TABLE2 ? 16 : kind == TABLE4 ? 8 : 4, parts = 16 / LANES;
     const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * 16;
-    const table_t table = read_table(w->table, kind);
+    const table_t table = read_table(w->table, kind, w->mantissa);
     const vec factor = w->table[0] - (vec){0};
     const uint32_t *from[4];
     long scales[4];

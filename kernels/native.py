@@ -163,7 +163,7 @@ def pack(w: LowBitWeight) -> Packed:
     kind, (n, k) = kind_of(w), w.codes.shape
     codes, table, factor, mantissa = values(w, kind)
     word = PER_WORD[kind]
-    words = in_words(codes, [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else range(word))
+    words = in_words(codes, range(word) if kind == INTEGER8 else [*range(0, word, 2), *range(1, word, 2)])
     numbers = {"scale": by_row(w.scale, n) / factor}
     if w.zero is not None:
         numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
@@ -243,19 +243,22 @@ class Outliers(ctypes.Structure):
     _fields_ = [("columns", ctypes.c_void_p), ("count", ctypes.c_long), ("threshold", ctypes.c_float)]
 
 
-def int8_product(
-    x: Tensor, packed: Packed, rounding: Any = None, scale: Tensor | None = None, outliers: Outliers | None = None, like: Tensor | None = None
-) -> Tensor:
-    """int8 x [M, K] -> the int32 sums with codes minus 128, float32 [M, N]; with scale [M, 1] the product, in the dtype of `like`.
-    bfloat16 or float32 x -> the product of x, rounded as `rounding` (see native_round.py) says but for its outliers, in its dtype.
+@lru_cache(maxsize=4096)
+def outliers(*fields: Any) -> Any:
+    """A reference to Outliers: (where their columns are or None, how many, the threshold)."""
+    return ctypes.byref(Outliers(*fields))
+
+
+def int8_product(x: Tensor, packed: Packed, rounding: Any = None, scale: Tensor | None = None, apart: Any = None, like: Tensor | None = None) -> Tensor:
+    """int8 x [M, K] -> the int32 sums with codes minus 128, float32 [M, N]; with scale [M, 1] the product, in the dtype of `like`. bfloat16 or float32 x
+    -> the product of x, rounded as `rounding` (see native_round.py) says but for its outliers (`apart`, see `outliers`), in its dtype.
     """
-    t, meta = packed.tensors, packed.meta
-    x, scale = x.contiguous(), None if scale is None else scale.contiguous()
+    t, meta, x = packed.tensors, packed.meta, x.contiguous()
     y = torch.empty(len(x), meta[0], dtype=x.dtype if rounding is not None else torch.float32 if like is None else like.dtype)
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), None, None, *meta)
-    apart = None if outliers is None else ctypes.byref(outliers)
-    given = None if scale is None else scale.data_ptr()
-    if library()[0].low_bit_int8(x.data_ptr(), y.dtype is torch.float32, y.data_ptr(), len(x), weight, rounding, given, apart):
+    given = scale if scale is None else scale.contiguous()
+    at = None if given is None else given.data_ptr()
+    if library()[0].low_bit_int8(x.data_ptr(), y.dtype is torch.float32, y.data_ptr(), len(x), weight, rounding, at, apart):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 

@@ -74,4 +74,5 @@ def round_here(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
 def product(x: Tensor, packed: Packed, a: Activation) -> Tensor:
     """x [M, K] -> [M, N] in x's dtype: `native.product` of x rounded in the same call, to elements whose scale comes last or, with a scale a block, values."""
     how = rounding(a, x.shape[1], VALUES if a.per in BLOCKS else ELEMENTS)
-    return native.product(readable(x), packed, how).to(x.dtype)
+    y = native.product(readable(x), packed, how)
+    return y if y.dtype is x.dtype else y.to(x.dtype)

@@ -141,12 +141,13 @@ def _native_pack(w: LowBitWeight) -> Packed:
 
 
 def _native_run(x: Tensor, packed: Packed) -> Tensor:
-    (activation, meta, threshold), read, apart = packed.meta, readable(x), None
-    if (named := packed.tensors.get("columns")) is not None:
-        apart = native.Outliers(named.data_ptr(), len(named), 0.0)
+    (activation, meta, threshold), t, read, apart = packed.meta, packed.tensors, readable(x), None
+    if "columns" in t:
+        apart = native.outliers(t["columns"].data_ptr(), len(t["columns"]), 0.0)
     elif threshold:
-        apart = native.Outliers(None, 0, threshold)
-    return native.int8_product(read, Packed(packed.tensors, meta), rounding(activation, x.shape[1], CODES), outliers=apart).to(x.dtype)
+        apart = native.outliers(None, 0, threshold)
+    y = native.int8_product(read, Packed(t, meta), rounding(activation, x.shape[1], CODES), apart=apart)
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 def _native_run_rounded(x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
