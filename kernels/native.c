@@ -29,12 +29,13 @@ typedef uint32_t input_t; /* two bfloat16 */
 
 INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
+    const int parts = kind == FLOAT8 ? 4 : 1;
     uint16_t narrow[128];
     table_t table;
-    for (uint32_t i = 0; i < 128; i++) /* cut off exactly: the caller rounds */
-        narrow[i] = as_bits(kind == FLOAT8 ? as_float(i << (23 - mantissa)) * t[0] : t[kind == TABLE2 ? i % 4 : i % 16]) >> 16;
+    for (int i = 0; i < 32 * parts; i++) /* cut off exactly: the caller rounds */
+        narrow[i] = as_bits(kind == FLOAT8 ? as_float((uint32_t)i << (23 - mantissa)) * t[0] : t[kind == TABLE2 ? i % 4 : i % 16]) >> 16;
     for (int p = 0; p < 4; p++)
-        table.part[p] = _mm512_loadu_si512(narrow + 32 * p);
+        table.part[p] = _mm512_loadu_si512(narrow + 32 * (p % parts));
     return table;
 }
 
@@ -117,9 +118,12 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
         long at = first + v < last ? first + v : last;
         from[v] = w->codes + at / parts * length + at % parts * LANES;
         scales[v] = at / parts * w->groups * 16 + at % parts * LANES;
-        for (int r = 0; r < R; r++)
-            total[r][v] = (vec){0};
     }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+            total[r][v] = (vec){0};
     for (long g = 0; g < w->groups; g++) {
         vec part[ROWS][4];
 #pragma GCC unroll 16
@@ -147,20 +151,29 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
                         part[r][v] = dot(part[r][v], value[v], x[r]);
             }
         }
+#pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            vec scale = load_numbers(w->scale, scales[v] + g * 16, w->wide);
+            const vec scale = load_numbers(w->scale, scales[v] + g * 16, w->wide);
             if (w->shift) {
-                vec shift = load_numbers(w->shift, scales[v] + g * 16, w->wide);
+                const vec shift = load_numbers(w->shift, scales[v] + g * 16, w->wide);
+#pragma GCC unroll 16
                 for (int r = 0; r < R; r++)
                     total[r][v] += scale * (part[r][v] + shift * sums[g * R + r]);
             } else
+#pragma GCC unroll 16
                 for (int r = 0; r < R; r++)
                     total[r][v] += scale * part[r][v];
         }
     }
+    vec result[ROWS][4]; /* apart from the totals, which stay in registers as long as no index of theirs varies */
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+            result[r][v] = total[r][v];
     for (int r = 0; r < R && r < rows; r++)
         for (int v = 0; v < V && first + v <= last; v++)
-            store(y + r * w->n + (first + v) * LANES, by_row ? total[r][v] * by_row[r] : total[r][v], w->n - (first + v) * LANES);
+            store(y + r * w->n + (first + v) * LANES, by_row ? result[r][v] * by_row[r] : result[r][v], w->n - (first + v) * LANES);
 }
 
 typedef void kernel(const struct weight *, const input_t *, const float *sums, const float *by_row, uint16_t *, long rows, long first);

@@ -216,10 +216,10 @@ def product(x: Tensor, packed: Packed, rounding: Any = None) -> Tensor:
     """x [M, K] bfloat16, or float32 too where `rounding` (see native_round.py) says how it is rounded first -> [M, N] bfloat16."""
     t, meta = packed.tensors, packed.meta
     x = x.contiguous()
-    y = torch.empty(len(x), meta[0], dtype=torch.bfloat16)
+    y = x.new_empty(x.shape[0], meta[0]) if rounding is None else torch.empty(x.shape[0], meta[0], dtype=torch.bfloat16)
     shift = t["shift"].data_ptr() if "shift" in t else None
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), shift, t["table"].data_ptr(), *meta)
-    if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), len(x), weight, rounding, x.dtype is torch.float32):
+    if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), x.shape[0], weight, rounding, x.dtype is torch.float32):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 
@@ -254,11 +254,11 @@ def int8_product(x: Tensor, packed: Packed, rounding: Any = None, scale: Tensor 
     -> the product of x, rounded as `rounding` (see native_round.py) says but for its outliers (`apart`, see `outliers`), in its dtype.
     """
     t, meta, x = packed.tensors, packed.meta, x.contiguous()
-    y = torch.empty(len(x), meta[0], dtype=x.dtype if rounding is not None else torch.float32 if like is None else like.dtype)
+    y = torch.empty(x.shape[0], meta[0], dtype=x.dtype if rounding is not None else torch.float32 if like is None else like.dtype)
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), None, None, *meta)
     given = scale if scale is None else scale.contiguous()
     at = None if given is None else given.data_ptr()
-    if library()[0].low_bit_int8(x.data_ptr(), y.dtype is torch.float32, y.data_ptr(), len(x), weight, rounding, at, apart):
+    if library()[0].low_bit_int8(x.data_ptr(), y.dtype is torch.float32, y.data_ptr(), x.shape[0], weight, rounding, at, apart):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 

@@ -57,30 +57,43 @@ INLINE float scale_of(uint32_t most, const struct rounding *r, const int per, fl
     return scale;
 }
 
+#define TOGETHER 64 /* parts whose scales are found at once, in vectors */
+
 INLINE void row(const void *restrict x, const int wide, long k, const struct rounding *r, const int per, const int form, const int integer, const long part, float all,
                 void *restrict to, const int wide_to, float *scale)
 {
     const float largest = r->largest, steps = as_float(as_bits(1 / r->least) + ((uint32_t)(r->mantissa > 0 ? r->mantissa : 0) << 23));
     const uint32_t least = as_bits(r->least);
     const int mantissa = r->mantissa;
-    for (long from = 0, p = 0; from < k; from += part, p++) {
-        const long end = from + part < k ? from + part : k;
-        float times, by = scale_of(per == ALL ? 0 : peak(x, from, end - from, wide), r, per, all, &times), inverse = 1 / by;
+    for (long first = 0; first * part < k; first += TOGETHER) {
+        const long parts = (k + part - 1) / part - first, count = parts < TOGETHER ? parts : TOGETHER;
+        uint32_t most[TOGETHER];
+        float by[TOGETHER], times[TOGETHER];
+        for (long p = 0; p < count; p++) {
+            const long from = (first + p) * part;
+            most[p] = per == ALL ? 0 : peak(x, from, from + part < k ? part : k - from, wide);
+        }
+        for (long p = 0; p < count; p++)
+            by[p] = scale_of(most[p], r, per, all, &times[p]);
         if (scale)
-            scale[p] = times;
-        for (long i = from; i < end; i++) {
-            const float v = per == POWER ? number_at(x, i, wide) * inverse : number_at(x, i, wide) / by;
-            if (form == CODES && integer) {
-                ((int8_t *)to)[i] = integer_of(v);
-                continue;
+            memcpy(scale + first, times, count * sizeof *scale);
+        for (long p = 0; p < count; p++) {
+            const long from = (first + p) * part, end = from + part < k ? from + part : k;
+            const float divisor = by[p], inverse = 1 / divisor, factor = times[p];
+            for (long i = from; i < end; i++) {
+                const float v = per == POWER ? number_at(x, i, wide) * inverse : number_at(x, i, wide) / divisor;
+                if (form == CODES && integer) {
+                    ((int8_t *)to)[i] = integer_of(v);
+                    continue;
+                }
+                const float number = nearest(v, largest, least, mantissa), value = form == VALUES ? number * factor : number;
+                if (form == CODES)
+                    ((uint8_t *)to)[i] = byte_of(number, least, steps, mantissa);
+                else if (wide_to)
+                    ((float *)to)[i] = value;
+                else
+                    ((uint16_t *)to)[i] = narrow(value);
             }
-            const float number = nearest(v, largest, least, mantissa), value = form == VALUES ? number * times : number;
-            if (form == CODES)
-                ((uint8_t *)to)[i] = byte_of(number, least, steps, mantissa);
-            else if (wide_to)
-                ((float *)to)[i] = value;
-            else
-                ((uint16_t *)to)[i] = narrow(value);
         }
     }
 }

@@ -27,7 +27,8 @@ def supported() -> list[str]:
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write stays NaN, or 111 in codes."""
-    empty = torch.empty
+    empty, new = torch.empty, torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *size, **options: new(x, *size, **options).fill_(torch.nan))
     monkeypatch.setattr(torch, "empty", lambda *size, **options: (made := empty(*size, **options)).fill_(torch.nan if made.is_floating_point() else 111))
 
 
