@@ -167,7 +167,8 @@ def test_another_cpu_is_offered_none(fresh: pytest.MonkeyPatch) -> None:
     assert native.flavour() == "" and "no AVX2" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
 
 
-def test_the_source_in_c_is_part_of_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native.h"])
+def test_the_source_in_c_is_part_of_what_a_result_depends_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from explorer import closure
 
     def version() -> str:
@@ -176,7 +177,7 @@ def test_the_source_in_c_is_part_of_what_a_result_depends_on(monkeypatch: pytest
         return code_version("kernels.native")
 
     before, read = version(), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b" " if path.name == "native_int8.c" else b""))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b" " if path.name == name else b""))
     assert version() != before
     monkeypatch.undo()
     assert version() == before
