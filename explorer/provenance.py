@@ -70,6 +70,7 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "kernel_summary": summary or f"torch bfloat16 linear on {len(subject.originals)} layers",
         "kernel_why": sorted({layer.why for layer in subject.layers.values() if layer.why}),
         "kernel_rows": many_rows(subject),
+        "kernel_turns": turning(subject),
         "skipped": skipped | unquantized(subject) if subject.layers else {},
         "instead": instead(subject, experiment.spec),
         "offloaded": OFFLOADED if subject.loaded.offloaded else "",
@@ -115,6 +116,11 @@ def many_rows(subject: Subject) -> str:
             found.setdefault(many[1], []).append(many[0])
     least = {name: (min(rows), f" ({max(rows)} in some layers)" if max(rows) > min(rows) else "") for name, rows in found.items()}
     return "; ".join(f"from {rows} rows at once{spread} with {name} first" for name, (rows, spread) in least.items())
+
+
+def turning(subject: Subject) -> str:
+    """What turns inputs by a Hadamard matrix, "" where nothing does."""
+    return "; ".join(f"inputs turned by {name}" for name in dict.fromkeys(getattr(layer, "turned_by", "") for layer in subject.layers.values()) if name)
 
 
 def unquantized(subject: Subject) -> dict[str, str]:

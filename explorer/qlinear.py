@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.rotation import Rotation
 from kernels.hadamard import Turn
-from kernels.hadamard import refuses as fused_refuses
-from kernels.op import Activation, Form, Packed, choose, ops
+from kernels.op import Activation, Packed, choose, ops, serving
 from kernels.read_out import NEVER
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input, in the model's order
@@ -24,7 +23,8 @@ HEAD = "lm_head"  # the output head's name in every supported family
 
 class QuantizedLinear(nn.Module):
     """y = x W^T + b with W in low bits. What runs is the packed form and the input transform; `kernel` names it and `why` says why it is no fast
-    one. `source` is the tensor it was made from, for `join`; whoever wants only the packed form in memory sets it to None. `looks`: see `Activation`.
+    one. `source` is the tensor it was made from, for `join`; whoever wants only the packed form in memory sets it to None. `looks`: see `Activation`;
+    `turned_by`: what turns inputs, "" where nothing does.
     """
 
     def __init__(self, qtensor: QuantizedTensor, bias: Tensor | None, device: torch.device) -> None:
@@ -48,8 +48,11 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("bias", bias)
         # Looked up once: a module finds its buffers by a search that costs as much as a small operation, and this runs for every layer of every token.
         self._bias, self._turn = bias, None if self.inverse is None and turn is None else self._transform
-        if turn is not None and form.rounded is not None and (rounds := turning(self.rotation, weight.activation, device)) is not None:
-            self._run, self._turn = partial(_turned_and_rounded, form.rounded, *rounds), None if self.inverse is None else self._scaled
+        self._rotate, self.turned_by = (None, "") if turn is None else turning(self.rotation, None, device) or (self.rotation.apply, "torch operators")
+        rounds = turn is not None and weight.activation is not None and form.rounded is not None
+        if rounds and (found := turning(self.rotation, weight.activation, device)) is not None:
+            both, self.turned_by = found
+            self._run, self._turn = partial(_turned_and_rounded, form.rounded, both), None if self.inverse is None else self._scaled
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] -> [..., N], in x's dtype."""
@@ -70,7 +73,7 @@ class QuantizedLinear(nn.Module):
 
     def _transform(self, x: Tensor) -> Tensor:
         x = x if self.inverse is None else x * self.inverse
-        return x if self.rotation is None else self.rotation.apply(x)
+        return x if self._rotate is None else self._rotate(x)
 
     def lie_in(self, joined: QuantizedLinear, start: int, n: int) -> None:
         """Makes packed tensors views of those of a joined layer, from row `start` on, where these are the same bytes in the same order."""
@@ -94,15 +97,17 @@ class QuantizedLinear(nn.Module):
         return {name: tensor.numel() * tensor.element_size() for name, tensor in held.items()}
 
 
-def turning(rotation: Rotation, activation: Activation | None, device: torch.device) -> tuple[Form, Packed] | None:
-    """The form that turns inputs and rounds them in one pass, and what it holds; None where inputs stay in 16 bits or it does not serve them."""
+def turning(rotation: Rotation, activation: Activation | None, device: torch.device) -> tuple[Callable, str] | None:
+    """(what turns inputs [M, K], and rounds them in the same pass where they are rounded; its name), None where no form of the op serves it. What it holds
+    is the rotation's own.
+    """
     op, turn = ops()["hadamard"], Turn(rotation.signs, rotation.left, rotation.right, activation)
-    form = (op.gpu if device.type == "cuda" else op.cpu)[0]
-    return None if activation is None or fused_refuses(turn) else (form, form.pack(turn))
+    form, _ = serving(op, turn, device)
+    return None if form is None else (partial(form.run, packed=form.pack(turn)), f"{op.name} ({form.name})")
 
 
-def _turned_and_rounded(multiply: Callable, form: Form, turn: Packed, x: Tensor, packed: Packed) -> Tensor:
-    return multiply(x, *form.run(x, turn), packed)
+def _turned_and_rounded(multiply: Callable, turn: Callable, x: Tensor, packed: Packed) -> Tensor:
+    return multiply(x, *turn(x), packed)
 
 
 def _place(tensor: Tensor) -> int:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from kernels import formats, low_bit_matmul
+from kernels import formats, low_bit_matmul, native_round
 from kernels.cpu_forms import COPY, NIBBLES
 from kernels.fp4_product import FP4
 from kernels.native import NATIVE
-from kernels.op import Activation, Form, LowBitWeight, Packed
+from kernels.op import Activation, Form, LowBitWeight, Packed, factor
 from kernels.product import Case, product_op
-from kernels.round_blocks import factor, refuses, torch_values, triton_values
+from kernels.round_blocks import cpu_values, refuses, torch_values, triton_values
 
 
 def _after_rounding(form: Form, values: Callable[[Tensor, Activation], Tensor], name: str, note: str) -> Form:
@@ -32,6 +33,8 @@ def _after_rounding(form: Form, values: Callable[[Tensor, Activation], Tensor], 
 
     def run(x: Tensor, packed: Packed) -> Tensor:
         activation, meta = packed.meta
+        if form is NATIVE and not torch.compiler.is_compiling():
+            return native_round.product(x, Packed(packed.tensors, meta), activation)
         return form.run(values(x, activation), Packed(packed.tensors, meta))
 
     return dataclasses.replace(
@@ -47,7 +50,10 @@ OP = product_op(
     "block_float_matmul",
     "y = x W^T, x and W in block floats",
     gpu=(FP4, _after_rounding(WEIGHT_ONLY, triton_values, "triton 16-bit", "inputs are rounded in a pass of their own, then products in 16 bits")),
-    cpu=tuple(_after_rounding(form, torch_values, form.name, f"inputs are rounded by torch's operators; {form.note}") for form in (NATIVE, NIBBLES, COPY)),
+    cpu=(
+        _after_rounding(NATIVE, torch_values, NATIVE.name, f"inputs are rounded in the same call; {NATIVE.note}"),
+        *(_after_rounding(form, cpu_values, form.name, f"inputs are rounded in a pass of their own; {form.note}") for form in (NIBBLES, COPY)),
+    ),
     bits=(4, 8),
     activation="block float",
     timed=(

@@ -10,7 +10,8 @@ from torch import Tensor
 from kernels import read_out
 from kernels.formats import group_of, integers
 from kernels.linear16 import linear
-from kernels.op import Form, LowBitWeight, Packed, dequantize, per_group, round_activation
+from kernels.native_round import round_here
+from kernels.op import Form, LowBitWeight, Packed, dequantize, per_group
 
 CPU_GROUPS = (256, 128, 64, 32)  # what torch's 4-bit CPU operator takes
 
@@ -107,7 +108,7 @@ def _copy_run(x: Tensor, packed: Packed) -> Tensor:
     narrow, (activation,) = x.bfloat16(), packed.meta
     if activation is None:
         return linear(narrow, packed.tensors["weight"]).to(x.dtype)
-    codes, scale = round_activation(x, activation)
+    codes, scale = round_here(x, activation)
     codes = codes.to(torch.bfloat16)
     if activation.per == "block":
         return linear((codes.float() * per_group(scale, *codes.shape)).bfloat16(), packed.tensors["weight"]).to(x.dtype)

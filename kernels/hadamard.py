@@ -2,22 +2,26 @@
 
 x -> (x * signs) (I x H_p x H_q) / sqrt(p q) on runs of p q channels, p any order for which a matrix is given and q a power of two: explorer's
 Rotation. The Triton form splits a run into up to three axes of at most 128 and multiplies along each by a small matrix on the matrix unit.
+On a CPU a run stays in the first cache and is added and subtracted in log2 q stages (native_hadamard.c).
 The matrices are +-1 and exact in every format; float32 inputs of a product are split into bf16 parts, two of them (16 bits) where x has 16 bits
 and three where it has 32, so that the result is as good as in float32.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import table
+from kernels import native, table
+from kernels.native_round import CODES, readable, rounding
 from kernels.op import FLOAT8, Activation, Baseline, Form, Op, Packed, round_activation
 from kernels.round_inputs import grid, rounded, value
 from kernels.table import Tile
@@ -132,10 +136,15 @@ def _length(k: int, sizes: tuple[int, ...]) -> int:
     return run * triton.next_power_of_2(k // math.prod(sizes))
 
 
+def _rounding_refuses(t: Turn) -> str:
+    apart = t.activation is not None and (t.activation.per != "token" or t.activation.threshold or t.activation.columns)
+    return "the fused rounding is per token" if apart else ""
+
+
 def refuses(t: Turn) -> str:
     p, q = t.left.shape[0], t.right.shape[0]
-    if t.activation is not None and (t.activation.per != "token" or t.activation.threshold or t.activation.columns):
-        return "the fused rounding is per token"
+    if refusal := _rounding_refuses(t):
+        return refusal
     sizes = axes(p, q)
     if len(sizes) > 3 or max(sizes) > 128:
         return f"{p} x {q} does not split into three axes"
@@ -231,8 +240,51 @@ def _reference(x: Tensor, t: Turn) -> Tensor:
     return y if t.activation is None else value(round_activation(y.float(), t.activation))
 
 
+def _is_sylvester(matrix: Tensor) -> bool:
+    order = len(matrix)
+    return order & (order - 1) == 0 and torch.equal(matrix.cpu().float(), sylvester(order))
+
+
+def _native_refuses(t: Turn) -> str:
+    return native.library()[1] or _rounding_refuses(t) or ("" if _is_sylvester(t.right) else "its right matrix is not Sylvester's")
+
+
+class Turned(ctypes.Structure):
+    """`struct turn` of native_hadamard.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("signs", "left")), *((name, ctypes.c_long) for name in ("k", "p", "q")), ("factor", ctypes.c_float),
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _described(*fields: Any) -> Any:
+    """A reference to a Turned, kept as `native.described` keeps them."""
+    return ctypes.byref(Turned(*fields))
+
+
+def _native_pack(t: Turn) -> Packed:
+    """signs [K], and left [p, p] unless it is Sylvester's, which is then one with the right one; int8. meta = (p, q, activation)."""
+    p, q = t.left.shape[0], t.right.shape[0]
+    whole = _is_sylvester(t.left)
+    left = {} if whole else {"left": t.left.to(torch.int8).contiguous()}
+    return Packed({"signs": t.signs.to(torch.int8).contiguous()} | left, (1 if whole else p, p * q if whole else q, t.activation))
+
+
+def _native_run(x: Tensor, packed: Packed) -> Tensor | tuple[Tensor, Tensor]:
+    t, (p, q, a), read = packed.tensors, packed.meta, readable(x)
+    m, k = read.shape
+    y = torch.empty(m, k, dtype=read.dtype if a is None else torch.int8 if a.kind == "int8" else FLOAT8[a.kind])
+    scale, how = (None, None) if a is None else (torch.empty(m, 1), rounding(a, k, CODES))
+    turned = _described(t["signs"].data_ptr(), t["left"].data_ptr() if "left" in t else None, k, p, q, (p * q) ** -0.5)
+    place = None if scale is None else scale.data_ptr()
+    if native.library()[0].turn_rows(read.data_ptr(), read.dtype is torch.float32, m, turned, y.data_ptr(), how, place):
+        raise MemoryError("no memory for a row that is turned")
+    return (y, scale) if a is not None else y if y.dtype is x.dtype else y.to(x.dtype)
+
+
 def _cpu_pack(t: Turn) -> Packed:
-    return Packed({"signs": t.signs.float(), "left": t.left.float(), "right": t.right.float()}, (t.activation,))
+    return Packed({"signs": t.signs, "left": t.left, "right": t.right}, (t.activation,))
 
 
 def _cpu_run(x: Tensor, packed: Packed) -> Tensor | tuple[Tensor, Tensor]:
@@ -245,7 +297,10 @@ OP = Op(
     name="hadamard",
     title="x turned by a Hadamard matrix, and rounded",
     gpu=(Form("triton", refuses, _pack, _run, "float32 precision"),),
-    cpu=(Form("cpu", lambda t: "", _cpu_pack, _cpu_run, "two small float32 products a run"),),
+    cpu=(
+        Form("native", _native_refuses, _native_pack, _native_run, "sums and differences in float32, in the first cache"),
+        Form("cpu", _rounding_refuses, _cpu_pack, _cpu_run, "two small float32 products a run"),
+    ),
     cases=(
         *(Case(m, p, q, runs, kind) for m, p, q, runs in ((1, 16, 16, 1), (3, 4, 4, 5), (2, 12, 32, 1)) for kind in ("", "int8", "e4m3")),
         Case(17, 8, 16), Case(2, 28, 4, 3), Case(2, 64, 128), Case(5, 1, 2, 3), Case(1, 20, 256, 1, "e5m2"),

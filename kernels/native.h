@@ -1,4 +1,5 @@
-/* What the products in native.c and native_int8.c share: vectors, weights, rows a tile, scales in and results out. Which CPU it is for, flags say. */
+/* What the sources of kernels/native.py share: vectors, weights, how inputs are rounded, rows a tile, scales in and results out. Which CPU it is for, flags
+ * say. */
 #ifndef NATIVE_H
 #define NATIVE_H
 #include <immintrin.h>
@@ -34,6 +35,44 @@ struct weight {
     long n, k, groups, steps; /* steps of a group */
     int kind, wide, mantissa; /* wide: scale and shift are float32 */
 };
+
+/* How inputs are rounded: kernels/op.py's Activation in numbers. A scale is a part's largest magnitude over the kind's largest number (OWN), that of all rows
+ * (ALL), `given` (GIVEN), a power of two (POWER), or an E4M3 number times `given` (E4M3). */
+enum per { OWN, ALL, GIVEN, POWER, E4M3 };
+enum form { CODES, ELEMENTS, VALUES }; /* bytes; numbers of the grid, bfloat16; those times their scale, as wide as the caller says */
+
+struct rounding {
+    long part; /* inputs that share a scale, of all rows with ALL */
+    float largest, least, given, factor; /* of the kind: its largest number and its smallest power of two that is no subnormal; see `scale_of` */
+    int per, form, mantissa; /* mantissa: bits of it, -1 for int8 */
+};
+
+int round_rows(const void *x, int wide, long m, long k, const struct rounding *r, void *to, int wide_to, float *scale);
+float largest_of(const void *x, int wide, long count, const struct rounding *r);
+void round_row(const void *x, int wide, long k, const struct rounding *r, float all, void *to, int wide_to, float *scale);
+
+INLINE float as_float(uint32_t u)
+{
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+INLINE uint32_t as_bits(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+/* Number i of bfloat16 or float32 ones. */
+INLINE float number_at(const void *x, long i, const int wide) { return wide ? ((const float *)x)[i] : as_float((uint32_t)((const uint16_t *)x)[i] << 16); }
+
+INLINE uint16_t narrow(float f)
+{
+    const uint32_t u = as_bits(f);
+    return (u & 0x7fffffffu) > 0x7f800000u ? u >> 16 | 64u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
 
 INLINE words bits(vec x) { return (words)x; }
 INLINE vec number(words x) { return (vec)x; }

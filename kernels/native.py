@@ -95,9 +95,12 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, "torch brought no OpenMP library"
     except OSError as error:
         return None, str(error)
-    found.low_bit_product.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
+    pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    found.low_bit_product.argtypes = [pointer, pointer, number, pointer, pointer, flag]
+    found.round_rows.argtypes = [pointer, flag, number, number, pointer, pointer, flag, pointer]
+    found.turn_rows.argtypes = [pointer, flag, number, pointer, pointer, pointer, pointer]
     if "vnni" in " ".join(FLAVOURS[name]):
-        found.low_bit_int8.argtypes = [*found.low_bit_product.argtypes, ctypes.c_int, ctypes.c_float]
+        found.low_bit_int8.argtypes = [pointer, flag, pointer, number, pointer, pointer, pointer, pointer]
     return found, ""
 
 
@@ -160,7 +163,7 @@ def pack(w: LowBitWeight) -> Packed:
     kind, (n, k) = kind_of(w), w.codes.shape
     codes, table, factor, mantissa = values(w, kind)
     word = PER_WORD[kind]
-    words = in_words(codes, [*range(0, word, 2), *range(1, word, 2)] if kind in (TABLE2, TABLE4) else range(word))
+    words = in_words(codes, range(word) if kind == INTEGER8 else [*range(0, word, 2), *range(1, word, 2)])
     numbers = {"scale": by_row(w.scale, n) / factor}
     if w.zero is not None:
         numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
@@ -209,14 +212,14 @@ def described(*fields: Any) -> Any:
     return ctypes.byref(Weight(*fields))
 
 
-def product(x: Tensor, packed: Packed) -> Tensor:
-    """x [M, K] bfloat16 -> [M, N] bfloat16."""
+def product(x: Tensor, packed: Packed, rounding: Any = None) -> Tensor:
+    """x [M, K] bfloat16, or float32 too where `rounding` (see native_round.py) says how it is rounded first -> [M, N] bfloat16."""
     t, meta = packed.tensors, packed.meta
     x = x.contiguous()
-    y = x.new_empty(len(x), meta[0])
+    y = x.new_empty(x.shape[0], meta[0]) if rounding is None else torch.empty(x.shape[0], meta[0], dtype=torch.bfloat16)
     shift = t["shift"].data_ptr() if "shift" in t else None
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), shift, t["table"].data_ptr(), *meta)
-    if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), len(x), weight):
+    if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), x.shape[0], weight, rounding, x.dtype is torch.float32):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 
@@ -234,15 +237,28 @@ def int8_pack(codes: Tensor, scale: Tensor) -> Packed:
     return Packed(held, (*codes.shape, 1, words.shape[1], INTEGER8, 1, 0))
 
 
-def int8_product(x: Tensor, packed: Packed, given: float = 0.0) -> Tensor:
-    """int8 x [M, K] -> the int32 sums with codes minus 128, float32 [M, N]; bfloat16 x -> the product of x, rounded to int8 row by row, bfloat16 [M, N].
-    given: a static scale, 0 for each row's own.
+class Outliers(ctypes.Structure):
+    """`struct outliers` of native_int8.c."""
+
+    _fields_ = [("columns", ctypes.c_void_p), ("count", ctypes.c_long), ("threshold", ctypes.c_float)]
+
+
+@lru_cache(maxsize=4096)
+def outliers(*fields: Any) -> Any:
+    """A reference to Outliers: (where their columns are or None, how many, the threshold)."""
+    return ctypes.byref(Outliers(*fields))
+
+
+def int8_product(x: Tensor, packed: Packed, rounding: Any = None, scale: Tensor | None = None, apart: Any = None, like: Tensor | None = None) -> Tensor:
+    """int8 x [M, K] -> the int32 sums with codes minus 128, float32 [M, N]; with scale [M, 1] the product, in the dtype of `like`. bfloat16 or float32 x
+    -> the product of x, rounded as `rounding` (see native_round.py) says but for its outliers (`apart`, see `outliers`), in its dtype.
     """
-    t, meta, integers = packed.tensors, packed.meta, x.dtype is torch.int8
-    x = x.contiguous()
-    y = torch.empty(len(x), meta[0], dtype=torch.float32 if integers else torch.bfloat16)
+    t, meta, x = packed.tensors, packed.meta, x.contiguous()
+    y = torch.empty(x.shape[0], meta[0], dtype=x.dtype if rounding is not None else torch.float32 if like is None else like.dtype)
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), None, None, *meta)
-    if library()[0].low_bit_int8(x.data_ptr(), y.data_ptr(), len(x), weight, integers, given):
+    given = scale if scale is None else scale.contiguous()
+    at = None if given is None else given.data_ptr()
+    if library()[0].low_bit_int8(x.data_ptr(), y.dtype is torch.float32, y.data_ptr(), x.shape[0], weight, rounding, at, apart):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
 

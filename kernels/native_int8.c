@@ -1,4 +1,5 @@
-/* Products of int8 inputs with int8 weights, on a CPU that adds four products of bytes in 32 bits; see native.c for strips, words and tiles. Empty on others. */
+/* Products of int8 inputs with int8 weights, on a CPU that adds four products of bytes in 32 bits; see native.c for strips, words and tiles. Empty on others.
+ * Columns of inputs that are outliers, named beforehand or found at each call, are left out of the rounding and multiplied in float32 with the same codes. */
 #include "native.h"
 
 #if defined(__AVX512VNNI__)
@@ -7,6 +8,16 @@ struct inputs {
     const uint32_t *codes; /* [pack of four][R] */
     const int32_t *less; /* [R] 128 times the sum of a row */
     const float *scale; /* [R], or none: then y is the sums themselves, float32 */
+    const float *kept; /* [count][R], inputs of the outlier columns */
+    const int32_t *columns; /* [count] */
+    long count;
+    int wide; /* y is float32 and not bfloat16 */
+};
+
+struct outliers {
+    const int32_t *columns; /* [count], or none: then those that hold a magnitude of at least the threshold, NaN left aside */
+    long count;
+    float threshold;
 };
 
 /* In assembly, because GCC 12 keeps sums of the intrinsic twice, and most of them in memory. */
@@ -41,13 +52,33 @@ INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
             total[r][v] = __builtin_convertvector((whole)sum[r][v], vec);
+    if (x->scale)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                total[r][v] *= x->scale[r];
+    for (long c = 0; c < x->count; c++) {
+        vec code[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            const words four = (words)_mm512_loadu_si512(from[v] + x->columns[c] / 4 * 16);
+            code[v] = __builtin_convertvector((whole)((four >> (x->columns[c] % 4 * 8)) & 255u) - 128, vec);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                total[r][v] += x->kept[c * R + r] * code[v];
+    }
     for (int r = 0; r < R && r < rows; r++)
         for (int v = 0; v < V && first + v <= last; v++) {
             const long n = (first + v) * 16, left = w->n - n < 16 ? w->n - n : 16;
-            if (x->scale)
-                store((uint16_t *)y + r * w->n + n, total[r][v] * x->scale[r] * load_numbers(w->scale, n, w->wide), left);
+            const vec result = x->scale ? total[r][v] * load_numbers(w->scale, n, w->wide) : total[r][v];
+            if (x->wide)
+                memcpy((float *)y + r * w->n + n, &result, 4 * left);
             else
-                memcpy((float *)y + r * w->n + n, &total[r][v], 4 * left);
+                store((uint16_t *)y + r * w->n + n, result, left);
         }
 }
 
@@ -60,40 +91,60 @@ typedef void kernel8(const struct weight *, const struct inputs *, void *, long 
 EACH(KERNEL8)
 static kernel8 *const kernels8[] = ROW(integer);
 
-/* Rounds a row of bfloat16 to int8, half to even, with scale `given` or, where that is 0, largest / 127. Gives the scale; NaN for a row with values that are
- * not finite. */
-static float round_row(const uint16_t *x, long k, float given, int8_t *codes)
+/* Which columns of x hold an outlier: found [k] bytes. */
+static void find(const void *x, const int wide, long m, long k, float threshold, uint8_t *restrict found)
 {
-    uint16_t peak = 0;
-    for (long i = 0; i < k; i++) {
-        uint16_t size = x[i] & 0x7fff;
-        peak = size > peak ? size : peak;
+    const long piece = 1024;
+#pragma omp parallel for schedule(static) if (m * k > 1 << 16)
+    for (long from = 0; from < k; from += piece) {
+        const long end = from + piece < k ? from + piece : k;
+        memset(found + from, 0, end - from);
+        for (long row = 0; row < m; row++)
+            for (long i = from; i < end; i++)
+                found[i] |= as_float(as_bits(number_at(x, row * k + i, wide)) & 0x7fffffffu) >= threshold;
     }
-    uint32_t u = (uint32_t)peak << 16;
-    float largest;
-    memcpy(&largest, &u, 4);
-    if (peak >= 0x7f80) {
-        memset(codes, 0, k);
-        return __builtin_nanf("");
-    }
-    const float scale = given != 0 ? given : largest > 0 ? largest / 127.0f : 1.0f;
-    for (long i = 0; i < k; i++) {
-        u = (uint32_t)x[i] << 16;
-        float f;
-        memcpy(&f, &u, 4);
-        f /= scale;
-        f = f > 127.0f ? 127.0f : f < -127.0f ? -127.0f : f;
-        codes[i] = (int8_t)__builtin_rintf(f);
-    }
-    return scale;
 }
 
-/* x [m, k] times weights in bytes with one scale a row. integers: x is int8 and y float32 [m, n], the sums; else x and y are bfloat16, x is rounded row by row,
- * and both scales are in y. Returns 0, or 1 where memory lacks. */
-int low_bit_int8(const void *x, void *y, long m, const struct weight *w, int integers, float given)
+/* Marks the outlier columns in found [k], lists them in columns [k] in their order, and says how many there are. */
+static long listed(const void *x, int wide, long m, long k, const struct outliers *o, uint8_t *found, int32_t *columns)
 {
-    static __thread void *words, *rows8, *numbers;
-    static __thread size_t words_size, rows_size, numbers_size;
+    long count = 0;
+    if (o->columns) {
+        memset(found, 0, k);
+        for (long c = 0; c < o->count; c++)
+            found[o->columns[c]] = 1;
+    } else if (wide)
+        find(x, 1, m, k, o->threshold, found);
+    else
+        find(x, 0, m, k, o->threshold, found);
+    for (long i = 0; i < k; i++)
+        if (found[i])
+            columns[count++] = i;
+    return count;
+}
+
+/* x without its outlier columns, as wide as it. */
+static void without(const void *x, int wide, long m, long k, const int32_t *columns, long count, void *rest)
+{
+#pragma omp parallel for schedule(static) if (m * k > 1 << 16)
+    for (long row = 0; row < m; row++) {
+        memcpy((char *)rest + row * k * (wide ? 4 : 2), (const char *)x + row * k * (wide ? 4 : 2), k * (wide ? 4 : 2));
+        for (long c = 0; c < count; c++)
+            if (wide)
+                ((float *)rest)[row * k + columns[c]] = 0;
+            else
+                ((uint16_t *)rest)[row * k + columns[c]] = 0;
+    }
+}
+
+/* x [m, k] times weights in bytes with one scale a row -> y [m, n], float32 where wide, else bfloat16. x: as wide as y, rounded as r says; without r int8, its
+ * rows times `scales` where there are any, else y is the sums. o: what of x stays in 16 bits, or none. Returns 0, or 1 where memory lacks. */
+int low_bit_int8(const void *x, int wide, void *y, long m, const struct weight *w, const struct rounding *r, const float *scales, const struct outliers *o)
+{
+    static __thread void *words, *rows8, *numbers, *places, *apart, *left;
+    static __thread size_t words_size, rows_size, numbers_size, places_size, apart_size, left_size;
+    if (m == 0)
+        return 0;
     const long padded = 4 * w->steps, tiles = (m + ROWS - 1) / ROWS, rows = (m + tiles - 1) / tiles;
     int which = 0;
     while (sizes[which] < rows)
@@ -103,24 +154,37 @@ int low_bit_int8(const void *x, void *y, long m, const struct weight *w, int int
     uint32_t *packed = room(&words, &words_size, tiles * w->steps * R * sizeof *packed);
     int8_t *codes = room(&rows8, &rows_size, m * padded);
     float *scale = room(&numbers, &numbers_size, tiles * R * (sizeof *scale + sizeof(int32_t)));
-    if (!packed || !codes || !scale)
+    int32_t *columns = o ? room(&places, &places_size, w->k * (sizeof *columns + 1)) : NULL;
+    if (!packed || !codes || !scale || (o && !columns))
         return 1;
+    uint8_t *found = (uint8_t *)(columns + w->k);
+    const long count = o ? listed(x, wide, m, w->k, o, found, columns) : 0;
+    float *kept = count ? room(&apart, &apart_size, tiles * R * count * sizeof *kept) : NULL;
+    void *rest = count ? room(&left, &left_size, m * w->k * (wide ? 4 : 2)) : NULL;
+    if (count && (!kept || !rest))
+        return 1;
+    if (count)
+        without(x, wide, m, w->k, columns, count, rest);
+    const char *from = count ? rest : x;
+    const float all = r && r->per == ALL ? largest_of(from, wide, m * w->k, r) : 0;
     int32_t *less = (int32_t *)(scale + tiles * R);
     kernel8 *run = kernels8[which];
 #pragma omp parallel if (m * w->n * padded > 1 << 17)
     {
 #pragma omp for schedule(static)
         for (long at = 0; at < tiles * R; at++) {
-            const long t = at / R, r = at % R, row = t * rows + r;
-            const int there = r < rows && row < m;
+            const long t = at / R, line = at % R, row = t * rows + line;
+            const int there = line < rows && row < m;
             int8_t *own = codes + (there ? row : 0) * padded;
             int32_t sum = 0;
             if (there) {
                 memset(own + w->k, 0, padded - w->k);
-                if (integers)
+                if (!r)
                     memcpy(own, (const int8_t *)x + row * w->k, w->k);
                 else
-                    scale[at] = round_row((const uint16_t *)x + row * w->k, w->k, given, own);
+                    round_row(from + row * w->k * (wide ? 4 : 2), wide, w->k, r, all, own, 0, scale + at);
+                if (scales)
+                    scale[at] = scales[row];
                 for (long i = 0; i < w->k; i++)
                     sum += own[i];
             }
@@ -129,15 +193,16 @@ int low_bit_int8(const void *x, void *y, long m, const struct weight *w, int int
                 uint32_t four = 0;
                 if (there)
                     memcpy(&four, own + 4 * s, 4);
-                packed[(t * w->steps + s) * R + r] = four;
+                packed[(t * w->steps + s) * R + line] = four;
             }
+            for (long c = 0; c < count; c++)
+                kept[(t * count + c) * R + line] = there ? number_at(x, row * w->k + columns[c], wide) : 0;
         }
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             for (long t = 0; t < tiles; t++) {
-                const struct inputs in = {packed + t * w->steps * R, less + t * R, integers ? NULL : scale + t * R};
-                void *out = integers ? (void *)((float *)y + t * rows * w->n) : (void *)((uint16_t *)y + t * rows * w->n);
-                run(w, &in, out, m - t * rows < rows ? m - t * rows : rows, b * V);
+                const struct inputs in = {packed + t * w->steps * R, less + t * R, r || scales ? scale + t * R : NULL, kept + t * count * R, columns, count, wide};
+                run(w, &in, (char *)y + t * rows * w->n * (wide ? 4 : 2), m - t * rows < rows ? m - t * rows : rows, b * V);
             }
     }
     return 0;

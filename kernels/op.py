@@ -174,9 +174,16 @@ def power_of_two(absmax: Tensor, kind: str) -> Tensor:
     return (power * 2.0 ** (1 - math.frexp(LIMIT[kind])[1])).clamp_(min=2.0**-127)
 
 
+def factor(a: Activation) -> float:
+    """What the values that forms give for block floats are multiplied by to be the rounded inputs: 1 to 2, a factor of the weight's scales. NVFP4's float32
+    factor is split, the power of two in it stays with the values.
+    """
+    return 2 * math.frexp(a.scale)[0] if a.scale else 1.0
+
+
 def round_to_blocks(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
     """(elements [M, K / size, size], scales [M, K / size, 1]) float32 of inputs [M, K] rounded to block floats."""
-    blocks = x.float().reshape(len(x), -1, BLOCKS[a.per])
+    blocks = x.float().unflatten(1, (-1, BLOCKS[a.per]))
     absmax = blocks.abs().amax(-1, keepdim=True)
     if a.per == "mx":
         scale = divisor = power_of_two(absmax, a.kind)
@@ -184,6 +191,11 @@ def round_to_blocks(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
         scale = nearest(absmax / LIMIT[a.kind] / a.scale, "e4m3") * a.scale + (absmax - absmax)  # NaN where there are infinities, as above
         divisor = scale.clamp(min=torch.finfo(torch.float32).tiny)
     return nearest(blocks / divisor, a.kind), scale
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest magnitude, 0 of no numbers, []."""
+    return x.abs().amax() if x.numel() else x.new_zeros(())
 
 
 def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
@@ -196,11 +208,11 @@ def round_activation(x: Tensor, a: Activation) -> tuple[Tensor, Tensor]:
         return elements.flatten(1), scale.squeeze(-1)
     if a.per == "block":
         codes, scale = round_activation(x.reshape(-1, BLOCK), a._replace(per="token"))
-        return codes.view(x.shape), scale.view(len(x), -1)
+        return codes.view(x.shape), scale.view(len(x), x.shape[1] // BLOCK)
     if a.scale:
         scale = a.scale + (x - x).amax(-1, keepdim=True)
     else:
-        absmax = x.abs().amax(-1, keepdim=True) if a.per == "token" else x.abs().amax().view(1, 1)
+        absmax = x.abs().amax(-1, keepdim=True) if a.per == "token" else largest(x).view(1, 1)
         scale = torch.where(absmax == 0, 1.0, absmax / LIMIT[a.kind])
     codes = (x / scale).clamp(-LIMIT[a.kind], LIMIT[a.kind])
     return (codes.round().to(torch.int8) if a.kind == "int8" else codes.to(FLOAT8[a.kind])), scale

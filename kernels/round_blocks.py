@@ -14,15 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.op import BLOCKS, LIMIT, Activation, Baseline, Form, Op, Packed, per_group, round_activation, round_to_blocks
+from kernels import native, native_round
+from kernels.op import BLOCKS, LIMIT, Activation, Baseline, Form, Op, Packed, factor, per_group, round_activation, round_to_blocks
 from kernels.round_inputs import grid, rounded
 
 PROGRAM = 1024  # inputs of a row that one program rounds, at most
-
-
-def factor(a: Activation) -> float:
-    """What the values that the forms here give are multiplied by to be the rounded inputs: 1 to 2, a factor of the weight's scales."""
-    return 2 * math.frexp(a.scale)[0] if a.scale else 1.0
 
 
 @triton.jit
@@ -136,6 +132,11 @@ def torch_values(x: Tensor, a: Activation) -> Tensor:
     return elements.mul_(scale if a.per == "mx" else scale / factor(a)).view(x.shape).to(x.dtype)
 
 
+def cpu_values(x: Tensor, a: Activation) -> Tensor:
+    """As `torch_values`, in C where that is built."""
+    return torch_values(x, a) if native.library()[0] is None or torch.compiler.is_compiling() else native_round.values(x, a)
+
+
 def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, Activation]:
     """Random inputs with a row of zeros, blocks of very different size, and numbers halfway between two elements."""
     x = torch.randn(case.m, case.k, generator=generator)
@@ -160,7 +161,10 @@ OP = Op(
     name="round_blocks",
     title="x rounded to block floats, in 16 bits",
     gpu=(Form("triton", lambda a: "", _pack, lambda x, packed: triton_values(x, *packed.meta), "one pass"),),
-    cpu=(Form("cpu", lambda a: "", _pack, lambda x, packed: torch_values(x, *packed.meta), "torch operators, one after the other"),),
+    cpu=(
+        Form("native", lambda a: native.library()[1], _pack, lambda x, packed: native_round.values(x, *packed.meta), "one pass"),
+        Form("cpu", lambda a: "", _pack, lambda x, packed: torch_values(x, *packed.meta), "torch operators, one after the other"),
+    ),
     cases=(
         *(Case(m, k, Activation(kind, "mx")) for m, k in ((3, 64), (5, 1120)) for kind in ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2")),
         *(Case(m, k, NV) for m, k in ((3, 80), (5, 2048))),

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import native, native_round
 from kernels.floats import FORMATS, bias
-from kernels.op import BLOCK, FLOAT8, LIMIT, Activation, Baseline, Form, Op, Packed, per_group, round_activation
+from kernels.op import BLOCK, FLOAT8, LIMIT, Activation, Baseline, Form, Op, Packed, largest, per_group, round_activation
 
 
 def grid(kind: str) -> dict[str, float]:
@@ -73,7 +74,7 @@ def round_inputs(x: Tensor, kind: str, per: str, given: float, keep: Tensor | No
     one = scale  # a pointer that is not read
     if per == "tensor":
         kept = x if keep is None else torch.where(keep > 0, x, 0.0)
-        peak = kept.abs().amax().float() / LIMIT[kind]
+        peak = largest(kept).float() / LIMIT[kind]
         one = torch.where(peak == 0, 1.0, peak) if not given else torch.full((), given, device=x.device)
     round_rows_kernel[(m, scale.shape[1])](
         x, one if keep is None else keep, one, codes, scale, k, x.stride(0), part,
@@ -119,13 +120,22 @@ def value(result: tuple[Tensor, Tensor]) -> Tensor:
     return codes.double() * per_group(scale.expand(len(codes), -1), *codes.shape)
 
 
-CPU = Form("cpu", lambda a: "", lambda a: Packed({}, (a,)), lambda x, packed: round_activation(x, packed.meta[0]), "torch operators, one after the other")
+def _pack(a: Activation) -> Packed:
+    return Packed({}, (a,))
+
+
+def _native_refuses(a: Activation) -> str:
+    return "block floats are an op of their own" if a.small_blocks() else native.library()[1]
+
+
+NATIVE = Form("native", _native_refuses, _pack, lambda x, packed: native_round.rounded(x, packed.meta[0]), "one pass")
+CPU = Form("cpu", lambda a: "", _pack, lambda x, packed: round_activation(x, packed.meta[0]), "torch operators, one after the other")
 
 OP = Op(
     name="round_inputs",
     title="x rounded to int8 or float8",
-    gpu=(Form("triton", _refuses, lambda a: Packed({}, (a,)), _run, "one pass"),),
-    cpu=(CPU,),
+    gpu=(Form("triton", _refuses, _pack, _run, "one pass"),),
+    cpu=(NATIVE, CPU),
     cases=(
         *(Case(m, k, Activation(kind, per)) for m, k in ((2, 64), (5, 300)) for kind in ("int8", "e4m3", "e5m2") for per in ("token", "tensor")),
         Case(3, 256, Activation("e4m3", "block")), Case(3, 256, Activation("e5m2", "block")), Case(4, 80, Activation("int8", "tensor", 0.02)),

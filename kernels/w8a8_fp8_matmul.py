@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import formats, low_bit_matmul, native, scaled_matmul
+from kernels import formats, low_bit_matmul, native_round, scaled_matmul
 from kernels.cpu_forms import COPY
 from kernels.floats import float_format
+from kernels.native import NATIVE
 from kernels.op import BLOCK, FLOAT8, Activation, Form, LowBitWeight, Packed, per_group, round_activation
 from kernels.product import Case, product_op
 
@@ -45,6 +46,8 @@ def _in_16_bits(form: Form, note: str) -> Form:
 
     def run(x: Tensor, packed: Packed) -> Tensor:
         activation, meta = packed.meta
+        if form is NATIVE and not torch.compiler.is_compiling():
+            return native_round.product(x, Packed(packed.tensors, meta), activation)
         codes, scale = round_activation(x, activation)  # float8 numbers are exact in bfloat16
         if activation.per == "block":
             numbers = codes.float() * per_group(scale, *codes.shape)
@@ -63,7 +66,7 @@ OP = product_op(
         Form("triton", _refuses, _pack, scaled_matmul.run, "float32 sums", capability=89),
         _in_16_bits(Form("triton 16-bit", formats.refuses, formats.pack, low_bit_matmul.run), "this GPU has no float8 units: products in 16 bits"),
     ),
-    cpu=(_in_16_bits(native.NATIVE, "inputs are rounded to float8 by torch's operators, then products in 16 bits"), COPY),
+    cpu=(_in_16_bits(NATIVE, "inputs are rounded to float8 in the same call, then products in 16 bits"), COPY),
     bits=(8, 8),
     activation="fp8",
     timed=(Case(0, 0, 0, 8, 0, activation=TOKEN), Case(0, 0, 0, 8, -128, activation=RUN)),

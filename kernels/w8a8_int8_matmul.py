@@ -12,13 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import native, scaled_matmul
-from kernels.op import Activation, Form, LowBitWeight, Packed, dequantize, round_activation, split_outliers
+from kernels.native_round import CODES, readable, round_here, rounding
+from kernels.op import Activation, Form, LowBitWeight, Packed, dequantize, split_outliers
 from kernels.product import Case, product_op
 
 
@@ -92,7 +92,7 @@ def exact(product: Product, pack: Callable[[LowBitWeight], Packed]) -> bool:
 def _run(product: Product, x: Tensor, packed: Packed) -> Tensor:
     t, activation = packed.tensors, packed.meta[0]
     rest, columns = split_outliers(x, activation)
-    rounded, scale_x = round_activation(rest, activation)
+    rounded, scale_x = round_here(rest, activation)
     y = product(rounded, t) * scale_x
     if columns is not None:
         kept = t["kept"] if activation.columns else t["codes"][:, columns]  # found at run time, any column may be one
@@ -130,41 +130,29 @@ def _cpu_form(name: str, product: Product, refuses: Callable[[LowBitWeight], str
 
 
 def _native_refuses(w: LowBitWeight) -> str:
-    if w.activation.looks():
-        return "packed in words, columns cannot be picked out at run time"
     return _refuses(w) or native.library()[1] or ("" if native.has_int8() else "this CPU has no AVX-512 VNNI")
 
 
 def _native_pack(w: LowBitWeight) -> Packed:
-    """As `native.int8_pack` keeps it, and what `scaled_matmul.kept_columns` adds; meta = (activation, its own)."""
-    plain = _pack(w)
-    packed = native.int8_pack(w.codes, plain.tensors["scale"])
-    kept = {name: t for name, t in plain.tensors.items() if name not in ("codes", "scale")}
-    return Packed(packed.tensors | kept, (w.activation, packed.meta))
+    """As `native.int8_pack` keeps it, and the named outlier columns [C] int32; meta = (how the rest is rounded, its own, the threshold)."""
+    packed, a = native.int8_pack(w.codes, w.scale.float().expand(len(w.codes), 1)[:, 0].contiguous()), w.activation
+    named = {"columns": torch.tensor(a.columns, dtype=torch.int32)} if a.columns else {}
+    return Packed(packed.tensors | named, (a._replace(columns=(), threshold=0.0), packed.meta, a.threshold))
 
 
 def _native_run(x: Tensor, packed: Packed) -> Tensor:
-    activation, meta = packed.meta
-    if x.dtype is not torch.bfloat16 or activation.columns:
-        return _run(*_native_parts(packed, x))
-    given = activation.scale
-    if activation.per == "tensor" and not given:
-        given = (x.abs().amax().float() / 127).item() or 1.0
-    return native.int8_product(x, Packed(packed.tensors, meta), given)
-
-
-def _native_parts(packed: Packed, *inputs: Tensor) -> tuple[Any, ...]:
-    """The arguments of `_run` and `_run_rounded`: sums by our kernel, and the scales without what fills the last strip."""
-    (activation, meta), t = packed.meta, packed.tensors
-
-    def sums(rounded: Tensor, t: dict[str, Tensor]) -> Tensor:
-        return native.int8_product(rounded, Packed(packed.tensors, meta))
-
-    return sums, *inputs, Packed(t | {"scale": t["scale"][: meta[0]]}, (activation,))
+    (activation, meta, threshold), t, read, apart = packed.meta, packed.tensors, readable(x), None
+    if "columns" in t:
+        apart = native.outliers(t["columns"].data_ptr(), len(t["columns"]), 0.0)
+    elif threshold:
+        apart = native.outliers(None, 0, threshold)
+    y = native.int8_product(read, Packed(t, meta), rounding(activation, x.shape[1], CODES), apart=apart)
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 def _native_run_rounded(x: Tensor, rounded: Tensor, scale_x: Tensor, packed: Packed) -> Tensor:
-    return _run_rounded(*_native_parts(packed, x, rounded, scale_x))
+    like = x if x.dtype is torch.bfloat16 else scale_x
+    return native.int8_product(rounded, Packed(packed.tensors, packed.meta[1]), scale=scale_x, like=like).to(x.dtype)
 
 
 SATURATES = "this CPU's oneDNN adds int8 products in 16 bits and saturates"

@@ -115,7 +115,8 @@ def table(report: Report) -> str:
             within = " within this run" if interval and m.metric.endswith("_speedup") else ""
             notes = [f"{m.bad} not finite" if m.bad else "", "disturbed: see speed below" if doubt(report, m.metric) else ""]
             rows.append(", ".join([f"{m.metric:28s} {value} {m.unit}{interval}{within}  {m.how}", *filter(None, notes)]))
-    rows += [f"{'kernel':28s} {report.provenance['kernel_summary']}", f"{'calibration':28s} {report.provenance['calibration']}"]
+    ran = ", ".join(filter(None, (report.provenance["kernel_summary"], report.provenance.get("kernel_turns"))))
+    rows += [f"{'kernel':28s} {ran}", f"{'calibration':28s} {report.provenance['calibration']}"]
     rows += [f"{'speed':28s} {told} (--remeasure measures again)" for told in doubts(report)]
     rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]

@@ -182,7 +182,12 @@ def kernel(report: Report) -> str:
     """Which kernel ran, why it is not a faster one, and what was skipped."""
     p = report.provenance
     attention = report.find("decode_attention")
-    parts = [str(p.get("kernel_summary", "")), str(p.get("kernel_rows", "")), *p.get("kernel_why", []), p.get("offloaded", ""), p.get("untied", "")]
+    parts = [
+        *(str(p.get(name, "")) for name in ("kernel_summary", "kernel_turns", "kernel_rows")),
+        *p.get("kernel_why", []),
+        p.get("offloaded", ""),
+        p.get("untied", ""),
+    ]
     parts += [f"attention: {attention.value}"] if attention else []
     return "<br>".join(escape(str(part)) for part in [*parts, *in_16_bits(report)] if part)
 
