@@ -224,8 +224,6 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
 /* x [m, k], rounded as r says where there is one, -> y [m, n] bfloat16. x is bfloat16, with r float32 where wide. Returns 0, or 1 where memory lacks. */
 int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, const struct rounding *r, int wide)
 {
-    static __thread void *inputs, *totals, *numbers;
-    static __thread size_t inputs_size, totals_size, numbers_size;
     if (m == 0)
         return 0;
     const long size = w->steps * (w->kind == TABLE2 ? 16 : w->kind == TABLE4 ? 8 : 4), padded = w->groups * size;
@@ -235,9 +233,9 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
         which++;
     const int R = sizes[which], V = WIDTH(R);
     const long each = INPUTS(padded) * R, vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V;
-    input_t *packed = room(&inputs, &inputs_size, tiles * each * sizeof *packed);
-    float *sums = w->shift ? room(&totals, &totals_size, tiles * w->groups * R * sizeof *sums) : NULL;
-    float *by_row = r ? room(&numbers, &numbers_size, m * (sizeof *by_row + w->k * sizeof(uint16_t))) : NULL;
+    input_t *packed = room(INPUT, tiles * each * sizeof *packed);
+    float *sums = w->shift ? room(TOTALS, tiles * w->groups * R * sizeof *sums) : NULL;
+    float *by_row = r ? room(BY_ROW, m * (sizeof *by_row + w->k * sizeof(uint16_t))) : NULL;
     if (!packed || (w->shift && !sums) || (r && !by_row))
         return 1;
     uint16_t *rounded = (uint16_t *)(by_row + m);

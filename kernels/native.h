@@ -47,6 +47,10 @@ struct rounding {
     int per, form, mantissa; /* mantissa: bits of it, -1 for int8 */
 };
 
+/* What a thread keeps memory for; see native_room.c. */
+enum place { INPUT, TOTALS, BY_ROW, PACKED8, CODES8, SCALES8, COLUMNS8, KEPT8, REST8, LINE, PLACES };
+void *room(enum place place, size_t wanted);
+
 int round_rows(const void *x, int wide, long m, long k, const struct rounding *r, void *to, int wide_to, float *scale);
 float largest_of(const void *x, int wide, long count, const struct rounding *r);
 void round_row(const void *x, int wide, long k, const struct rounding *r, float all, void *to, int wide_to, float *scale);
@@ -98,15 +102,6 @@ INLINE void store(uint16_t *y, vec x, long left)
         memcpy(y, &h, sizeof h);
     else if (left > 0)
         memcpy(y, &h, 2 * left);
-}
-
-INLINE void *room(void **held, size_t *size, size_t wanted)
-{
-    if (*size < wanted) {
-        free(*held);
-        *held = aligned_alloc(64, *size = (wanted + 4095) / 4096 * 4096);
-    }
-    return *held;
 }
 
 #define WIDTH(R) (LANES == 16 ? ((R) <= 4 ? 4 : 2) : ((R) <= 2 ? 4 : 2))

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -35,6 +36,7 @@ COMPILE = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 STRIP = 16  # outputs that lie together
 TABLE2, TABLE4, INTEGER8, FLOAT8 = range(4)  # as in native.c
 PER_WORD = {TABLE2: 16, TABLE4: 8, INTEGER8: 4, FLOAT8: 4}
+BUILDING = threading.Lock()
 EXACT = 1e-3  # how far, in Frobenius norm, a table may be from its values in bfloat16: less than a product's result is rounded by
 
 
@@ -49,7 +51,12 @@ def flavour() -> str:
 
 
 def built(name: str) -> Path:
-    """The library of a flavour, compiled where it is not there yet. Raises OSError where it cannot be, with one clause."""
+    """The library of a flavour, compiled where it is not there yet, by one thread while others wait. Raises OSError where it cannot be, with one clause."""
+    with BUILDING:
+        return _built(name)
+
+
+def _built(name: str) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     flags = [*COMPILE, *("-m" + feature.replace("_", "") for feature in FLAVOURS[name])]
     text = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("native*.[ch]"))) + " ".join(flags).encode()
@@ -212,10 +219,16 @@ def described(*fields: Any) -> Any:
     return ctypes.byref(Weight(*fields))
 
 
+def fitting(x: Tensor, packed: Packed) -> Tensor:
+    """x [M, K] contiguous. Raises RuntimeError for another K than the weight's, whose inputs would be read beyond their end."""
+    if x.shape[1] != packed.meta[1]:
+        raise RuntimeError(f"inputs of {x.shape[1]} channels do not fit a weight of {packed.meta[1]}")
+    return x.contiguous()
+
+
 def product(x: Tensor, packed: Packed, rounding: Any = None) -> Tensor:
     """x [M, K] bfloat16, or float32 too where `rounding` (see native_round.py) says how it is rounded first -> [M, N] bfloat16."""
-    t, meta = packed.tensors, packed.meta
-    x = x.contiguous()
+    t, meta, x = packed.tensors, packed.meta, fitting(x, packed)
     y = x.new_empty(x.shape[0], meta[0]) if rounding is None else torch.empty(x.shape[0], meta[0], dtype=torch.bfloat16)
     shift = t["shift"].data_ptr() if "shift" in t else None
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), shift, t["table"].data_ptr(), *meta)
@@ -253,7 +266,7 @@ def int8_product(x: Tensor, packed: Packed, rounding: Any = None, scale: Tensor 
     """int8 x [M, K] -> the int32 sums with codes minus 128, float32 [M, N]; with scale [M, 1] the product, in the dtype of `like`. bfloat16 or float32 x
     -> the product of x, rounded as `rounding` (see native_round.py) says but for its outliers (`apart`, see `outliers`), in its dtype.
     """
-    t, meta, x = packed.tensors, packed.meta, x.contiguous()
+    t, meta, x = packed.tensors, packed.meta, fitting(x, packed)
     y = torch.empty(x.shape[0], meta[0], dtype=x.dtype if rounding is not None else torch.float32 if like is None else like.dtype)
     weight = described(t["codes"].data_ptr(), t["scale"].data_ptr(), None, None, *meta)
     given = scale if scale is None else scale.contiguous()

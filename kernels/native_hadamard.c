@@ -121,13 +121,11 @@ static void turn_row(const void *x, int wide, const struct turn *t, const float 
 /* x [m, k] -> y [m, k], float32 or bfloat16 both; with r instead codes and scale [m], rounded from float32. Returns 0, or 1 where memory lacks. */
 int turn_rows(const void *x, int wide, long m, const struct turn *t, void *y, const struct rounding *r, float *scale)
 {
-    static __thread void *held;
-    static __thread size_t size;
     const long lines = (t->k + 15) / 16 * 16, run = (t->p * t->q + 15) / 16 * 16;
     int lacking = 0;
 #pragma omp parallel if (m > 1 && m * t->k > 1 << 15) reduction(| : lacking)
     {
-        float *row = room(&held, &size, (lines + run + t->p * t->p) * sizeof *row), *left = row + lines + run;
+        float *row = room(LINE, (lines + run + t->p * t->p) * sizeof *row), *left = row + lines + run;
         lacking = !row;
         for (long i = 0; row && t->p > 1 && i < t->p * t->p; i++)
             left[i] = t->left[i];

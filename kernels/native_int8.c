@@ -141,8 +141,6 @@ static void without(const void *x, int wide, long m, long k, const int32_t *colu
  * rows times `scales` where there are any, else y is the sums. o: what of x stays in 16 bits, or none. Returns 0, or 1 where memory lacks. */
 int low_bit_int8(const void *x, int wide, void *y, long m, const struct weight *w, const struct rounding *r, const float *scales, const struct outliers *o)
 {
-    static __thread void *words, *rows8, *numbers, *places, *apart, *left;
-    static __thread size_t words_size, rows_size, numbers_size, places_size, apart_size, left_size;
     if (m == 0)
         return 0;
     const long padded = 4 * w->steps, tiles = (m + ROWS - 1) / ROWS, rows = (m + tiles - 1) / tiles;
@@ -151,16 +149,16 @@ int low_bit_int8(const void *x, int wide, void *y, long m, const struct weight *
         which++;
     const int R = sizes[which], V = WIDTH(R);
     const long strips = (w->n + 15) / 16, blocks = (strips + V - 1) / V;
-    uint32_t *packed = room(&words, &words_size, tiles * w->steps * R * sizeof *packed);
-    int8_t *codes = room(&rows8, &rows_size, m * padded);
-    float *scale = room(&numbers, &numbers_size, tiles * R * (sizeof *scale + sizeof(int32_t)));
-    int32_t *columns = o ? room(&places, &places_size, w->k * (sizeof *columns + 1)) : NULL;
+    uint32_t *packed = room(PACKED8, tiles * w->steps * R * sizeof *packed);
+    int8_t *codes = room(CODES8, m * padded);
+    float *scale = room(SCALES8, tiles * R * (sizeof *scale + sizeof(int32_t)));
+    int32_t *columns = o ? room(COLUMNS8, w->k * (sizeof *columns + 1)) : NULL;
     if (!packed || !codes || !scale || (o && !columns))
         return 1;
     uint8_t *found = (uint8_t *)(columns + w->k);
     const long count = o ? listed(x, wide, m, w->k, o, found, columns) : 0;
-    float *kept = count ? room(&apart, &apart_size, tiles * R * count * sizeof *kept) : NULL;
-    void *rest = count ? room(&left, &left_size, m * w->k * (wide ? 4 : 2)) : NULL;
+    float *kept = count ? room(KEPT8, tiles * R * count * sizeof *kept) : NULL;
+    void *rest = count ? room(REST8, m * w->k * (wide ? 4 : 2)) : NULL;
     if (count && (!kept || !rest))
         return 1;
     if (count)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -209,3 +211,35 @@ def test_inputs_are_rounded_as_the_definition_rounds_them() -> None:
     x[1, 7], x[2, 9] = torch.nan, -torch.inf
     y = native.int8_product(x, unit, rounding(Activation("int8"), 96, CODES))
     assert y[1].isnan().all() and y[2].isnan().all() and y[[0, *range(3, 40)]].isfinite().all()
+
+
+def test_a_thread_gives_its_memory_back() -> None:
+    """A worker begins a thread for each job."""
+    if native.library()[0] is None:
+        pytest.skip("needs the compiled kernel")
+    x, weight = random_problem(Case(1022, 16, 4096, 4, 64), torch.Generator().manual_seed(0))
+    packed, x, process = native.pack(weight), x.bfloat16(), psutil.Process()
+    sizes = []
+    for _ in range(30):  # each packs 8 MiB of inputs
+        thread = threading.Thread(target=native.run, args=(x, packed))
+        thread.start()
+        thread.join()
+        sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[5] < 60 * 2**20, sizes
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    if native.library()[0] is None:
+        pytest.skip("needs the compiled kernel")
+    packed = native.pack(random_problem(Case(1, 16, 128, 4, 32), torch.Generator().manual_seed(0))[1])
+    with pytest.raises(RuntimeError, match="64 channels do not fit a weight of 128"):
+        native.run(torch.ones(1, 64, dtype=torch.bfloat16), packed)
+
+
+@needs_compiler
+def test_two_threads_that_need_the_library_first_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "native.c").write_text("int one(void) { return 1; }\n")
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(native.built, ["avx2"] * 4))
+    assert len(set(paths)) == 1 and [file.name for file in (tmp_path / "__pycache__").iterdir()] == [paths[0].name]
