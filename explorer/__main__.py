@@ -14,6 +14,7 @@ from explorer.commands import UNSAVED, commands
 from explorer.records import InputError
 from explorer.sizes import out_of_memory
 from explorer.store import place_from
+from explorer.writing import NotWritten
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk or device that takes no more
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return code or 3 * bool(UNSAVED)
     except InputError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, NotWritten) else 2
     except KeyboardInterrupt:
         print("cancelled; what was measured before is kept", file=sys.stderr)
         return 130

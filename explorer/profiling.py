@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
+import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from explorer import models
 from explorer.decode import Decoder
 from explorer.experiment import Loader, prepared, released
 from explorer.llama import LlamaLoop
 from explorer.products import Product
-from explorer.records import Progress
+from explorer.records import InputError, Progress
 from explorer.request import Request
+from explorer.writing import UNFINISHED, NotWritten, refused
 
 PARTS = ("qkv", "out", "gate_up", "down")
 
 
 def profile(request: Request, load: Loader, context: int, steps: int, output: Path) -> Iterator[Any]:
-    """Yields Progress, writes the trace to `output`, returns a text: where the time went, and what to run next."""
+    """Yields Progress, writes the trace to `output`, returns a text: where the time went, and what to run next. Raises InputError for a context longer than the
+    windows that the prompt is cut from, or tokens beyond the model's own length; NotWritten.
+    """
     experiment, method, texts = request.prepare(load.hub)
+    window, positions = experiment.evaluation.length, models.context(experiment.model, load.hub)
+    if context > window or context + steps >= positions:
+        raise InputError(
+            f"The prompt is cut from one window of text, {window:,} tokens, and with the new tokens it must be shorter than the model's own length of "
+            f"{positions:,}; give a smaller --context or --new."
+        )
     with released() as hold:
         subject, _ = yield from prepared(experiment, method, texts, load, hold)
         device = subject.loaded.device
@@ -39,7 +52,7 @@ def profile(request: Request, load: Loader, context: int, steps: int, output: Pa
                 for step in range(steps):
                     with ranged(f"token {step}"):
                         decoder.step()
-        trace.export_chrome_trace(str(output))
+        write_trace(trace, output)
         column = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
         table = trace.key_averages().table(sort_by=column, row_limit=15, max_name_column_width=48)
         loop = decoder.told()
@@ -47,6 +60,25 @@ def profile(request: Request, load: Loader, context: int, steps: int, output: Pa
     command = " ".join(["python -m explorer", *sys.argv[1:]]) if "explorer" in sys.argv[0] else "python -m explorer profile"
     nsys = f"nsys profile --trace=cuda,nvtx --cuda-graph-trace=node --output=profile {command}"
     return f"{table}\n{loop}; wrote {output}: open it at ui.perfetto.dev. Ranges are NVTX ranges too; on a GPU machine:\n{nsys}"
+
+
+def write_trace(trace: torch.profiler.profile, output: Path) -> None:
+    """Writes a trace, with gzip where the file's name ends in .gz. Raises NotWritten, which torch does not, and then leaves nothing."""
+    with refused(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=UNFINISHED) as beside:
+        made = Path(beside) / output.name
+        trace.export_chrome_trace(str(made))
+        if not ended(made):
+            raise NotWritten(f"{output} could not be written whole; free some space, or choose another place.")
+        made.replace(output)
+
+
+def ended(trace: Path) -> bool:
+    """Whether a file is a trace to its last brace."""
+    try:
+        with (gzip.open if trace.suffix == ".gz" else open)(trace, "rb") as file:
+            return deque(file, 1)[0].rstrip().endswith(b"}")
+    except (OSError, EOFError, IndexError):
+        return False
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any
 
+from explorer import models
 from explorer.experiment import LocalRunner, last_report
 from explorer.records import Event, InputError
 
@@ -92,14 +94,23 @@ class Outcome:
 
 
 def reproduce(runner: LocalRunner, rows: tuple[Published, ...], watch: Callable[[Event], None]) -> Iterator[Outcome]:
-    """Runs the rows one by one. A model that cannot be had is asked for once."""
+    """Runs the rows one by one. A model that cannot be had is asked for once; what refuses a row alone leaves the others to be run."""
     unreachable: dict[str, str] = {}
     for row in rows:
-        if row.model not in unreachable:
-            try:
-                found = last_report(runner.run(row.model, row.method, row.params, **row.options), watch).find("perplexity")
-                yield Outcome(row, found.value, found.low, found.high)
-                continue
-            except InputError as error:
+        if row.model in unreachable:
+            yield Outcome(row, why_not=unreachable[row.model])
+            continue
+        try:
+            found = last_report(runner.run(row.model, row.method, row.params, **row.options), watch).find("perplexity")
+        except InputError as error:
+            if of_model(error):
                 unreachable[row.model] = str(error)
-        yield Outcome(row, why_not=unreachable[row.model])
+            yield Outcome(row, why_not=str(error))
+        else:
+            yield Outcome(row, found.value, found.low, found.high)
+
+
+def of_model(error: Exception) -> bool:
+    """Whether it was raised while a model was resolved, its configuration read or its files fetched: the same for all that is asked of this model."""
+    asking = {function.__code__ for function in (models.resolve, models.context, models.fetching)}
+    return any(frame.f_code in asking for frame, _ in walk_tb(error.__traceback__))

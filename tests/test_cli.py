@@ -12,16 +12,18 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from explorer.__main__ import main, parser
-from explorer.commands import document, run, runner_of
+from explorer.commands import document, run, runner_of, sweep
 from explorer.data import PASTE_LIMIT, bundled_text
+from explorer.experiment import LocalRunner
 from explorer.hub import Hub
 from explorer.methods import fields_of, methods
-from explorer.records import InputError
+from explorer.records import Event, InputError, Partial
 from explorer.request import Request
 from explorer.store import Store
 
@@ -80,6 +82,8 @@ def test_methods_lists_every_field(capsys: pytest.CaptureFixture) -> None:
         (["--text", "/no/such/file"], "cannot be read"),
         (["--text", __file__, "--evaluation", "wikitext2"], "--text is neither scored with --evaluation wikitext2 nor"),
         (["--text", __file__, "--evaluation", "bundled"], "--text is neither scored with --evaluation bundled nor"),
+        (["--text", __file__, "--calibration", "pasted"], "--evaluation bundled nor calibrated on; nothing that is asked for reads inputs, so leave"),
+        (["--text", __file__, "--calibration", "pasted", "--method", "nvfp4"], "nothing that is asked for reads inputs"),
         (["--text", os.devnull], "holds no text"),
         (["--evaluation", "pasted"], "give it with --text FILE"),
         (["--calibration", "pasted"], "give it with --text FILE"),
@@ -115,6 +119,16 @@ def test_your_text_must_be_there_where_it_is_read(tiny_folder: Path) -> None:
         with pytest.raises(InputError, match="There is no text of yours to read"):
             Request(str(tiny_folder), "gptq", {}, **options).prepare(Hub())
     assert Request(str(tiny_folder), "rtn", {}, calibration="pasted").prepare(Hub())[0].calibration.source == "pasted"
+
+
+def test_a_text_that_nothing_calibrates_on_is_refused_by_sweep_and_save_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    text = ["--text", __file__, "--calibration", "pasted", "--store", str(tmp_path / "r.db")]
+    for argv in (["save", "--to", str(tmp_path / "out")], ["sweep", "--methods", "rtn,hqq"], ["sweep", "--methods", "fp8", "--activation", "token"]):
+        assert main([*argv, *text]) == 2
+        assert "nothing that is asked for reads inputs, so leave --text out" in capsys.readouterr().err
+    for argv in (["--methods", "rtn,gptq"], ["--methods", "fp8", "--activation", "token,static"], ["--methods", "rtn", "--evaluation", "pasted"]):
+        asked = sweep.asked_of(parser().parse_args(["sweep", *argv, *text]))
+        assert asked["options"]["calibration"] == "pasted" and asked["options"]["text"] == Path(__file__).read_text()
 
 
 def test_unknown_flag_is_exit_code_2() -> None:
@@ -161,6 +175,29 @@ def test_reproduce_says_what_agrees_what_differs_and_what_cannot_be_run(tmp_path
     assert main(argv) == 0 and (out := capsys.readouterr().out.splitlines())[-3].startswith("0 of 3 rows")
     assert out[-2].startswith("AWQ: its authors calibrate on 512 windows") and "crop each" in out[-1]
     assert main([*argv, "--model", "unheard"]) == 2
+
+
+def test_what_refuses_one_published_row_leaves_the_others_to_be_run(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that cannot be had is asked for once."""
+    from explorer import reproduce
+
+    asked: list[str] = []
+
+    class Refusing(LocalRunner):
+        def run(self, model: str, method: str, params: dict, again: bool = False, **options: object) -> Iterator[Event]:
+            asked.append(f"{Path(model).name} {method}")
+            if method == "gptq":
+                raise InputError("The memory lacks for this method.")
+            yield from super().run(model, method, params, again, **options)
+
+    gone = str(tiny_folder.parent / "gone")
+    rows = [reproduce.Published(model, method, {}, 1.0, 0.01, "a paper", {"tokens": 128, "length": 64, "sequences": 1})
+            for model in (str(tiny_folder), gone) for method in ("gptq", "none", "gptq", "rtn") if (model, method) != (gone, "gptq")]  # fmt: skip
+    monkeypatch.setattr(reproduce, "last_report", lambda events, watch: next(event for event in events if isinstance(event, Partial)).report)
+    found = list(reproduce.reproduce(Refusing(Store(":memory:")), tuple(rows), lambda event: None))
+    assert asked == [f"{tiny_folder.name} {method}" for method in ("gptq", "none", "gptq", "rtn")] + ["gone none"]
+    assert [bool(outcome.found) for outcome in found] == [False, True, False, True, False, False]
+    assert found[0].why_not == "The memory lacks for this method." and found[4].why_not == found[5].why_not and "neither a folder" in found[4].why_not
 
 
 class Full(Store):

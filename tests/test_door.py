@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import subprocess
@@ -126,10 +127,17 @@ def test_login_and_lockout(tmp_path: Path) -> None:
 def test_passwords_and_their_file(tmp_path: Path) -> None:
     stored = hashed("correct horse")
     assert matches("correct horse", stored) and not matches("correct horse ", stored) and hashed("correct horse") != stored
-    for content in ("", "ada\n", "ada:nohash\n"):
-        (tmp_path / "names").write_text(content)
+    short, cut = base64.b64encode(bytes(8)).decode(), stored[:-4]
+    for content in ("", "ada\n", "ada:nohash\n", "ada:abc$def\n", f"ada:{stored}$x\n", f"ada:{cut}\n", f"ada:{short}${short}\n", "ada:é$é\n"):
+        (tmp_path / "names").write_text(content, "utf-8")
         with pytest.raises(InputError, match="must have a line"):
             read(tmp_path / "names")
+    (tmp_path / "names").write_bytes(b"ada:\xff\n")
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        read(tmp_path / "names")
+    assert login.main([str(tmp_path / "names"), "ada"]) == 2 and login.main([str(tmp_path), "ada"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        login.main([])
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "none")
     lockout = Lockout()

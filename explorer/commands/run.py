@@ -11,6 +11,7 @@ from explorer.data import FILE_LIMIT
 from explorer.findings import doubt, doubts, in_16_bits
 from explorer.records import InputError, Report
 from explorer.wide import origin
+from explorer.writing import write
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
 
@@ -34,14 +35,16 @@ def add_circumstances(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remeasure", action="store_true", help="measure speeds and sizes again and store them in place of those of this device")
 
 
-def circumstances(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a Request that `add_circumstances`, `add_widths` and --seed asked for. Raises InputError for a text file that cannot be read, or
-    that is asked for and not given, or the reverse.
+def circumstances(args: argparse.Namespace, reads: bool = True) -> dict[str, Any]:
+    """The options of a Request that `add_circumstances`, `add_widths` and --seed asked for. reads: whether anything that is asked for reads calibration
+    text. Raises InputError for a text file that cannot be read, or that is asked for and not given, or the reverse.
     """
     pasted = args.calibration == "pasted"
     evaluation = args.evaluation or ("pasted" if args.text and not pasted else "bundled")
-    if args.text and not pasted and evaluation != "pasted":
-        raise InputError(f"--text is neither scored with --evaluation {evaluation} nor calibrated on; leave one of the two out, or add --calibration pasted.")
+    if args.text and not (pasted and reads) and evaluation != "pasted":
+        instead = "leave one of the two out, or add --calibration pasted"
+        instead = instead if reads else "nothing that is asked for reads inputs, so leave --text out, or score it with --evaluation pasted"
+        raise InputError(f"--text is neither scored with --evaluation {evaluation} nor calibrated on; {instead}.")
     if not args.text and (pasted or evaluation == "pasted"):
         raise InputError("pasted means the text of a file; give it with --text FILE, or choose another text.")
     text = text_in(args.text) if args.text else ""
@@ -105,6 +108,13 @@ def parameters(args: argparse.Namespace) -> dict[str, Any]:
     return from_text(args.method, given)
 
 
+def reads(method: str, params: dict[str, Any]) -> bool:
+    """Whether a configuration reads calibration text. Raises InputError for one that cannot be."""
+    from explorer.methods import build
+
+    return build(method, params).reads_inputs()
+
+
 def table(report: Report) -> str:
     """The whole-model numbers of a report as text, one a line."""
     rows = [f"{report.name} on {report.experiment.model.name} ({report.provenance['device']})"]
@@ -135,7 +145,8 @@ def page_of(reports: list[Report]) -> str:
 
 
 def work(args: argparse.Namespace) -> None:
-    given, options = parameters(args), circumstances(args) | {"again": args.remeasure}
+    given = parameters(args)
+    options = circumstances(args, reads(args.method, given)) | {"again": args.remeasure}
     if args.html:
         writable(args.html)
     from explorer.experiment import last_report
@@ -146,7 +157,7 @@ def work(args: argparse.Namespace) -> None:
     print(document(noted(report)) if args.json else table(report), flush=True)
     if args.html:
         base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
-        args.html.write_text(page_of([*base, report]))
+        write(args.html, page_of([*base, report]))
 
 
 COMMAND = Command("run", "run one experiment", arguments, work)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from explorer.commands import Command, loader, runner_of, show, shown
-from explorer.commands.run import add_circumstances, add_method, circumstances, parameters
+from explorer.commands.run import add_circumstances, add_method, circumstances, parameters, reads
 from explorer.records import InputError, plain
 
 
@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     add_circumstances(parser)
     parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
-    parser.add_argument("--to", type=Path, required=True, help="a new folder")
+    parser.add_argument("--to", type=Path, required=True, help="a new folder, or one that is there and empty; it is whole or not there")
     forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, gguf, or bfloat16"
     parser.add_argument("--as", dest="form", metavar="FORMAT", default="auto", help=forms)
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="measure the model first, for its card")
@@ -36,7 +36,7 @@ def work(args: argparse.Namespace) -> None:
     if args.kv_bits != 16 or args.head_bits != 16:
         raise InputError("A cache in low bits is a choice of the program that runs a model, and no format here holds a head in low bits; leave both at 16.")
     check(args.to, args.form)
-    options = circumstances(args)
+    options = circumstances(args, reads(args.method, given))
     load, report = loader(), None
     load.held.limit = 1 << 62  # what is measured is what is written: quantized once, however large
     experiment, method, texts = Request(args.model, args.method, given, **options).prepare(load.hub)

@@ -14,6 +14,7 @@ from explorer.commands.run import add_circumstances, add_widths, circumstances, 
 from explorer.findings import doubts
 from explorer.records import Answer, Event, InputError, Progress, Report
 from explorer.wide import FIXED, SPREAD, column, drawn, origin, over_seeds, rows, table
+from explorer.writing import write
 
 OWN_FLAGS = ("bits", "group_size", "granularity")  # parameters that are axes of their own
 ABOUT = (
@@ -43,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             several = "" if name == "rules" else " Several values, separated by commas, are an axis of the grid."
             parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUES", help=f"for the methods that have it. {words}{several}")
     parser.add_argument("--json", action="store_true", help="print one JSON document with all reports and the rows of the table")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row a configuration to a file, - for stdout")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row a configuration to a file, - for stdout; beside --json a file")
 
 
 def integers(text: str, flag: str) -> list[int]:
@@ -90,17 +91,30 @@ def notes(reports: Sequence[Report]) -> list[str]:
 
 def asked_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the task. Raises InputError."""
-    seeds, options = integers(args.seed, "--seeds") or [0], circumstances(args)
+    from explorer.grid import grid
+    from explorer.methods import catalogue
+    from explorer.tasks.sweep import reads
+
+    seeds = integers(args.seed, "--seeds") or [0]
     given = {name: value for name in every_field() if name not in OWN_FLAGS and (value := getattr(args, name)) is not None}
+    further = {name: [value] if name == "rules" else listed(value) for name, value in given.items()}
+    axes = listed(args.methods), integers(args.bits, "--bits"), integers(args.group_size, "--group-size")
+    options = circumstances(args, any(map(reads, grid(catalogue(), *axes, further))))
     return {
-        "model": args.model, "methods": [name.strip() for name in args.methods.split(",") if name.strip()], "bits": integers(args.bits, "--bits"),
-        "groups": integers(args.group_size, "--group-size"), "options": options | {"seed": seeds[0]}, "seeds": seeds, "again": args.remeasure,
-        "further": {name: [value] if name == "rules" else [part.strip() for part in value.split(",") if part.strip()] for name, value in given.items()},
+        "model": args.model, **dict(zip(("methods", "bits", "groups"), axes, strict=True)), "options": options | {"seed": seeds[0]}, "seeds": seeds,
+        "again": args.remeasure, "further": further,
     }  # fmt: skip
+
+
+def listed(text: str) -> list[str]:
+    """Words separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def work(args: argparse.Namespace) -> int:
     asked = asked_of(args)
+    if args.json and str(args.csv) == "-":
+        raise InputError("--json and --csv - would both print on stdout; give --csv a file, or leave one of the two out.")
     if args.csv and str(args.csv) != "-":
         writable(args.csv)
 
@@ -117,7 +131,7 @@ def work(args: argparse.Namespace) -> int:
     if args.json:
         print(document({"reports": reports, "rows": found, "failed": failed}))
     if args.csv and str(args.csv) != "-":
-        args.csv.write_text(table(found))
+        write(args.csv, table(found))
     elif not args.json:
         print(table(found), end="")
     return 0 if any(report.experiment.spec.method != "none" for report in reports) else 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import tempfile
 from collections import Counter
@@ -20,6 +21,7 @@ from explorer.metrics import Subject
 from explorer.models import LoadedModel
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, Report
+from explorer.writing import whole
 
 SHOWN = {
     "bits_per_weight": "bits per weight, by the method", "perplexity": "perplexity", "perplexity_delta": "change in perplexity, paired",
@@ -84,9 +86,9 @@ def formats() -> dict[str, Format]:
 def check(folder: Path, wanted: str = "auto") -> None:
     """What can be known before a model is named. Raises InputError for a folder in use or not writable and for a format that does not exist."""
     known(wanted)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
     try:
+        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
@@ -198,7 +200,8 @@ def _numbers(report: Report, bits: float) -> str:
 def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[str, Any]) -> dict[str, Any]:
     """Writes config, weights, tokenizer, words (README.md) and record (quantization_explorer.json) into an empty or new folder.
 
-    Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use or cannot be written.
+    Returns {"format", "bytes", "files", "layers", "kept": layers in 16 bits}. Raises InputError when the folder is in use, NotWritten when a disk is full;
+    then nothing is left.
     """
     subject, model = made.subject, made.subject.loaded.model
     refuse_transposed(model.config.model_type)
@@ -207,17 +210,15 @@ def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[st
     layers = {places[subject.originals[name]]: q for name, q in made.layers.items()}
     rest = [name for part, name in places.items() if isinstance(part, nn.Linear) and name not in layers]
     state = {key: value for key, value in model.state_dict().items() if key.removesuffix(".weight") not in layers} | made.changed
-    try:
+    with whole(folder) as made_at:
         if form.write is not None:
-            form.write(subject.loaded, state, layers, folder)
+            form.write(subject.loaded, state, layers, made_at)
         else:
-            _write(model, state, form, layers, rest, folder)
+            _write(model, state, form, layers, rest, made_at)
             if subject.loaded.tokenizer is not None:
-                subject.loaded.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(words)
-        (folder / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"The checkpoint could not be written to {folder}: {error.strerror or error}.") from error
+                subject.loaded.tokenizer.save_pretrained(made_at)
+        (made_at / "README.md").write_text(words)
+        (made_at / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return {"format": form.name, "bytes": sum(files.values()), "files": files, "layers": len(layers), "kept": rest}
 

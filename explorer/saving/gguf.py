@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,10 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
     slower = _slowed(loaded.model)
     if not torch.equal(slower, torch.ones_like(slower)):
         file.add_tensor("rope_freqs.weight", slower.cpu().numpy())
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
+    with closing(file):
+        file.write_header_to_file()
+        file.write_kv_data_to_file()
+        file.write_tensors_to_file()
 
 
 def _file_type(kinds: Counter[str]) -> gguf.LlamaFileType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import getpass
 import hashlib
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -22,8 +24,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from explorer.records import InputError
 from explorer.server.guard import App, Receive, Scope, Send, refuse
+from explorer.writing import NotWritten, refused
 
 COST = {"n": 2**14, "r": 8, "p": 1}  # scrypt: 16 MB and about 50 ms a guess
+DIGEST = 64  # bytes that scrypt gives
 TRIES = {"name": 5, "address": 50}  # wrong passwords until a name or an address is locked; a whole class may share an address
 LOCKED, HOURS = 300.0, 12  # seconds that it is locked, hours that a cookie lasts
 COOKIE = "explorer_login"
@@ -33,7 +37,7 @@ OPEN = ("/healthz", "/robots.txt", "/favicon.ico", "/gradio_api/startup-events")
 def hashed(password: str, salt: bytes | None = None) -> str:
     """ "salt$hash" in base64, by scrypt."""
     salt = salt or os.urandom(16)
-    digest = hashlib.scrypt(password.encode(), salt=salt, **COST)
+    digest = hashlib.scrypt(password.encode(), salt=salt, dklen=DIGEST, **COST)
     return "$".join(base64.b64encode(part).decode() for part in (salt, digest))
 
 
@@ -44,13 +48,27 @@ def matches(password: str, stored: str) -> bool:
 
 def read(path: Path) -> dict[str, str]:
     """Name -> hash of a file with a line "name:salt$hash" each. Raises InputError with a sentence."""
-    try:
-        entries = [line.partition(":") for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(f"The login file {path} cannot be read ({error.strerror}).") from error
-    if not entries or any(not name or stored.count("$") != 1 for name, _, stored in entries):
+    entries = [line.partition(":") for line in lines(path) if line.strip()]
+    if not entries or any(not name or not well_formed(stored) for name, _, stored in entries):
         raise InputError(f"The login file {path} must have a line 'name:salt$hash' for each name; add one with python -m explorer.server.login {path} NAME.")
     return {name: stored for name, _, stored in entries}
+
+
+def lines(path: Path) -> list[str]:
+    """Of a UTF-8 file. Raises InputError for one that cannot be read."""
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The login file {path} cannot be read ({getattr(error, 'strerror', 'it is no UTF-8 text')}).") from error
+
+
+def well_formed(stored: str) -> bool:
+    """Whether a text may be what `hashed` gives."""
+    try:
+        salt, digest = (base64.b64decode(part, validate=True) for part in stored.split("$"))
+    except ValueError:  # of base64, and of another number of parts
+        return False
+    return bool(salt) and len(digest) == DIGEST
 
 
 class Lockout:
@@ -157,17 +175,39 @@ def form(problem: str = "", status: int = 200, headers: dict[str, str] | None = 
 
 def main(argv: list[str]) -> int:
     """Adds or replaces a name in a login file that only its owner may read."""
-    path, name = Path(argv[0]), argv[1]
+    parser = argparse.ArgumentParser(prog="python -m explorer.server.login", description="Adds a name to a login file, or gives one another password.")
+    parser.add_argument("file", type=Path, help="the login file; a new one only its owner may read")
+    parser.add_argument("name", help="who may log in")
+    args = parser.parse_args(argv)
+    try:
+        return add(args.file, args.name)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 3 if isinstance(error, NotWritten) else 2
+
+
+def add(path: Path, name: str) -> int:
+    """Asks for a password and keeps it for a name; 2 where one of them cannot be. Raises InputError, or NotWritten with the file as it was."""
+    before = lines(path) if path.exists() else None
     if not name or any(mark in name for mark in ":\n$"):
         print("A name has no colon and no line break.", file=sys.stderr)
         return 2
-    password = getpass.getpass(f"Password for {name}: ")
+    try:
+        password = getpass.getpass(f"Password for {name}: ")
+    except EOFError:  # nobody types
+        password = ""
     if len(password) < 10:
         print("A password has at least 10 characters.", file=sys.stderr)
         return 2
-    kept = [line for line in path.read_text().splitlines() if not line.startswith(f"{name}:")] if path.exists() else []
-    path.touch(0o600)
-    path.write_text("\n".join([*kept, f"{name}:{hashed(password)}", ""]))
+    kept = [line for line in before or () if not line.startswith(f"{name}:")]
+    with refused(path):
+        try:
+            path.touch(0o600)
+            path.write_text("\n".join([*kept, f"{name}:{hashed(password)}", ""]), "utf-8")
+        except OSError:
+            with suppress(OSError):
+                path.unlink() if before is None else path.write_text("\n".join([*before, ""]), "utf-8")  # there was room for it
+            raise
     return 0
 
 

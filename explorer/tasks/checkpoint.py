@@ -12,10 +12,11 @@ from explorer import models
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress, plain
 from explorer.request import Request
-from explorer.saving import Prepared, card, choose, note, save
+from explorer.saving import Format, Prepared, card, choose, note, save
 from explorer.saving.beforehand import check_asked
 from explorer.subjects import subject_of
 from explorer.tasks import Engine, Task
+from explorer.writing import NotWritten, refused
 
 MOST = 256 * 2**20  # bytes of the 16-bit weights of a model that is handed out through a page
 
@@ -37,15 +38,25 @@ def work(
     made = Prepared.of((yield from subject_of(engine.load, experiment, chosen, texts)))
     target, name = choose(made, form), name_of(experiment.spec, chosen)
     yield Progress("write", 0, 1, target.title)
-    folder = Path(tempfile.mkdtemp(prefix="quantization-"))
-    try:
-        save(made, target, folder / "model", card(target, made, name, command, report), plain(report))
-        archive = shutil.make_archive(str(folder / "checkpoint"), "zip", folder / "model")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder / "model")
+    archive = zipped(made, target, card(target, made, name, command, report), plain(report), command)
     yield Answer("checkpoint", {"path": archive, "name": name, "format": target.title, "note": note(target, made), "bytes": Path(archive).stat().st_size}, {})
+
+
+def zipped(made: Prepared, form: Format, words: str, record: dict[str, Any], command: str) -> str:
+    """The path of an archive of the checkpoint, alone in a folder of its own. Raises InputError where it cannot be written; then nothing is left."""
+    try:
+        with refused(Path(tempfile.gettempdir())):
+            folder = Path(tempfile.mkdtemp(prefix="quantization-"))
+            try:
+                save(made, form, folder / "model", words, record)
+                archive = shutil.make_archive(str(folder / "checkpoint"), "zip", folder / "model")
+                shutil.rmtree(folder / "model")
+                return archive
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except NotWritten as error:  # whose sentence names a folder of the server
+        raise InputError(f"The server could not write the checkpoint; try again later, or in a checkout of the project run: {command}") from error
 
 
 TASK = Task("checkpoint", work, stored=False)
