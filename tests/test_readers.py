@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 from explorer import saving
 from explorer.experiment import Loader
 from explorer.qlinear import siblings
-from explorer.saving.compressed_tensors import VLLM
+from explorer.saving.compressed_tensors import MX_INPUTS, MX_WEIGHTS, RAN, READ, vllm_said
 from kernels.op import Activation
 from tests.architectures import make
 from tests.test_saving import prepared
@@ -58,7 +58,23 @@ def test_a_card_names_vllm_only_for_what_it_runs_as_measured(load: Loader, folde
         assert saving.choose(made) is form
         reads = saving.loads(form, made)
         assert reads in saving.card(form, made, "", "", None) and "transformers with the package compressed-tensors" in reads
-        assert reads.startswith("transformers") and ((said in reads and "but not with vLLM: " in reads) if said else reads.endswith(VLLM))
+        assert reads.startswith("transformers") and ((said in reads and "but not with vLLM: " in reads) if said else reads.endswith((RAN, READ)))
+
+
+def test_a_card_says_what_was_tried_in_vllm_and_which_inputs_it_rounds(load: Loader, folder: Path) -> None:
+    """Its own products ran on a CPU, or it read the weights; MX layers get rounded inputs there although they were measured without."""
+    form = saving.formats()["compressed-tensors"]
+    for method, params, tried, said in (
+        ("rtn", {"bits": 4}, RAN, ""), ("rtn", {"bits": 8}, READ, ""), ("dynamic_int8", {}, RAN, ""), ("fp8", {}, RAN, ""),
+        ("fp8", {"activation": "none"}, READ, ""), ("nvfp4", {}, READ, ""), ("mxfp", {}, READ, MX_WEIGHTS),
+        ("mxfp", {"element": "e4m3"}, READ, MX_WEIGHTS), ("mxfp", {"activation": "block"}, READ, MX_INPUTS),
+        ("mixed", {"rules": "*o_proj: rtn bits=8; *: rtn bits=4"}, READ, ""),
+    ):  # fmt: skip
+        made = prepared(load, folder, method, params)
+        reads = saving.loads(form, made)
+        assert vllm_said(made.layers.values()) == tried
+        assert reads.endswith(said or tried) and [MX_WEIGHTS in reads, MX_INPUTS in reads] == [said == MX_WEIGHTS, said == MX_INPUTS], (method, params)
+    assert "vLLM with the package vllm-bnb-plugin" in saving.loads(saving.formats()["bitsandbytes"], prepared(load, folder, "nf4", {}))
 
 
 def test_a_card_says_how_transformers_reads_layers_that_are_stored_differently(load: Loader, folder: Path, tmp_path: Path) -> None:

@@ -59,4 +59,8 @@ def _config(layers: Mapping[str, QuantizedTensor], rest: Sequence[str]) -> dict[
     }  # fmt: skip
 
 
-FORMAT = Format("bitsandbytes", "bitsandbytes", _refuses, _tensors, _config, "transformers and vLLM (not tried there yet) with the package bitsandbytes")
+LOADS = (
+    "transformers with the package bitsandbytes, and vLLM with the package vllm-bnb-plugin beside it (vLLM 0.32 on a CPU ran the bundled model in this format "
+    "as measured)"
+)
+FORMAT = Format("bitsandbytes", "bitsandbytes", _refuses, _tensors, _config, LOADS)

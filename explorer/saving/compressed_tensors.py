@@ -7,7 +7,7 @@ The layouts are those of the package of that name (its `pack-quantized`, `int-qu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -156,16 +156,33 @@ def pairs(codes: Tensor) -> Tensor:
 
 
 def _readers(made: Prepared) -> str:
-    why, mx = _not_in_vllm(made), any(q.activation is not None and q.activation.per == "mx" for q in made.layers.values())
+    why, vllm = _not_in_vllm(made), vllm_said(made.layers.values())
     several = len({json.dumps(_scheme(q)._asdict()) for q in made.layers.values()}) > 1
-    if not why and not mx and not several:
-        return ""
     if several and any(q.zero is not None for q in made.layers.values()):
-        said = f"nothing known here: not with {UNREAD}, nor with vLLM: {why}" if why else f"{VLLM}, but not with {UNREAD}"
+        said = f"nothing known here: not with {UNREAD}, nor with vLLM: {why}" if why else f"{vllm}, but not with {UNREAD}"
     else:
         reader = MIXED if several else TRANSFORMERS
-        said = f"{reader}, but not with vLLM: {why}" if why else f"{reader}, and {VLLM}"
-    return said + (f". {MX_INPUTS}" if mx else "")
+        said = f"{reader}, but not with vLLM: {why}" if why else f"{reader}, and {vllm}"
+    return ". ".join([said, *_mx_inputs(made.layers.values(), bool(why))])
+
+
+def vllm_said(layers: Iterable[QuantizedTensor]) -> str:
+    """What is known of such layers in vLLM: RAN where its own products on a CPU were tried, else READ, where they were loaded and it had none."""
+    return RAN if all(_runs_on_cpu(q, _scheme(q)) for q in layers) else READ
+
+
+def _runs_on_cpu(q: QuantizedTensor, scheme: _Scheme) -> bool:
+    if scheme.layout == "pack-quantized":
+        return q.bits == 4
+    return scheme.layout in ("int-quantized", "float-quantized") and scheme.weights["strategy"] == "channel" and scheme.inputs is not None
+
+
+def _mx_inputs(layers: Iterable[QuantizedTensor], refused: bool) -> list[str]:
+    """What those who run layers of MX floats do to their inputs. refused: whether vLLM is none of them."""
+    mx = [q for q in layers if _scheme(q).layout.startswith("mxfp")]
+    rounded = any(q.activation is not None for q in mx)
+    asked = any(q.activation is None for q in mx) and not refused
+    return [MX_INPUTS] * rounded + [MX_WEIGHTS] * asked
 
 
 def _not_in_vllm(made: Prepared) -> str:
@@ -174,7 +191,7 @@ def _not_in_vllm(made: Prepared) -> str:
         if q.activation is not None and q.activation.per == "tensor" and not q.activation.scale:
             return "inputs that share one scale, found as it runs, " + ("have no product there" if q.codebook is None else "get one for each token there")
         if q.activation is not None and q.activation.per == "mx" and q.activation.kind != float_format(q.codebook):
-            return "MXFP4 weights meet inputs in MXFP4 or in 16 bits there, not in 8"
+            return "MXFP4 weights meet inputs in MXFP4 or in 16 bits there, in 8 only where a kernel for the GPU has them"
     for names in siblings(made.subject.originals):
         if len({json.dumps(_scheme(made.layers[name])._asdict()) if name in made.layers else "" for name in names}) > 1:
             place, parts = names[0].rpartition(".")[0], [name.rpartition(".")[2] for name in names]
@@ -191,5 +208,13 @@ TRANSFORMERS = (
 )
 MIXED = "transformers with the package compressed-tensors (never with `dequantize=True`, which takes all layers for stored like the first, without an error)"
 UNREAD = "transformers, which takes no zero-points from a file, or with `dequantize=True` takes all layers for stored like the first"
-VLLM = "vLLM (`vllm serve FOLDER`; written for it, not tried there yet)"
-FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, f"{TRANSFORMERS}, and {VLLM}", readers=_readers)
+MX_WEIGHTS = (
+    "By its code vLLM 0.32 asks for rounded inputs of MXFP4 and MXFP8 layers whatever the file says: GPUs with units for MX round them to blocks of that "
+    "format, which is worse than the measured numbers; others leave them in 16 bits"
+)
+RAN = "vLLM (`vllm serve FOLDER`; 0.32 on a CPU ran the bundled model in this format as measured)"
+READ = (
+    "vLLM (`vllm serve FOLDER`; 0.32 read the bundled model in this format as it is meant, with a plain product in place of its own, which the CPU it was "
+    "tried on lacks)"
+)
+FORMAT = Format("compressed-tensors", "compressed-tensors", _refuses, _tensors, _config, f"{TRANSFORMERS}, and vLLM", readers=_readers)
