@@ -85,7 +85,14 @@
     if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); open(link.dataset.tab); }
   });
 
-  // A run ends with its page: the page that takes its place says so, once.
-  addEventListener("pagehide", () => { if (line.querySelector(".busy")) sessionStorage.setItem("cut", "yes"); });
-  window.wasCut = () => { const cut = sessionStorage.getItem("cut"); sessionStorage.removeItem("cut"); return cut; };
+  // A run ends with its page: this tab keeps what was asked for (explorer/ui/again.py), and the page that takes its place goes on with it, once. Two runs
+  // are asked for one after the other, as they were. A word of a cancelled run may still be on its way, so what counts is the button that was pressed last.
+  let pressed = "";
+  document.addEventListener("click", (event) => { pressed = event.target.closest("#run, #cancel")?.id ?? pressed; });
+  addEventListener("pagehide", () => { if (window.going && pressed !== "cancel") sessionStorage.setItem("going", window.going); });
+  window.goOn = () => {
+    const links = JSON.parse(sessionStorage.getItem("going") ?? "[]"), [{ type }] = performance.getEntriesByType("navigation");
+    sessionStorage.removeItem("going");
+    links.forEach((link, i) => setTimeout(() => ask("#go-on", `${type} ${link}`), i * QUIET));
+  };
 }

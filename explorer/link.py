@@ -21,7 +21,7 @@ Catalogue = Sequence[Mapping[str, Any]]
 @dataclass(frozen=True)
 class Wanted:
     """What a link asks for. params: of the method, only valid ones. options: of the run. compared: specs. own: what the tab is set
-    to. wrong: a sentence a value that was not taken.
+    to. wrong: a sentence a value that was not taken. A compared spec that is None leaves its place, and so its colour, free.
     """
 
     tab: str = ""
@@ -30,7 +30,7 @@ class Wanted:
     method: str = ""
     params: dict[str, Scalar] = field(default_factory=dict)
     options: dict[str, Scalar] = field(default_factory=dict)
-    compared: tuple[QuantSpec, ...] = ()
+    compared: tuple[QuantSpec | None, ...] = ()
     own: dict[str, Scalar] = field(default_factory=dict)
     wrong: tuple[str, ...] = ()
 
@@ -101,14 +101,16 @@ def amount(text: str, low: float, high: float, whole: bool) -> int | float | Non
 
 
 def query(
-    tab: str, layer: str, model: str, spec: QuantSpec, options: Mapping[str, Scalar], compared: Sequence[QuantSpec], catalogue: Catalogue,
+    tab: str, layer: str, model: str, spec: QuantSpec, options: Mapping[str, Scalar], compared: Sequence[QuantSpec | None], catalogue: Catalogue,
     own: Mapping[str, Scalar] | None = None,
 ) -> str:  # fmt: skip
     """The query string of a state; parameters and options that are at their defaults are left out. own: what the tab itself is set to."""
     pairs: list[tuple[str, Any]] = [("tab", tab), ("layer", layer), ("model", model), ("method", spec.method), *unusual(spec, catalogue)]
     pairs += [(name, value) for name, value in options.items() if name in OPTIONS and value != OPTIONS[name]]
     pairs += [(f"{tab}.{name}", value) for name, value in (own or {}).items()]
-    return urlencode([*((name, value) for name, value in pairs if value != ""), *(("with", words(s, catalogue)) for s in compared)])
+    last = max((at for at, one in enumerate(compared, start=1) if one), default=0)
+    shown = [("with", words(one, catalogue) if one else "") for one in compared[:last]]
+    return urlencode([*((name, value) for name, value in pairs if value != ""), *shown])
 
 
 OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16, "head_bits": 16}
@@ -143,9 +145,9 @@ def parse(
     layer, model = (last.pop(name, "")[:200] for name in ("layer", "model"))
     last.pop("with", None)
     specs = [(value, spec_from(value[:LONGEST], catalogue)) for name, value in pairs if name == "with"]
-    wrong += [f"with {value[:40]!r}" for at, (value, spec) in enumerate(specs) if spec is None or at >= COMPARED]
+    wrong += [f"with {value[:40]!r}" for at, (value, spec) in enumerate(specs) if (spec is None and value) or at >= COMPARED]
     wrong += [f"{name[:40]} {value[:40]!r}" for name, value in last.items()]
-    taken = (spec for _, spec in specs[:COMPARED] if spec is not None)
+    taken = (spec for value, spec in specs[:COMPARED] if spec is not None or not value)
     return Wanted(tab, layer, model, method, there(params), there(options), tuple(taken), there(own), tuple(wrong))
 
 

@@ -106,18 +106,23 @@ def test_reload_back_and_forward_open_the_page_again(browser, address: str, widt
 
 @browser_test[0]
 @browser_test[1]
-def test_a_reload_while_a_run_is_on_says_what_became_of_it(browser, address: str) -> None:
+def test_a_reload_goes_on_with_a_run_but_not_with_a_cancelled_one(browser, address: str) -> None:
     page, _ = visit(browser, address, 1440, 900)
+    page.locator("#method input").click()
+    page.get_by_role("option", name="GPTQ", exact=True).click()
     choose(page, "2")
     page.click("#run")
     page.locator("#status .busy").wait_for(timeout=10_000)
-    page.wait_for_url("**bits=2**", timeout=10_000)
     page.reload()
-    wait_for_status(page, "loaded anew while a run was on", 20)
+    wait_for_status(page, "going on after a reload", 30)
+    assert page.locator("#method input").input_value() == "GPTQ"
+    assert page.locator("#controls .method label:visible:has(input:checked)").first.inner_text() == "2"
+    page.click("#cancel")
+    wait_for_status(page, "Cancelled", 20)
     page.reload()
     page.wait_for_selector("#run:not([disabled])")
-    page.wait_for_timeout(500)
-    assert "loaded anew" not in page.inner_text("#status"), "once"
+    settle(page)
+    assert not page.locator("#status .busy").count() and "reload" not in page.inner_text("#status")
     page.close()
 
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 from tests.driving import browser_test, open_tab, settle, visit, wait_for_status
 
 pytestmark = browser_test
+# The colour of each configuration, by its name: in the head of the table, and in two figures.
+COLOURS = """() => {
+  const drawn = (at) => [...document.querySelector(`${at} .js-plotly-plot`).data].map(trace => [trace.name, trace.marker.color]);
+  const heads = [...document.querySelectorAll('#comparison table:not(.more) thead th:has(.swatch)')];
+  const table = heads.map(head => [head.childNodes[1].textContent, getComputedStyle(head.firstChild).backgroundColor]);
+  return Object.fromEntries([['table', table], ['#plot-quality', drawn('#plot-quality')], ['#plot-speed', drawn('#plot-speed')]]
+    .map(([at, pairs]) => [at, Object.fromEntries(pairs)]));
+}"""
 
 
 def columns(page) -> int:
@@ -27,6 +35,25 @@ def test_what_is_taken_off_at_once_leaves_every_tab(desk: tuple) -> None:
     page.click("#reset")
     settle(page)
     assert columns(page) == 5 and not wrong
+
+
+def test_those_that_stay_keep_their_colours(desk: tuple) -> None:
+    page, wrong = desk
+    before = page.evaluate(COLOURS)
+    page.locator("#compared .token-remove").nth(1).click()
+    wait_for_status(page, "Off the page", 20)
+    settle(page)
+    after = page.evaluate(COLOURS)
+    assert len(before["#plot-quality"]) == len(after["#plot-quality"]) + 1 == 4 and len(after["table"]) == 4
+    assert all(after[place].items() <= before[place].items() for place in ("table", "#plot-quality", "#plot-speed"))
+    page.wait_for_url("**with=&with=**", timeout=10_000)
+    page.reload()
+    wait_for_status(page, "Opened from a link", 20)
+    settle(page)
+    assert page.evaluate(COLOURS) == after, "and the link gives the same ones again"
+    page.click("#reset")
+    settle(page)
+    assert page.evaluate(COLOURS) == before and not wrong
 
 
 def test_a_name_in_the_table_of_points_brings_its_report_into_view(desk: tuple) -> None:

@@ -43,6 +43,7 @@ def test_quality_is_there_before_the_run_ends_and_stays_after_cancel(browser, sl
     assert stopped[speed].startswith("not measured: stopped") and stopped[kld] == part["cells"][kld]
     page.click("#run")
     page.locator("#status .status.done").wait_for(timeout=60_000)
+    page.wait_for_function("window.going === ''", timeout=5000)  # nothing that a reload would go on with
     whole = page.evaluate(TABLE)
     assert whole["cells"][speed][0].isdigit() and "no failure found" in whole["cells"]["Failure check"]
     assert whole["rows"] == part["rows"] and (width < 700 or whole["widths"] == part["widths"]), "the column took its place once"

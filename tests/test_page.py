@@ -19,7 +19,7 @@ from explorer.records import InputError, Measurement, Progress, Report, report_f
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import in_rows
 from explorer.ui.page import OPTIONS, Page
-from explorer.ui.session import Shelf, keys_of
+from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View, tabs
 from explorer.ui.tabs import failures
 from explorer.ui.tabs.text import whose_texts
@@ -57,6 +57,11 @@ def page() -> Page:
     return Page(shell)
 
 
+def seated(reports: list[Report]) -> list[str]:
+    """The keys of a page of these reports, with their places."""
+    return [key for _, key in seats(reports)]
+
+
 def ran(page: Page, method: str, keys: list[str]) -> list[list]:
     return list(page.run(keys, None, OPEN, "demo", method, *OPTION_VALUES, "own"))
 
@@ -66,7 +71,7 @@ def test_run_streams_and_measures_the_baseline_first(page: Page) -> None:
     assert page.shell.runner.asked == ["none", "gptq"] and page.shell.runner.closed == 2
     assert all(len(output) == 6 for output in outputs)
     assert "baseline: load model" in outputs[0][0] and "done" in outputs[-1][0] and "GPTQ 4-bit g64" in outputs[-1][0]
-    assert outputs[-1][1].value == keys_of([SEED[0], SEED[1], next(r for r in SEED if r.experiment.spec.method == "gptq")])
+    assert outputs[-1][1].value == seated([SEED[0], SEED[1], next(r for r in SEED if r.experiment.spec.method == "gptq")])
     assert page.shell.shelf.pick(outputs[-1][1].value)[0].provenance["device"] == "fresh", "the baseline on the page is of this device"
 
 
@@ -124,7 +129,7 @@ def test_every_cancel_button_has_the_last_word() -> None:
 
 
 def test_taking_off_keeps_the_baseline(page: Page) -> None:
-    keys = keys_of(SEED)
+    keys = seated(SEED)
     assert page.choose(keys[2:4], None, OPEN, "own")[1].value == [keys[0], *keys[2:4]]
     assert page.choose([], None, OPEN, "own")[1].value == keys[:1]
     assert page.reset(None, OPEN, "own")[1].value == keys

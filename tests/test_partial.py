@@ -20,13 +20,13 @@ from explorer.findings import UNSURE
 from explorer.metrics import metrics
 from explorer.records import Answer, Event, InputError, Measurement, Partial, Progress, QuantSpec, Report
 from explorer.store import Store
-from explorer.ui import page as pages
+from explorer.ui import going
 from explorer.ui.interviewer import Interviewer
 from explorer.ui.pace import Pace
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page
 from explorer.ui.points import Held
-from explorer.ui.session import Shelf, keys_of
+from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
 from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
@@ -115,7 +115,7 @@ class Growing:
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Page:
     """A page whose one tab shows (name, numbers of the whole model, what is missing, whether that was stopped) of what is compared."""
-    monkeypatch.setattr(pages, "REDRAWN", 0.0)
+    monkeypatch.setattr(going, "REDRAWN", 0.0)
     shell = Shell(Growing(), Shelf(SEEDS), [], ["demo"], controls=[object()] * (2 + len(OPTIONS)))
 
     def render(reports: list[Report], layer: str) -> list:
@@ -141,13 +141,14 @@ def test_the_page_fills_while_a_run_goes_on(page: Page) -> None:
     shown = drawings(steps)
     assert [part[-1][2] for part in shown] == [EARLY.missing, ("speed",), ()] and not any(row[3] for part in shown for row in part)
     assert [row[0] for row in shown[0]] == ["16-bit baseline", "RTN 3-bit g64"] and shown[0][0][2] == (), "a whole baseline stays until the new one is whole"
-    assert shown[0][-1][1] < shown[1][-1][1] < shown[2][-1][1] and steps[-1][1].value == keys_of([page.shell.shelf.pick(steps[-1][1].value)[0], WHOLE])
+    assert shown[0][-1][1] < shown[1][-1][1] < shown[2][-1][1]
+    assert steps[-1][1].value == [key for _, key in seats([page.shell.shelf.pick(steps[-1][1].value)[0], WHOLE])]
     again = drawings(list(run(page, steps[-1][1].value)))
     assert [part[-1][2] for part in again] == [()], "what is whole on the page gives way to nothing that is not"
 
 
 def test_no_two_drawings_within_a_second(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "REDRAWN", 60.0)
+    monkeypatch.setattr(going, "REDRAWN", 60.0)
     assert [part[-1][2] for part in drawings(list(run(page)))] == [EARLY.missing, ()]
 
 

@@ -108,9 +108,14 @@ def plot(data: list[dict], shape: Plot, nothing: str = "Nothing measured yet: pr
     return {"data": data, "layout": shape}
 
 
+def places(reports: Iterable[Report]) -> list[int]:
+    """Which colour, dash, marker and pattern each report has in all figures: its place on a page, where its provenance says one, else its position."""
+    return [report.provenance.get("place", i) for i, report in enumerate(reports)]
+
+
 def with_metrics(reports: Sequence[Report], *names: str, layer: str = "") -> list[tuple[int, Report]]:
-    """(position, report) of the reports that carry all of these metrics (for this layer)."""
-    return [(i, r) for i, r in enumerate(reports) if all(r.find(name, layer) for name in names)]
+    """(place, report) of the reports that carry all of these metrics (for this layer)."""
+    return [(i, r) for i, r in zip(places(reports), reports, strict=True) if all(r.find(name, layer) for name in names)]
 
 
 def short_layer(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from explorer.answers import ladder
-from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, plot
+from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, places, plot
 from explorer.records import Report, report_from
 
 LADDER = Path(__file__).parent.parent.parent / "assets" / "ladder.json"
@@ -84,9 +84,9 @@ def ends(metric: str, report: Report, rungs: Sequence[Report]) -> tuple[Place, P
 
 
 def placed(reports: Sequence[Report]) -> list[tuple[int, Report, str, tuple[Place, Place, Place]]]:
-    """(position, report, metric, place with its ends) of all that can be placed."""
+    """(place on the page, report, metric, place on the ladder with its ends) of all that can be placed."""
     found = []
-    for i, report in enumerate(reports):
+    for i, report in zip(places(reports), reports, strict=True):
         rungs = rungs_for(report, reports)
         for metric in METRICS if not report.experiment.spec.is_baseline else ():
             at = ends(metric, report, rungs)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, finite, layout, picks, plot, short_layer
+from explorer.figures import COLOURS, DASHES, MARKERS, Figure, Plot, finite, layout, picks, places, plot, short_layer
 from explorer.records import Report
 
 
 def draw(reports: Sequence[Report], layer: str) -> Plot:
     data: list[dict] = []
-    for i, report in enumerate(reports):
+    for i, report in zip(places(reports), reports, strict=True):
         for metric, dash, mode, opacity in (("output_error", DASHES[i % 5], "lines+markers", 1.0), ("weight_error", "dot", "lines", 0.5)):
             values = report.by_layer(metric)
             if values:

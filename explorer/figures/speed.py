@@ -23,7 +23,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
         data.append(
             {"type": "scatter", "mode": "markers", "x": [1000 / limit.value], "y": [name], "name": "bandwidth limit (estimated)",
              "hovertemplate": ", ".join(filter(None, ("%{x:.3f} ms", counted(limit, report), doubt(report, "decode_limit")))),
-             "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": i == 0}
+             "marker": {"symbol": "line-ns-open", "size": 22, "color": COLOURS[2], "line": {"width": 2.5}}, "showlegend": len(data) == 1}
         )  # fmt: skip
     drawn = [value for trace in data for value in trace["x"] if value > 0]
     steps = "D2" if drawn and max(drawn) < 100 * min(drawn) else 1  # 1, 2, 5 in two decades; more of them leave room for powers of ten only

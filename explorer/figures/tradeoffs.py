@@ -259,7 +259,7 @@ def looks(data: dict[str, Any]) -> str:
         return "See quality beside time, but compare no two times: each is of its own minute."
     late = view in OF_THE_LOOP and any(p.get("disturbed") for p in data.get("points", []))
     faded = f"Faded points are measurably beaten{' or were timed on a busy machine' if late else ''}"
-    hollow = f"{faded}; a hollow one is an upper limit. A click on a method in the legend hides it, two show it alone."
+    hollow = f"{faded}; a hollow one is an upper limit. Colours and markers are of methods here. A click on a method in the legend hides it, two show it alone."
     return f"See the dotted line: {LOOKS[view]}. {hollow}"
 
 

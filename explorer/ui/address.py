@@ -11,12 +11,10 @@ import gradio as gr
 
 from explorer.link import OPTIONS, query
 from explorer.records import QuantSpec, Report
-from explorer.ui.page import Page, status
-from explorer.ui.session import is_baseline, keys_of
+from explorer.ui.page import Page
+from explorer.ui.session import keys_of, specs_by_place
 from explorer.ui.share import own_of, panel_of
 from explorer.ui.tab import QUIET, tabs
-
-CUT = status("The page was loaded anew while a run was on, which stopped it. Press Run to go on: what it had measured is stored.")
 
 
 def address_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
@@ -27,12 +25,12 @@ def address_of(page: Page, keys: list[str], layer: str | None, active: str, *val
     shell, shelf = page.shell, page.shell.shelf
     model, spec, options = panel_of(page, values)
     reports, own = shelf.pick(keys), own_of(page, active, values, written=False)
-    shown = [r.experiment.spec for r in reports if not is_baseline(r)] or [QuantSpec("none")]
+    shown = specs_by_place(reports) or [QuantSpec("none")]
     if keys_of(reports) == keys_of(shelf.first()):
         shown = []
     elif not all(model_is(r, model) and shelf.find(r.experiment.model.name, r.experiment.spec, options) for r in reports):
         model, options = reports[-1].experiment.model.name, options | circumstances(reports[-1])
-        shown = [one for one in shown if shelf.find(model, one, options)]
+        shown = [one if one and shelf.find(model, one, options) else None for one in shown]
     if "pasted" in (options["evaluation"], options["calibration"]):
         shown = []
     usual = {"layer": shell.layer.value, "model": shell.models[0], "tab": tabs()[0].name}
@@ -59,8 +57,8 @@ def boxes() -> list[Any]:
     return [gr.Textbox("", visible="hidden", elem_id=f"address-{name}") for name in ("asked", "state", "made")]
 
 
-def wire(page: Page, hidden: list[Any], loaded: Any) -> None:
-    """Connects the hidden boxes. loaded: the event that read the page's link.
+def wire(page: Page, hidden: list[Any]) -> None:
+    """Connects the hidden boxes.
 
     The script asks by filling the first box. The second takes the page's state as text, in the browser: only when that is new is the server asked.
     """
@@ -69,4 +67,3 @@ def wire(page: Page, hidden: list[Any], loaded: Any) -> None:
     asked.change(None, values, state, js="(...values) => JSON.stringify(values)", api_visibility="private")
     state.change(partial(address_of, page), values, made, queue=False, **QUIET)
     made.change(None, made, None, js="(query) => window.carry(query)", api_visibility="private")
-    loaded.then(None, shell.status, shell.status, js=f"(line) => window.wasCut?.() ? {CUT!r} : line", api_visibility="private")

@@ -10,7 +10,7 @@ import gradio as gr
 
 from explorer.chips import legend
 from explorer.records import Report
-from explorer.ui import address, share
+from explorer.ui import address, again, share
 from explorer.ui.blocks import LeanBlocks
 from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
@@ -56,7 +56,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     page = Page(shell)
     with LeanBlocks(title="Quantization Explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         _boxes(shell)
-        boxes = address.boxes()
+        boxes, going = address.boxes(), again.boxes()
         gr.HTML(
             "<a class='skip' href='#results'>Skip the controls</a>"
             f"<header data-tabs='{' '.join(tab.name for tab in tabs())}'><h1>Quantization Explorer</h1>"
@@ -76,8 +76,9 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
         for told in (shell.controls[0], shell.compared):
             told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
-        _wire(page, stop, run, shared["reset"], selects)
-        address.wire(page, boxes, share.wire(blocks, page, stop, shared, run))
+        _wire(page, stop, run, going[0], shared["reset"], selects)
+        address.wire(page, boxes)
+        again.wire(page, stop, going, share.wire(blocks, page, stop, shared, run))
         stopped = stop.by(cancel, shell.status)
         shown = [shell.compared, shell.layer]
         stopped.then(page.cancelled, [*shown, shell.active, *shell.inputs()], [*shown, *shell.outputs()], **QUIET)
@@ -161,10 +162,11 @@ def _tabs(shell: Shell) -> dict[str, Any]:
     return laid
 
 
-def _wire(page: Page, stop: Cancel, run: Any, reset: Any, laid: dict[str, Any]) -> None:
+def _wire(page: Page, stop: Cancel, run: Any, going: Any, reset: Any, laid: dict[str, Any]) -> None:
     shell = page.shell
     chosen, shown = [shell.compared, shell.layer], [shell.compared, shell.layer, *shell.outputs()]
-    stop.stops(run.click, page.run, [*chosen, shell.active, *shell.controls, *shell.inputs()], [shell.status, *shown], concurrency_limit=64)
+    asked = [*chosen, shell.active, *shell.controls, *shell.inputs()]
+    stop.stops(run.click, again.kept(page, page.run), asked, [shell.status, *shown, going], concurrency_limit=64)
     shell.compared.input(page.choose, [*chosen, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)
     shell.compared.change(None, shell.compared, shell.cleared, js=CLEARED, api_visibility="private")
     shell.cleared.change(page.cleared, [shell.cleared, shell.layer, shell.active, *shell.inputs()], [shell.status, *shown], **QUIET)

@@ -12,6 +12,7 @@ from typing import Any
 from explorer.answers import Answered, answers
 from explorer.chips import of_metrics
 from explorer.detectors import sentence, verdicts
+from explorer.figures import places
 from explorer.figures.ladder import ends, rungs_for
 from explorer.findings import UNSURE, Finding, drowned, level, one_rate
 from explorer.records import Report, report_from
@@ -72,7 +73,7 @@ def verdict(report: Report, base: Report | None, others: Sequence[Report] = (), 
 def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
     """One verdict a configuration, its evidence in a fold. data: a generation whose runs are these reports, the baseline first."""
     base = next(filter(is_baseline, reports), None)
-    quantized = [(i, r) for i, r in enumerate(reports) if not is_baseline(r)]
+    quantized = [(i, r) for i, r in zip(places(reports), reports, strict=True) if not is_baseline(r)]
     if not quantized:
         return "<p class='hint'>Nothing quantized is on the page: run a configuration, and the guard looks at it.</p>"
     runs = (data or {}).get("runs", [])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,15 +12,15 @@ from typing import Any
 import gradio as gr
 
 from explorer.findings import busy
+from explorer.link import query
 from explorer.records import Event, InputError, Partial, Progress, Report
 from explorer.ui.controls import Control, parameters
+from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
 from explorer.ui.session import disturbed, is_baseline, spec_of
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
-from explorer.ui.visitor import session
 
-REDRAWN = 1.0  # seconds from a drawing of what is measured to the next
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 AGAIN = "The machine was busy while it was timed: Run measures it again."
@@ -95,76 +92,6 @@ def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[s
         events.close()
 
 
-@dataclass(eq=False)
-class Turn:
-    """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile. tab, layer: what is
-    open, which may change while it runs. coming: reports that the next line of status brings onto the page.
-    """
-
-    going: list[Turn]
-    tab: str
-    layer: str | None
-    before: list[Report] = field(default_factory=list)
-    coming: list[Report] = field(default_factory=list)
-    drawn: float = -math.inf
-
-    def ahead(self) -> int:
-        """How many runs of the session were pressed before and go on: only the first writes the status line."""
-        return self.going.index(self)
-
-    def alone(self) -> bool:
-        """Whether the session has no other run going: what is not whole then belongs to one that failed."""
-        return len(self.going) == 1
-
-    def done(self, report: Report) -> None:
-        """Ends the wait for a report, and tells the runs that wait, whose list of what is compared is older."""
-        self.before.clear()
-        self.coming = [r for r in self.coming if r.experiment != report.experiment]
-        for other in self.going[self.going.index(self) + 1 :]:
-            other.before.append(report)
-
-    def expect(self, report: Report, shown: Sequence[Report]) -> None:
-        """A report that is not whole, which comes onto the page unless a whole one of the same experiment is there, or comes: that stays until the end."""
-        if not any(r.experiment == report.experiment and not r.missing for r in (*shown, *self.coming)):
-            self.coming = [r for r in self.coming if r.experiment != report.experiment] + [report]
-
-    def due(self) -> list[Report]:
-        """What comes onto the page now; nothing so soon after the last."""
-        if not self.coming or time.monotonic() - self.drawn < REDRAWN:
-            return []
-        self.drawn, due, self.coming = time.monotonic(), self.coming, []
-        return due
-
-
-class Runs:
-    """The runs that each session has going, in the order in which they were pressed."""
-
-    def __init__(self) -> None:
-        self._going: dict[str, list[Turn]] = {}
-
-    def on(self) -> bool:
-        """Whether the session whose request this is has a run going."""
-        return session() in self._going
-
-    def sees(self, tab: str = "", layer: str | None = None) -> None:
-        """The session whose request this is has opened a tab or chosen a layer."""
-        for turn in self._going.get(session(), []):
-            turn.tab, turn.layer = tab or turn.tab, layer or turn.layer
-
-    @contextmanager
-    def turn(self, tab: str, layer: str | None) -> Iterator[Turn]:
-        """Joins the runs of the session whose request this is; leaves them at the end."""
-        whose = session()
-        turn = Turn(self._going.setdefault(whose, []), tab, layer)
-        turn.going.append(turn)
-        try:
-            yield turn
-        finally:
-            turn.going.remove(turn)
-            if not turn.going:
-                self._going.pop(whose, None)
-
-
 class Page:
     """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls; `runs` knows who runs what."""
 
@@ -188,26 +115,33 @@ class Page:
         The baseline runs first, so that the differences are to the same model, text and device. While what was recorded of the configuration is measured
         here, the recording is shown. values: the shell's controls, then its inputs.
         """
-        model, method, params, options = self.asked(values[: len(self.shell.controls)])
-        own = values[len(self.shell.controls) :]
+        controls = len(self.shell.controls)
+        yield from self.measured(keys, layer, active, self.asked(values[:controls]), values[controls:])
+
+    def measured(
+        self, keys: list[str], layer: str | None, active: str, wanted: tuple[str, str, dict[str, Any], dict[str, Any]], own: Sequence[Any], again: bool = False
+    ) -> Iterator[list[Any]]:
+        """`run` of what is wanted, as `asked` gives it. own: the shell's inputs. again: whether it goes on with a run that ended with its page, and says so."""
+        model, method, params, options = wanted
         same = [gr.skip()] * (2 + len(self.shell.outputs()))
         clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
         ready = self.ready(shown, model, method, params, options)
         title = next((m["title"] for m in self.shell.catalogue if m["name"] == method), method)
-        asked = [(f"{title}: ", method, params, options)]
+        on = ", going on after a reload" if again else ""
+        asked = [(f"{title}{on}: ", method, params, options)]
         whole = {"kv_bits": 16, "head_bits": 16}
         if method != "none" or options != options | whole:
-            asked.insert(0, ("baseline: ", "none", {}, options | whole))
+            asked.insert(0, (f"baseline{on}: ", "none", {}, options | whole))
         try:
-            with self.runs.turn(active, layer) as turn:
+            with self.runs.turn(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as turn:
                 turn.coming += [ready] if ready is not None else []
                 if turn.ahead():
                     yield [status(f"{title}: waits for your run before it; Cancel stops both.", "busy"), *same]
                 for what, name, chosen, given in asked:
                     kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
                     clock.follow(self.pace.of(kind) if (name, given) == (method, options) else {})  # of the baseline alone it would be taken for all
-                    again = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
-                    for event in watched(self.shell.runner.run(model, name, chosen, **given, **again), clock, what):
+                    anew = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
+                    for event in watched(self.shell.runner.run(model, name, chosen, **given, **anew), clock, what):
                         if isinstance(event, Report):
                             shown, note = self.placed(shown, [*turn.before, event])
                             turn.done(event)
@@ -223,7 +157,7 @@ class Page:
                             left = note or left
                             yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
                 shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
-                yield [status(sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
+            yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
             shown, _ = self.placed(shown, [r for r in turn.coming if r.missing])
             yield [failure(error), *self.left(shown, turn.layer, turn.tab, own)]

@@ -1,4 +1,6 @@
-"""What is on a page: an ordered choice of reports kept on the server by key. A page holds only their keys, so it needs no server state."""
+"""What is on a page: reports kept on the server by key, each at a place that decides its colour. A page holds only keys and places, so it needs no server
+state.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from explorer.figures import places
 from explorer.findings import busy
 from explorer.records import QuantSpec, Report, key_of, report_from
 from explorer.repeats import SURVEY
@@ -18,6 +21,8 @@ from explorer.ui.visitor import owner, session
 
 COMPARED = 4  # configurations beside the baseline
 REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
+PLACES = tuple(map(str, range(COMPARED + 1)))  # on a page, as keys say them: 0 is the baseline's
+STANDING = 100  # copies of reports at another place than their position
 
 
 @cache
@@ -46,6 +51,7 @@ class Shelf:
         self._seeds = {r.key: r for r in seeds}
         self._reports: OrderedDict[tuple[str, str], Report] = OrderedDict()
         self._ran: OrderedDict[str, list[str]] = OrderedDict()
+        self._standing = OrderedDict[tuple[int, int], tuple[Report, Report]]()  # by id and place: the report, which so keeps its id, and its copy
 
     def first(self) -> list[Report]:
         """The reports a new page starts with."""
@@ -53,6 +59,8 @@ class Shelf:
 
     def add(self, report: Report) -> str:
         """Puts a report on the shelf and returns its key; one that is equal to what is there, or a thinner recording, leaves that object in place."""
+        if "place" in report.provenance:  # which is one page's alone
+            report = replace(report, provenance={name: told for name, told in report.provenance.items() if name != "place"})
         key, place = report.key, (read_by(report), report.key)
         with self._lock:
             there = self._reports.get(place) or self._seeds.get(key)
@@ -65,11 +73,23 @@ class Shelf:
         return key
 
     def pick(self, keys: Iterable[str]) -> list[Report]:
-        """The reports of a page's keys, at most a page full; keys that are unknown, or of another's login, are passed over."""
-        mine = owner()
+        """The reports of a page's keys, at most a page full, each `at` its place, one object for each; keys that are unknown, or of another's login, are passed
+        over. A key may say its place, as `seats` writes it.
+        """
+        mine, asked = owner(), [str(key).partition(".") for key in list(keys)[: COMPARED + 1]]
         with self._lock:
-            found = [self._reports.get((mine, key)) or self._reports.get(("", key)) or self._seeds.get(key) for key in list(keys)[: COMPARED + 1]]
-        return [report for report in found if report is not None]
+            found = [(self._reports.get((mine, key)) or self._reports.get(("", key)) or self._seeds.get(key), place) for key, _, place in asked]
+            known = [(report, place) for report, place in found if report is not None]
+            return [self._at(report, int(place) if place in PLACES else i, i) for i, (report, place) in enumerate(known)]
+
+    def _at(self, report: Report, place: int, position: int) -> Report:
+        """`at` with one object for a report at a place, so that visitors share what was drawn of it."""
+        if place == position:
+            return report
+        _, copy = self._standing.setdefault((id(report), place), (report, at(report, place, position)))
+        while len(self._standing) > STANDING:
+            self._standing.popitem(last=False)
+        return copy
 
     def age(self, report: Report) -> int:
         """When the visitor whose request this is ran a configuration: 1 for the first of all, more for later ones, 0 for none."""
@@ -97,8 +117,12 @@ class Shelf:
 
     def stopped(self, reports: Iterable[Report]) -> list[Report]:
         """Reports of a page on which nothing is measured any more: those that are not whole say so."""
-        ended = [replace(r, provenance=r.provenance | {"stopped": True}) if r.missing else r for r in reports]
-        return [self.pick([self.add(after)])[0] if after.missing else after for after in ended]
+        shown = list(reports)
+        for i, (place, report) in enumerate(zip(places(shown), shown, strict=True)):
+            if report.missing:
+                [ended] = self.pick([self.add(replace(report, provenance=report.provenance | {"stopped": True}))])
+                shown[i] = at(ended, place, i)
+        return shown
 
     def recorded(self, model: str, spec: QuantSpec, options: Mapping[str, Any]) -> Report | None:
         """What ships with the project of this configuration, as `find` takes it: a seed, else a report of the survey, or None."""
@@ -175,23 +199,48 @@ def ground(report: Report) -> tuple:
     return report.experiment.model, report.experiment.evaluation
 
 
+def at(report: Report, place: int, position: int) -> Report:
+    """A report as a page shows it: its provenance says its place where that is not its position."""
+    return report if report.provenance.get("place", position) == place else replace(report, provenance=report.provenance | {"place": place})
+
+
+def seated(reports: Sequence[Report]) -> dict[int, Report]:
+    """A page by place, in order: the baseline at 0, the others where they say, else at the first free place. What finds none is left out."""
+    found = dict(enumerate([r for r in reports if is_baseline(r)][-1:]))
+    for report in sorted((r for r in reports if not is_baseline(r)), key=lambda r: "place" not in r.provenance):
+        free, own = [place for place in range(1, COMPARED + 1) if place not in found], report.provenance.get("place")
+        if free:
+            found[own if own in free else free[0]] = report
+    return dict(sorted(found.items()))
+
+
+def seats(reports: Sequence[Report]) -> list[tuple[str, str]]:
+    """(name, key) of the reports of a page; the key says the place as well, so that whoever stays when others leave keeps its colour."""
+    return [(report.name, f"{report.key}.{place}") for place, report in seated(reports).items()]
+
+
+def specs_by_place(reports: Sequence[Report]) -> list[QuantSpec | None]:
+    """The specs of a page's configurations by place from 1 on, None for one that is free before the last."""
+    page = seated(reports)
+    return [page[place].experiment.spec if place in page else None for place in range(1, max(page, default=0) + 1)]
+
+
 def arrange(shown: Sequence[Report], new: Report, age: Callable[[Report], int] = lambda report: 0) -> tuple[list[Report], str]:
     """(the page with the new report on it, what left the page as a sentence or "").
 
-    One baseline, first; then at most COMPARED configurations. Colours follow the place on the page, so each keeps its own: a new one goes to the end or,
-    on a full page, to the place of the one that came first by `age` (less is earlier, the first of equals). Only reports on the same model and text can
-    be compared, so a new model or text starts a new page.
+    One baseline, first; then at most COMPARED configurations in the order of their places, which each keeps while it is on the page. A new one takes the
+    place that it says or the first that is free; on a full page that of the one that came first by `age` (less is earlier, the first of equals). Only
+    reports on the same model and text can be compared, so a new model or text starts a new page.
     """
     alike = [r for r in shown if ground(r) == ground(new)]
-    baselines = [r for r in [*alike, new] if is_baseline(r)][-1:]
-    quantized = [r for r in alike if not is_baseline(r)]
-    at = next((i for i, r in enumerate(quantized) if r.experiment == new.experiment), len(quantized))
+    page = seated(alike)
     left = "The other configurations were of another model or text and left the page." if len(alike) < len(shown) else ""
-    if not is_baseline(new):
-        if at == len(quantized) >= COMPARED:
-            at = min(range(COMPARED), key=lambda i: age(quantized[i]))
-            gone = quantized[at]
-            again = "Run or Reset brings it back" if is_recorded(gone) else "run it again to bring it back, it is stored"
-            left = f"{gone.name} left the page; {again}."
-        quantized[at : at + 1] = [new]
-    return [*baselines, *quantized[:COMPARED]], left
+    free, asked = [place for place in range(1, COMPARED + 1) if place not in page], new.provenance.get("place")
+    place = 0 if is_baseline(new) else next((i for i, r in page.items() if r.experiment == new.experiment), asked if asked in free else min(free, default=None))
+    if place is None:
+        place = min((i for i in page if i), key=lambda i: age(page[i]))
+        gone = page[place]
+        again = "Run or Reset brings it back" if is_recorded(gone) else "run it again to bring it back, it is stored"
+        left = f"{gone.name} left the page; {again}."
+    page = dict(sorted((page | {place: new}).items()))
+    return [at(report, place, i) for i, (place, report) in enumerate(page.items())], left

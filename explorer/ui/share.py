@@ -18,7 +18,7 @@ from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
-from explorer.ui.session import is_baseline
+from explorer.ui.session import at, specs_by_place
 from explorer.ui.tab import QUIET, picked, tabs
 from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
@@ -45,7 +45,7 @@ def own_of(page: Page, active: str, values: Sequence[Any], written: bool = True)
 def link_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
     """The query string that opens this state again. values: the shell's controls, then what all tabs are set to."""
     model, spec, options = panel_of(page, values)
-    shown = [r.experiment.spec for r in page.shell.shelf.pick(keys) if not is_baseline(r)]
+    shown = specs_by_place(page.shell.shelf.pick(keys))
     return "?" + query(active, layer or "", model, spec, options, shown, page.shell.catalogue, own_of(page, active, values))
 
 
@@ -165,7 +165,9 @@ def _compared(page: Page, wanted: Wanted, ignored: Sequence[str]) -> Iterator[tu
     shown: list[Report] = []
     options = {name: wanted.options.get(name, OPTIONS[name]) for name in ("evaluation", "calibration", "sequences", "seed")}
     try:
-        for spec in (QuantSpec("none"), *wanted.compared):
+        for place, spec in enumerate((QuantSpec("none"), *wanted.compared)):
+            if spec is None:
+                continue
             found = shelf.find(wanted.model or page.shell.models[0], spec, options)
             if found is None:
                 given = options | {"kv_bits": spec.kv_bits, "head_bits": spec.head_bits}
@@ -175,7 +177,7 @@ def _compared(page: Page, wanted: Wanted, ignored: Sequence[str]) -> Iterator[tu
                         shelf.add(found := event)
                     elif isinstance(event, str):
                         yield event, None
-            shown, _ = shelf.arrange(shown, found)
+            shown, _ = shelf.arrange(shown, at(found, place, len(shown)))
     except (InputError, RuntimeError) as error:
         failed = failure(error)
         yield failed, None

@@ -21,7 +21,7 @@ import gradio as gr
 from explorer.figures import short_layer
 from explorer.records import Event, Report
 from explorer.ui.sealed import Sealed
-from explorer.ui.session import Shelf, keys_of
+from explorer.ui.session import Shelf, seats
 
 # What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, one whose batch to sweep or whose model to save;
 # and the step of a walkthrough, "story:step", that Back and Forward lead to.
@@ -92,7 +92,7 @@ def tabs() -> list[Tab]:
 class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
-    Components: compared (keys of the reports on the page), layer (the layer shown everywhere), active (name of the open tab), status (a line of
+    Components: compared (the reports on the page as `seats` gives them), layer (the layer shown everywhere), active (name of the open tab), status (a line of
     HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table),
     cleared (set when all that was compared left at once).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
@@ -137,8 +137,8 @@ class Shell:
         """What `compared` and `layer` show for these reports; a middle layer when the wanted one is not there."""
         names = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
         shown = layer if layer in names else (names[len(names) // 2] if names else None)
-        keys = keys_of(reports)
-        compared = {"choices": [(r.name, key) for key, r in zip(keys, reports, strict=True)], "value": keys, "multiselect": True, "allow_custom_value": True}
+        offered = seats(reports)
+        compared = {"choices": offered, "value": [key for _, key in offered], "multiselect": True, "allow_custom_value": True}
         return compared, {"choices": [(short_layer(name), name) for name in names], "value": shown}
 
 

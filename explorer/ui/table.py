@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from explorer.chips import of_measurement, reachable
-from explorer.figures import finite
+from explorer.figures import finite, places
 from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
 from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
@@ -192,7 +192,8 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     reports = one_rate(reports)
     base = next((r for r in reports if is_baseline(r)), None)
-    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r))}</span>" for i, r in enumerate(reports))
+    marked = zip(places(reports), reports, strict=True)
+    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r))}</span>" for i, r in marked)
     width = 80 / len(reports)  # percent, the same while a column fills
     heads = "".join(f"<th scope='col' style='width:{width:.0f}%'>{content}</th>" for content in swatches)
     check = f"<th scope='row' tabindex='0' data-how='{escape(CHECKED, quote=True)}'>Failure check</th>"

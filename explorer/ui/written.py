@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from explorer.chips import chip
+from explorer.figures import places
 from explorer.records import Report, significant
 from explorer.ui.session import is_baseline
 
@@ -20,7 +21,7 @@ def samples(reports: Sequence[Report], base: Report | None = None) -> str:
     base = base or next(filter(is_baseline, reports), None)
     start = None if base is None else base.value("sample_text")
     cards = []
-    for i, report in enumerate(reports):
+    for i, report in zip(places(reports), reports, strict=True):
         text = report.value("sample_text")
         if text is None:
             continue
@@ -33,14 +34,16 @@ def samples(reports: Sequence[Report], base: Report | None = None) -> str:
     return f"{intro}<div class='samples'>" + "".join(cards) + "</div>" if cards else "<p class='hint'>No text generated yet.</p>"
 
 
-def texts(data: dict[str, Any]) -> str:
-    """What `generate` found so far: a card a configuration, the baseline first. Numbers of a token show on hover, once all are written."""
+def texts(data: dict[str, Any], at: Sequence[int] = ()) -> str:
+    """What `generate` found so far: a card a configuration, the baseline first. Numbers of a token show on hover, once all are written. at: the places of
+    the configurations on the page, where they are not their positions.
+    """
     runs = data.get("runs", [])
     if not runs:
         return "<p class='hint'>No text generated yet.</p>"
     p = data.get("provenance", {})
     how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "from the store" if p.get("from_store") else ""))))
-    cards = [card(i, run, runs[0], data["done"], how) for i, run in enumerate(runs)]
+    cards = [card(i, run, runs[0], data["done"], how) for i, run in zip(at or range(len(runs)), runs, strict=True)]
     legend = (
         "<p class='hint'>Shade: how unlikely the 16-bit model finds the token in this text, from <span class='tk' style='--u:0'>certain</span> to "
         "<span class='tk' style='--u:1'>below 0.1%</span>. A frame marks the first token that is not the baseline's.</p>"

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.figures import charts
+from explorer.figures import charts, places
 from explorer.records import Answer, Report
 from explorer.ui.asking import data_of
 from explorer.ui.cancel import Cancel
@@ -140,6 +140,7 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
         yield [status("No configuration is on the page; press Run first.", "error"), *kept[1:]]
         return
     quantized = [r for r in reports if not is_baseline(r)]
+    at = [0, *(i for i, r in zip(places(reports), reports, strict=True) if not is_baseline(r))]
     clock = Clock()
     arguments = {
         "model": reports[0].experiment.model.name, "specs": [asked(r) for r in quantized], "prompt": prompt, "new": new, "temperature": heat, "seed": seed,
@@ -149,14 +150,14 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
             if isinstance(event, str):
                 yield [event, *kept[1:]]
             elif isinstance(event, Answer) and not event.data["done"]:
-                yield [gr.skip(), texts(event.data), *kept[2:]]
+                yield [gr.skip(), texts(event.data, at), *kept[2:]]
             elif isinstance(event, Answer):
                 data = data_of(event)
                 each = [next(filter(is_baseline, reports), reports[0]), *quantized]
                 verdicts = guard(each if is_baseline(each[0]) else reports, data)
                 yield [
                     status(ended(data, event, clock), "done"),
-                    texts(data),
+                    texts(data, at),
                     gr.Column(visible=True),
                     *chart_values(charts()["token_divergence"], data),
                     verdicts,

@@ -1,0 +1,89 @@
+"""What each session has running: whose turn it is to write the status line, and what a page keeps of it while it is loaded anew. Runs nothing itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from explorer.records import Report
+from explorer.ui.visitor import session
+
+REDRAWN = 1.0  # seconds from a drawing of what is measured to the next
+
+
+@dataclass(eq=False)
+class Turn:
+    """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile. tab, layer: what is
+    open, which may change while it runs. link: what is asked for, as a query string. coming: reports that the next line of status brings onto the page.
+    """
+
+    going: list[Turn]
+    tab: str
+    layer: str | None
+    link: str = ""
+    before: list[Report] = field(default_factory=list)
+    coming: list[Report] = field(default_factory=list)
+    drawn: float = -math.inf
+
+    def ahead(self) -> int:
+        """How many runs of the session were pressed before and go on: only the first writes the status line."""
+        return self.going.index(self)
+
+    def alone(self) -> bool:
+        """Whether the session has no other run going: what is not whole then belongs to one that failed."""
+        return len(self.going) == 1
+
+    def done(self, report: Report) -> None:
+        """Ends the wait for a report, and tells the runs that wait, whose list of what is compared is older."""
+        self.before.clear()
+        self.coming = [r for r in self.coming if r.experiment != report.experiment]
+        for other in self.going[self.going.index(self) + 1 :]:
+            other.before.append(report)
+
+    def expect(self, report: Report, shown: Sequence[Report]) -> None:
+        """A report that is not whole, which comes onto the page unless a whole one of the same experiment is there, or comes: that stays until the end."""
+        if not any(r.experiment == report.experiment and not r.missing for r in (*shown, *self.coming)):
+            self.coming = [r for r in self.coming if r.experiment != report.experiment] + [report]
+
+    def due(self) -> list[Report]:
+        """What comes onto the page now; nothing so soon after the last."""
+        if not self.coming or time.monotonic() - self.drawn < REDRAWN:
+            return []
+        self.drawn, due, self.coming = time.monotonic(), self.coming, []
+        return due
+
+
+class Runs:
+    """The runs that each session has going, in the order in which they were pressed."""
+
+    def __init__(self) -> None:
+        self._going: dict[str, list[Turn]] = {}
+
+    def on(self) -> bool:
+        """Whether the session whose request this is has a run going."""
+        return session() in self._going
+
+    def links(self) -> list[str]:
+        """What the session whose request this is has going, in the order in which it was asked for."""
+        return [turn.link for turn in self._going.get(session(), [])]
+
+    def sees(self, tab: str = "", layer: str | None = None) -> None:
+        """The session whose request this is has opened a tab or chosen a layer."""
+        for turn in self._going.get(session(), []):
+            turn.tab, turn.layer = tab or turn.tab, layer or turn.layer
+
+    @contextmanager
+    def turn(self, tab: str, layer: str | None, link: str) -> Iterator[Turn]:
+        """Joins the runs of the session whose request this is; leaves them at the end."""
+        whose = session()
+        turn = Turn(self._going.setdefault(whose, []), tab, layer, link)
+        turn.going.append(turn)
+        try:
+            yield turn
+        finally:
+            turn.going.remove(turn)
+            if not turn.going:
+                self._going.pop(whose, None)
