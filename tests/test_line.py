@@ -7,6 +7,7 @@ from pathlib import Path
 
 from explorer.limits import Limits
 from explorer.records import Answer, Progress
+from explorer.ui.page import Clock
 from tests.test_worker import Service, until
 
 
@@ -48,3 +49,13 @@ def test_who_leaves_a_download_takes_no_run_of_another_along(tmp_path: Path) -> 
         assert first.result() and service.runner._worker is process and len(service.finished) == 2
     assert until(lambda: service.runner._worker is not process) < 2, "its process ends once nobody else needs it"
     service.runner.close()
+
+
+def test_a_sweep_that_waits_is_still_the_same_stage_on_the_page() -> None:
+    clock = Clock()
+    assert "sweep 3 of 10" in clock.line(Progress("sweep", 3, 10, "rtn"))
+    begun = clock._stage_started
+    clock._shown = 0.0
+    assert "waiting 3 of 10: rtn, 1 experiment ahead" in clock.line(Progress("waiting", 3, 10, "rtn, 1 experiment ahead in line"))
+    clock._shown = 0.0
+    assert clock.line(Progress("sweep", 3, 10, "rtn")) and clock._stage_started == begun, "the time left is told from where the sweep began"
