@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,7 +18,10 @@ from explorer.figures.ladder import recorded
 from explorer.link import parse, query
 from explorer.records import Measurement, QuantSpec, Report
 from explorer.ui.guard import guard
+from explorer.ui.page import Page
 from explorer.ui.session import Shelf, seats, specs_by_place
+from explorer.ui.share import file_of
+from explorer.ui.tab import Shell
 from explorer.ui.table import comparison
 from explorer.ui.written import samples, texts
 
@@ -94,3 +98,11 @@ def test_a_place_that_a_page_makes_up_is_none(shelf: Shelf) -> None:
     assert one is SEEDS[1] and shelf.pick([f"{SEEDS[1].key}.x", f"{SEEDS[2].key}.-1"]) == SEEDS[1:3]
     page = shelf.pick([f"{r.key}.3" for r in SEEDS])
     assert [key[-1] for _, key in seats(page)] == ["0", "1", "2", "3", "4"]
+
+
+def test_files_hold_no_place_but_the_report_its_colours(shelf: Shelf) -> None:
+    page, keys, made = Page(Shell(None, shelf, METHODS, ["demo"])), [key for _, key in seats(left(shelf, OFF))], {}
+    for kind in ("json", "html"):
+        files = file_of(page, kind, keys, LAYER)
+        made[kind] = Path(next(files)).read_text()
+    assert '"place"' not in made["json"] and swatches(made["html"]) == swatches(comparison(left(shelf, OFF)))

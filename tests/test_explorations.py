@@ -13,7 +13,7 @@ from explorer.docs import CATALOGUE, SEEDS
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
 from explorer.ui.points import Held, Points, described, survey
 from explorer.ui.sensitivities import Sensitivities
-from explorer.ui.session import Shelf, keys_of
+from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell
 
 SEED = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
@@ -102,7 +102,7 @@ def test_a_row_joins_compare(shell: Shell) -> None:
     card = points.opened(key, "[]", page)
     assert "GPTQ 3-bit g64" in card and "16-bit baseline" in card and f"data-pick='compare:{key}'" in card
     said, compared, _ = points.compared(key, "[]", page, None)
-    assert "GPTQ 3-bit g64 is in Compare" in said and compared.value == [*keys_of(SEED[:2]), *keys_of([recorded])]
+    assert "GPTQ 3-bit g64 is in Compare" in said and compared.value == [key for _, key in seats([*SEED[:2], recorded])]
     assert "__type__" in points.compared("none such", "[]", page, None)[0] and "__type__" in points.opened("none such", "[]", page)
 
 

@@ -24,7 +24,7 @@ from explorer.ui.closing import last_run
 from explorer.ui.page import OPTIONS
 from explorer.ui.results import today
 from explorer.ui.revisited import reloaded, step_of
-from explorer.ui.session import Shelf
+from explorer.ui.session import Shelf, seats
 from explorer.ui.share import wrong_step
 from explorer.ui.tab import Shell
 from tests.learn_data import NONSENSE, STEPS
@@ -257,7 +257,7 @@ def test_compare_says_what_came_and_what_left_and_a_step_without_runs_leaves_the
     _, compared, said, *_ = walk.compare("gptq", 0, page)
     assert "RTN 3-bit g64 asymmetric, GPTQ 3-bit g64 asymmetric." in said and "RTN 8-bit per-channel, RTN 4-bit g64 left the page; Reset" in said
     assert all(r.provenance["recorded"] for r in shell.shelf.pick(compared.value))
-    assert compared.value == [page[0], recorded()["rtn3_asym"].key, recorded()["gptq3_asym"].key]
+    assert compared.value == [key for _, key in seats([recorded()[name] for name in ("none", "rtn3_asym", "gptq3_asym")])]
     assert "left the page" not in walk.compare("gptq", 0, compared.value)[2]
 
 

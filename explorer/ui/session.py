@@ -59,8 +59,7 @@ class Shelf:
 
     def add(self, report: Report) -> str:
         """Puts a report on the shelf and returns its key; one that is equal to what is there, or a thinner recording, leaves that object in place."""
-        if "place" in report.provenance:  # which is one page's alone
-            report = replace(report, provenance={name: told for name, told in report.provenance.items() if name != "place"})
+        report = bare(report)
         key, place = report.key, (read_by(report), report.key)
         with self._lock:
             there = self._reports.get(place) or self._seeds.get(key)
@@ -208,6 +207,12 @@ def ground(report: Report) -> tuple:
 def at(report: Report, place: int, position: int) -> Report:
     """A report as a page shows it: its provenance says its place where that is not its position."""
     return report if report.provenance.get("place", position) == place else replace(report, provenance=report.provenance | {"place": place})
+
+
+def bare(report: Report) -> Report:
+    """A report without its place, which is one page's alone."""
+    kept = {name: told for name, told in report.provenance.items() if name != "place"}
+    return replace(report, provenance=kept) if "place" in report.provenance else report
 
 
 def seated(reports: Sequence[Report]) -> dict[int, Report]:

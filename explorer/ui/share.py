@@ -18,7 +18,7 @@ from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
-from explorer.ui.session import at, specs_by_place
+from explorer.ui.session import at, bare, specs_by_place
 from explorer.ui.tab import QUIET, picked, tabs
 from explorer.ui.table import comparison
 from explorer.ui.tabs.compare import judged
@@ -64,8 +64,11 @@ def settable(part: Any) -> dict[str, Any]:
 def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> Iterator[str]:
     """Yields the path of a file with the compared reports, which is gone afterwards; kind: "csv", "json" or "html"."""
     reports = page.shell.shelf.pick(keys)
-    style, script = (PAGE_STYLE.with_name(name).read_text() for name in ("style.css", "page.js"))
-    made = {"csv": as_csv, "json": as_json, "html": lambda rs: as_html(rs, layer or "", comparison(rs, judged(rs), live=False), style, script)}[kind](reports)
+    if kind == "html":
+        style, script = (PAGE_STYLE.with_name(name).read_text() for name in ("style.css", "page.js"))
+        made = as_html(reports, layer or "", comparison(reports, judged(reports), live=False), style, script)
+    else:
+        made = {"csv": as_csv, "json": as_json}[kind]([bare(report) for report in reports])
     with tempfile.TemporaryDirectory(prefix="quantization-") as folder:
         path = Path(folder) / f"quantization.{kind}"
         path.write_text(made, encoding="utf-8")
