@@ -169,7 +169,8 @@ def test_a_written_link_needs_neither_price_nor_format(browser, address: str) ->
     assert page.input_value("#plan-price input") == "3.99" and page.input_value("#plan-format input") == "as published"
     bar = "document.querySelector('#tabs > .tab-wrapper > [role=tablist]')"
     inside = f"(() => {{ const o = {bar}.querySelector('[aria-selected=true]').getBoundingClientRect(); return o.left >= 0 && o.right <= innerWidth; }})()"
-    assert page.evaluate(inside)
+    page.wait_for_function("scrollY > 0", timeout=5000)
+    assert page.evaluate(inside) and page.evaluate(f"{bar}.getBoundingClientRect().y") >= 0, "the page moves to the bar, not below it"
     page.evaluate(f"{bar}.scrollLeft = 0")
     assert not page.evaluate(inside)
     page.evaluate(f"({PAGE.read_text().split(chr(10), 1)[1].rstrip()})()")  # as if the tab had been opened before the page's script ran

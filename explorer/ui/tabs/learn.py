@@ -16,7 +16,7 @@ from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 # On a phone the controls stand above the tabs: a link leads to what it names.
-TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
+TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.querySelector('#tabs > .tab-wrapper').scrollIntoView(), 400); }"
 
 # On a phone the answer is below the buttons.
 TO_ANSWER = "() => setTimeout(() => innerWidth > 700 || document.getElementById('learn-conclusion').scrollIntoView({ behavior: 'smooth' }), 100)"
