@@ -112,10 +112,14 @@
   }
   // On a narrow page the bar of tabs scrolls: the open one is brought into it.
   const bar = document.querySelector("#tabs > .tab-wrapper > [role=tablist]");
-  if (bar) new MutationObserver(() => {
+  const bringOpen = () => {
     const open = bar.querySelector("[aria-selected=true]");
     if (open) bar.scrollLeft = open.offsetLeft - bar.offsetLeft - (bar.clientWidth - open.offsetWidth) / 2;
-  }).observe(bar, { subtree: true, attributeFilter: ["aria-selected"] });
+  };
+  if (bar) {
+    new MutationObserver(bringOpen).observe(bar, { subtree: true, childList: true, attributeFilter: ["aria-selected"] });
+    new ResizeObserver(bringOpen).observe(bar); // tells at once, too: a link may have opened its tab before this script ran
+  }
   // Whoever came to a class by its link on a phone sees the question first.
   document.body.classList.toggle("joined", new URLSearchParams(location.search).has("room") && matchMedia("(max-width: 700px)").matches);
   document.addEventListener("keydown", (event) => {

@@ -38,6 +38,8 @@ def run(method: str, **params: int | str | bool) -> QuantSpec:
     return QuantSpec.of(method, **params)
 
 
+PLAIN = run("rtn", granularity="group", rotate=False)  # integers in groups, as GGUF's formats are
+NEAR = 0.5  # bits a weight: a recorded run that stores more or fewer says nothing of a width
 LOADED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")  # of the counted families those that `save` takes
 GGUF = ("llama", "mistral", "qwen2", "qwen3")  # those that it writes as one file for llama.cpp
 MXFP4 = Width("MXFP4", {"format": "mxfp4"}, run("mxfp", element="e2m1"), "--method mxfp")  # its blocks divide what groups of 128 do not
@@ -57,7 +59,7 @@ WHOLE = Width("BF16", {"format": "", "bits": 16}, run("none"))
 FLOAT8 = Width("FP8", {"format": "fp8"}, run("fp8", element="e4m3", granularity="channel"), "--method fp8")
 INT8 = Width("INT8 (a scale a row)", {"format": "", "bits": 8, "group": 0, "zeros": False}, run("absmax"), "--bits 8 --granularity channel")
 FILES = (
-    Width("Q8_0", {"format": "", "bits": 8, "group": 32, "zeros": False}, run("absmax"), "--method kquant --format q8_0 --as gguf"),
+    Width("Q8_0", {"format": "", "bits": 8, "group": 32, "zeros": False}, PLAIN, "--method kquant --format q8_0 --as gguf"),
     Q6_K,
     Q5_K,
     Q4_K,
@@ -78,7 +80,7 @@ class Answer(NamedTuple):
 
 
 def widths(card: Accelerator) -> tuple[Width, ...]:
-    """The formats that a card's usual software loads, the widest first."""
+    """The formats that a card's usual software loads, those of the most bits a weight first."""
     return (WHOLE, *FILES, *INTEGERS[-2:]) if not card.linked else (WHOLE, FLOAT8 if card.fp8 else INT8, *INTEGERS)
 
 
@@ -89,6 +91,18 @@ def own_width(model: Architecture) -> tuple[Width | None, str]:
     except InputError as error:
         return None, f"{error} It is planned as if it were in 16 bits. "
     return (Width(found.layout.title, {"format": PUBLISHED, "everything": False}, run("none")) if found else None), ""
+
+
+def usual_format(model: Architecture) -> str:
+    """The format that a model is planned in where none is asked for: as it is published where that is quantized, else "", integers."""
+    return PUBLISHED if own_width(model)[0] else ""
+
+
+def called(plan: Plan) -> str:
+    """The format that a plan asks for, in words."""
+    if plan.format:
+        return "as published" if plan.format == PUBLISHED else LAYOUTS[plan.format].title
+    return "16 bits" if plan.bits == 16 else f"{plan.bits}-bit, {f'groups of {plan.group}' if plan.group else 'a scale a channel'}"
 
 
 def tried(model: Architecture, plan: Plan, card: Accelerator) -> list[tuple[Width, Plan]]:
@@ -133,10 +147,19 @@ def shared(one: Fit, have: int) -> str:
     return f" ({how}{left})"
 
 
-def cost(width: Width, recorded: Mapping[str, Report]) -> Words:
-    """What a width cost where it was recorded; nothing where it was not."""
-    alike = [r for r in recorded.values() if r.experiment.spec.method == width.run.method]
-    found = next((r for r in alike if set(width.run.params) <= set(r.experiment.spec.params)), None)
+def nearest(width: Width, bits: float, recorded: Mapping[str, Report]) -> Report | None:
+    """The recorded run of a width's kind that stores the nearest to so many bits a weight; None where none is near. What GGUF stores a model in depends
+    on its rows, so for its formats the run of that name may be another width, and plain integers in groups are of their kind.
+    """
+    kinds = [width.run, PLAIN] if width.run.method == "kquant" else [width.run]
+    alike = [r for r in recorded.values() if any(r.experiment.spec.method == one.method and set(one.params) <= set(r.experiment.spec.params) for one in kinds)]
+    found = min(alike, key=lambda r: abs(r.value("bits_per_weight") - bits), default=None)
+    return found if found and abs(found.value("bits_per_weight") - bits) <= NEAR else None
+
+
+def cost(width: Width, bits: float, recorded: Mapping[str, Report]) -> Words:
+    """What a width of so many bits a weight cost where it was recorded; nothing where it was not."""
+    found = nearest(width, bits, recorded)
     delta, kld = (found.find(name) if found else None for name in ("perplexity_delta", "kld_mean"))
     if delta is None or kld is None:
         return []
@@ -156,7 +179,7 @@ def goal(model: Architecture, plan: Plan, card: Accelerator, have: int, recorded
     width, asked, way = found
     part = dataclasses.replace(asked, users=-(-plan.users * way.together // way.count))
     free = gigabytes(card.bytes() - on_each(model, part, need(model, part), way.together))
-    kind = " as it is published" if width == own else f", the widest of the formats that {'its' if one else 'their'} usual software loads"
+    kind = " as it is published" if width == own else f", the most bits per weight that {software(width, card)} can load there"
     text: Words = [
         start, ("b", card.name), f" hold{'s' * one} {who} in ", ("b", width.name), f"{kind}{shared(way, have)}: {free} of what may be filled stay free",
         f"{'' if one else ' on each'}, and {'it decodes' if one else 'they decode'} at most {way.bound:,.0f} tokens/s in all ", ESTIMATED,
@@ -165,19 +188,25 @@ def goal(model: Architecture, plan: Plan, card: Accelerator, have: int, recorded
     bits = need(model, plan).bits_per_weight
     if own is None and bits > need(model, asked).bits_per_weight and held(model, plan, card, have).count:
         text += [f"The {bits:.3g} bits a weight chosen above fit, too, where something loads them. "]
-    return text + quality(model, width, own, recorded, size)
+    return text + quality(model, found, own, recorded, size)
 
 
-def quality(model: Architecture, width: Width, own: Width | None, recorded: Mapping[str, Report], size: float) -> Words:
+def software(width: Width, card: Accelerator) -> str:
+    """What loads a width on a card: llama.cpp a GGUF file, and all on unified memory."""
+    return "vLLM" if card.linked and "gguf" not in width.save else "llama.cpp"
+
+
+def quality(model: Architecture, found: Answer, own: Width | None, recorded: Mapping[str, Report], size: float) -> Words:
     """What the width costs, and how the model comes to it. own: the format that it is published in."""
+    width, bits = found.width, need(model, found.plan).bits_per_weight
     if own and width == own:
-        return ["Nothing need be quantized, and a wider format would only be a copy of these weights."]
+        return ["Use it as published; more bits would add nothing."]
     if width is WHOLE:
-        return [f"It is published in {own.name}, of which this is a wider copy." if own else "Nothing need be quantized: the weights fit in 16 bits."]
-    paid = cost(width, recorded)
+        return [f"It is published in {own.name}, of which this is a wider copy." if own else "No quantization is needed: the weights fit in 16 bits."]
+    paid = cost(width, bits, recorded)
     said: Words = [f"It is published in {own.name}, which this rounds once more. "] if own else []
     told = [f"On the bundled {size:.0f} M model the nearest recorded run, ", *paid, "; that says little about a larger one. "]
-    said += told if paid else ["That width was not recorded here. "]
+    said += told if paid else [f"No run that stores about {bits:.2g} bits so is recorded here. "]
     return said + written(model, width)
 
 

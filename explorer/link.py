@@ -107,10 +107,10 @@ def query(
     """The query string of a state; parameters and options that are at their defaults are left out. own: what the tab itself is set to."""
     pairs: list[tuple[str, Any]] = [("tab", tab), ("layer", layer), ("model", model), ("method", spec.method), *unusual(spec, catalogue)]
     pairs += [(name, value) for name, value in options.items() if name in OPTIONS and value != OPTIONS[name]]
-    pairs += [(f"{tab}.{name}", value) for name, value in (own or {}).items()]
+    here = [(f"{tab}.{name}", value) for name, value in (own or {}).items()]
     last = max((at for at, one in enumerate(compared, start=1) if one), default=0)
     shown = [("with", words(one, catalogue) if one else "") for one in compared[:last]]
-    return urlencode([*((name, value) for name, value in pairs if value != ""), *shown])
+    return urlencode([*((name, value) for name, value in pairs if value != ""), *here, *shown])
 
 
 OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16, "head_bits": 16}

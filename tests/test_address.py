@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -169,6 +170,36 @@ def test_a_planner_link_is_answered_once(browser, address: str) -> None:
     page.close()
 
 
+@browser_test[0]
+@browser_test[1]
+def test_a_written_link_needs_neither_price_nor_format(browser, address: str) -> None:
+    """The price is the device's, and a model that is published quantized is planned so; the choice of another format is in the link."""
+    page, wrong = visit(browser, address, 390, 844, query="&tab=planner&planner.model=gpt-oss-120b&planner.device=H100&planner.cards=2")
+    page.locator("#plan-status", has_text="In the format set above (as published)").wait_for(timeout=30_000)
+    assert page.input_value("#plan-price input") == "3.99" and page.input_value("#plan-format input") == "as published"
+    bar = "document.querySelector('#tabs > .tab-wrapper > [role=tablist]')"
+    inside = f"(() => {{ const o = {bar}.querySelector('[aria-selected=true]').getBoundingClientRect(); return o.left >= 0 && o.right <= innerWidth; }})()"
+    page.wait_for_function("scrollY > 0", timeout=5000)
+    assert page.evaluate(inside) and page.evaluate(f"{bar}.getBoundingClientRect().y") >= 0, "the page moves to the bar, not below it"
+    page.evaluate(f"{bar}.scrollLeft = 0")
+    assert not page.evaluate(inside)
+    page.evaluate(f"({PAGE.read_text().split(chr(10), 1)[1].rstrip()})()")  # as if the tab had been opened before the page's script ran
+    page.wait_for_function(inside, timeout=5000)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.locator("#plan-format input").click()
+    page.get_by_role("option", name="integers: bits, group").click()
+    page.wait_for_url("**planner.format=&**", timeout=10_000)
+    assert "price" not in page.url
+    page.reload()
+    page.locator("#plan-status", has_text="In the format set above (4-bit, groups of 128)").wait_for(timeout=30_000)
+    page.locator("#plan-model input").click()
+    page.get_by_role("option", name="deepseek-v3").click()
+    page.locator("#plan-status", has_text="In the format set above (as published): deepseek-v3").wait_for(timeout=10_000)
+    assert not wrong
+    page.close()
+
+
+PAGE = Path(__file__).parent.parent / "assets" / "page.js"
 SEEN = """window.seen = []; document.addEventListener('DOMContentLoaded', () => new MutationObserver(() => {
   const text = document.querySelector('#plan-status')?.innerText;
   if (text && text !== window.seen.at(-1)) window.seen.push(text);

@@ -21,6 +21,7 @@ from explorer import checkpoint, goal
 from explorer.__main__ import main, parser
 from explorer.accelerators import ACCELERATORS, fit
 from explorer.commands.run import every_field, parameters
+from explorer.figures.ladder import on_record
 from explorer.input_statistics import InputStatistics
 from explorer.layouts import LAYOUTS, stored_bits
 from explorer.methods import build
@@ -37,6 +38,7 @@ METHODS = {
     "q5_k": ("kquant", {"format": "q5_k"}), "q6_k": ("kquant", {"format": "q6_k"}),
     "fp8": ("fp8", {"granularity": "channel"}),
 }  # fmt: skip
+LLAMA = presets()["llama-3.1-8b"]
 PRICE, USERS, DEVICE, KV, FORM = 9, 7, 8, 5, 11
 
 
@@ -118,13 +120,13 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
     model = presets()["llama-3.1-8b"]
     _, said = solved(_0="llama-3.1-8b", _8="T4", _7=1)
     assert (
-        "llama-3.1-8b for 1 user at 8,192 tokens in INT8 (a scale a row), the widest of the formats that its usual software loads" in said
+        "llama-3.1-8b for 1 user at 8,192 tokens in INT8 (a scale a row), the most bits per weight that vLLM can load there" in said
         and " save --model meta-llama/Llama-3.1-8B --bits 8 --gran" in said
     )
     assert not any(fit(model, dataclasses.replace(plan, **one.plan), card).count == 1 for one in goal.widths(card)[:1]), "16 bits do not fit"
     bound = fit(model, dataclasses.replace(plan, **goal.INT8.plan), card).bound
     assert f"at most {bound:,.0f} tokens/s" in said and re.search(r"perplexity by \+0\.0\d%", said) and "11 M model" in said
-    assert "Nothing need be quantized" in solved(_0="llama-3.1-8b")[1]
+    assert "No quantization is needed" in solved(_0="llama-3.1-8b")[1]
     assert "does not write deepseek_v3 models so" in solved(_0="deepseek-v3", _8="H200", _12=4)[1]
     assert "; 2 of them hold it in 2-bit" in solved(_0="deepseek-v3", _8="H200")[1]
     assert "no link joins several" in solved(_0="deepseek-v3", _8="Apple M4 16 GB")[1]
@@ -132,7 +134,8 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
 
 def test_each_width_has_a_recorded_run_and_a_command() -> None:
     for width in {one.name: one for card in ACCELERATORS for one in goal.widths(card)}.values():
-        assert width is goal.WHOLE or "KL" in goal.plain(goal.cost(width, survey())), width.name
+        bits = need(presets()["llama-3.1-8b"], dataclasses.replace(Plan(), **width.plan)).bits_per_weight
+        assert width is goal.WHOLE or "KL" in goal.plain(goal.cost(width, bits, on_record())), width.name
         if width.save:
             args, usual = (parser().parse_args(["save", *shlex.split(words), "--to", "x"]) for words in (width.save, ""))
             method = build(args.method, parameters(args))
@@ -140,6 +143,19 @@ def test_each_width_has_a_recorded_run_and_a_command() -> None:
             spelt = {name: value for name in every_field() if (value := getattr(args, name)) is not None}
             assert all(str(getattr(type(method)(), name)) != value for name, value in spelt.items()), "what is at its default is left out"
     assert set(goal.GGUF) <= set(gguf.FAMILIES) and set(goal.LOADED) <= set(checkpoint.SUPPORTED)
+
+
+def test_the_nearest_run_is_near_in_stored_bits() -> None:
+    """On the bundled model, whose rows 256 does not divide, the run named q6_k stores Q8_0."""
+    runs = on_record()
+    found = {width.name: goal.nearest(width, bits, runs) for width, bits in ((goal.Q6_K, 6.5625), (goal.Q5_K, 5.5), (goal.Q4_K, 4.5))}
+    assert {name: run.name for name, run in found.items()} == {"Q6_K": "RTN 6-bit g64", "Q5_K": "RTN 5-bit g64", "Q4_K": "RTN 4-bit g64 asymmetric"}
+    assert goal.nearest(goal.Q6_K, 8.1, {key: one for key, one in runs.items() if one.experiment.spec.method == "kquant"}).name.startswith("GGUF q6_k")
+    assert goal.nearest(goal.Q6_K, 6.5625, survey()) is None
+    said = goal_of(_0="qwen2.5-72b", _8="H100", _7=1)
+    assert "the nearest recorded run, RTN 7-bit g64 (7.25 bits stored), changed" in said and "in Q6_K, the most bits per weight that llama.cpp can load" in said
+    nothing = goal.plain(goal.quality(LLAMA, goal.Answer(goal.Q6_K, Plan(format="q6_k"), None), None, survey(), 11))
+    assert nothing.startswith("No run that stores about 6.6 bits so is recorded here. python -m explorer save")
 
 
 class Told:

@@ -11,12 +11,14 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
 
+import gradio as gr
+
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit
 from explorer.families import Architecture, architecture
 from explorer.planner import Plan, need, step_weights
 from explorer.records import InputError
-from explorer.ui.plans import FOLDER, Plans, first, presets
+from explorer.ui.plans import FOLDER, Plans, first, follows, presets
 from tests.test_plan_formats import solved
 
 AS_IT_IS = Plan(format="published")
@@ -123,8 +125,8 @@ def test_a_hostile_configuration_takes_no_time(layers: int, names: list[str]) ->
 
 def test_the_first_answer_takes_a_model_as_it_is_published() -> None:
     _, said = solved(_0="gpt-oss-120b", _8="H100", _7=1)
-    assert "in MXFP4 as it is published" in said and "Nothing need be quantized, and a wider format would only be a copy" in said
-    assert "16 bits" not in said and "nothing need be quantized" not in solved(_0="llama-3.1-70b")[1].lower()
+    assert "in MXFP4 as it is published" in said and "Use it as published; more bits would add nothing." in said
+    assert "16 bits" not in said and "no quantization is needed" not in solved(_0="llama-3.1-70b")[1].lower()
     wide = solved(_0="gpt-oss-20b", _8="H200")[1]
     assert "MXFP4 as it is published" in wide and "fit in 16 bits" not in wide, "16 bits fit, but were never published"
     deep = solved(_0="deepseek-v3", _8="H200", _7=1)[1]
@@ -132,7 +134,7 @@ def test_the_first_answer_takes_a_model_as_it_is_published() -> None:
     eight = solved(_0="deepseek-v3", _8="H200", _7=1, _12=8)[1]
     assert "8 × H200 hold " in eight and "in FP8 in blocks of 128 × 128 as it is published (8 share" in eight
     assert "It is published in FP8 in blocks of 128 × 128, which this rounds once more." in solved(_0="deepseek-v3", _8="H200", _12=4)[1]
-    assert "Nothing need be quantized: the weights fit in 16 bits." in solved(_0="llama-3.1-8b")[1]
+    assert "No quantization is needed: the weights fit in 16 bits." in solved(_0="llama-3.1-8b")[1]
 
 
 def test_as_published_is_a_format() -> None:
@@ -154,7 +156,31 @@ def test_bounds_read_what_is_published() -> None:
     assert fit(model, AS_IT_IS, h100).count == 1 and fit(model, dataclasses.replace(AS_IT_IS, format=""), h100).count == 4
 
 
+def test_what_is_published_quantized_is_planned_so_unless_another_format_is_chosen() -> None:
+    """Two answers in two formats stood side by side: what an H100 holds as it is took four in 4 bits."""
+    plans, gptq = Plans(None), json.dumps(LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}})
+    for preset, config in (("gpt-oss-120b", ""), ("llama-3.1-8b", gptq)):
+        assert plans.form(preset, config, "") == "published" == plans.form(preset, config, "q4_k")
+    assert plans.form("llama-3.1-8b", "", "published") == "", "as published is 16 bits there"
+    assert plans.form("llama-3.1-8b", "", "q4_k") == plans.form("llama-3.1-8b", "{", "published") == gr.skip()
+    same, goal = solved(_0="gpt-oss-120b", _8="H100", _7=1, _11=plans.form("gpt-oss-120b", "", ""))
+    assert "In the format set above (as published): gpt-oss-120b has 116.829 billion parameters" in same and "It needs 1 × H100," in same
+    assert "One H100 holds gpt-oss-120b" in goal
+    for changes, words in (({}, "4-bit, groups of 128"), ({"_3": 0}, "4-bit, a scale a channel"), ({"_2": 16}, "16 bits"), ({"_11": "q6_k"}, "Q6_K (GGUF)")):
+        assert f"In the format set above ({words}): " in solved(**changes)[0]
+
+
+def test_a_link_s_price_and_format_follow_its_device_and_model() -> None:
+    assert follows({"device": "H100"}) == {"price": 3.99, "format": ""} and follows({"device": "MI300X"})["price"] is None
+    assert follows({"model": "gpt-oss-120b"}) == {"price": 2.5, "format": "published"}
+    assert follows({"model": "gpt-oss-120b", "bits": 3})["format"] == "", "bits are of integers"
+
+
 def test_the_command_says_what_is_published(capsys: pytest.CaptureFixture) -> None:
+    integers = "4-bit, groups of 128"
+    for given, words in (([], "as published"), (["--bits", "4"], integers), (["--format", ""], integers), (["--format", "fp8"], "FP8")):
+        assert main(["plan", "--model", "gpt-oss-120b", *given]) == 0
+        assert f"in the format asked for ({words}" in capsys.readouterr().out
     assert main(["plan", "--model", "gpt-oss-120b", "--format", "published"]) == 0
     said = capsys.readouterr().out
     assert "65.2 GB as published (MXFP4)" in said and "MXFP4 as it is published" in said and "weights 65.2 GB, " in said

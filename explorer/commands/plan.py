@@ -10,21 +10,25 @@ from pathlib import Path
 from explorer.accelerators import ACCELERATORS, OWNED, REACHED, USUAL, Accelerator, Fit, fit, widths
 from explorer.commands import Command
 from explorer.families import Architecture, architecture, pasted
-from explorer.goal import answer, goal, own_width, plain
+from explorer.figures.ladder import on_record
+from explorer.goal import answer, called, goal, own_width, plain, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Plan, gigabytes, need
 from explorer.published import PUBLISHED
 from explorer.records import InputError
-from explorer.repeats import survey
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="llama-3.1-70b", help="an architecture in assets/architectures, demo, a config.json, or a folder that holds one")
-    parser.add_argument("--bits", type=int, default=4, help="bits of the weights: 16, 8, 6, 5, 4, 3 or 2")
-    parser.add_argument("--group-size", type=int, default=128, help="32, 64 or 128; 0 for one scale an output channel")
-    parser.add_argument("--format", default="", choices=["", PUBLISHED, *LAYOUTS], help="takes the place of bits and groups; published: as its checkpoint")
+    parser.add_argument("--bits", type=int, help="bits of the weights: 16, 8, 6, 5, 4, 3 or 2; 4 where nothing is said")
+    parser.add_argument("--group-size", type=int, help="32, 64 or 128, the usual; 0 for one scale an output channel")
+    parser.add_argument(
+        "--format",
+        choices=["", PUBLISHED, *LAYOUTS],
+        help="takes the place of bits and groups; published: as its checkpoint, the usual where that is quantized",
+    )
     parser.add_argument("--everything", action="store_true", help="quantize the embedding and the output head too")
     parser.add_argument("--kv-bits", default="16", help="bits of the KV cache: 16, 8, 4, 2, or fp8")
     parser.add_argument("--context", type=int, default=8192, help="tokens of context")
@@ -63,7 +67,7 @@ def first(model: Architecture, plan: Plan, args: argparse.Namespace) -> dict[str
     """The first answer for the cards one has: in words, and the format and how it lies on them, None where none fits. Raises InputError."""
     device = card(args.accelerator)
     found = answer(model, plan, device, args.cards)
-    words = plain(goal(model, plan, device, args.cards, survey(), named("demo").parameters / 1e6))
+    words = plain(goal(model, plan, device, args.cards, on_record(), named("demo").parameters / 1e6))
     return {
         "cards": args.cards,
         "accelerator": device.name,
@@ -71,6 +75,17 @@ def first(model: Architecture, plan: Plan, args: argparse.Namespace) -> dict[str
         "format": found and found.width.name,
         "fit": found and dataclasses.asdict(found.fit),
     }
+
+
+def asked_for(model: Architecture, args: argparse.Namespace) -> Plan:
+    """The plan that the options ask for; of a model that is published quantized as it is, where they name no format. Raises InputError."""
+    if args.kv_bits not in ("16", "8", "4", "2", "fp8"):
+        raise InputError("The KV cache takes 16, 8, 4, 2 or fp8.")
+    float8, form = args.kv_bits == "fp8", args.format
+    if form is None:
+        form = usual_format(model) if args.bits is None and args.group_size is None and not args.everything else ""
+    bits, group = 4 if args.bits is None else args.bits, 128 if args.group_size is None else args.group_size
+    return Plan(bits, group, 8 if float8 else int(args.kv_bits), args.context, args.users, everything=args.everything, format=form, kv_float=float8)
 
 
 def line(found: Fit, reached: float) -> str:
@@ -88,11 +103,7 @@ def line(found: Fit, reached: float) -> str:
 
 def work(args: argparse.Namespace) -> None:
     model = named(args.model)
-    if args.kv_bits not in ("16", "8", "4", "2", "fp8"):
-        raise InputError("The KV cache takes 16, 8, 4, 2 or fp8.")
-    float8 = args.kv_bits == "fp8"
-    kept = {"format": args.format, "kv_float": float8}
-    plan = Plan(args.bits, args.group_size, 8 if float8 else int(args.kv_bits), args.context, args.users, everything=args.everything, **kept)
+    plan = asked_for(model, args)
     found, fits = need(model, plan), [fit(model, plan, device, args.price, args.reached) for device in ACCELERATORS]
     goal_of = first(model, plan, args)
     if args.json:
@@ -113,8 +124,8 @@ def work(args: argparse.Namespace) -> None:
     own, _ = own_width(model)
     checkpoint = f", {gigabytes(need(model, dataclasses.replace(plan, **own.plan)).weight_bytes)} as published ({own.name})" if own else ""
     print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)) + checkpoint)
-    print(f"asked: {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, KV cache "
-          f"{gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations "
+    print(f"in the format asked for ({called(plan)}): {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, "
+          f"KV cache {gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations "
           f"{gigabytes(found.activations)}")  # fmt: skip
     for one in fits:
         print(line(one, args.reached))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from explorer.answers import ladder
 from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, places, plot
 from explorer.records import Report, report_from
+from explorer.repeats import survey
 
 LADDER = Path(__file__).parent.parent.parent / "assets" / "ladder.json"
 RUNGS = {"granularity": "group", "group_size": 64}  # of plain rounding, and every width
@@ -36,6 +37,11 @@ def recorded() -> tuple[Report, ...]:
     """The ladder of the bundled model that ships with the project; empty when there is none."""
     reports = [report_from(data) for data in json.loads(LADDER.read_text())] if LADDER.exists() else []
     return tuple(reports)
+
+
+def on_record() -> dict[str, Report]:
+    """What is recorded of the bundled model at many widths, by key: the survey of all methods, and the ladder."""
+    return survey() | {rung.key: rung for rung in recorded()}
 
 
 def rungs_for(report: Report, others: Sequence[Report] = ()) -> list[Report]:

@@ -157,7 +157,7 @@ def revealed(step: Step, prediction: Any, reports: Mapping[str, Report], answers
 def concluded(step: Step, said: str, reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> list[Any]:
     """Updates of plot, words and conclusion below `said`, HTML."""
     found = conclude(step, reports, answers)
-    mark = "holds here" if found.holds else "does not hold on this model"
+    mark = "also here:" if found.holds else "does not hold on this model"
     body = (
         f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{said}<p><span class='chip'>{mark}</span> {escape(found.text)}</p>"
         f"<p class='beware'><b>Keep in mind.</b> {escape(step.beware)}</p>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -16,13 +16,13 @@ from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, Fit, 
 from explorer.chips import chip, reachable
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
+from explorer.figures.ladder import on_record
 from explorer.figures.plan import CHART
-from explorer.goal import Words, goal, own_width
+from explorer.goal import Words, called, goal, own_width, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Need, Plan, gigabytes, layout_of, matrix_bits, need
 from explorer.published import PUBLISHED, published
 from explorer.records import Answer, InputError
-from explorer.repeats import survey
 from explorer.ui.frame import chart_values
 from explorer.ui.page import failure, many, status
 from explorer.ui.tab import Shell
@@ -103,12 +103,26 @@ class Plans:
         try:
             model, plan, chosen, share = self.read(*asked)
             have = integer(asked[12], "The number of cards", 1, OWNED)
-            first_of_all = spelt(goal(model, plan, chosen, have, survey(), presets()["demo"].parameters / 1e6))
+            first_of_all = self.first_answer(model, plan, chosen, have)
             fits = [fit(model, plan, one, asked[9] if one is chosen else None, share) for one in ACCELERATORS]
-            drawn, (said, _) = chart_values(CHART, bars(model, plan, chosen)), self.told(*asked)
+            drawn, said = chart_values(CHART, bars(model, plan, chosen)), f"In the format set above ({called(plan)}): {self.told(*asked)[0]}"
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
         return [first_of_all + status(said, "done", chips=chip("estimated")), table(fits, chosen.name, plan, share), *drawn]
+
+    def first_answer(self, model: Architecture, plan: Plan, chosen: Accelerator, have: int) -> str:
+        """For the cards one has, as HTML; of accelerators that no link joins for one, and it says so."""
+        alone = have > 1 and not chosen.linked
+        words = goal(model, plan, chosen, 1 if alone else have, on_record(), presets()["demo"].parameters / 1e6)
+        return spelt([*words, f" No link joins several {chosen.name}, so this is for one."] if alone else words)
+
+    def form(self, preset: str, config: str, form: str) -> Any:
+        """The format when a model is chosen: as published where that is quantized, and not where it is not. What is no model changes nothing."""
+        try:
+            usual = usual_format(self.model(preset, config))
+        except InputError:
+            return gr.skip()
+        return usual if usual or form == PUBLISHED else gr.skip()
 
     def fetched(self, name: str) -> Iterator[list[Any]]:
         """[config text, status] of a model by name, through the runner."""
@@ -167,9 +181,9 @@ def whole(model: Architecture, plan: Plan) -> str:
 
 def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
     """What the plan needs, in words."""
-    kind = f", {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
+    kind = f" and uses {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
     text = (
-        f"{model.name}: {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)}{width(model, plan, found)}, "
+        f"{model.name} has {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)}{width(model, plan, found)}, "
         f"KV cache {gigabytes(found.kv_user)} a user at {many(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
         f"activations {gigabytes(found.activations)}. "
     )
@@ -264,6 +278,12 @@ def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
 def price_of(device: str) -> Any:
     """The list price of a device, or nothing where none is known."""
     return next((one.price for one in ACCELERATORS if one.name == device), None)
+
+
+def follows(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What price and format are where nothing else is set, by the model and device that are (by name, as a link has them; those at their start left out)."""
+    integers = {"bits", "group", "everything"} & set(own)
+    return {"price": price_of(own.get("device", DEVICE)), "format": "" if integers else usual_format(presets()[own.get("model", FIRST)])}
 
 
 def first() -> list[Any]:

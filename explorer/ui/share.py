@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,15 @@ def own_of(page: Page, active: str, values: Sequence[Any], written: bool = True)
     rest = iter(values[len(page.shell.controls) :])
     set_to = {tab: {name: (next(rest), part) for name, part in parts.items()} for tab, parts in page.shell.linked.items()}.get(active, {})
     kept = {name: pair for name, pair in set_to.items() if written or not isinstance(pair[1], gr.Textbox)}
-    return {name: value for name, (value, part) in kept.items() if value is not None and value != part.value}
+    given = {name: value for name, (value, _) in kept.items() if value is not None}
+    usual = {name: part.value for name, (_, part) in kept.items()}
+    usual |= following(page, active, {name: value for name, value in given.items() if value != usual[name]})
+    return {name: value for name, value in given.items() if value != usual[name] and (value != "" or usual[name] is not None)}
+
+
+def following(page: Page, tab: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The values in a tab that follow from what it is set to, where they are not set themselves."""
+    return page.shell.follows[tab](own) if own and tab in page.shell.follows else {}
 
 
 def link_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
@@ -119,6 +128,7 @@ def arrive(page: Page, request: gr.Request) -> Iterator[list[Any]]:
     pairs = list(request.query_params.multi_items()) if request is not None else []
     fields = {tab: {name: settable(part) for name, part in parts.items()} for tab, parts in page.shell.linked.items()}
     wanted = parse(pairs, page.shell.catalogue, [tab.name for tab in tabs()], fields)
+    wanted = dataclasses.replace(wanted, own=following(page, wanted.tab, wanted.own) | wanted.own)
     same = [gr.skip()] * (2 + len(page.shell.outputs()))
     ready = gr.Button(interactive=True)
     controls = control_updates(page, wanted)

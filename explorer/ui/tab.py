@@ -11,7 +11,7 @@ import json
 import pkgutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -96,6 +96,7 @@ class Shell:
     HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table),
     cleared (set when all that was compared left at once).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
+    follows: by tab, from what of those is set, the values of others that are left out of a link.
     planned: the Planner's controls, whose answer can be evidence.
     """
 
@@ -113,6 +114,7 @@ class Shell:
     picks: dict[str, Any] = field(default_factory=dict)
     sealed: Sealed = field(default_factory=Sealed)
     linked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    follows: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     planned: list[Any] = field(default_factory=list)
     views: dict[str, View] = field(default_factory=dict)
 

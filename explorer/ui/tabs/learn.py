@@ -15,8 +15,9 @@ from explorer.ui.notes import notes
 from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
-# On a phone the controls stand above the tabs: a link leads to what it names.
-TO_TAB = "() => { if (new URLSearchParams(window.location.search).get('tab')) setTimeout(() => document.getElementById('tabs').scrollIntoView(), 400); }"
+# On a phone header and bar come first: a link leads to the bar, with what it names below.
+TO_TAB = """() => { if (new URLSearchParams(window.location.search).get('tab'))
+  setTimeout(() => document.querySelector('#tabs > .tab-wrapper').scrollIntoView(), 400); }"""
 
 # On a phone the answer is below the buttons.
 TO_ANSWER = "() => setTimeout(() => innerWidth > 700 || document.getElementById('learn-conclusion').scrollIntoView({ behavior: 'smooth' }), 100)"

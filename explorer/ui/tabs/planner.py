@@ -12,7 +12,7 @@ from explorer.figures.plan import CHART
 from explorer.layouts import LAYOUTS
 from explorer.published import PUBLISHED
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, presets, price_of
+from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, follows, presets, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 FORMATS = [("integers: bits, group", ""), ("as published", PUBLISHED), *((kept.title, name) for name, kept in LAYOUTS.items())]
@@ -85,6 +85,7 @@ def build(shell: Shell) -> View | None:
         "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
         "price": price, "reached": reached, "format": form, "cards": cards,
     }  # fmt: skip
+    shell.follows["planner"] = follows
     words, fits, *_ = handlers.solved(*start)
     line = gr.HTML(words, padding=False, elem_id="plan-status")
     drawn = chart(CHART, bars(*handlers.read(*start)[:3]))
@@ -94,7 +95,8 @@ def build(shell: Shell) -> View | None:
     for control in asked:
         control.change(None, None, changed, js=TOGETHER, api_visibility="private")
     changed.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
-    preset.input(lambda: "", None, config, queue=False, **QUIET)
+    preset.input(lambda name, form: ("", handlers.form(name, "", form)), [preset, form], [config, form], queue=False, **QUIET)
+    config.change(handlers.form, [preset, config, form], form, queue=False, **QUIET)
     form.change(settled, form, [bits, group, everything], queue=False, **QUIET)
     device.input(price_of, device, price, queue=False, **QUIET)
     fetch.click(handlers.fetched, name, [config, line], concurrency_limit=8, **QUIET)
