@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -121,6 +121,12 @@ def distance_score(given: float, right: float, tolerance: float) -> float:
     return max(0.0, 1 - max(0.0, off - free) / (math.log(SPREAD) - free))
 
 
+def trapped(given: float, right: float, traps: Iterable[float], digits: int) -> bool:
+    """Whether a number, as it is printed, is one of the misconceptions that a question is about: wrong, however near it is to the right one."""
+    shown = round(given, digits) if math.isfinite(given) else given
+    return shown != round(right, digits) and any(shown == round(trap, digits) for trap in traps)
+
+
 def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     question, right = posed.question, number_asked(posed, reports)
     given = float(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else math.nan
@@ -131,8 +137,9 @@ def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdic
         text += f" (95% interval {low:,.{question.digits}f} to {high:,.{question.digits}f})."
     inside, shown = low < high and low <= given <= high, round(right, question.digits)
     nearest = min(max(given, min(low, shown)), max(high, shown)) if math.isfinite(given) else right  # the answer as it is printed is right as well
-    score = distance_score(given, nearest, question.tolerance)
-    return Verdict(score, text, question.why.format(**posed.values), distance(given, right, inside))
+    traps = [evaluate(trap, posed.values, {}) for trap in question.traps]
+    score = 0.0 if trapped(given, right, traps, question.digits) else distance_score(given, nearest, question.tolerance)
+    return Verdict(score, text, question.why.format(**posed.values), distance(given, right, inside, question.digits))
 
 
 def has_interval(found: Measurement) -> bool:
@@ -140,8 +147,9 @@ def has_interval(found: Measurement) -> bool:
     return found.low is not None and found.high is not None and math.isfinite(found.low) and math.isfinite(found.high)
 
 
-def distance(given: float, right: float, inside: bool) -> str:
-    """How far a number is from the right one, in words; "" for no number or the right one itself."""
+def distance(given: float, right: float, inside: bool, digits: int) -> str:
+    """How far a number is from the right one as it is printed, so that a reader finds the same; "" for no number or the right one itself."""
+    right = round(right, digits)
     if not math.isfinite(given) or given == right:
         return ""
     if inside:
