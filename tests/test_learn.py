@@ -158,7 +158,9 @@ def test_orders_are_told_apart(question: Question) -> None:
     ranked = sorted(question.runs, key=lambda run: recorded()[run].value(question.metric))
     assert all(Facts(recorded()).below(a, b, question.metric) for a, b in pairwise(ranked)), "two of them cannot be told apart"
     posed = pose(question, "x")
-    names = posed.shown()
+    names, titles = posed.shown(), posed.titles(recorded())
+    assert len(set(titles)) == len(names), "nobody can tell which is which"
+    assert all(f"{title}: " in grade(posed, [], recorded()).right for title in titles)
     right = sorted(range(len(names)), key=lambda i: recorded()[names[i]].value(question.metric))
     assert grade(posed, right, recorded()).score == 1 and grade(posed, right[::-1], recorded()).score == 0
     assert 0 < grade(posed, [right[1], right[0], *right[2:]], recorded()).score < 1

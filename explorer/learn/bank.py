@@ -33,7 +33,7 @@ class Question:
     drawn: the misconceptions that it is about); or, measured, runs with their names for people and metric: one run is drawn, {run} in the text, and its
     value is asked for.
     configure: fields (name -> values to choose from), constraint (an expression over the fields and, with `runs_model`, over "run"), example, wrong.
-    order: runs and metric; the right order is ascending by the measured value.
+    order: runs and metric; the right order is ascending by the measured value. names: of the runs, where their configurations' would be the same.
     explain: model (the model answer) and checklist.
     concept, level, source and see ("story:...", "tab:...") are never empty. why: said after the answer.
     """

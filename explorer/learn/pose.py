@@ -39,6 +39,11 @@ class Posed:
             return [self.question.options[i].text.format(**self.values) for i in self.order]
         return [self.question.runs[i] for i in self.order]
 
+    def titles(self, reports: Mapping[str, Report]) -> list[str]:
+        """Names for people of the runs to be ordered, as shown: the question's own, where their reports' would not tell them apart."""
+        names = self.question.names
+        return [names[i] if names else title_of(self.question.runs[i], reports) for i in self.order]
+
     @property
     def graded_by(self) -> tuple[str, ...]:
         """Names of the runs whose values decide what is right: of an ordering and of a measured number."""
@@ -162,7 +167,7 @@ def distance(given: float, right: float, inside: bool, digits: int) -> str:
 
 
 def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
-    names, metric, facts = posed.shown(), posed.question.metric, Facts(reports)
+    names, titles, metric, facts = posed.shown(), posed.titles(reports), posed.question.metric, Facts(reports)
     ranked = sorted(range(len(names)), key=lambda i: facts.value(names[i], metric))
     given = [i for i in answer if isinstance(i, int) and 0 <= i < len(names)] if isinstance(answer, list | tuple) else []
     pairs = [(a, b) for at, a in enumerate(given) for b in given[at + 1 :]] if len(set(given)) == len(given) else []
@@ -170,7 +175,7 @@ def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     wrong = sum(facts.below(names[b], names[a], metric) for a, b in pairs)
     whole = len(names) * (len(names) - 1) // 2
     off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
-    right = "; ".join(f"{title_of(names[i], reports)}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
+    right = "; ".join(f"{titles[i]}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
     if any(facts.below(names[a], names[b], metric) and _overlap(*(reports[names[i]].find(metric) for i in (a, b))) for a, b in pairwise(ranked)):
         right += " Where these intervals overlap, the difference in each window tells runs apart."
     return Verdict((len(pairs) - wrong) / whole, right, posed.question.why, off)

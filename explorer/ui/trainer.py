@@ -14,7 +14,7 @@ from explorer.figures import figures
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
 from explorer.learn.charts import draw
-from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of, title_of
+from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of
 from explorer.learn.runs import recorded
 from explorer.records import InputError, Report, change, significant
 from explorer.ui.frame import plotted
@@ -80,7 +80,7 @@ def asked(state: State) -> list[Any]:
         heading = finished(state) if state["set"] else "<p class='see'>Start a set of five at your level, or today's challenge.</p>"
         return [heading, *[gr.update(visible=False)] * 6, *hidden, *[gr.update(visible=False)] * 5, ""]
     question, running = posed.question, state["set"]
-    ordered = [(title_of(name, recorded()), i) for i, name in enumerate(posed.shown())] if question.kind == "order" else []
+    ordered = [(name, i) for i, name in enumerate(posed.titles(recorded()))] if question.kind == "order" else []
     items = "".join(f"<li>{escape(name)}</li>" for name, _ in ordered)  # to be read before the list of choices is opened
     area = areas()[question.area].title
     heading = (

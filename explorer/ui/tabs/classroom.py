@@ -82,7 +82,7 @@ def _posing() -> tuple[gr.Dropdown, gr.Button, gr.Textbox, gr.Textbox, gr.Radio,
             bank = gr.Dropdown(
                 [(f"{areas()[q.area].title}: {q.ask}", name) for name, q in borrowed().items()], value=None, label="Of the trainer's", elem_id="bank-question"
             )
-            lent = gr.Button("Ask the trainer's", elem_id="bank-ask", scale=0, min_width=150)
+            lent = gr.Button("Ask the trainer's", elem_id="bank-ask", scale=0, min_width=190)
         text = gr.Textbox(label="Your own", max_length=LENGTH, lines=2, elem_id="own-text")
         given = gr.Textbox(label="Choices, 2 to 4, one a line", max_length=4 * WORDS + 3, lines=4, elem_id="own-choices")
         right = gr.Radio([("None", 0), *((str(i), i) for i in range(1, 5))], value=0, label="The right choice, if there is one", elem_id="own-right")
