@@ -12,54 +12,18 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from explorer import rights
 from explorer.child import ENDED, Child
+from explorer.job import Finished, Job
 from explorer.limits import Limits, Shares
-from explorer.records import Answer, Event, InputError, Partial, Progress, Report, plain
+from explorer.records import Answer, Event, InputError, Progress, Report, plain
 from explorer.worker import Failure, WorkerSettings, lasting
 
 log = logging.getLogger(__name__)
 TICK = 0.1  # seconds between looks at deadlines
 RECENT = 64  # last events of finished jobs that are kept
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What is told about a job when it has ended. outcome: "done", "cancelled" or the kind of its failure. event: the last one, of a job that is done."""
-
-    name: str
-    outcome: str
-    waited: float
-    seconds: float
-    event: Event | None = None
-
-
-@dataclass(eq=False)
-class Job:
-    """A request that somebody waits for. boxes: a queue for each who does, with its session; owner, token, address: the session, login and place that asked.
-
-    started: when it left the line, of the monotonic clock. blamed: whether its process was ended because of it.
-    """
-
-    number: int
-    key: str
-    message: tuple
-    owner: str
-    token: str = field(default="", repr=False)
-    address: str = ""
-    boxes: dict[queue.SimpleQueue, str] = field(default_factory=dict)
-    kept: list[Event] = field(default_factory=list)
-    last: Progress = field(default_factory=lambda: Progress("starting", 0, 1, "the worker is starting"))
-    asked: float = field(default_factory=time.monotonic)
-    started: float | None = None
-    heard: float = 0.0
-    cancelled: float | None = None
-    child: Child | None = None
-    blamed: bool = False
-    tries: int = 0
 
 
 class WorkerRunner:
@@ -104,12 +68,12 @@ class WorkerRunner:
         return worker is not None and worker.ready.is_set() and worker.alive()
 
     def waiting(self) -> int:
-        """Jobs that have not begun to compute."""
-        return sum(job.started is None for job in list(self._jobs.values()))
+        """Jobs that compute nothing yet, or at the moment."""
+        return sum(job.since is None for job in list(self._jobs.values()))
 
     def active(self) -> int:
         """Jobs that compute, those being cancelled included."""
-        return sum(job.started is not None for job in list(self._jobs.values()))
+        return sum(job.since is not None for job in list(self._jobs.values()))
 
     def close(self) -> None:
         """Ends the workers."""
@@ -136,7 +100,7 @@ class WorkerRunner:
         try:
             while True:
                 try:
-                    item = box.get(timeout=1.5 if job.started is None else 0.5)  # drawing a page that only waits costs others time
+                    item = box.get(timeout=1.5 if job.since is None else 0.5)  # drawing a page that only waits costs others time
                 except queue.Empty:  # whoever waits must be able to leave
                     item = job.last
                 if isinstance(item, Failure):
@@ -176,10 +140,10 @@ class WorkerRunner:
 
     def _placed(self, job: Job, event: Event) -> Event:
         """Progress of one who waits, with the place in line and the time that it usually takes."""
-        if not isinstance(event, Progress) or event.stage != "waiting":
+        if not isinstance(event, Progress) or event.stage != "waiting" or event.total > 1:  # one run of several has another place than its job
             return event
         ahead = [j for j in list(self._jobs.values()) if j.number < job.number and j.message[0] == "run"]
-        left = max(1, len(ahead)) * self._usual - max((time.monotonic() - j.started for j in ahead if j.started is not None), default=0.0)
+        left = max(1, len(ahead)) * self._usual - max((j.seconds(time.monotonic()) for j in ahead), default=0.0)
         return Progress("waiting", 0, 1, f"{max(1, len(ahead))} ahead in line{f', about {left:.0f} s' if left > 1 else ''}")
 
     # Below here: what happens when a child speaks, dies, or time passes. Always under the lock.
@@ -208,14 +172,7 @@ class WorkerRunner:
                 return
             job.heard = time.monotonic()
             if what == "event":
-                if isinstance(item, Progress):
-                    job.last = item
-                else:
-                    if isinstance(item, Partial):  # whoever joins needs the last alone
-                        job.kept = [e for e in job.kept if not isinstance(e, Partial)]
-                    job.kept.append(item)
-                if job.started is None and not (isinstance(item, Progress) and item.stage in ("waiting", "download")):
-                    job.started = job.heard
+                job.hear(item)
                 for box in job.boxes:
                     box.put(item)
             else:
@@ -225,7 +182,7 @@ class WorkerRunner:
         """A job is over: those who wait hear of it, and what it was is remembered."""
         del self._jobs[job.number]
         now = time.monotonic()
-        seconds = now - job.started if job.started is not None else 0.0
+        seconds = job.seconds(now)
         event = next((e for e in job.kept[-1:] if outcome == "done" and isinstance(e, Report | Answer)), None)
         if event is not None:
             if lasting(job.message, event):
@@ -239,7 +196,7 @@ class WorkerRunner:
         for box in job.boxes:
             box.put(failure)
         self._shares.charge(list(job.boxes.values()) or [job.owner], seconds)
-        self._watch(Finished(_name(job.message, event), outcome, (job.started or now) - job.asked, seconds, event))
+        self._watch(Finished(_name(job.message, event), outcome, now - job.asked - seconds, seconds, event))
 
     def _died(self, child: Child) -> None:
         """A process is gone. The job that computed in it fails; those that only waited are given to the next one."""
@@ -252,13 +209,13 @@ class WorkerRunner:
             self._worker, self._spare = self._spare, None
             self._not_before = time.monotonic() + (2.0 if self._failures else 0.0)
             for job in [j for j in self._jobs.values() if j.child is child]:
-                job.child, job.tries = None, job.tries + 1
+                job.tries += 1
                 if job.cancelled is not None:
                     self._end(job, "cancelled")
-                elif job.blamed or job.tries > 1 or (child.reason == "died" and job.started is not None and job.message[0] == "run"):
+                elif job.blamed or job.tries > 1 or (child.reason == "died" and job.since is not None and job.message[0] == "run"):
                     self._end(job, child.reason, Failure(child.reason, ENDED[child.reason]))
                 else:
-                    job.started, job.last = None, Progress("starting", 0, 1, "the worker is starting again")
+                    job.again()
             if self._failures >= 3:
                 for job in list(self._jobs.values()):
                     self._end(job, "no worker", Failure("no worker", ENDED["no worker"]))
@@ -279,11 +236,13 @@ class WorkerRunner:
                         job.child.kill(reason)
 
     def _overdue(self, job: Job, now: float) -> str:
+        """Why its process must end, "" where it need not: not for a job that waits, whose process computes for others."""
         if job.cancelled is not None:
-            return "cancelled" if now - job.cancelled > self.limits.cancel else ""
-        if job.started is None:
+            needed = job.since is None and any(j.child is job.child and j.cancelled is None for j in self._jobs.values())
+            return "cancelled" if now - job.cancelled > self.limits.cancel and not needed else ""
+        if job.since is None:
             return ""
-        if now - job.started > self.limits.deadline:
+        if job.seconds(now) > self.limits.deadline:
             return "deadline"
         return "silence" if now - job.heard > self.limits.silence else ""
 

@@ -59,6 +59,19 @@ class Faulty:
         if died:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def _several(self, seconds: float) -> Iterator[Event]:
+        """Two runs, each in its turn, as a sweep tells them: announced before the turn."""
+        for i in range(2):
+            yield Progress("sweep", i, 2, "announced")
+            for event in self.run("demo", "good", {"seconds": seconds, "number": i}):
+                if isinstance(event, Progress):
+                    yield Progress("waiting" if event.stage == "waiting" else "sweep", i, 2, f"run {i}, {event.stage}")
+
+    def _downloads(self, seconds: float) -> Iterator[Event]:
+        """A download of which nothing comes, and which nothing stops."""
+        yield Progress("download", 0, 2)
+        time.sleep(seconds)
+
     def _whose(self) -> Iterator[Event]:
         yield Answer("whose", {"owner": rights.owner(rights.token())})
 

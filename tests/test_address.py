@@ -12,7 +12,7 @@ import pytest
 from explorer import link
 from explorer.docs import CATALOGUE, SEEDS
 from explorer.link import parse
-from explorer.records import report_from
+from explorer.records import ModelRef, report_from
 from explorer.ui.address import address_of
 from explorer.ui.page import OPTIONS, Page
 from explorer.ui.session import Shelf, keys_of
@@ -53,6 +53,16 @@ def test_the_address_opens_what_is_shown_and_measures_nothing(page: Page) -> Non
         assert found.compared == (first[1].experiment.spec,) and not found.wrong
         assert not found.model and not set(found.options) & {"evaluation", "seed"}, "those of the reports, which are the defaults"
     assert told(page, keys_of(first[:1])).endswith("with=none"), "the baseline alone is not the page as it starts"
+
+
+def test_the_address_names_a_model_of_the_hub_and_what_was_measured_of_it(page: Page) -> None:
+    """A reload asks the runner, which has it stored as long as the name means the same commit."""
+    first = page.shell.shelf.first()[1]
+    experiment = dataclasses.replace(first.experiment, model=ModelRef("org/model", "c0ffee"))
+    key = page.shell.shelf.add(dataclasses.replace(first, experiment=experiment, provenance=first.provenance | {"recorded": False}))
+    for model in ("org/model", "demo"):
+        found = parse(parse_qsl(told(page, [key], model=model)[1:]), METHODS, [])
+        assert found.model == "org/model" and found.compared == (first.experiment.spec,)
 
 
 def test_a_text_of_the_visitors_own_stays_out_of_the_address(page: Page) -> None:

@@ -30,6 +30,7 @@ explorer.quantizing explorer.loader explorer.experiment explorer.provenance expl
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
+explorer.job
 explorer.jobs
 explorer.server
 explorer.ui

@@ -108,3 +108,43 @@ def test_products_without_a_primitive_take_torchs_own(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", none)
     assert forms and all(torch.equal(form.run(x, form.pack(weight)), same) for form, same in zip(forms, expected, strict=True))
+
+
+@pytest.mark.parametrize("op", [op for op in ops().values() if op.bits], ids=lambda op: op.name)
+def test_an_empty_batch_gives_an_empty_result(op) -> None:
+    """Every CPU form of every product, however inputs are rounded."""
+    seen = set()
+    for case in op.cases:
+        weight = random_weight(case, torch.Generator().manual_seed(0))
+        if (key := (case.bits, case.codebook, case.activation, case.scale)) in seen:
+            continue
+        seen.add(key)
+        for form in op.cpu:
+            if not form.refuses(weight):
+                y = form.run(torch.empty(0, case.k, dtype=torch.bfloat16), form.pack(weight))
+                assert y.shape == (0, case.n) and y.dtype is torch.bfloat16, (form.name, case)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("a", [Activation("int8"), Activation("int8", "tensor"), Activation("e4m3", "tensor", 0.02), Activation("e5m2", "block")], ids=str)
+def test_an_empty_batch_is_rounded_to_nothing(a: Activation) -> None:
+    for form in ops()["round_inputs"].forms():
+        if not form.refuses(a):
+            codes, scale = form.run(torch.empty(0, 256), form.pack(a))
+            assert codes.shape == (0, 256) and scale.numel() == scale.shape[0] * scale.shape[1], form.name
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("dynamic_int8", {"activation": "tensor"}),
+        ("dynamic_int8", {"rotate": True}),
+        ("llm_int8", {}),
+        ("fp8", {}),
+        ("rtn", {"rotate": True}),
+        ("mxfp", {"activation": "block"}),
+    ],
+)
+def test_so_does_a_layer(method: str, params: dict) -> None:
+    layer = QuantizedLinear(build(method, params).quantize(torch.randn(48, 256, generator=torch.Generator().manual_seed(0)), None), None, CPU)
+    assert layer(torch.empty(0, 256).bfloat16()).shape == (0, 48) and layer(torch.empty(2, 0, 256).bfloat16()).shape == (2, 0, 48)

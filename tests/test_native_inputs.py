@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -215,54 +216,36 @@ def test_outliers_that_are_not_finite_break_their_row_alone(flavour: str) -> Non
     if not native.has_int8():
         pytest.skip("needs AVX-512 VNNI")
     form, w = FORMS["w8a8_int8_matmul"], random_weight(Case(3, 48, 256, 8, 0, activation=Activation("int8", threshold=6.0)), torch.Generator().manual_seed(0))
+    others = [0, *range(2, 20)]
     for bad in (torch.nan, torch.inf, -torch.inf):
         x = torch.randn(20, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
-        x[:, 9], expected = 8.0, None
-        x[1, 77] = bad
-        y = form.run(x, form.pack(w))
-        expected = exact_product(x[[0, *range(2, 20)]], w)
-        assert not y[1].isfinite().any() and y[[0, *range(2, 20)]].isfinite().all()
-        assert (y[[0, *range(2, 20)]].double() - expected).norm() < 0.02 * expected.norm()  # an infinity keeps its column out of the rounding of other rows
+        x[:, 9], x[1, 77] = 8.0, bad
+        y, expected = form.run(x, form.pack(w)), exact_product(x[others], w)
+        assert not y[1].isfinite().any()
+        assert (y[others].double() - expected).norm() < 0.02 * expected.norm()  # an infinity keeps its column out of the rounding of other rows
 
 
-@pytest.mark.parametrize("op", [op for op in ops().values() if op.bits], ids=lambda op: op.name)
-def test_an_empty_batch_gives_an_empty_result(op) -> None:
-    """Every CPU form of every product, however inputs are rounded."""
-    seen = set()
-    for case in op.cases:
-        weight = random_weight(case, torch.Generator().manual_seed(0))
-        if (key := (case.bits, case.codebook, case.activation, case.scale)) in seen:
-            continue
-        seen.add(key)
-        for form in op.cpu:
-            if not form.refuses(weight):
-                y = form.run(torch.empty(0, case.k, dtype=torch.bfloat16), form.pack(weight))
-                assert y.shape == (0, case.n) and y.dtype is torch.bfloat16, (form.name, case)
-    assert len(seen) > 3
-
-
-@pytest.mark.parametrize("a", ROUNDED, ids=lambda a: a.name())
-def test_an_empty_batch_is_rounded_to_nothing(a: Activation) -> None:
-    for form in ops()["round_inputs"].forms():
-        if not form.refuses(a):
-            codes, scale = form.run(torch.empty(0, 256), form.pack(a))
-            assert codes.shape == (0, 256) and scale.numel() == scale.shape[0] * scale.shape[1], form.name
-
-
-@pytest.mark.parametrize(
-    ("method", "params"),
-    [
-        ("dynamic_int8", {"activation": "tensor"}),
-        ("dynamic_int8", {"rotate": True}),
-        ("llm_int8", {}),
-        ("fp8", {}),
-        ("rtn", {"rotate": True}),
-        ("mxfp", {"activation": "block"}),
-    ],
-)
-def test_so_does_a_layer(method: str, params: dict) -> None:
-    layer = QuantizedLinear(build(method, params).quantize(torch.randn(48, 256, generator=torch.Generator().manual_seed(0)), None), None, CPU)
-    assert layer(torch.empty(0, 256).bfloat16()).shape == (0, 48) and layer(torch.empty(2, 0, 256).bfloat16()).shape == (2, 0, 48)
+@needs_compiler
+def test_threads_share_the_rows_without_changing_a_number() -> None:
+    x = torch.randn(70, 2048, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[:, 9] *= 30
+    t, results = Turn(torch.ones(2048, dtype=torch.int8), *(sylvester(n).to(torch.int8) for n in (32, 64))), []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        made = [
+            FORMS["hadamard"].run(x, FORMS["hadamard"].pack(t)),
+            *(native_round.rounded(x, a)[0] for a in ROUNDED),
+            *(native_round.values(x, a) for a in BLOCKS),
+        ]
+        for op in ("w8a8_fp8_matmul", "block_float_matmul", "w8a8_int8_matmul"):
+            for case in ops()[op].timed:
+                weight = random_weight(dataclasses.replace(case, n=128, k=2048), torch.Generator().manual_seed(1))
+                form = next(form for form in ops()[op].cpu if not form.refuses(weight))
+                made.append(form.run(x, form.pack(weight)))
+        results.append(made)
+    torch.set_num_threads(before)
+    assert all(same(one, three) for one, three in zip(*results, strict=True))
 
 
 def test_a_turned_layer_says_what_turns_it_and_holds_nothing_more() -> None:
@@ -283,5 +266,4 @@ def test_without_a_compiler_torch_turns_and_rounds(monkeypatch: pytest.MonkeyPat
     assert layer.turned_by == "hadamard (cpu)" and "native" not in layer.kernel
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert torch.equal(layer._transform(x), layer.rotation.apply(x))
-    for a in ROUNDED[:1]:
-        assert all(same(ours, theirs) for ours, theirs in zip(native_round.round_here(x, a), round_activation(x, a), strict=True))
+    assert all(same(ours, theirs) for ours, theirs in zip(native_round.round_here(x, ROUNDED[0]), round_activation(x, ROUNDED[0]), strict=True))

@@ -192,6 +192,32 @@ def test_what_was_measured_stays_after_cancel(page: Page) -> None:
     assert all("value" not in part for part in page.cancelled(keys_of(SEEDS), None, TAB)), "a page of whole reports stays as it is"
 
 
+@pytest.mark.parametrize("closed_first", [True, False])
+def test_cancel_between_two_drawings_keeps_all_that_was_measured(page: Page, monkeypatch: pytest.MonkeyPatch, closed_first: bool) -> None:
+    """A second passes from a drawing to the next; gradio closes the run before the button is heard, or after."""
+    monkeypatch.setattr(going, "REDRAWN", 60.0)
+    events, keys = run(page, []), list[str]()
+    for _ in range(5):
+        step = next(events)
+        keys = step[1].value if isinstance(step[3], list) else keys
+    assert "training" in step[0] and [r.name for r in page.shell.shelf.pick(keys)] == ["16-bit baseline"], "the page shows a part of the baseline"
+    if closed_first:
+        events.close()
+    after = page.cancelled(keys, None, TAB)
+    events.close()
+    assert after[-2] == [("16-bit baseline", len(SEEDS[0].measurements), (), False), ("RTN 3-bit g64", len(LATER.measurements), ("speed",), True)]
+    assert all("value" not in part for part in page.cancelled(keys_of(SEEDS), None, TAB)), "told once: a later page is not changed by it"
+
+
+def test_cancel_draws_what_became_whole_since_the_last_drawing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(going, "REDRAWN", 60.0)
+    events = run(page, [])
+    steps = [next(events) for _ in range(3)]
+    keys = next(step[1].value for step in steps if isinstance(step[3], list))
+    events.close()
+    assert "load model" in steps[-1][0] and page.cancelled(keys, None, TAB)[-2] == [("16-bit baseline", len(SEEDS[0].measurements), (), False)]
+
+
 def test_nobody_finds_a_part_on_the_shelf() -> None:
     shelf = Shelf([])
     base = untimed(here(SEEDS[0]))

@@ -66,7 +66,7 @@ def test_a_card_says_what_was_tried_in_vllm_and_which_inputs_it_rounds(load: Loa
     form = saving.formats()["compressed-tensors"]
     for method, params, tried, said in (
         ("rtn", {"bits": 4}, RAN, ""), ("rtn", {"bits": 8}, READ, ""), ("dynamic_int8", {}, RAN, ""), ("fp8", {}, RAN, ""),
-        ("fp8", {"activation": "none"}, READ, ""), ("nvfp4", {}, READ, ""), ("mxfp", {}, READ, MX_WEIGHTS),
+        ("fp8", {"activation": "none"}, READ, ""), ("fp8", {"activation": "static"}, READ, ""), ("nvfp4", {}, READ, ""), ("mxfp", {}, READ, MX_WEIGHTS),
         ("mxfp", {"element": "e4m3"}, READ, MX_WEIGHTS), ("mxfp", {"activation": "block"}, READ, MX_INPUTS),
         ("mixed", {"rules": "*o_proj: rtn bits=8; *: rtn bits=4"}, READ, ""),
     ):  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from gradio.context import LocalContext
 
 import app
+from explorer import rights
 from explorer.learn.runs import recorded
 from explorer.link import Wanted
 from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
@@ -22,6 +23,7 @@ from explorer.ui.points import Held, Points
 from explorer.ui.session import Shelf, keys_of, seats, survey
 from explorer.ui.tab import Shell, View
 from explorer.ui.table import comparison
+from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
 GIVEN = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0}
@@ -144,22 +146,46 @@ def logged_in(token: str, over: bool = False) -> Iterator[None]:
         LocalContext.request.reset(before)
 
 
-def of_model(report: Report, name: str) -> Report:
-    return measured(dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, model=ModelRef(name, "c0ffee"))))
+def of_model(report: Report, name: str, revision: str = "c0ffee") -> Report:
+    return measured(dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, model=ModelRef(name, revision))))
 
 
-class Refusing:
-    """A hub that lets nobody in."""
+class Stored:
+    """Finds reports in the store, for the login that may see them alone; counts how often it was asked."""
 
-    def run(self, model: str, *given: object, **options: object) -> Iterator:
-        raise InputError(f"The hub knows no public model {model!r}, or it is private.")
-        yield
+    def __init__(self, reports: list[Report], token: str = "") -> None:
+        self.reports, self.owner, self.asked = reports, rights.owner(token), 0
+
+    def run(self, model: str, method: str, params: dict, **options: object) -> Iterator:
+        self.asked += 1
+        if owner() != self.owner:
+            raise InputError(f"The hub knows no public model {model!r}, or it is private.")
+        yield next(r for r in self.reports if r.experiment.spec.method == method and dict(r.experiment.spec.params) == params)
+
+
+@pytest.mark.parametrize("name", ["org/model", "/models/mine"])
+def test_a_link_shows_what_a_models_name_means_now(page: Page, name: str) -> None:
+    """Its commit has moved, or its folder was written to, since somebody measured it. The address bar still names what the page shows."""
+    old, new = ([of_model(report, name, revision) for report in SEEDS[:2]] for revision in ("old", "new"))
+    keys = [page.shell.shelf.add(report) for report in old]
+    page.shell.runner = Stored(new)
+    wanted = Wanted(model=name, compared=(new[1].experiment.spec,))
+    drawn = list(share._compared(page, wanted, []))[-1][1]
+    assert [r.experiment.model.revision for r in page.shell.shelf.pick(drawn[0].value)] == ["new", "new"]
+    assert page.shell.shelf.pick(keys) == old and page.shell.shelf.known(name, wanted.compared[0], GIVEN)
+
+
+def test_a_link_of_the_bundled_model_asks_nobody(page: Page) -> None:
+    page.shell.runner = Stored([])
+    other = next(r for r in survey().values() if r.name == "HQQ 4-bit g64")
+    page.shell.shelf.add(measured(other))
+    assert len(list(share._compared(page, Wanted(compared=(SEEDS[1].experiment.spec, other.experiment.spec)), []))) == 1 and not page.shell.runner.asked
 
 
 def test_what_was_measured_with_a_login_is_shown_to_that_login_alone(page: Page) -> None:
     """By keys, which whoever knows a gated model's commit can work out, by a link, as a baseline and as a file."""
     shelf, private = page.shell.shelf, [of_model(r, "ada/private") for r in SEEDS[:2]]
-    page.shell.runner = Refusing()
+    page.shell.runner = Stored(private, "hf_ada")
     wanted = Wanted(model="ada/private", compared=(private[1].experiment.spec,))
     with logged_in("hf_ada", over=True):  # it ended while the run was on
         keys = [shelf.add(report) for report in private]
@@ -169,7 +195,7 @@ def test_what_was_measured_with_a_login_is_shown_to_that_login_alone(page: Page)
     for token in ("hf_bob", ""):
         with logged_in(token):
             assert shelf.pick(keys) == [] and shelf.with_baseline(private[1:]) == private[1:]
-            assert shelf.find("ada/private", private[1].experiment.spec, GIVEN) is None
+            assert shelf.known("ada/private", private[1].experiment.spec, GIVEN) is None
             assert [updates for _, updates in share._compared(page, wanted, [])] == [None]
             files = share.file_of(page, "csv", keys, "")
             assert "private" not in Path(next(files)).read_text()
@@ -183,4 +209,4 @@ def test_what_needs_no_login_is_shared_by_all() -> None:
     with logged_in(""):
         keys.append(shelf.add(of_model(point, "bob/public")))
     with logged_in("hf_bob"):
-        assert len(shelf.pick(keys)) == 3 and shelf.find("demo", point.experiment.spec, GIVEN) and shelf.find("bob/public", point.experiment.spec, GIVEN)
+        assert len(shelf.pick(keys)) == 3 and shelf.find("demo", point.experiment.spec, GIVEN) and shelf.known("bob/public", point.experiment.spec, GIVEN)

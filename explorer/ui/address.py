@@ -20,7 +20,8 @@ from explorer.ui.tab import QUIET, tabs
 def address_of(page: Page, keys: list[str], layer: str | None, active: str, *values: Any) -> str:
     """The query string of the page as it stands, "" for a page as it starts. Values: as `share.link_of` takes them.
 
-    It names the model, texts and calibration of the reports shown, not what waits for Run, so that a reload finds them and measures nothing.
+    It names the model, texts and calibration of the reports shown, not what waits for Run, so that a reload finds them and measures nothing, unless
+    the name means a newer model by then.
     """
     shell, shelf = page.shell, page.shell.shelf
     model, spec, options = panel_of(page, values)
@@ -28,9 +29,9 @@ def address_of(page: Page, keys: list[str], layer: str | None, active: str, *val
     shown = specs_by_place(reports) or [QuantSpec("none")]
     if keys_of(reports) == keys_of(shelf.first()):
         shown = []
-    elif not all(model_is(r, model) and shelf.find(r.experiment.model.name, r.experiment.spec, options) for r in reports):
+    elif not all(model_is(r, model) and shelf.known(r.experiment.model.name, r.experiment.spec, options) for r in reports):
         model, options = reports[-1].experiment.model.name, options | circumstances(reports[-1])
-        shown = [one if one and shelf.find(model, one, options) else None for one in shown]
+        shown = [one if one and shelf.known(model, one, options) else None for one in shown]
     if "pasted" in (options["evaluation"], options["calibration"]):
         shown = []
     usual = {"layer": shell.layer.value, "model": shell.models[0], "tab": tabs()[0].name}

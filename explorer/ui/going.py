@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from explorer.records import Report
+from explorer.records import Experiment, Report
 from explorer.ui.visitor import session
 
 REDRAWN = 1.0  # seconds from a drawing of what is measured to the next
+REMEMBERED = 1000  # sessions whose closed runs are known
 
 
 @dataclass(eq=False)
 class Turn:
     """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile. tab, layer: what is
     open, which may change while it runs. link: what is asked for, as a query string. coming: reports that the next line of status brings onto the page.
+    found: by experiment the key of the newest report that it has measured. told: whether Cancel has asked for those.
     """
 
     going: list[Turn]
@@ -26,7 +29,9 @@ class Turn:
     link: str = ""
     before: list[Report] = field(default_factory=list)
     coming: list[Report] = field(default_factory=list)
+    found: dict[Experiment, str] = field(default_factory=dict)
     drawn: float = -math.inf
+    told: bool = False
 
     def ahead(self) -> int:
         """How many runs of the session were pressed before and go on: only the first writes the status line."""
@@ -40,6 +45,7 @@ class Turn:
         """Ends the wait for a report, and tells the runs that wait, whose list of what is compared is older."""
         self.before.clear()
         self.coming = [r for r in self.coming if r.experiment != report.experiment]
+        self.found[report.experiment] = report.key
         for other in self.going[self.going.index(self) + 1 :]:
             other.before.append(report)
 
@@ -47,6 +53,7 @@ class Turn:
         """A report that is not whole, which comes onto the page unless a whole one of the same experiment is there, or comes: that stays until the end."""
         if not any(r.experiment == report.experiment and not r.missing for r in (*shown, *self.coming)):
             self.coming = [r for r in self.coming if r.experiment != report.experiment] + [report]
+            self.found[report.experiment] = report.key
 
     def due(self) -> list[Report]:
         """What comes onto the page now; nothing so soon after the last."""
@@ -57,10 +64,11 @@ class Turn:
 
 
 class Runs:
-    """The runs that each session has going, in the order in which they were pressed."""
+    """The runs that each session has going, in the order in which they were pressed, and what those had measured that were closed."""
 
     def __init__(self) -> None:
         self._going: dict[str, list[Turn]] = {}
+        self._closed: OrderedDict[str, list[str]] = OrderedDict()
 
     def on(self) -> bool:
         """Whether the session whose request this is has a run going."""
@@ -75,15 +83,34 @@ class Runs:
         for turn in self._going.get(session(), []):
             turn.tab, turn.layer = tab or turn.tab, layer or turn.layer
 
+    def found(self) -> list[str]:
+        """Keys of what the session whose request this is has measured and may not have drawn: in runs that go on or were just closed. Told once."""
+        keys = self._closed.pop(session(), [])
+        for turn in self._going.get(session(), []):
+            keys, turn.told = [*keys, *turn.found.values()], True
+        return list(dict.fromkeys(keys))
+
     @contextmanager
     def turn(self, tab: str, layer: str | None, link: str) -> Iterator[Turn]:
         """Joins the runs of the session whose request this is; leaves them at the end."""
         whose = session()
         turn = Turn(self._going.setdefault(whose, []), tab, layer, link)
         turn.going.append(turn)
+        if turn.alone():
+            self._closed.pop(whose, None)
         try:
             yield turn
+        except GeneratorExit:
+            self._close(whose, turn)
+            raise
         finally:
             turn.going.remove(turn)
             if not turn.going:
                 self._going.pop(whose, None)
+
+    def _close(self, whose: str, turn: Turn) -> None:
+        """A run ends before its last drawing, by Cancel or because its page is gone. Gradio may close it before or after the button is heard."""
+        if not turn.told:
+            self._closed[whose] = [*self._closed.pop(whose, []), *turn.found.values()]
+        while len(self._closed) > REMEMBERED:
+            self._closed.popitem(last=False)

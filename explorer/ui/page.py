@@ -17,7 +17,7 @@ from explorer.records import Event, InputError, Partial, Progress, Report
 from explorer.ui.controls import Control, parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
-from explorer.ui.session import disturbed, is_baseline, spec_of
+from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
 
@@ -52,12 +52,12 @@ class Clock:
 
     def line(self, event: Progress, what: str = "") -> str | None:
         """The status line for an event of `what`, or None when it is too soon for another."""
-        now = time.monotonic()
-        if event.stage == self._stage and now - self._shown < 0.2:
+        now, stage = time.monotonic(), self._stage if event.stage == "waiting" and event.total > 1 else event.stage  # a sweep that waits is still one
+        if stage == self._stage and now - self._shown < 0.2:
             return None
-        self._stage_started = now if event.stage != self._stage else self._stage_started
+        self._stage_started = now if stage != self._stage else self._stage_started
         self.begun.setdefault(event.stage, now)
-        self._stage, self._shown = event.stage, now
+        self._stage, self._shown = stage, now
         share, spent = event.done / max(1, event.total), now - self._stage_started
         left = f", about {spent * (1 - share) / share:.0f} s left in this stage" if share > 0.1 and spent > 1 else ""
         if (rest := self._known.get(event.stage, 0.0) - spent) > 0.5:
@@ -151,6 +151,7 @@ class Page:
                             sentence += f" {AGAIN}" if busy(event) else ""
                         elif isinstance(event, Partial):
                             turn.expect(event.report, shown)
+                            self.shell.shelf.add(event.report)  # for Cancel, which may come before the next drawing
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
                             due = turn.due()
                             shown, note = self.placed(shown, due)
@@ -171,15 +172,19 @@ class Page:
             left = note or left
         return shown, left
 
-    def left(self, shown: Sequence[Report], layer: str | None, active: str, values: Sequence[Any]) -> list[Any]:
-        """Updates of compared, layer and the outputs of all tabs for a page on which nothing is measured any more: none where all reports are whole."""
-        if not any(report.missing for report in shown):
+    def left(self, shown: Sequence[Report], layer: str | None, active: str, values: Sequence[Any], anyway: bool = False) -> list[Any]:
+        """Updates of compared, layer and the outputs of all tabs for a page on which nothing is measured any more: none where all reports are whole, unless
+        they are drawn anyway.
+        """
+        if not (anyway or any(report.missing for report in shown)):
             return [gr.skip()] * (2 + len(self.shell.outputs()))
         return self.view(self.shell.shelf.stopped(shown), layer, active, values)
 
     def cancelled(self, keys: list[str], layer: str | None, active: str, *values: Any) -> list[Any]:
-        """What stays on the page after Cancel."""
-        return self.left(self.shell.shelf.pick(keys), layer, active, values)
+        """What stays on the page after Cancel: what its runs have measured, drawn or not."""
+        shown = self.shell.shelf.pick(keys)
+        after, _ = self.placed(shown, self.shell.shelf.pick(self.runs.found()))
+        return self.left(after, layer, active, values, anyway=keys_of(after) != keys_of(shown))
 
     def reports(self, keys: list[str]) -> list[Report]:
         """The reports of a page; those that are not whole say that they were stopped, unless its session has a run going."""
