@@ -99,6 +99,30 @@ def test_a_teacher_s_own_question_is_voted_on_and_has_no_right_choice() -> None:
     assert "A question of your teacher" in room.resume("", mine)[4] and "Worse weights" in room.turn(mine, "gptq", 1)[2] and "0 votes" in room.watch(mine)
 
 
+def test_a_teacher_may_say_which_choice_is_right() -> None:
+    room = classroom.Classroom()
+    mine = room.open("", "gptq", 1)[0]
+    assert "no choice 3" in room.pose(mine, "Which?", "a\nb", 3)[-1]
+    for junk in (None, 0, -1, "x", True, 1.5, []):
+        assert "done" in room.pose(mine, "Which?", "a\nb", junk)[-1] and "class='right'" not in room.reveal(mine, "gptq", 1)[0]
+    assert "A question of your teacher" in room.pose(mine, "Which?", "<i>a\nb", 1)[2]
+    _, choice, _, seen, _ = room.join(mine["code"])
+    assert "Voted" in room.voted(seen, "a" * 32, choice.choices[1][1])[2]
+    votes, _, said = room.reveal(mine, "gptq", 1)
+    assert "class='right'><th scope='row'>✓ &lt;i&gt;a" in votes and "The answer:</b> ✓ &lt;i&gt;a" in said and "No run answers" not in said
+    assert "You chose b: not right" in room.follow(seen, "a" * 32)[2] and "The answer:</b> ✓ &lt;i&gt;a" in room.follow(seen, "a" * 32)[2]
+
+
+def test_a_room_that_phones_cannot_reach_says_so() -> None:
+    room = classroom.Classroom()
+    for alone in ("http://127.0.0.1:7860/", "http://localhost/", "http://LOCALHOST:7860/", "http://[::1]:7860/", "http://0.0.0.0:7860/", "http://127.0.1.1"):
+        mine, invitation, *_ = room.open(alone, "gptq", 1)
+        assert "Phones cannot reach this address" in invitation and "GRADIO_SERVER_NAME=0.0.0.0" in invitation and mine["code"] in invitation
+        assert "Phones cannot reach" in room.resume(alone, mine)[0]
+    for open_one in ("http://lab.example:7860/", "https://localhost.example/", "http://192.168.1.27:7860/", "", "https://a.example/127.0.0.1/"):
+        assert "Phones cannot reach" not in room.open(open_one, "gptq", 1)[1]
+
+
 def test_back_finds_the_votes_the_answer_and_a_student_s_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     room = classroom.Classroom()
     monkeypatch.setattr(classroom, "session", lambda: "a phone")

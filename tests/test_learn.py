@@ -123,6 +123,23 @@ def test_a_measured_number_is_right_inside_its_interval(question: Question) -> N
         assert beyond.score == 0 and "times too large" in beyond.off
 
 
+@pytest.mark.parametrize("question", [q for q in ALL if q.kind == "numeric" and not q.metric], ids=lambda q: q.id)
+def test_a_misconception_is_not_right(question: Question) -> None:
+    """Whatever is drawn: nor does it score as one who nearly had it. A count is right only as it is."""
+    assert "'4-bit'" not in question.why or question.traps
+    for seed in range(100):
+        posed = pose(question, str(seed))
+        right = number_asked(posed, {})
+        for trap in question.traps:
+            given = evaluate(trap, posed.values, {})
+            if abs(given - right) > 1e-9 * abs(right):
+                assert grade(posed, given, {}).score == 0, f"{posed.ask} {given} for {right}"
+                near = right + 0.9 * (given - right)
+                assert grade(posed, near, {}).score < 1, f"{posed.ask} {near} for {right}"
+        if question.digits == 0 and not question.unit and abs(right) < 1000:
+            assert grade(posed, right + 1, {}).score < 1 and grade(posed, right - 1, {}).score < 1
+
+
 def test_runs_that_cannot_be_told_apart_may_stand_in_either_order() -> None:
     question = questions()["kv-order"]
     posed = pose(question, "x")
@@ -141,7 +158,9 @@ def test_orders_are_told_apart(question: Question) -> None:
     ranked = sorted(question.runs, key=lambda run: recorded()[run].value(question.metric))
     assert all(Facts(recorded()).below(a, b, question.metric) for a, b in pairwise(ranked)), "two of them cannot be told apart"
     posed = pose(question, "x")
-    names = posed.shown()
+    names, titles = posed.shown(), posed.titles(recorded())
+    assert len(set(titles)) == len(names), "nobody can tell which is which"
+    assert all(f"{title}: " in grade(posed, [], recorded()).right for title in titles)
     right = sorted(range(len(names)), key=lambda i: recorded()[names[i]].value(question.metric))
     assert grade(posed, right, recorded()).score == 1 and grade(posed, right[::-1], recorded()).score == 0
     assert 0 < grade(posed, [right[1], right[0], *right[2:]], recorded()).score < 1

@@ -245,3 +245,6 @@ def back_and_again(page, student) -> None:
     page.get_by_role("option").nth(3).click()
     page.click("#bank-ask")
     student.locator("#class-asked", has_text="A question of the trainer's").wait_for(timeout=10_000)
+    page.locator("#own-line", has_text="The class is asked.").wait_for(timeout=10_000)
+    page.click("#class-next")
+    page.wait_for_function("!document.querySelector('#own-line').innerText.trim()", timeout=5000)

@@ -152,8 +152,8 @@ def test_every_question_is_asked_and_graded(shell: Shell, question: Question) ->
     coach = trainer.Trainer(shell)
     state = set_of(question.id)
     shown = coach.show(state)
-    assert len(shown) == 7 + trainer.FIELDS + 6 + 1
     posed = pose(question, "7")
+    assert len(shown) == 7 + trainer.FIELDS + 6 + 1 and shown[0].count("<li>") == (len(question.runs) if question.kind == "order" else 0)
     order = sorted(range(len(posed.shown())), key=lambda i: recorded()[posed.shown()[i]].value(question.metric)) if question.kind == "order" else []
     right = next(
         (i for i, text in enumerate(posed.shown()) if question.options and any(o.right and o.text.format(**posed.values) == text for o in question.options)), 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from html import escape
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from explorer.accelerators import ACCELERATORS, fit
@@ -12,14 +14,16 @@ from explorer.experiment import LocalRunner, last_report
 from explorer.figures import figures
 from explorer.hub import Hub
 from explorer.learn.charts import draw
+from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
 from explorer.learn.handout import handout
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
-from explorer.learn.stories import Step, conclude, judge, stories
+from explorer.learn.stories import ONE_OFF, Step, conclude, fraction, judge, stories
 from explorer.models import resolve
 from explorer.planner import Plan, decode_work, need
 from explorer.records import Answer
 from explorer.store import Store
+from explorer.ui.learn import Walk
 from explorer.ui.plans import presets
 from explorer.ui.tab import tabs
 from tests.measuring import measuring
@@ -47,6 +51,46 @@ def test_the_conclusion_that_is_shown_holds(name: str, at: int, step: Step) -> N
     if not step.predict.options:
         value = float(judge(step, 0, recorded(), recorded_answers())[1].split()[0].replace(",", "").lstrip("$"))
         assert step.predict.low <= value <= step.predict.high, f"the slider cannot be set to {value}"
+
+
+NUMBERS = [(name, i, step) for name, i, step in STEPS if not step.predict.options]
+REFUTED = r"\bnot (\d[\d.]*\d|\d)|'(\d)-bit'"  # as texts name a misconception: "37%, not 27%", "'4-bit' is the width of a code"
+
+
+@pytest.mark.parametrize(("name", "at", "step"), NUMBERS, ids=lambda value: str(value) if not isinstance(value, Step) else "")
+def test_a_named_misconception_is_not_right(name: str, at: int, step: Step) -> None:
+    """Nor close. What a text says that it is not stands among the traps, and so does the count that is no whole number."""
+    predict = step.predict
+    named = [float(a or b) for text in (step.text, step.yes, step.beware) for a, b in re.findall(REFUTED, text)]
+    assert set(named) <= set(predict.traps), f"{name} {at + 1} names {named}"
+    for trap in predict.traps:
+        score, _, off = judge(step, trap, recorded(), recorded_answers())
+        assert score == 0 and off.startswith("Yours"), f"{name} {at + 1}: {trap}"
+    right = float(evaluate(predict.answer, {}, Facts(recorded(), recorded_answers()).functions()))
+    exact = not (step.runs or step.answers) or predict.tolerance
+    assert (judge(step, 1.05 * right, recorded(), recorded_answers())[0] < 1) if exact and not predict.whole else True
+    counted = predict.unit in ("codes", "layers", "users")
+    assert predict.whole is counted and (not counted or right == int(right))
+
+
+def test_a_count_is_the_count_and_close_is_within_one() -> None:
+    step = stories()["granularity"].steps[2]
+    said = [judge(step, n, recorded(), recorded_answers()) for n in (3, 4, 2, 5, 1)]
+    assert [score for score, *_ in said] == [1.0, ONE_OFF, ONE_OFF, 0.0, 0.0]
+    assert [off for *_, off in said] == ["", *(f"Yours, {n}." for n in ("4, is 1 too many", "2, is 1 too few", "5, is 2 too many", "1, is 2 too few"))]
+    assert fraction(step, 4.1) and fraction(step, 3.2) and not fraction(step, 3.0) and not fraction(step, None)
+    walk = Walk(SimpleNamespace(runner=None))  # which runs nothing: a fraction is refused before
+    told = walk.reveal("granularity", 2, None, 4.1, "granularity:2", {})
+    assert "whole number" in told[2] and all(update == gr.skip() for i, update in enumerate(told) if i != 2), "nothing is revealed or graded"
+    (only,) = walk.measure("granularity", 2, None, 4.1, "granularity:2")
+    assert "whole number" in only[0].value
+
+
+def test_a_factor_is_that_of_the_number_that_is_shown() -> None:
+    cases = (("basics", 1, 1.5, "0.50 steps", "3 times too large"), ("symmetric", 1, 4, "1.37 times", "2.92 times too large"))
+    for name, at, given, answer, far in cases:
+        _, right, off = judge(stories()[name].steps[at], given, recorded(), recorded_answers())
+        assert right == answer and off == f"Yours, {given}, is {far}."
 
 
 def test_the_planned_70b_is_the_planners() -> None:

@@ -29,10 +29,11 @@ class Question:
     """One question. kind decides which of the later fields are used:
 
     choice, figure: options, exactly one right; a figure also has `runs` and `figure` (a name in explorer.figures) or `chart`, or a `table`.
-    numeric: draw (name -> values to draw from), answer (an expression), unit, tolerance (relative, for full marks), digits; or, measured, runs with their
-    names for people and metric: one run is drawn, {run} in the text, and its value is asked for.
+    numeric: draw (name -> values to draw from), answer (an expression), unit, tolerance (relative, for full marks), digits, traps (expressions over what is
+    drawn: the misconceptions that it is about); or, measured, runs with their names for people and metric: one run is drawn, {run} in the text, and its
+    value is asked for.
     configure: fields (name -> values to choose from), constraint (an expression over the fields and, with `runs_model`, over "run"), example, wrong.
-    order: runs and metric; the right order is ascending by the measured value.
+    order: runs and metric; the right order is ascending by the measured value. names: of the runs, where their configurations' would be the same.
     explain: model (the model answer) and checklist.
     concept, level, source and see ("story:...", "tab:...") are never empty. why: said after the answer.
     """
@@ -58,6 +59,7 @@ class Question:
     unit: str = ""
     tolerance: float = 0.02
     digits: int = 2
+    traps: tuple[str, ...] = ()
     fields: dict[str, list[Any]] = field(default_factory=dict)
     constraint: str = ""
     runs_model: bool = False
@@ -82,7 +84,7 @@ def read(path: Path) -> Area:
     data = tomllib.loads(path.read_text())
     questions = []
     for row in data["question"]:
-        tuples = {name: tuple(row[name]) for name in ("runs", "names", "checklist") if name in row}
+        tuples = {name: tuple(row[name]) for name in ("runs", "names", "checklist", "traps") if name in row}
         options = tuple(Option(**option) for option in row.get("options", ()))
         table = tuple(tuple(map(str, line)) for line in row.get("table", ()))
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -38,6 +38,11 @@ class Posed:
         if self.question.options:
             return [self.question.options[i].text.format(**self.values) for i in self.order]
         return [self.question.runs[i] for i in self.order]
+
+    def titles(self, reports: Mapping[str, Report]) -> list[str]:
+        """Names for people of the runs to be ordered, as shown: the question's own, where their reports' would not tell them apart."""
+        names = self.question.names
+        return [names[i] if names else title_of(self.question.runs[i], reports) for i in self.order]
 
     @property
     def graded_by(self) -> tuple[str, ...]:
@@ -121,6 +126,12 @@ def distance_score(given: float, right: float, tolerance: float) -> float:
     return max(0.0, 1 - max(0.0, off - free) / (math.log(SPREAD) - free))
 
 
+def trapped(given: float, right: float, traps: Iterable[float], digits: int) -> bool:
+    """Whether a number, as it is printed, is one of the misconceptions that a question is about: wrong, however near it is to the right one."""
+    shown = round(given, digits) if math.isfinite(given) else given
+    return shown != round(right, digits) and any(shown == round(trap, digits) for trap in traps)
+
+
 def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     question, right = posed.question, number_asked(posed, reports)
     given = float(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else math.nan
@@ -131,8 +142,9 @@ def _numeric(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdic
         text += f" (95% interval {low:,.{question.digits}f} to {high:,.{question.digits}f})."
     inside, shown = low < high and low <= given <= high, round(right, question.digits)
     nearest = min(max(given, min(low, shown)), max(high, shown)) if math.isfinite(given) else right  # the answer as it is printed is right as well
-    score = distance_score(given, nearest, question.tolerance)
-    return Verdict(score, text, question.why.format(**posed.values), distance(given, right, inside))
+    traps = [evaluate(trap, posed.values, {}) for trap in question.traps]
+    score = 0.0 if trapped(given, right, traps, question.digits) else distance_score(given, nearest, question.tolerance)
+    return Verdict(score, text, question.why.format(**posed.values), distance(given, right, inside, question.digits))
 
 
 def has_interval(found: Measurement) -> bool:
@@ -140,8 +152,9 @@ def has_interval(found: Measurement) -> bool:
     return found.low is not None and found.high is not None and math.isfinite(found.low) and math.isfinite(found.high)
 
 
-def distance(given: float, right: float, inside: bool) -> str:
-    """How far a number is from the right one, in words; "" for no number or the right one itself."""
+def distance(given: float, right: float, inside: bool, digits: int) -> str:
+    """How far a number is from the right one as it is printed, so that a reader finds the same; "" for no number or the right one itself."""
+    right = round(right, digits)
     if not math.isfinite(given) or given == right:
         return ""
     if inside:
@@ -154,7 +167,7 @@ def distance(given: float, right: float, inside: bool) -> str:
 
 
 def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
-    names, metric, facts = posed.shown(), posed.question.metric, Facts(reports)
+    names, titles, metric, facts = posed.shown(), posed.titles(reports), posed.question.metric, Facts(reports)
     ranked = sorted(range(len(names)), key=lambda i: facts.value(names[i], metric))
     given = [i for i in answer if isinstance(i, int) and 0 <= i < len(names)] if isinstance(answer, list | tuple) else []
     pairs = [(a, b) for at, a in enumerate(given) for b in given[at + 1 :]] if len(set(given)) == len(given) else []
@@ -162,7 +175,7 @@ def _order(posed: Posed, answer: Any, reports: Mapping[str, Report]) -> Verdict:
     wrong = sum(facts.below(names[b], names[a], metric) for a, b in pairs)
     whole = len(names) * (len(names) - 1) // 2
     off = f"{wrong} of {whole} pairs {'is' if wrong == 1 else 'are'} the wrong way round." if pairs and wrong else ""
-    right = "; ".join(f"{title_of(names[i], reports)}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
+    right = "; ".join(f"{titles[i]}: {_with_interval(reports[names[i]].find(metric))}" for i in ranked) + "."
     if any(facts.below(names[a], names[b], metric) and _overlap(*(reports[names[i]].find(metric) for i in (a, b))) for a, b in pairwise(ranked)):
         right += " Where these intervals overlap, the difference in each window tells runs apart."
     return Verdict((len(pairs) - wrong) / whole, right, posed.question.why, off)

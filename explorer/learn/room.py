@@ -28,8 +28,8 @@ TICKET = re.compile(r"[0-9a-f]{16,64}")
 
 class Asked(NamedTuple):
     """What a class is asked: a step of a story, what can be chosen, and whether the answer is out, which ends the voting. number: counts the
-    questions of a room. text: of a question that is no step, whose story is OWN; right, why: its right choice and what is said then, of one from the
-    trainer's bank.
+    questions of a room. text: of a question that is no step, whose story is OWN; right, why: its right choice, if it has one, and what is said then. lent: it
+    is of the trainer's bank, not the teacher's own.
     """
 
     story: str
@@ -40,6 +40,7 @@ class Asked(NamedTuple):
     text: str = ""
     right: int | None = None
     why: str = ""
+    lent: bool = False
 
 
 @dataclass
@@ -114,17 +115,19 @@ class Rooms:
             room = self._own(code, key)
             room.ask(room.open.asked._replace(revealed=False))
 
-    def pose(self, code: str, key: str, text: str, choices: tuple[str, ...], right: int | None = None, why: str = "") -> None:
-        """The same with a question that is no step. right, why: as in `Asked`. Raises InputError with a sentence for one of a teacher's that cannot be
+    def pose(self, code: str, key: str, text: str, choices: tuple[str, ...], right: int | None = None, why: str = "", lent: bool = False) -> None:
+        """The same with a question that is no step. right, why, lent: as in `Asked`. Raises InputError with a sentence for one of a teacher's that cannot be
         voted on.
         """
-        if right is None and not 0 < len(text) <= LENGTH:
+        if not lent and not 0 < len(text) <= LENGTH:
             raise InputError(f"Write a question of at most {LENGTH} characters.")
-        if right is None and (not 2 <= len(choices) <= 4 or len(set(choices)) < len(choices) or any(len(choice) > WORDS for choice in choices)):
+        if not lent and (not 2 <= len(choices) <= 4 or len(set(choices)) < len(choices) or any(len(choice) > WORDS for choice in choices)):
             raise InputError(f"Give 2 to 4 different choices, one a line, of at most {WORDS} characters.")
+        if right is not None and not 0 <= right < len(choices):
+            raise InputError(f"There is no choice {right + 1} that could be the right one.")
         with self._lock:
             room = self._own(code, key)
-            room.ask(Asked(OWN, room.count, choices, text=text, right=right, why=why))
+            room.ask(Asked(OWN, room.count, choices, text=text, right=right, why=why, lent=lent))
 
     def reveal(self, code: str, key: str, story: str, step: int) -> None:
         """Ends the voting on a step: only with the teacher's key. Nothing when the room asks something else by now."""

@@ -4,6 +4,7 @@ answers, and holds a predicate that decides which of two conclusions is true of 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,16 +14,22 @@ from typing import Any
 
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
-from explorer.learn.pose import amount, distance, distance_score
+from explorer.learn.pose import amount, distance, distance_score, trapped
 from explorer.learn.runs import FOLDER
 from explorer.records import Answer, Report
 
 STORIES = FOLDER / "stories"
+EXACT, MEASURED = 0.01, 0.1  # relative distances within which a number is right: of arithmetic, which has one answer, and of what a run measured
+ONE_OFF = 0.6  # the score of a count that is one too many or too few
 
 
 @dataclass(frozen=True)
 class Predict:
-    """What to predict: one of `options`, the right one given by the expression `right` as an index; or a number between low and high, by `answer`."""
+    """What to predict: one of `options`, the right one given by the expression `right` as an index; or a number between low and high, by `answer`.
+
+    tolerance: relative, within which a number is right; 0 for EXACT where nothing is measured and MEASURED elsewhere. whole: a count, right only as it is.
+    traps: the misconceptions that the step is about, never right and never close.
+    """
 
     ask: str
     options: tuple[str, ...] = ()
@@ -32,6 +39,9 @@ class Predict:
     unit: str = ""
     digits: int = 2
     answer: str = ""
+    tolerance: float = 0.0
+    whole: bool = False
+    traps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def read(path: Path) -> Story:
 
 
 def _step(row: dict[str, Any]) -> Step:
-    predict = Predict(**{**row["predict"], "options": tuple(row["predict"].get("options", ()))})
+    predict = Predict(**{**row["predict"], **{name: tuple(row["predict"].get(name, ())) for name in ("options", "traps")}})
     return Step(**{**row, "predict": predict, "runs": tuple(row.get("runs", ())), "answers": tuple(row.get("answers", ()))})
 
 
@@ -118,6 +128,22 @@ def judge(step: Step, prediction: Any, reports: Mapping[str, Report], answers: M
     right = float(evaluate(predict.answer, {}, functions))
     given = float(prediction) if isinstance(prediction, int | float) else float("nan")
     text = amount(right, predict.digits, predict.unit)
-    if amount(given, predict.digits, predict.unit) == text:  # the answer as it is printed is right
+    if amount(given, predict.digits, predict.unit) == text and not fraction(step, prediction):  # the answer as it is printed is right
         return 1.0, text, ""
-    return distance_score(given, right, 0.1), text, distance(given, right, False)
+    if predict.whole:
+        return (ONE_OFF if abs(given - round(right)) == 1 else 0.0), text, miscounted(given, round(right))
+    tolerance = predict.tolerance or (MEASURED if step.runs or step.answers else EXACT)
+    score = 0.0 if trapped(given, right, predict.traps, predict.digits) else distance_score(given, right, tolerance)
+    return score, text, distance(given, right, False, predict.digits)
+
+
+def miscounted(given: float, right: int) -> str:
+    """How far a count is from the right one, in words; "" for no number."""
+    if not math.isfinite(given):
+        return ""
+    return f"Yours, {given:,.6g}, is {abs(given - right):,.6g} too {'many' if given > right else 'few'}."
+
+
+def fraction(step: Step, prediction: Any) -> bool:
+    """Whether a number was given that no count can be."""
+    return step.predict.whole and isinstance(prediction, int | float) and prediction != prediction // 1

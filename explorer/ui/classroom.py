@@ -71,10 +71,10 @@ class Classroom:
         except InputError as error:
             return refused(story, step, error) if code else staged(*first_asked(story, step))
 
-    def pose(self, room: Any, text: Any, choices: Any) -> list[Any]:
-        """A question that the teacher wrote, its choices one a line: the teacher's screen, a line."""
+    def pose(self, room: Any, text: Any, choices: Any, right: Any = None) -> list[Any]:
+        """A question that the teacher wrote, its choices one a line, right: which of them is right, from 1, None for none: the teacher's screen, a line."""
         asked, lines = str(text or "").strip(), tuple(filter(None, map(str.strip, str(choices or "").splitlines())))
-        return self._pose(room, asked, lines)
+        return self._pose(room, asked, lines, right - 1 if isinstance(right, int) and not isinstance(right, bool) and right > 0 else None)
 
     def borrow(self, room: Any, name: Any) -> list[Any]:
         """A question of the trainer's bank: the teacher's screen, a line."""
@@ -82,7 +82,8 @@ class Classroom:
             return [*[gr.skip()] * 6, status("Choose a question of the trainer's first.", "error")]
         found = pose(borrowed()[name], key_of(room)[0])
         right = next(place for place, i in enumerate(found.order) if found.question.options[i].right)
-        return self._pose(room, found.ask, tuple(found.shown()), right, f"{grade(found, right, recorded()).why} Source: {found.question.source}.")
+        why = f"{grade(found, right, recorded()).why} Source: {found.question.source}."
+        return self._pose(room, found.ask, tuple(found.shown()), right, why, True)
 
     def _pose(self, room: Any, *asked: Any) -> list[Any]:
         code, key = key_of(room)

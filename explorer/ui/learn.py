@@ -13,7 +13,7 @@ from explorer.chips import chip, of_metrics
 from explorer.figures import figures
 from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
-from explorer.learn.stories import Predict, Step, Story, conclude, judge, stories
+from explorer.learn.stories import Predict, Step, Story, conclude, fraction, judge, stories
 from explorer.records import Answer, Report
 from explorer.ui.closing import closing
 from explorer.ui.frame import plotted, told
@@ -24,7 +24,8 @@ from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.table import origin
 
 Done = dict[str, list[int]]
-CLOSE = 0.5  # a score: a number within a factor of about 1.5
+CLOSE = 0.5  # a score: a number within a factor of about 1.5, a count within one
+WHOLE = "This is a count: set a whole number."
 
 
 def checked(done: Any) -> Done:
@@ -226,6 +227,8 @@ class Walk:
         found, at = place(story, step)
         own = found.steps[at]
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
+        if fraction(own, prediction):
+            return [gr.skip(), gr.skip(), status(WHOLE, "error"), *[gr.skip()] * 4]
         return self._told(found, at, prediction, recorded(), recorded_answers(), done, right, seen)
 
     def _told(
@@ -244,6 +247,9 @@ class Walk:
         own, clock, kept = found.steps[at], Clock(), [gr.skip()] * 7
         reports, answers = dict[str, Report](), dict[str, Answer]()
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
+        if fraction(own, prediction):
+            yield [gr.HTML(status(WHOLE, "error"), visible=True), *kept]
+            return
         try:
             for name in own.runs:
                 for event in run_named(self.shell, name, clock):

@@ -19,11 +19,16 @@ from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, conclude, judge, stories
 from explorer.ui.frame import plotted
 from explorer.ui.learn import chips, concluded, drawn, place
-from explorer.ui.page import many
+from explorer.ui.page import many, status
 
 CLOSED = "<b>The votes are in.</b> No run answers this one: it is your teacher's."
 BELOW = 600  # pixels that a presented plot has below its question, of the 900 that the stage is laid out for
 BINS = 5  # choices that a number to be predicted is offered as
+ALONE = (
+    "Phones cannot reach this address, which is this machine's own: start the app with python app.py --host 0.0.0.0 (or GRADIO_SERVER_NAME=0.0.0.0) "
+    "and open the page by this machine's address in your network."
+)
+LOOPBACK = re.compile(r"https?://(127\.[0-9.]+|localhost|\[::1\]|0\.0\.0\.0)[:/?]", re.IGNORECASE)
 ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,120}(/[\w./-]{0,120})?", re.ASCII)
 
 
@@ -94,7 +99,9 @@ def invitation(address: str, code: str) -> str:
     link = joined(address, code)
     text = f"<a href='{escape(link)}' target='_blank' rel='noopener'>{escape(link)}</a>" if link else ""
     image = square(link) if link else ""
-    return f"<div class='room'>{image}<div><p>Open the Class tab and enter</p><p class='code'>{escape(code)}</p><p class='hint'>{text}</p></div></div>"
+    alone = status(ALONE, "error") if LOOPBACK.match(link) else ""
+    room = f"<div class='room'>{image}<div><p>Open the Class tab and enter</p><p class='code'>{escape(code)}</p><p class='hint'>{text}</p></div></div>"
+    return alone + room
 
 
 def question(story: Any, step: Any) -> str:
@@ -111,7 +118,7 @@ def shown(asked: Asked) -> str:
     """What a class is asked: a step, a question of the trainer's bank, or the teacher's own."""
     if not asked.text:
         return question(asked.story, asked.step)
-    where = "A question of your teacher's" if asked.right is None else "A question of the trainer's"
+    where = "A question of your teacher's" if not asked.lent else "A question of the trainer's"
     return f"<div class='question'><p class='where'>{where}</p><p class='ask'>{escape(asked.text)}</p></div>"
 
 
@@ -126,7 +133,7 @@ def own_step(asked: Asked) -> Step:
 
 
 def right_of(asked: Asked) -> int | None:
-    """Its right choice, None for a question of the teacher's own."""
+    """Its right choice, None for one of the teacher's own without it."""
     return asked.right if asked.text else right_choice(own_step(asked))
 
 
@@ -146,7 +153,7 @@ def answer(asked: Asked, chosen: int | None = None) -> str:
         found = conclude(own_step(asked), recorded(), recorded_answers())
         return f"<div class='conclusion {'holds' if found.holds else 'fails'}'>{right_answer(asked, mine)}<p>{escape(found.text)}</p></div>"
     said = CLOSED if right is None else f"<b>The answer:</b> ✓ {escape(asked.choices[right])}"
-    return f"<div class='conclusion'><p class='said'>{mine}{said}</p><p>{escape(asked.why)}</p></div>"
+    return f"<div class='conclusion'><p class='said'>{mine}{said}</p>{f'<p>{escape(asked.why)}</p>' if asked.why else ''}</div>"
 
 
 def counted(asked: Asked, counts: Sequence[int], phones: int = 0) -> str:

@@ -14,7 +14,7 @@ from explorer.figures import figures
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
 from explorer.learn.charts import draw
-from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of, title_of
+from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of
 from explorer.learn.runs import recorded
 from explorer.records import InputError, Report, change, significant
 from explorer.ui.frame import plotted
@@ -80,14 +80,15 @@ def asked(state: State) -> list[Any]:
         heading = finished(state) if state["set"] else "<p class='see'>Start a set of five at your level, or today's challenge.</p>"
         return [heading, *[gr.update(visible=False)] * 6, *hidden, *[gr.update(visible=False)] * 5, ""]
     question, running = posed.question, state["set"]
+    ordered = [(name, i) for i, name in enumerate(posed.titles(recorded()))] if question.kind == "order" else []
+    items = "".join(f"<li>{escape(name)}</li>" for name, _ in ordered)  # to be read before the list of choices is opened
     area = areas()[question.area].title
     heading = (
         f"<div class='question'><p class='where'>{escape(running['title'])} · {running['at'] + 1} of {len(running['ids'])} · {escape(area)} · "
-        f"{escape(question.level)} · {KINDS[question.kind]}</p><p class='ask'>{escape(posed.ask)}</p></div>"
+        f"{escape(question.level)} · {KINDS[question.kind]}</p><p class='ask'>{escape(posed.ask)}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
     )
     plot = picture(question)
     choices = [(text, i) for i, text in enumerate(posed.shown())] if question.options else []
-    ordered = [(title_of(name, recorded()), i) for i, name in enumerate(posed.shown())] if question.kind == "order" else []
     fields = [gr.update(visible=True, label=name.replace("_", " "), choices=list(values), value=values[0]) for name, values in question.fields.items()][:FIELDS]
     return [
         heading,

@@ -75,6 +75,21 @@ def _student(room: Classroom, ticket: gr.BrowserState) -> list:
     return [code, *shown]
 
 
+def _posing() -> tuple[gr.Dropdown, gr.Button, gr.Textbox, gr.Textbox, gr.Radio, gr.Button, gr.HTML]:
+    """Questions that are no step: the trainer's and its button, the teacher's own text, choices, right one and button, and what is said of either."""
+    with gr.Accordion("A question of your own, or of the trainer's", open=False, elem_id="class-own"):
+        with gr.Row(equal_height=False):
+            bank = gr.Dropdown(
+                [(f"{areas()[q.area].title}: {q.ask}", name) for name, q in borrowed().items()], value=None, label="Of the trainer's", elem_id="bank-question"
+            )
+            lent = gr.Button("Ask the trainer's", elem_id="bank-ask", scale=0, min_width=190)
+        text = gr.Textbox(label="Your own", max_length=LENGTH, lines=2, elem_id="own-text")
+        given = gr.Textbox(label="Choices, 2 to 4, one a line", max_length=4 * WORDS + 3, lines=4, elem_id="own-choices")
+        right = gr.Radio([("None", 0), *((str(i), i) for i in range(1, 5))], value=0, label="The right choice, if there is one", elem_id="own-right")
+        posed, line = gr.Button("Ask mine", elem_id="own-ask"), gr.HTML("", elem_id="own-line", padding=False)
+    return bank, lent, text, given, right, posed, line
+
+
 def _teacher(room: Classroom, side: gr.Accordion) -> None:
     """The teacher's side, in `side`, which is unfolded for a browser that leads a room."""
     first = next(iter(stories()))
@@ -91,15 +106,7 @@ def _teacher(room: Classroom, side: gr.Accordion) -> None:
         reveal = gr.Button("Reveal", elem_id="class-reveal", min_width=80)
         again = gr.Button("Ask again", elem_id="class-again", min_width=90)
     gr.HTML("<p class='hint presenter-hint'>Presenter view: → and ← turn the steps, r reveals, Escape leaves. Votes are kept in memory and carry no name.</p>")
-    with gr.Accordion("A question of your own, or of the trainer's", open=False, elem_id="class-own"):
-        with gr.Row(equal_height=False):
-            bank = gr.Dropdown(
-                [(f"{areas()[q.area].title}: {q.ask}", name) for name, q in borrowed().items()], value=None, label="Of the trainer's", elem_id="bank-question"
-            )
-            lent = gr.Button("Ask it", elem_id="bank-ask", scale=0, min_width=90)
-        text = gr.Textbox(label="Your own", max_length=LENGTH, lines=2, elem_id="own-text")
-        given = gr.Textbox(label="Choices, 2 to 4, one a line", max_length=4 * WORDS + 3, lines=4, elem_id="own-choices")
-        posed, line = gr.Button("Ask it", elem_id="own-ask"), gr.HTML("", elem_id="own-line", padding=False)
+    bank, lent, text, given, right, posed, line = _posing()
     mine, address, timer = notes("room", {}), gr.Textbox("", visible="hidden"), gr.Timer(1.5, active=False)
     with gr.Column(elem_id="stage"):
         asked = gr.HTML(question(first, 0), elem_id="class-question")
@@ -116,8 +123,10 @@ def _teacher(room: Classroom, side: gr.Accordion) -> None:
     step.input(room.turn, [mine, story, step], turned, **QUICK)
     for button, by in ((back, -1), (following, 1)):
         button.click(partial(room.turn, by=by), [mine, story, step], turned, **QUICK)
-    posed.click(room.pose, [mine, text, given], [*turned, line], **QUICK)
+    posed.click(room.pose, [mine, text, given, right], [*turned, line], **QUICK)
     lent.click(room.borrow, [mine, bank], [*turned, line], **QUICK)
+    moved = [story.input, step.input, *(button.click for button in (opened, back, following, again, reveal))]
+    gr.on(moved, None, None, line, js="() => ''")  # what was said of a question is not said of the next
     again.click(room.again, [mine, story, step], turned, **QUICK)
     reveal.click(room.reveal, [mine, story, step], [votes, plot, conclusion], **QUICK)
     present.click(None, None, None, js=PRESENT)
