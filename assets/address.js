@@ -2,6 +2,7 @@
 // The link itself is the server's to make (explorer/ui/address.py); `carry` gets it.
 () => {
   const QUIET = 1000; // milliseconds without a change before the link is asked for
+  const AT_ONCE = 50; // the same once the page has said what it shows now: a reload must not bring back what was just taken off
   const APART = ["learn", "trainer", "classroom"]; // tabs in which nothing of the rest changes: the server is not asked
   const bar = document.querySelector("#tabs > .tab-wrapper"), first = document.querySelector("#tabs [role=tab]").id;
   const nameOf = (button) => button?.id.slice("tab-".length, -"-button".length);
@@ -20,12 +21,12 @@
   const inAddress = () => new URLSearchParams(location.search).get("tab") ?? nameOf({ id: first });
 
   let wait = 0, tries = 0;
-  const soon = () => {
+  const soon = (quiet = QUIET) => {
     clearTimeout(wait);
     wait = setTimeout(() => {
       if (APART.includes(shown())) { write("replaceState", new URLSearchParams(location.search)); return; }
       ask("#address-asked", Date.now());
-    }, QUIET);
+    }, quiet);
   };
   const ask = (box, text) => {
     const input = document.querySelector(`${box} :is(textarea, input)`);
@@ -51,7 +52,7 @@
   if ([...arrived.keys()].some((name) => !name.startsWith("__"))) settled();
   const line = document.querySelector("#status");
   new MutationObserver(() => {
-    if (line.querySelector(".status:not(.busy)")) soon();
+    if (line.querySelector(".status:not(.busy)")) soon(AT_ONCE);
     if (line.querySelector(".status.done")) settled();
   }).observe(line, { subtree: true, childList: true });
 

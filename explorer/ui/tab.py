@@ -96,7 +96,8 @@ class Shell:
     HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table),
     cleared (set when all that was compared left at once).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
-    planned: the Planner's controls, whose answer can be evidence.
+    planned: the Planner's controls, whose answer can be evidence. stops: (what a tab's own Cancel stops, its status line) of long work that the panel's
+    Cancel stops, too.
     """
 
     runner: Runner
@@ -114,6 +115,7 @@ class Shell:
     sealed: Sealed = field(default_factory=Sealed)
     linked: dict[str, dict[str, Any]] = field(default_factory=dict)
     planned: list[Any] = field(default_factory=list)
+    stops: list[tuple[Any, Any]] = field(default_factory=list)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:
