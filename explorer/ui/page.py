@@ -71,7 +71,8 @@ class Clock:
         if (rest := self._known.get(event.stage, 0.0) - spent) > 0.5:
             left = f", about {rest:.0f} s left, by the last such run"
         count = f" {event.done} of {event.total}" if event.total > 1 else ""
-        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left}) {self.note}".strip(), "busy", share)
+        note = f". {self.note}" if self.note else ""
+        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left}){note}", "busy", share)
 
 
 def many(number: int, thing: str) -> str:
