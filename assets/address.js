@@ -2,6 +2,7 @@
 // The link itself is the server's to make (explorer/ui/address.py); `carry` gets it.
 () => {
   const QUIET = 1000; // milliseconds without a change before the link is asked for
+  const AT_ONCE = 50; // the same where something was taken off, or the page says what it shows now: a reload must not bring the old page back
   const APART = ["learn", "trainer", "classroom"]; // tabs in which nothing of the rest changes: the server is not asked
   const bar = document.querySelector("#tabs > .tab-wrapper"), first = document.querySelector("#tabs [role=tab]").id;
   const nameOf = (button) => button?.id.slice("tab-".length, -"-button".length);
@@ -20,13 +21,12 @@
   const inAddress = () => new URLSearchParams(location.search).get("tab") ?? nameOf({ id: first });
 
   let wait = 0, tries = 0;
-  const soon = () => {
-    clearTimeout(wait);
-    wait = setTimeout(() => {
-      if (APART.includes(shown())) { write("replaceState", new URLSearchParams(location.search)); return; }
-      ask("#address-asked", Date.now());
-    }, QUIET);
+  const written = () => {
+    if (APART.includes(shown())) write("replaceState", new URLSearchParams(location.search));
+    else ask("#address-asked", Date.now());
   };
+  const soon = () => { clearTimeout(wait); wait = setTimeout(written, QUIET); };
+  const atOnce = () => setTimeout(written, AT_ONCE);
   const ask = (box, text) => {
     const input = document.querySelector(`${box} :is(textarea, input)`);
     input.value = text;
@@ -45,13 +45,14 @@
     else if (tries++ < 3) soon(); // the server has yet to hear of the tab
   };
   for (const kind of ["input", "change", "click"]) document.addEventListener(kind, (event) => { if (event.isTrusted) soon(); });
+  document.querySelector("#compared").addEventListener("click", (event) => { if (event.target.closest(".token-remove, .remove-all")) atOnce(); }, true);
 
   // Whoever came by a link, or has run something, is no newcomer.
   const settled = () => document.body.classList.add("known");
   if ([...arrived.keys()].some((name) => !name.startsWith("__"))) settled();
   const line = document.querySelector("#status");
   new MutationObserver(() => {
-    if (line.querySelector(".status:not(.busy)")) soon();
+    if (line.querySelector(".status:not(.busy)")) { atOnce(); soon(); }
     if (line.querySelector(".status.done")) settled();
   }).observe(line, { subtree: true, childList: true });
 

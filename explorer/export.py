@@ -17,7 +17,8 @@ from typing import Any
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.findings import absent, awaited, doubt, doubts
+from explorer.findings import awaited, doubt, doubts
+from explorer.gaps import absent
 from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 
@@ -25,6 +26,8 @@ ALL = 10**9  # tokens that mean the whole text
 DEMO, METHOD, TOKENS, DEMO_LENGTH = "demo", "rtn", 8192, 512  # of `run` without flags
 METHODS = Path(__file__).parent.parent / "assets" / "methods.json"
 COPY = "<button type='button' class='act' data-copy>Copy</button>"
+USUAL = "all defaults: RTN, 4 bits, groups of 64"  # beside a command without a flag
+HELD = "The files of a checkpoint hold codes in the widths of their format, 2 and 3 bits often as 4; the card in it says how many bits that is."
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "note",
            "origin", "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
 # Else 95% over windows.
@@ -141,8 +144,18 @@ def commands(reports: Sequence[Report], live: bool = False) -> str:
     """What repeats each report on the command line, and what writes its model as a checkpoint that loads elsewhere, as HTML. live: on a page that can
     make the checkpoint itself, by a button.
     """
-    parts = (f"<h3>{escape(r.name)} {COPY}</h3><pre tabindex='0'>{escape(command_of(r))}</pre>{_saving(r, live)}" for r in reports)
-    return "".join(f"<section>{part}</section>" for part in parts)
+    return "".join(_section(r, live) for r in reports) + held(reports)
+
+
+def _section(report: Report, live: bool = False) -> str:
+    command = command_of(report)
+    usual = f" <small>{USUAL}</small>" if command == "python -m explorer run" else ""
+    return f"<section><h3>{escape(report.name)} {COPY}{usual}</h3><pre tabindex='0'>{escape(command)}</pre>{_saving(report, live)}</section>"
+
+
+def held(reports: Sequence[Report]) -> str:
+    """What the files of a checkpoint hold, as HTML; "" where none of the reports can be written."""
+    return f"<p><small>{HELD}</small></p>" if any(map(saving_of, reports)) else ""
 
 
 def _saving(report: Report, live: bool) -> str:
@@ -151,8 +164,7 @@ def _saving(report: Report, live: bool) -> str:
         return ""
     picks = ((f"save:{report.key}", "download it"), (f"save:gguf-{report.key}", "as GGUF, for llama.cpp")) if live else ()
     buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
-    held = "Its files hold codes in the widths of their format, 2 and 3 bits often as 4; its card says how many bits that is."
-    return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}<br><small>{held}</small></p><pre tabindex='0'>{escape(line)}</pre>"
+    return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 
 
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:
@@ -171,7 +183,7 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page:
                 f"<section><h2>{escape(figure.title)}</h2><p>{escape(figure.see)}</p><div id='{figure.name}'></div><p class='summary'>{words}</p>"
                 f"<details><summary>Why</summary><p>{escape(figure.why)}</p></details></section>"
             )
-    origins = "".join(f"{commands([r])}{_facts(r)}" for r in reports)
+    origins = "".join(f"{_section(r)}{_facts(r)}" for r in reports) + held(reports)
     # "</" would end the script element, whatever it stands in.
     data = json.dumps(drawings).replace("</", "<\\/")
     script = f"for (const [name, f] of Object.entries({data})) Plotly.newPlot(name, f.data, f.layout, {{displaylogo: false, responsive: true}});"

@@ -92,13 +92,6 @@ def lacks(report: Report) -> str:
     return "not recorded" if report.provenance.get("recorded") else "not measured"
 
 
-def absent(reports: Sequence[Report], needs: Sequence[str]) -> str:
-    """Which of the reports a figure that needs these metrics cannot show because they are not whole, in a sentence; "" for none."""
-    lacking = [r for r in reports if r.missing and not {m.metric for m in r.measurements}.issuperset(needs)]
-    parts = [(words, [r.name for r in lacking if r.stopped == stopped]) for stopped, words in ((False, "Being measured"), (True, "Not measured, stopped"))]
-    return " ".join(f"{words}: {', '.join(names)}." for words, names in parts if names)
-
-
 def words_of(report: Report | None) -> list[str]:
     """The report's sample text in words, [] without one."""
     text = report.value("sample_text") if report else None

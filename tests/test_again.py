@@ -84,7 +84,7 @@ def test_a_page_that_was_loaded_anew_goes_on_with_the_same_run() -> None:
     assert (model, method) == ("org/model", "gptq") and params.items() >= {"bits": 3, "group_size": 64}.items()
     assert (given["seed"], given["kv_bits"], given["text"]) == (7, 8, None)
     assert "it goes on from what is stored" in steps[0][0] and [update.get("value") for update in steps[0][3:5]] == ["org/model", "gptq"]
-    assert "baseline, going on after a reload: " in steps[1][0] and "It went on after a reload" in steps[-1][0] and steps[-1][-1] == ""
+    assert ", going on after a reload: " in steps[1][0] and "It went on after a reload" in steps[-1][0] and steps[-1][-1] == ""
     other = reloaded(opened(), link, "navigate")
     assert all("value" not in update for update in other[0][3:-1]), "a page that was opened by another link shows what that asks for"
     assert "done" in other[-1][0]

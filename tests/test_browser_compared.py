@@ -37,6 +37,21 @@ def test_what_is_taken_off_at_once_leaves_every_tab(desk: tuple) -> None:
     assert columns(page) == 5 and not wrong
 
 
+def test_the_address_is_written_at_once_when_one_is_taken_off(desk: tuple) -> None:
+    page, wrong = desk
+    settle(page)
+    page.evaluate("() => { const plain = window.setTimeout; window.setTimeout = (f, ms, ...more) => plain(f, ms >= 900 ? 60000 : ms, ...more) }")
+    page.locator("#compared .token-remove").nth(1).click()
+    page.wait_for_url("**with=&with=**", timeout=10_000)
+    page.reload()
+    wait_for_status(page, "Opened from a link", 20)
+    settle(page)
+    assert page.locator("#compared .token").count() == 4
+    page.click("#reset")
+    settle(page)
+    assert columns(page) == 5 and not wrong
+
+
 def test_those_that_stay_keep_their_colours(desk: tuple) -> None:
     page, wrong = desk
     before = page.evaluate(COLOURS)

@@ -70,7 +70,8 @@ def test_run_streams_and_measures_the_baseline_first(page: Page) -> None:
     outputs = ran(page, "gptq", keys_of(SEED[:2]))
     assert page.shell.runner.asked == ["none", "gptq"] and page.shell.runner.closed == 2
     assert all(len(output) == 6 for output in outputs)
-    assert "baseline: load model" in outputs[0][0] and "done" in outputs[-1][0] and "GPTQ 4-bit g64" in outputs[-1][0]
+    assert "1 of 2: the 16-bit baseline, once on this machine; then gptq: load model" in outputs[0][0]
+    assert any("2 of 2: gptq: " in output[0] for output in outputs[1:]) and "done" in outputs[-1][0] and "GPTQ 4-bit g64" in outputs[-1][0]
     assert outputs[-1][1].value == seated([SEED[0], SEED[1], next(r for r in SEED if r.experiment.spec.method == "gptq")])
     assert page.shell.shelf.pick(outputs[-1][1].value)[0].provenance["device"] == "fresh", "the baseline on the page is of this device"
 
@@ -89,7 +90,7 @@ def test_a_second_run_of_a_session_waits_for_its_line_and_keeps_what_the_first_f
     assert "waits for your run before it" in next(second)[0]
     assert "done" in list(first)[-1][0]
     told = list(second)
-    assert all("rtn: " in line[0] or "baseline: " in line[0] or "done" in line[0] for line in told)
+    assert all("rtn: " in line[0] or "done" in line[0] for line in told)
     assert [r.experiment.spec.method for r in page.shell.shelf.pick(told[-1][1].value)] == ["none", "gptq", "rtn"]
     assert not page.runs._going, "nobody runs any more"
 

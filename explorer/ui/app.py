@@ -27,6 +27,7 @@ FOLDS = (
     "<div class='folds'><button type='button' class='fold' id='fold' aria-expanded='false' aria-controls='controls'>Model, method</button>"
     "<button type='button' class='fold' id='fold-shared' aria-expanded='false' aria-controls='compared-row share'>Compared, layer, files</button></div>"
 )
+COMPARED = "Compared: up to four beside the 16-bit baseline; × takes one off; with four, Run replaces the oldest, recorded ones first"
 # Gradio's cross that takes all off at once tells no input; the mark stays as it is while something is compared, so that nothing is asked then.
 CLEARED = "(keys) => keys.length ? (window.cleared ?? '') : (window.cleared = String(Date.now()))"
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
@@ -79,7 +80,7 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
         _wire(page, stop, run, going[0], shared["reset"], selects)
         address.wire(page, boxes)
         again.wire(page, stop, going, share.wire(blocks, page, stop, shared, run))
-        stopped = stop.by(cancel, shell.status)
+        stopped = stop.by(cancel, shell.status, shell.stops)
         shown = [shell.compared, shell.layer]
         stopped.then(page.cancelled, [*shown, shell.active, *shell.inputs()], [*shown, *shell.outputs()], **QUIET)
         for script in SCRIPTS:
@@ -143,9 +144,7 @@ def _compared(shell: Shell) -> Any:
     """
     compared, layer = shell.shared(shell.shelf.first(), None)
     with gr.Row(elem_id="compared-row"):
-        shell.compared = gr.Dropdown(
-            **compared, label="Compared: up to four beside the 16-bit baseline; × takes one off the page, Run adds one", elem_id="compared", scale=8
-        )
+        shell.compared = gr.Dropdown(**compared, label=COMPARED, elem_id="compared", scale=8)
         shell.layer = gr.Dropdown(**layer, label="Layer, in all tabs", elem_id="layer", filterable=False, scale=1, min_width=140)
     return gr.HTML("", elem_id="whose", padding=False, visible=False)
 

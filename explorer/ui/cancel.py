@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -38,9 +38,17 @@ class Cancel:
         self._running.append(start(self.heard(handler), inputs, outputs, **({"trigger_mode": "multiple"} | options), **QUIET))
         return self._running[-1]
 
-    def by(self, button: Any, line: Any) -> Any:
-        """Wires the button, after all that it stops; `line` is where it says so. Gives the event."""
-        return button.click(self.press, None, line, cancels=self._running, queue=False, **QUIET)
+    def by(self, button: Any, line: Any, also: Sequence[tuple[Cancel, Any]] = ()) -> Any:
+        """Wires the button, after all that it stops; `line` is where it says so. also: what else it stops, each with its own line. Gives the event."""
+        running = [*self._running, *(event for other, _ in also for event in other._running)]
+        others = [other for other, _ in also]
+        return button.click(lambda: self.press_all(others), None, [line, *(own for _, own in also)], cancels=running, queue=False, **QUIET)
+
+    def press_all(self, others: Sequence[Cancel]) -> list[Any]:
+        """The lines for whoever pressed a button that stops others, too: one that had nothing to stop keeps its own."""
+        told = [gr.skip() if (said := other.press()) == NOTHING else said for other in others]
+        mine, stopped = self.press(), [said for said in told if isinstance(said, str)]
+        return [stopped[0] if mine == NOTHING and stopped else mine, *told]
 
     def instead(self, start: Callable[..., Any], handler: Callable[..., list[Any]], inputs: Any, outputs: list[Any]) -> Any:
         """Wires an event that does something else in place of all that it stops, which was wired before; gives it wired."""

@@ -14,7 +14,8 @@ from gradio.components.plot import PlotData
 
 from explorer.chips import of_answer, of_metrics
 from explorer.figures import Chart, Figure, figures
-from explorer.findings import absent, awaited
+from explorer.findings import awaited
+from explorer.gaps import absent
 from explorer.records import Report
 from explorer.ui.tab import View
 

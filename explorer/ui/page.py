@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -13,7 +14,8 @@ import gradio as gr
 
 from explorer.findings import busy
 from explorer.link import query
-from explorer.records import Event, InputError, Partial, Progress, Report
+from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
+from explorer.repeats import survey
 from explorer.ui.controls import Control, parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
@@ -23,6 +25,8 @@ from explorer.ui.table import dated
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
+STALLED = 1.5  # times what a step of a stage usually takes, from which on nothing says how long the rest takes
+GROUPED = re.compile(r"(.+?) \d+-bit g\d+")  # a name that says bits and group
 AGAIN = "The machine was busy while it was timed: Run measures it again."
 
 
@@ -34,12 +38,13 @@ def status(text: str, kind: str = "", share: float | None = None, chips: str = "
 
 class Clock:
     """Turns progress into status lines, at most five a second, with the time left once it can be told: to the end of the run where the last one of its
-    kind says it, else in the stage. begun: when each stage of the run began.
+    kind says it, else in the stage, and only while that goes on: work that stalls would add to it. begun: when each stage of the run began. note: a
+    sentence that every line ends with.
     """
 
     def __init__(self) -> None:
-        self.started = self._stage_started = time.monotonic()
-        self._stage, self._shown = "", 0.0
+        self.started = self._stage_started = self._moved = time.monotonic()
+        self._stage, self._shown, self._done, self.note = "", 0.0, 0, ""
         self.follow({})
 
     def follow(self, known: Mapping[str, float]) -> None:
@@ -56,19 +61,34 @@ class Clock:
         if stage == self._stage and now - self._shown < 0.2:
             return None
         self._stage_started = now if stage != self._stage else self._stage_started
+        self._moved = now if (stage, event.done) != (self._stage, self._done) else self._moved
         self.begun.setdefault(event.stage, now)
-        self._stage, self._shown = stage, now
-        share, spent = event.done / max(1, event.total), now - self._stage_started
-        left = f", about {spent * (1 - share) / share:.0f} s left in this stage" if share > 0.1 and spent > 1 else ""
+        self._stage, self._shown, self._done = stage, now, event.done
+        share, spent, stalled = event.done / max(1, event.total), now - self._stage_started, now - self._moved
+        took = spent - stalled  # for what is done
+        told = share > 0.1 and took > 1 and stalled < max(1.0, STALLED * took / event.done)
+        left = f", about {max(0.0, took * (1 - share) / share - stalled):.0f} s left in this stage" if told else ""
         if (rest := self._known.get(event.stage, 0.0) - spent) > 0.5:
             left = f", about {rest:.0f} s left, by the last such run"
         count = f" {event.done} of {event.total}" if event.total > 1 else ""
-        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left})", "busy", share)
+        note = f". {self.note}" if self.note else ""
+        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left}){note}", "busy", share)
 
 
 def many(number: int, thing: str) -> str:
     """A number with its noun: 1 user, 13 users."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def runs_of(title: str, method: str, params: dict[str, Any], options: dict[str, Any], on: str = "") -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """(what the status line says first, method, params, options) of each run that is asked for at once: the baseline, then the configuration of this
+    title, unless that is the baseline. on: words after a name.
+    """
+    whole = {"kv_bits": 16, "head_bits": 16}
+    if method == "none" and options == options | whole:
+        return [(f"{title}{on}: ", method, params, options)]
+    first = f"1 of 2: the 16-bit baseline, once on this machine; then {title}{on}: "
+    return [(first, "none", {}, options | whole), (f"2 of 2: {title}{on}: ", method, params, options)]
 
 
 def failure(error: Exception) -> str:
@@ -126,12 +146,8 @@ class Page:
         same = [gr.skip()] * (2 + len(self.shell.outputs()))
         clock, shown, sentence, left = Clock(), self.shell.shelf.pick(keys), "", ""
         ready = self.ready(shown, model, method, params, options)
-        title = next((m["title"] for m in self.shell.catalogue if m["name"] == method), method)
-        on = ", going on after a reload" if again else ""
-        asked = [(f"{title}{on}: ", method, params, options)]
-        whole = {"kv_bits": 16, "head_bits": 16}
-        if method != "none" or options != options | whole:
-            asked.insert(0, (f"baseline{on}: ", "none", {}, options | whole))
+        title = self.title(method, spec_of(method, params, options))
+        asked = runs_of(title, method, params, options, ", going on after a reload" if again else "")
         try:
             with self.runs.turn(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as turn:
                 turn.coming += [ready] if ready is not None else []
@@ -146,7 +162,7 @@ class Page:
                             shown, note = self.placed(shown, [*turn.before, event])
                             turn.done(event)
                             self.pace.note(kind, clock.begun)
-                            left = note or left
+                            left = clock.note = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
                             sentence += f" {AGAIN}" if busy(event) else ""
                         elif isinstance(event, Partial):
@@ -155,7 +171,7 @@ class Page:
                         elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
                             due = turn.due()
                             shown, note = self.placed(shown, due)
-                            left = note or left
+                            left = clock.note = note or left
                             yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
                 shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
             yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
@@ -190,6 +206,14 @@ class Page:
         """The reports of a page; those that are not whole say that they were stopped, unless its session has a run going."""
         found = self.shell.shelf.pick(keys)
         return found if self.runs.on() else self.shell.shelf.stopped(found)
+
+    def title(self, method: str, spec: QuantSpec) -> str:
+        """How the configuration of a spec is called before it is measured: as in the survey, or like one of its method there, else by its method."""
+        alike = [r for r in [*self.shell.shelf.first(), *survey().values()] if r.experiment.spec.method == method]
+        named, (bits, group) = next((r.name for r in alike if r.experiment.spec == spec), ""), map(spec.get, ("bits", "group_size"))
+        short = next((found[1] for r in alike if (found := GROUPED.match(r.name))), "") if bits and group else ""
+        title = next((m["title"] for m in self.shell.catalogue if m["name"] == method), method)
+        return named or (f"{short} {bits}-bit g{group}" if short else title)
 
     def ready(self, shown: Sequence[Report], model: str, method: str, params: dict[str, Any], options: dict[str, Any]) -> Report | None:
         """The recording of a configuration that is about to be measured; None without one, or where the configuration is on the page already."""

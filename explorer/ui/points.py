@@ -123,9 +123,8 @@ class Points:
         if model != "demo":
             return status(f"{text}; the time is told once the first are done. What is stored already takes no time.")
         seconds = sum(OVERHEAD + quantizing(one.method) for one in asked)
-        return status(
-            f"{text}, about {seconds / 60:.0f} min (estimated from recorded runs)." if seconds > 90 else f"{text}, about {seconds:.0f} s (estimated)."
-        )
+        time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return status(f"{text}, about {time} on a quiet machine like the recorded one (estimated).")
 
     def sweep(
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any

@@ -17,7 +17,7 @@ from explorer.records import QuantSpec, Report, key_of
 from explorer.repeats import survey
 from explorer.ui.visitor import owner, session
 
-COMPARED = 4  # configurations beside the baseline
+COMPARED, FULL = 4, "four"  # configurations beside the baseline
 REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
 PLACES = tuple(map(str, range(COMPARED + 1)))  # on a page, as keys say them: 0 is the baseline's
 STANDING = 100  # copies of reports at another place than their position
@@ -229,8 +229,8 @@ def arrange(shown: Sequence[Report], new: Report, age: Callable[[Report], int] =
     """(the page with the new report on it, what left the page as a sentence or "").
 
     One baseline, first; then at most COMPARED configurations in the order of their places, which each keeps while it is on the page. A new one takes the
-    place that it says or the first that is free; on a full page that of the one that came first by `age` (less is earlier, the first of equals). Only
-    reports on the same model and text can be compared, so a new model or text starts a new page.
+    place that it says or the first that is free; on a full page that of a recorded one, if there is any, else of any: of the one that came first by `age`
+    (less is earlier, the first of equals). Only reports on the same model and text can be compared, so a new model or text starts a new page.
     """
     alike = [r for r in shown if ground(r) == ground(new)]
     page = seated(alike)
@@ -238,9 +238,9 @@ def arrange(shown: Sequence[Report], new: Report, age: Callable[[Report], int] =
     free, asked = [place for place in range(1, COMPARED + 1) if place not in page], new.provenance.get("place")
     place = 0 if is_baseline(new) else next((i for i, r in page.items() if r.experiment == new.experiment), asked if asked in free else min(free, default=None))
     if place is None:
-        place = min((i for i in page if i), key=lambda i: age(page[i]))
+        place = min((i for i in page if i), key=lambda i: (not is_recorded(page[i]), age(page[i])))
         gone = page[place]
         again = "Run or Reset brings it back" if is_recorded(gone) else "run it again to bring it back, it is stored"
-        left = f"{gone.name} left the page; {again}."
+        left = f"{gone.name} left the page: {FULL} stand beside the baseline; {again}."
     page = dict(sorted((page | {place: new}).items()))
     return [at(report, place, i) for i, (place, report) in enumerate(page.items())], left

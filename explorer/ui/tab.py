@@ -97,7 +97,8 @@ class Shell:
     cleared (set when all that was compared left at once).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
     follows: by tab, from what of those is set, the values of others that are left out of a link.
-    planned: the Planner's controls, whose answer can be evidence.
+    planned: the Planner's controls, whose answer can be evidence. stops: (what a tab's own Cancel stops, its status line) of long work that the panel's
+    Cancel stops, too.
     """
 
     runner: Runner
@@ -116,6 +117,7 @@ class Shell:
     linked: dict[str, dict[str, Any]] = field(default_factory=dict)
     follows: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     planned: list[Any] = field(default_factory=list)
+    stops: list[tuple[Any, Any]] = field(default_factory=list)
     views: dict[str, View] = field(default_factory=dict)
 
     def outputs(self) -> list[Any]:

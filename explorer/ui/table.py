@@ -9,6 +9,7 @@ from html import escape
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, places
 from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
+from explorer.gaps import in_part
 from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
 from explorer.repeats import between
@@ -60,7 +61,7 @@ SECTIONS = {
         Row("bits_per_weight", "Bits per weight, stored", "bits", 3, relative=True),
         Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
         Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
-        Row("decode_copies", "Held beside them while decoding", "MiB", 2, 2**-20, more=None),
+        Row("decode_copies", "Working copy while decoding", "MiB", 2, 2**-20, more=None),
         Row("decode_cache_bytes", "KV cache of the timed loop", "MiB", 2, 2**-20, relative=True),
     ),
     "Speed": (
@@ -164,9 +165,11 @@ def origin(report: Report) -> str:
     return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
 
 
-def dated(report: Report) -> str:
-    """The same, and since when a stored one is there: it may be another visitor's."""
+def dated(report: Report, live: bool = True) -> str:
+    """The same, and since when a stored one is there: it may be another visitor's; and whether there are gaps, which on a live page Run fills."""
     found, date = origin(report), report.provenance.get("date")
+    if in_part(report):
+        return f"{found} in part{'; Run measures the rest' if live else ''}"
     return f"{found}, measured {date}" if found == "from the store" and date else found
 
 
@@ -174,7 +177,8 @@ def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = [("Kernel", [kernel(r) for r in reports])]
     rows += [(title, [escape(str(r.provenance.get(title.lower(), ""))) for r in reports]) for title in ("Device", "Calibration")]
-    rows.append(("Origin", [f"{escape(awaited(r)) if r.stopped else origin(r)}, {escape(str(r.provenance.get('date', '')))}" for r in reports]))
+    found = [escape(awaited(r)) if r.stopped else f"{origin(r)}{' in part' if in_part(r) else ''}" for r in reports]
+    rows.append(("Origin", [f"{told}, {escape(str(r.provenance.get('date', '')))}" for told, r in zip(found, reports, strict=True)]))
     return "".join(f"<tr class='how'><th scope='row'>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for title, cells in rows)
 
 
@@ -199,7 +203,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     reports = one_rate(reports)
     base = next((r for r in reports if is_baseline(r)), None)
     marked = zip(places(reports), reports, strict=True)
-    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r))}</span>" for i, r in marked)
+    swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r, live))}</span>" for i, r in marked)
     width = 80 / len(reports)  # percent, the same while a column fills
     heads = "".join(f"<th scope='col' style='width:{width:.0f}%'>{content}</th>" for content in swatches)
     check = f"<th scope='row' tabindex='0' data-how='{escape(CHECKED, quote=True)}'>Failure check</th>"

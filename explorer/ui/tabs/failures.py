@@ -74,6 +74,7 @@ def build(shell: Shell) -> View:
     stopping.stops(plant.click, partial(planted, shell), [which, bug, shell.layer], results, concurrency_limit=16)
     stopping.stops(hide.click, lambda key, layer: (yield from planted(shell, key, GUESS, layer)), [which, shell.layer], results, concurrency_limit=16)
     stopping.by(stop, line)
+    shell.stops.append((stopping, line))
     hide.click(lambda: None, None, guess, queue=False, **QUIET)
     reveal.click(partial(revealed, shell), [state, guess, shell.layer], results, **QUIET)
 

@@ -21,12 +21,13 @@ from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import keys_of, survey, usual
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
-TIMED = ("us", "80th percentile", "GB/s", "of a copy, %", "times faster")  # columns of the kernels' table that were measured
+TIMED = ("us", "80th percentile, us", "GB/s", "of a copy, %", "times as fast as")  # columns of the kernels' table that were measured
 ASSETS = Path(__file__).parents[3] / "assets"
 ABOUT = (
     "Choose a configuration and measure it on this machine; what was measured before comes back at once. Each button times a loop of its own. How many times "
     "as fast as 16 bits one sequence decodes stands in Compare: a machine's pace changes, and only there both loops ran in turn."
 )
+SIZES = (8, 32, 128)  # sequences at most
 BENCH, RECORDED = ASSETS / "bench", ASSETS / "speed.json"
 
 
@@ -49,6 +50,12 @@ def asked(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def swept(data: dict[str, Any] | None) -> int:
+    """Up to how many sequences the sweep went that is shown; the fewest that are offered where there is none."""
+    most = max((point["batch"] for arm in (data or {}).get("arms", []) for point in arm["points"]), default=0)
+    return most if most in SIZES else SIZES[0]
+
+
 def kernel_tables(folder: Path = BENCH) -> str:
     """The timings that `python -m kernels --write` left, one table a device; a sentence where there are none. Files that cannot be read are named."""
     parts = []
@@ -63,7 +70,7 @@ def kernel_tables(folder: Path = BENCH) -> str:
 
 
 def shown_row(row: dict[str, Any]) -> dict[str, Any]:
-    """One timing as the table shows it: what ran, on which shape, how long, how close to a copy, how much faster than 16 bits."""
+    """One timing as the table shows it: what ran, on which shape, how long, how close to a copy, how many times as fast as 16 bits."""
     case = row["case"]
     if case.get("k"):
         shape = f"{case['n']} x {case['k']}" if case.get("n") else f"{case['k']}"
@@ -73,8 +80,8 @@ def shown_row(row: dict[str, Any]) -> dict[str, Any]:
         shape = ", ".join(f"{k} {v}" for k, v in case.items() if k in ("batch", "heads", "tokens"))
     return {
         "operation": row["op"], "format": row["format"], "N x K": shape, "rows": case.get("m") or "", "us": row["us"],
-        "times faster": row["ratio"], "than": row["baseline"], "kernel": row["form"],
-        "of a copy, %": 100 * row["of_copy"], "GB/s": row["gb_per_s"], "80th percentile": row["p80"],
+        "times as fast as": row["ratio"], "baseline": row["baseline"], "kernel": row["form"],
+        "of a copy, %": 100 * row["of_copy"], "GB/s": row["gb_per_s"], "80th percentile, us": row["p80"],
     }  # fmt: skip
 
 
@@ -110,7 +117,7 @@ def build(shell: Shell) -> View:
     line = gr.HTML(status(at_first()), elem_id="speed-status", padding=False)
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
-        largest = gr.Radio([8, 32, 128], value=8, label="Sequences at most", elem_id="speed-largest", min_width=200)
+        largest = gr.Radio(SIZES, value=swept(recorded().get("batch")), label="Sequences at most", elem_id="speed-largest", min_width=200)
     batch = chart(charts()["batch"], recorded().get("batch"))
     with gr.Row(elem_classes=["to-bar"]):
         limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
