@@ -1,7 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11+: `make app` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
-WORKERS ?= 3
 BIN := $(VENV)/bin
 
 .PHONY: app test lint seeds survey timings summation bench machine-code soak screenshots docs demo-model lock clean
@@ -13,7 +12,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m explorer.docs --check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .

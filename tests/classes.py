@@ -24,7 +24,7 @@ class Screen:
     def __init__(self, http: httpx.AsyncClient, config: dict[str, Any], taken: list[float]) -> None:
         self.http, self.session, self.taken = http, secrets.token_hex(5), taken
         ids = {c["id"]: c["props"].get("elem_id") or "" for c in config["components"]}
-        self.handlers = {(ids[part], event): d for d in config["dependencies"] for part, event in d["targets"] if part in ids}
+        self.handlers = {(ids[part], event): d for d in config["dependencies"] if d["backend_fn"] for part, event in d["targets"] if part in ids}
         asked = next(part for part, name in ids.items() if name == "class-asked")
         self.handlers["", "tick"] = next(d for d in config["dependencies"] if d["outputs"][:1] == [asked] and d["targets"][0][1] == "tick")
 
