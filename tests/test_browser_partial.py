@@ -22,7 +22,7 @@ TABLE = """() => {
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app over a stand-in whose runs take some seconds."""
-    with served(tmp_path_factory.mktemp("app"), seconds=12.0) as url:
+    with served(tmp_path_factory.mktemp("app"), seconds=18.0) as url:
         yield f"{url}/"
 
 
