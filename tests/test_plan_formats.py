@@ -22,6 +22,7 @@ from explorer.__main__ import main, parser
 from explorer.accelerators import ACCELERATORS, fit
 from explorer.commands.run import every_field, parameters
 from explorer.figures.ladder import on_record
+from explorer.figures.plan import summary
 from explorer.input_statistics import InputStatistics
 from explorer.layouts import LAYOUTS, stored_bits
 from explorer.methods import build
@@ -29,7 +30,7 @@ from explorer.planner import Plan, kv_bytes, need
 from explorer.records import Answer, InputError
 from explorer.repeats import survey
 from explorer.saving import gguf
-from explorer.ui.plans import FLOAT8, FOLDER, Plans, as_typed, first, presets
+from explorer.ui.plans import FLOAT8, FOLDER, Plans, as_typed, bars, first, presets
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 
@@ -191,3 +192,13 @@ def test_the_command_takes_formats(capsys: pytest.CaptureFixture) -> None:
     document = json.loads(capsys.readouterr().out)
     assert document["need"]["bits_per_weight"] == 4.25 and document["plan"]["kv_float"] and document["parameters"] == 116_829_156_672
     assert main(["plan", "--kv-bits", "9"]) == 2
+
+
+def test_the_chart_says_which_widths_change_nothing() -> None:
+    """Groups of 128 do not divide gpt-oss's rows of 2,880, so INT4's bar is as long as BF16's; the smallest bar is that of the published checkpoint."""
+    drawn = bars(presets()["gpt-oss-120b"], Plan(users=10), next(one for one in ACCELERATORS if one.name == "H100"))
+    said = summary(drawn)
+    assert re.search(r"In INT4 and below \d+% of the layers' weights stay in 16, because 128 does not divide rows of 2,880", said), said
+    smallest = min(sum(bar["parts"].values()) for bar in drawn["bars"])
+    assert f"{100 * drawn['bars'][0]['parts']['KV cache'] / smallest:.0f}% of the smallest bar" in said
+    assert "In INT4" not in summary(bars(presets()["llama-3.1-8b"], Plan(), ACCELERATORS[0]))

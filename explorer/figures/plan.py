@@ -50,8 +50,9 @@ def summary(data: dict[str, Any]) -> str:
     weights = {bar["name"]: sum(v for part, v in bar["parts"].items() if part not in kept) / 1e9 for bar in bars}
     said = ", ".join(f"{size:,.1f} GB {'as' if name == PUBLISHED else 'in'} {name}" for name, size in weights.items())
     cache = bars[0]["parts"].get("KV cache", 0) / 1e9
-    share = 100 * cache / (sum(bars[-1]["parts"].values()) / 1e9)
-    return f"{data.get('model', 'The model')}: weights take {said}. The KV cache takes {cache:,.2f} GB at any of them, {share:.0f}% of the smallest bar."
+    share = 100 * cache / (min(sum(bar["parts"].values()) for bar in bars) / 1e9)
+    held = f"The KV cache takes {cache:,.2f} GB at any of them, {share:.0f}% of the smallest bar."
+    return " ".join(filter(None, (f"{data.get('model', 'The model')}: weights take {said}.", data.get("note", ""), held)))
 
 
 CHART = Chart(

@@ -152,7 +152,9 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     if own:
         shown.insert(1, (PUBLISHED, need(model, dataclasses.replace(plan, **own.plan))))
     parts = [{"name": name, "parts": {**one.weights, "KV cache": one.kv, "activations": one.activations}} for name, one in shown]
-    return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}}
+    left = whole(model, dataclasses.replace(plan, bits=4, group=plan.group or 128, format=""))
+    note = f"In INT4 and below{left.removeprefix(';')}." if left else ""
+    return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}, "note": note}
 
 
 def width(model: Architecture, plan: Plan, found: Need) -> str:
