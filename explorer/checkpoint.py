@@ -19,16 +19,28 @@ SUPPORTED = (
 )  # fmt: skip
 
 
-def check_config(folder: Path) -> dict[str, Any]:
-    """Reads config.json as data. Raises InputError unless it is a supported type that asks for no code of its own."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json as data, of whatever model. Raises InputError where there is none that is a JSON object of a sensible size."""
     path = folder / "config.json"
     if not path.is_file() or path.stat().st_size > 1_000_000:
         raise InputError(f"The folder {folder.name!r} holds no readable config.json; a model folder has config.json, tokenizer.json and *.safetensors.")
     try:
         content = json.loads(path.read_text())
-    except ValueError:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError):  # UnicodeDecodeError is one of the first
         content = None
-    config = checked(content, folder.name)
+    return typed(content, folder.name)
+
+
+def typed(config: Any, name: str) -> dict[str, Any]:
+    """A configuration, known to be an object with a model_type. Raises InputError."""
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"config.json of {name!r} is not valid: it must be JSON with a model_type.")
+    return config
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """Reads config.json as data. Raises InputError unless it is a supported type that asks for no code of its own."""
+    config = checked(read_config(folder), folder.name)
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"The folder {folder.name!r} holds no *.safetensors file; other weight formats can run code and are not loaded.")
     return config
@@ -42,9 +54,7 @@ def check_tokenizer(folder: Path) -> None:
 
 def checked(config: Any, name: str) -> dict[str, Any]:
     """The configuration, known to be of a supported type and to ask for no code. Raises InputError with a sentence."""
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise InputError(f"config.json of {name!r} is not valid: it must be JSON with a model_type.")
-    if config["model_type"] not in SUPPORTED:
+    if typed(config, name)["model_type"] not in SUPPORTED:
         raise InputError(f"Models of type {config['model_type'][:40]!r} are not supported yet; supported are {', '.join(SUPPORTED)}.")
     keys = set(_keys(config))
     if "auto_map" in keys or "quantization_config" in keys or any(k.startswith("_attn") for k in keys - {"_attn_implementation_autoset"}):

@@ -65,7 +65,7 @@ def resolve(name: str, hub: Hub) -> ModelRef:
         return _folder_ref("demo", DEMO)
     if name.startswith(architectures.PREFIX):
         return architectures.resolve(name)
-    folder = _named_folder(name, hub)
+    folder = named_folder(name, hub)
     if folder is not None:
         check_config(folder)
         return _folder_ref(str(folder), folder)
@@ -76,7 +76,7 @@ def resolve(name: str, hub: Hub) -> ModelRef:
     return ModelRef(repository, listing.commit)
 
 
-def _named_folder(name: str, hub: Hub) -> Path | None:
+def named_folder(name: str, hub: Hub) -> Path | None:
     """The folder that a name means, None when it is none, or not one that may be named here."""
     if not name or len(name) > 300 or "\0" in name:
         return None
@@ -97,7 +97,7 @@ def trained(name: str, hub: Hub) -> ModelRef:
 
 def folder_here(ref: ModelRef, hub: Hub) -> Path | None:
     """The folder that holds exactly this model, None when it would have to be downloaded."""
-    folder = DEMO if ref.name == "demo" else _named_folder(ref.name, hub)
+    folder = DEMO if ref.name == "demo" else named_folder(ref.name, hub)
     return folder or downloads.found(hub.settings, ref)
 
 

@@ -163,7 +163,7 @@ class Told:
     """A runner that knows the configuration of one model, whose author named a folder in it."""
 
     def do(self, task: str, arguments: dict) -> Iterator:
-        yield Answer(task, {"config": qwen() | {"_name_or_path": "/home/author/run 7"}, "revision": "0"})
+        yield Answer(task, {"config": qwen() | {"_name_or_path": "/home/author/run 7"}})
 
 
 def qwen() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,14 @@ import gradio as gr
 
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit
+from explorer.experiment import LocalRunner
 from explorer.families import Architecture, architecture
 from explorer.planner import Plan, need, step_weights
 from explorer.records import InputError
+from explorer.store import Store
 from explorer.ui.plans import FOLDER, Plans, first, follows, presets
+from explorer.ui.session import Shelf
+from explorer.ui.tab import Shell
 from tests.test_plan_formats import solved
 
 AS_IT_IS = Plan(format="published")
@@ -93,6 +98,21 @@ def test_a_head_that_no_name_leaves_out_is_quantized() -> None:
     with_head = need(model_of(said | {"ignore": []}), AS_IT_IS)
     assert with_head.weight_bytes == pytest.approx(need(model_of(said), AS_IT_IS).weight_bytes - 2 * head + head * 4.125 / 8 + 16, abs=8)
     assert need(model_of(said | {"ignore": ["re:.*lm_head$"]}), AS_IT_IS) == need(model_of(said), AS_IT_IS)
+
+
+def test_a_folder_that_is_quantized_or_of_no_type_that_loads_is_planned(tmp_path: Path) -> None:
+    """By its config.json alone; what is none is refused with a sentence."""
+    plans = Plans(Shell(LocalRunner(Store(":memory:")), Shelf([]), [], ["demo"]))
+    gpt_oss = json.loads((FOLDER / "gpt-oss-20b.json").read_text())["config"]
+    for config, billions in ((LLAMA | {"quantization_config": packed()}, "8.030"), (gpt_oss, "20.915")):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        text, line = list(plans.fetched(f" {tmp_path} "))[-1]
+        assert f"{billions} billion" in line and json.loads(text)["quantization_config"] == config["quantization_config"]
+    for wrong in ("", "[]", "[" * 100_000, "{}"):
+        (tmp_path / "config.json").write_text(wrong)
+        assert "not valid: it must be JSON with a model_type" in list(plans.fetched(str(tmp_path)))[-1][1]
+    (tmp_path / "config.json").unlink()
+    assert "holds no readable config.json" in list(plans.fetched(str(tmp_path)))[-1][1]
 
 
 UNCOUNTED = [
@@ -180,7 +200,7 @@ def test_the_command_says_what_is_published(capsys: pytest.CaptureFixture) -> No
     integers = "4-bit, groups of 128"
     for given, words in (([], "as published"), (["--bits", "4"], integers), (["--format", ""], integers), (["--format", "fp8"], "FP8")):
         assert main(["plan", "--model", "gpt-oss-120b", *given]) == 0
-        assert f"in the format asked for ({words}" in capsys.readouterr().out
+        assert f"\n{words}" in capsys.readouterr().out
     assert main(["plan", "--model", "gpt-oss-120b", "--format", "published"]) == 0
     said = capsys.readouterr().out
     assert "65.2 GB as published (MXFP4)" in said and "MXFP4 as it is published" in said and "weights 65.2 GB, " in said

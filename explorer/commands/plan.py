@@ -124,7 +124,7 @@ def work(args: argparse.Namespace) -> None:
     own, _ = own_width(model)
     checkpoint = f", {gigabytes(need(model, dataclasses.replace(plan, **own.plan)).weight_bytes)} as published ({own.name})" if own else ""
     print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)) + checkpoint)
-    print(f"in the format asked for ({called(plan)}): {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, "
+    print(f"{called(plan)}: {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, "
           f"KV cache {gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations "
           f"{gigabytes(found.activations)}")  # fmt: skip
     for one in fits:
