@@ -15,6 +15,7 @@ from explorer.__main__ import parser
 from explorer.docs import CATALOGUE, PARTS, ROOT, WIDTH, catalogue, laid, render
 from explorer.hub import Hub
 from explorer.records import report_from
+from explorer.repeats import between
 
 PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "SECURITY.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
@@ -152,6 +153,17 @@ def test_a_page_can_be_read(page: str) -> None:
 
 def test_a_stranger_gets_through_the_readme() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 250
+
+
+def test_the_readme_says_of_the_results_what_they_say() -> None:
+    """8 bits change nothing measurable, GPTQ loses less than RTN, 2 bits break the model, and all are faster; as many types of models load as it says."""
+    from explorer.checkpoint import SUPPORTED
+
+    _, eight, rounded, gptq, two = reports = [report_from(data) for data in json.loads((ROOT / "assets" / "seed_results.json").read_text())]
+    assert eight.find("perplexity_delta").low < 0 < eight.find("perplexity_delta").high
+    assert gptq.find("kld_mean").high < rounded.find("kld_mean").low and two.value("perplexity_delta") > 1000
+    assert all(report.find("decode_speedup").low > between() for report in reports[1:])
+    assert f"{len(SUPPORTED)} architectures load" in PAGES["README.md"] and {"gpt2", "qwen3"} <= {*SUPPORTED}
 
 
 def test_the_methods_example_is_a_method() -> None:
