@@ -34,7 +34,7 @@ explorer.job
 explorer.jobs
 explorer.server
 explorer.ui
-app explorer.__main__ explorer.commands explorer.docs assets
+app explorer.__main__ explorer.commands explorer.docs explorer.recordings assets
 """.strip()
     .replace("\n    ", " ")
     .splitlines()
