@@ -9,6 +9,7 @@ from typing import Any
 from explorer.commands import Command, document, runner_of, show, writable
 from explorer.data import FILE_LIMIT
 from explorer.findings import doubt, doubts, in_16_bits
+from explorer.link import WHOLE
 from explorer.records import InputError, Report
 from explorer.wide import origin
 from explorer.writing import write
@@ -156,7 +157,7 @@ def work(args: argparse.Namespace) -> None:
     report = last_report(runner.run(args.model, args.method, given, **options), show)
     print(document(noted(report)) if args.json else table(report), flush=True)
     if args.html:
-        base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
+        base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | WHOLE), show)]
         write(args.html, page_of([*base, report]))
 
 

@@ -10,14 +10,13 @@ import gradio as gr
 
 from explorer.allocate import Point, best, frontier, options_of, rules, uniform
 from explorer.figures import allocation, sensitivity
+from explorer.link import WHOLE
 from explorer.paired import windows_of
 from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
 from explorer.ui.kept import Kept
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Shell
-
-WHOLE = {"kv_bits": 16, "head_bits": 16}  # what the baseline keeps whatever is asked
 
 
 def origin(data: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import gradio as gr
 
 from explorer.export import as_csv, as_html, as_json, commands, saving_of
 from explorer.learn.stories import stories
-from explorer.link import OPTIONS, Wanted, parse, query
+from explorer.link import OPTIONS, WHOLE, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
@@ -98,7 +98,7 @@ def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
         if not command:
             raise InputError("That configuration is no longer on the page; run it again.")
         own = asked(found)
-        given = {"command": command, "form": form or "auto", "options": own["options"] | {"kv_bits": 16, "head_bits": 16}}
+        given = {"command": command, "form": form or "auto", "options": own["options"] | WHOLE}
         for event in watched(page.shell.runner.do("checkpoint", own | given | {"model": found.experiment.model.name}), Clock(), f"{found.name}: "):
             if isinstance(event, Answer):
                 data, path = event.data, Path(event.data["path"])
