@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from explorer.__main__ import main
+from explorer.commands.run import page_of
 from explorer.docs import SEEDS
 from explorer.link import WHOLE
 from explorer.records import Event, Report, report_from
+from tests.driving import LOW_CONTRAST, browser_test
 
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
 
@@ -51,3 +53,52 @@ def test_the_baseline_beside_it_keeps_cache_and_head(runner: Recorded, method: s
     (first, own), (second, whole) = runner.asked
     assert (first, second) == (method, "none") and {name: own[name] for name in widths} == widths
     assert {name: whole[name] for name in WHOLE} == WHOLE and own | WHOLE == whole
+
+
+def test_it_is_the_report_of_the_page() -> None:
+    """With the comparison and its verdicts, but no button that needs a server; with the page's style, also on a dark screen, and its script."""
+    page = page_of([ALL[0], ALL[2]])
+    assert "class='compare'" in page and "no failure found" in page and "data-pick" not in page.split("<script>")[0]
+    style, script = page.split("<style>")[1].split("</style>")[0], page.rsplit("<script>", 1)[1]
+    assert "table.compare th" in style and "[data-copy]" in script and "pv-tip" in script
+    dark = style.split("@media screen and (prefers-color-scheme: dark)")[1].split("} }")[0]
+    assert "--body-background-fill: #0" in dark and "--link: #6db6ea" in dark and "--simulated" in dark, "the colours of the page's dark theme"
+
+
+@browser_test[0]
+@browser_test[1]
+def test_it_answers_from_a_disk_and_asks_nobody(browser, tmp_path: Path) -> None:
+    path = tmp_path / "p.html"
+    path.write_text(page_of([ALL[0], *ALL[2:]]))
+    for scheme in ("light", "dark"):
+        context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme, permissions=["clipboard-read", "clipboard-write"])
+        page, wrong = context.new_page(), list[str]()
+        page.on("console", lambda message, wrong=wrong: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
+        page.on("request", lambda request, wrong=wrong: wrong.append(request.url) if not request.url.startswith(("data:", "blob:", path.as_uri())) else None)
+        page.goto(path.as_uri())
+        page.wait_for_selector("#quality .main-svg")
+        assert page.evaluate(LOW_CONTRAST.replace(".gradio-container", "body")) == []
+        page.locator("table.compare .pv").first.click()
+        assert "measured: over 16 windows" in page.locator("#pv-tip").inner_text()
+        page.get_by_text("Bits per weight, stored").click()
+        assert page.locator("th[aria-sort=ascending]").inner_text().startswith("Bits per weight, stored")
+        page.locator("[data-copy]").first.click()
+        page.get_by_text("Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()").startswith("python -m explorer run")
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)", "paper is white"
+        assert not wrong
+        context.close()
+
+
+@browser_test[0]
+@browser_test[1]
+def test_a_command_is_selected_where_there_is_no_clipboard(browser, tmp_path: Path) -> None:
+    (tmp_path / "p.html").write_text(page_of([ALL[0], ALL[2]]))
+    page = browser.new_page()
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.goto((tmp_path / "p.html").as_uri())
+    page.locator("[data-copy]").first.click()
+    assert page.evaluate("String(getSelection())").startswith("python -m explorer run")
+    page.close()

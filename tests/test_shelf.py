@@ -16,13 +16,13 @@ from explorer import rights
 from explorer.learn.runs import recorded
 from explorer.link import Wanted
 from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
+from explorer.table import comparison
 from explorer.ui import share
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
 from explorer.ui.points import Held, Points
 from explorer.ui.session import Shelf, keys_of, seats, survey
 from explorer.ui.tab import Shell, View
-from explorer.ui.table import comparison
 from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)

@@ -136,11 +136,11 @@ def table(report: Report) -> str:
 
 def page_of(reports: list[Report]) -> str:
     """Reports as one self-contained page. Raises InputError where plotly is not installed."""
-    from explorer.export import as_html
+    from explorer.export import report_page
 
     layers = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
     try:
-        return as_html(reports, layers[len(layers) // 2] if layers else "", "", "")
+        return report_page(reports, layers[len(layers) // 2] if layers else "")
     except ImportError as error:
         raise InputError("A page of figures needs the package plotly; install it, or leave --html out.") from error
 

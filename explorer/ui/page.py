@@ -16,12 +16,12 @@ from explorer.findings import busy
 from explorer.link import WHOLE, query
 from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
 from explorer.repeats import survey
+from explorer.table import dated
 from explorer.ui.controls import Control, parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
 from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
 from explorer.ui.tab import Shell, picked
-from explorer.ui.table import dated
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 

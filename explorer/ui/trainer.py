@@ -17,12 +17,12 @@ from explorer.learn.charts import draw
 from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of
 from explorer.learn.runs import recorded
 from explorer.records import InputError, Report, change, significant
+from explorer.table import origin
 from explorer.ui.frame import plotted
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.results import chips, finished, see, sheet, today
 from explorer.ui.tab import Shell
-from explorer.ui.table import origin
 
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}

@@ -14,11 +14,11 @@ from explorer.records import Answer, Report
 from explorer.ui.asking import data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
-from explorer.ui.guard import guard
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples, texts
+from explorer.verdict import guard
 
 PROMPTS = {
     "Building": "To build the library from source,",

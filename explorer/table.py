@@ -14,7 +14,6 @@ from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
 from explorer.repeats import between
 from explorer.speeds import judged
-from explorer.ui.session import is_baseline
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     shown, "" for those of any.
     """
     found = report.find(row.metric)
-    if found is None and row.ratio and is_baseline(report):
+    if found is None and row.ratio and report.experiment.spec.is_baseline:
         return "<td class='empty'>the loop it is compared with</td>"
     if found is None:
         room = "<small>&nbsp;</small>" if report.missing else ""  # of the interval that is to come
@@ -201,7 +200,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     reports = one_rate(reports)
-    base = next((r for r in reports if is_baseline(r)), None)
+    base = next((r for r in reports if r.experiment.spec.is_baseline), None)
     marked = zip(places(reports), reports, strict=True)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r, live))}</span>" for i, r in marked)
     width = 80 / len(reports)  # percent, the same while a column fills
