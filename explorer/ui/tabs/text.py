@@ -15,7 +15,7 @@ from explorer.ui.asking import data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.session import is_baseline
+from explorer.ui.session import TEXTS, is_baseline
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples, texts
 from explorer.verdict import guard
@@ -175,24 +175,31 @@ def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
     return f"{len(data['runs'][0]['ids'])} tokens, {drawn}; {how}.{left}"
 
 
+def scored(report: Report) -> dict[str, Any]:
+    """`asked` on the text that the report was measured on."""
+    given, text = asked(report), report.experiment.evaluation
+    return given | {"options": given["options"] | {"evaluation": text.source, "text": text.text or given["options"]["text"], "bos": text.bos}}
+
+
 def row_by_row(shell: Shell, one: Experiment, keys: list[str]) -> Iterator[list[Any]]:
-    """Streams an experiment's rows, one configuration after the other."""
+    """Streams an experiment's rows, one configuration after the other, each on the text that its report was measured on."""
     reports = shell.shelf.pick(keys)
     quantized, kept = [r for r in reports if not is_baseline(r)], [gr.skip()] * 3
     if not quantized:
         yield [status("No quantized configuration is on the page; run one first.", "error"), *kept]
         return
     clock, rows = Clock(), []
+    text = next(words for words, source in TEXTS if source == quantized[0].experiment.evaluation.source)
     try:
         for report in quantized:
-            arguments = {"model": report.experiment.model.name} | asked(report)
+            arguments = {"model": report.experiment.model.name} | scored(report)
             for event in watched(shell.runner.do(one.task, arguments), clock, f"{report.name}: "):
                 if isinstance(event, str):
                     yield [event, *kept]
                 elif isinstance(event, Answer):
                     rows.append(event.data)
                     yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()[one.name], {"rows": rows, "provenance": event.provenance})]
-        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), *kept]
+        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s; text: {text}.", "done"), *kept]
     except Exception as error:  # the outermost boundary, as above
         yield [failure(error), *kept]
 
