@@ -104,15 +104,20 @@ def test_the_page_asks_about_the_text_of_its_reports(name: str, source: str, wor
         assert (options["calibration"], options["sequences"], options["seed"], options["length"]) == ("bundled", 8, 3, 512)
 
 
-def test_a_text_that_calibrates_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_asked_for_as_it_was_measured() -> None:
+    """Every field of a Request that a report says; a text that calibrates is not lost to the one that is scored."""
     pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
-    from explorer.ui.tabs.text import scored
+    from explorer.ui.asking import configuration, with_options
 
     report = report_from(json.loads(SEEDS.read_text())[3])
-    read = TextRef("pasted", "1", 512, 512, "My own text.")
-    report = dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, calibration=read))
-    options = scored(report)["options"]
-    assert (options["evaluation"], options["calibration"], options["text"]) == ("bundled", "pasted", "My own text.")
+    read = TextRef("pasted", "1", 4 * 512, 512, "My own text.", seed=7)
+    spec = dataclasses.replace(report.experiment.spec, kv_bits=4, head_bits=8)
+    report = dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, spec=spec, calibration=read))
+    found, unsaid = configuration(report, scored=True), {"model", "tokens", "text_limit"}
+    assert found.keys() == {field.name for field in dataclasses.fields(Request)} - unsaid, "a new field of a Request is asked for, too"
+    assert (found["evaluation"], found["calibration"], found["text"], found["seed"]) == ("bundled", "pasted", "My own text.", 7)
+    assert found["kv_bits"] == 4 and found["head_bits"] == 8 and found["sequences"] == 4
+    assert with_options(report)["options"] == {name: found[name] for name in configuration(report) if name not in ("method", "params")}
 
 
 def test_the_command_takes_texts_as_run_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

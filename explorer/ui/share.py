@@ -16,12 +16,12 @@ from explorer.export import as_csv, as_json, commands, report_page, saving_of
 from explorer.learn.stories import stories
 from explorer.link import OPTIONS, WHOLE, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
+from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
 from explorer.ui.session import at, bare, specs_by_place
 from explorer.ui.tab import QUIET, picked, tabs
-from explorer.ui.tabs.text import asked
 
 MOST = 2**31 - 1  # of a number without a limit of its own
 
@@ -91,7 +91,7 @@ def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
         command = saving_of(found, form or "auto") if found else ""
         if not command:
             raise InputError("That configuration is no longer on the page; run it again.")
-        own = asked(found)
+        own = with_options(found)
         given = {"command": command, "form": form or "auto", "options": own["options"] | WHOLE}
         for event in watched(page.shell.runner.do("checkpoint", own | given | {"model": found.experiment.model.name}), Clock(), f"{found.name}: "):
             if isinstance(event, Answer):

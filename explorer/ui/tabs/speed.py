@@ -14,7 +14,7 @@ import gradio as gr
 from explorer.chips import chip, reachable
 from explorer.figures import charts
 from explorer.records import Answer, InputError, Report
-from explorer.ui.asking import data_of
+from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
@@ -44,10 +44,8 @@ def recorded() -> dict[str, Any]:
 
 def asked(report: Report) -> dict[str, Any]:
     """The arguments of the tasks that measure the configuration of a report."""
-    spec = report.experiment.spec
-    return {
-        "model": report.experiment.model.name, "method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits,
-    }  # fmt: skip
+    every = configuration(report)
+    return {"model": report.experiment.model.name, **{name: every[name] for name in ("method", "params", "kv_bits", "head_bits")}}
 
 
 def swept(data: dict[str, Any] | None) -> int:

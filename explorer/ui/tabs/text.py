@@ -11,7 +11,7 @@ import gradio as gr
 
 from explorer.figures import charts, places
 from explorer.records import Answer, Report
-from explorer.ui.asking import data_of
+from explorer.ui.asking import data_of, with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
@@ -120,18 +120,6 @@ def whose_texts(reports: Sequence[Report]) -> str:
     return f"{'Recorded texts' if recorded else 'Texts of the runs'}, one prompt for all. {WRITE}"
 
 
-def asked(report: Report) -> dict[str, Any]:
-    """A report's configuration as tasks take it: method, params, and the options of its calibration and cache."""
-    experiment = report.experiment
-    read = experiment.calibration
-    options = {
-        "kv_bits": experiment.spec.kv_bits, "head_bits": experiment.spec.head_bits,
-        "calibration": read.source, "text": read.text, "seed": read.seed, "length": read.length,
-        "sequences": max(1, read.tokens // read.length),
-    }  # fmt: skip
-    return {"method": experiment.spec.method, "params": dict(experiment.spec.params), "options": options}
-
-
 def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, seed: int) -> Iterator[list[Any]]:
     """Streams the texts as they are written; at the end the divergence by token and the guard, which then knows them."""
     reports = shell.shelf.pick(keys)
@@ -143,7 +131,8 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
     at = [0, *(i for i, r in zip(places(reports), reports, strict=True) if not is_baseline(r))]
     clock = Clock()
     arguments = {
-        "model": reports[0].experiment.model.name, "specs": [asked(r) for r in quantized], "prompt": prompt, "new": new, "temperature": heat, "seed": seed,
+        "model": reports[0].experiment.model.name, "specs": [with_options(r) for r in quantized],
+        "prompt": prompt, "new": new, "temperature": heat, "seed": seed,
     }  # fmt: skip
     try:
         for event in watched(shell.runner.do("generate", arguments), clock):
@@ -175,12 +164,6 @@ def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
     return f"{len(data['runs'][0]['ids'])} tokens, {drawn}; {how}.{left}"
 
 
-def scored(report: Report) -> dict[str, Any]:
-    """`asked` on the text that the report was measured on."""
-    given, text = asked(report), report.experiment.evaluation
-    return given | {"options": given["options"] | {"evaluation": text.source, "text": text.text or given["options"]["text"], "bos": text.bos}}
-
-
 def row_by_row(shell: Shell, one: Experiment, keys: list[str]) -> Iterator[list[Any]]:
     """Streams an experiment's rows, one configuration after the other, each on the text that its report was measured on."""
     reports = shell.shelf.pick(keys)
@@ -192,7 +175,7 @@ def row_by_row(shell: Shell, one: Experiment, keys: list[str]) -> Iterator[list[
     text = next(words for words, source in TEXTS if source == quantized[0].experiment.evaluation.source)
     try:
         for report in quantized:
-            arguments = {"model": report.experiment.model.name} | scored(report)
+            arguments = {"model": report.experiment.model.name, **with_options(report, scored=True)}
             for event in watched(shell.runner.do(one.task, arguments), clock, f"{report.name}: "):
                 if isinstance(event, str):
                     yield [event, *kept]
