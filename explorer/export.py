@@ -18,7 +18,7 @@ from typing import Any
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.findings import awaited, doubt, doubts
+from explorer.findings import awaited, doubt, doubts, origin
 from explorer.gaps import absent
 from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
@@ -91,7 +91,7 @@ def _words(command: str, report: Report) -> list[str]:
 def as_csv(reports: Sequence[Report]) -> str:
     """One row a number, those of the whole model first; histograms and other arrays stay out, the JSON has them. interval: what low and high are;
     windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were averaged; note: why nothing
-    is concluded from the number; seed: of the calibration text, where one was read.
+    is concluded from the number; seed: of the calibration text, where one was read; origin: as in `findings`, of a report that is not whole what it lacks.
     """
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -105,7 +105,7 @@ def as_csv(reports: Sequence[Report]) -> str:
             for m in report.measurements:
                 if not isinstance(m.value, list | dict) and bool(m.layer) == of_layers:
                     found = (m.metric, m.layer, m.value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how, doubt(report, m.metric))
-                    where = (origin(report), p.get("device", ""), p.get("date", ""))
+                    where = (f"incomplete, {rest}" if (rest := awaited(report)) else origin(p), p.get("device", ""), p.get("date", ""))
                     rows.writerow(map(harmless, (report.name, model.name, model.revision, *found, *where, *asked)))
     return out.getvalue()
 
@@ -115,18 +115,6 @@ def interval(found: Measurement, report: Report) -> tuple[str, int | str]:
     if found.low is None or found.metric in SPREADS:
         return ("" if found.low is None else SPREADS[found.metric]), ""
     return "95%", (found.n + found.bad) // (report.experiment.evaluation.length - 1)
-
-
-def origin(report: Report) -> str:
-    """Whether a report's numbers were "recorded" and shipped, are "stored" ones of this machine, or were "measured now", all or some of them; of one that
-    is not whole what it lacks.
-    """
-    p = report.provenance
-    if rest := awaited(report):
-        return f"incomplete, {rest}"
-    if p.get("recorded") or p.get("from_store"):
-        return "recorded" if p.get("recorded") else "stored"
-    return "measured now" if set(p.get("dates", ())) <= set(p.get("measured_now", ())) else "partly measured now, partly stored"
 
 
 def harmless(value: object) -> object:

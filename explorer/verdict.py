@@ -16,7 +16,7 @@ from explorer.figures import places
 from explorer.figures.ladder import ends, rungs_for
 from explorer.findings import UNSURE, Finding, drowned, level, one_rate
 from explorer.records import Report, report_from
-from explorer.table import batch_button, origin
+from explorer.table import batch_button, source
 
 ASSETS = Path(__file__).parent.parent / "assets"
 RECORDED = ("seed_results.json", "survey.json")  # where widths of plain rounding are that the ladder lacks
@@ -110,5 +110,5 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {mark(report, a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_speedup", "decode_tokens_per_second", "decode_limit"))
-    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, report.key)}</h3>"
+    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{source(report)}</span> {batch_button(report.name, report.key)}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

@@ -100,7 +100,7 @@ def test_a_link_shows_a_seed_or_says_that_somebody_measured_it_before() -> None:
         shelf.add(measured(report))
     assert shelf.find("demo", SEEDS[2].experiment.spec, GIVEN) is SEEDS[2]
     found = shelf.find("demo", other.experiment.spec, GIVEN)
-    assert "from the store, measured today" in comparison([found]) and "measured now" not in comparison([found])
+    assert "stored, measured today" in comparison([found]) and "measured now" not in comparison([found])
 
 
 def test_a_recording_is_shown_while_it_is_measured_here(page: Page) -> None:

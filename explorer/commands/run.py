@@ -11,7 +11,7 @@ from explorer.data import FILE_LIMIT
 from explorer.findings import doubt, doubts, in_16_bits
 from explorer.link import WHOLE
 from explorer.records import InputError, Report
-from explorer.wide import origin
+from explorer.wide import origin_of
 from explorer.writing import write
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -141,7 +141,7 @@ def table(report: Report) -> str:
     rows += [f"{'speed':28s} {told} (--remeasure measures again)" for told in doubts(report)]
     rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
-    return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
+    return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin_of(report, family)}" for family in ("quality", "speed"))])
 
 
 def page_of(reports: list[Report]) -> str:

@@ -16,7 +16,7 @@ from explorer.figures import difference, finite, tradeoffs
 from explorer.findings import one_rate
 from explorer.grid import CHANNEL, Configuration, grid
 from explorer.records import Answer, InputError, Measurement, Report, key_of
-from explorer.table import model_of, origin
+from explorer.table import model_of, source
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
@@ -76,7 +76,7 @@ class Points:
     def data(self, held: str, view: str, quality: str) -> dict[str, Any]:
         """The data of the trade-offs chart."""
         reports = one_rate(self.reports(held))
-        points = [tradeoffs.point_of(r, k, origin(r)) for k, r in zip(keys_of(reports), reports, strict=True)]
+        points = [tradeoffs.point_of(r, k, source(r)) for k, r in zip(keys_of(reports), reports, strict=True)]
         return {"points": points, "view": view, "quality": quality, "model": reports[0].experiment.model.name if reports else "this model"}
 
     def drawn(self, held: str, view: str, quality: str) -> list[Any]:

@@ -13,6 +13,7 @@ import gradio as gr
 
 from explorer.chips import chip, reachable
 from explorer.figures import charts
+from explorer.findings import origin
 from explorer.records import Answer, InputError, Report
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
@@ -167,7 +168,7 @@ def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: 
             raise InputError("That configuration is no longer on the page; choose one from the list.")
         for event in watched(shell.runner.do(task, asked(found[0]) | more), clock):
             if isinstance(event, Answer):
-                where = "from the store" if event.provenance.get("from_store") else "measured now"
+                where = origin(event.provenance)
                 said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
                 yield [said, *(value for name in names for value in chart_values(charts()[name], data_of(event)))]
             elif isinstance(event, str):

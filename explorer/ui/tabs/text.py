@@ -157,7 +157,7 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
 
 def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
     """The status line after a generation: how it came about, and who left the baseline when."""
-    how = "from the store" if event.provenance.get("from_store") else f"{clock.seconds():.1f} s on {event.provenance.get('device', 'this device')}"
+    how = "stored" if event.provenance.get("from_store") else f"{clock.seconds():.1f} s on {event.provenance.get('device', 'this device')}"
     parted = [f"{run['label']} at token {run['diverged'] + 1}" for run in data["runs"][1:] if run["diverged"] is not None]
     left = f" Left the baseline: {', '.join(parted)}." if parted else " None left the baseline's text." if data["runs"][1:] else ""
     drawn = f"temperature {data['temperature']:g}, seed {data['seed']}" if data["temperature"] else "always the likeliest token"
