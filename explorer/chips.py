@@ -78,7 +78,7 @@ def of_answer(chart: Chart, data: Mapping[str, Any]) -> str:
         return ""
     p = data.get("provenance", {})
     facts = "; ".join(str(p[name]) for name in ("device", "date") if p.get(name)) or "on this machine, for this view"
-    facts += "; from the store" if p.get("from_store") else ""
+    facts += "; stored" if p.get("from_store") else ""
     run = "simulated" if planted(data) else "recorded" if data.get("recorded") else "measured"
     note = "; on values changed by hand" if run == "simulated" else ""
     shown = [run if kind == "measured" else kind for kind in chart.kinds(dict(data))]

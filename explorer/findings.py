@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,22 @@ def drowned(report: Report | None) -> Measurement | None:
     """
     kld, floor = known(report, "kld_mean"), known(report, "kld_floor")
     return floor if kld is not None and floor is not None and 0 < kld.value < 2 * floor.value else None
+
+
+def origin(told: Mapping[str, Any], family: str = "") -> str:
+    """Where numbers come from, by the provenance of a report or an answer: "recorded" and shipped, "stored" on this machine, "measured now", or some of
+    them so. family: of the measurements of one metric alone; "" where it was not measured.
+    """
+    if told.get("recorded"):
+        return "recorded"
+    now = set(told.get("measured_now", ()))
+    made = now | set(told.get("dates", ()))
+    made &= {family} if family else made
+    if family and not made:
+        return ""
+    if told.get("from_store") or (made and not made & now):
+        return "stored"
+    return "measured now" if made <= now else "partly measured now, partly stored"
 
 
 PARTS = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from explorer.export import harmless
-from explorer.findings import doubts
+from explorer.findings import doubts, origin
 from explorer.records import OUTSIDE, Measurement, Report
 
 WHAT = ("label", "method", "params", "kv_bits", "head_bits", "model", "revision", "evaluation", "evaluation_digest", "windows", "tokens", "length",
@@ -56,7 +56,7 @@ def rows(reports: Sequence[Report], refused: Sequence[Mapping[str, Any]] = ()) -
         for m in of_model(report):
             name = column(m.metric, m.unit)
             row |= {name: m.value} | ({} if m.low is None else dict(zip(ends(name), (m.low, m.high), strict=True)))
-        row |= spread.get(drawn(report), {}) | {"origin": origin(report, "quality"), "speed_origin": origin(report, "speed")}
+        row |= spread.get(drawn(report), {}) | {"origin": origin_of(report, "quality"), "speed_origin": origin_of(report, "speed")}
         row |= {"speed_note": "; ".join(doubts(report))}
         found.append(row | {name: report.provenance.get(name, "") for name in ("device", "date")})
     for one in refused:
@@ -120,11 +120,9 @@ def over_seeds(reports: Sequence[Report]) -> dict[tuple[Any, ...], dict[str, flo
     return found
 
 
-def origin(report: Report, family: str) -> str:
+def origin_of(report: Report, family: str) -> str:
     """Where the measurements of a metric come from and when they were made: "measured now, ...", "stored, ..." or "recorded, ..."; "" without any."""
-    p = report.provenance
-    date = p.get("dates", {}).get(family)
-    how = "recorded" if p.get("recorded") else "measured now" if family in p.get("measured_now", ()) else "stored" if date else ""
+    how, date = origin(report.provenance, family), report.provenance.get("dates", {}).get(family)
     return f"{how}, {date}" if date else how
 
 

@@ -26,7 +26,7 @@ explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.speeds explorer.findings explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
-    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary
+    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary explorer.table explorer.verdict
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
@@ -60,6 +60,8 @@ FORBIDDEN = {
     "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.export": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.wide": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
+    "explorer.table": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),
+    "explorer.verdict": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),
     "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),

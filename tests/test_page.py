@@ -214,8 +214,8 @@ def test_seeds_are_marked_as_recorded() -> None:
 
 def test_every_row_of_the_comparison_is_defined_and_no_unit_is_left_open() -> None:
     from explorer.glossary import GLOSSARY
-    from explorer.ui.table import MORE, SECTIONS, comparison
-    from explorer.ui.tabs.compare import judged
+    from explorer.table import MORE, SECTIONS, comparison
+    from explorer.verdict import judged
 
     rows = {row.metric for group in (MORE, *SECTIONS.values()) for row in group}
     assert rows == set(GLOSSARY) and all(len(words) < 160 for words in GLOSSARY.values())
@@ -226,7 +226,7 @@ def test_every_row_of_the_comparison_is_defined_and_no_unit_is_left_open() -> No
 
 
 def test_no_failure_does_not_read_as_good_quality() -> None:
-    from explorer.ui.tabs.compare import judged
+    from explorer.verdict import judged
 
     base, *quantized = judged(SEED)
     assert base == "" and all("quality: " in words for words in quantized)

@@ -23,10 +23,10 @@ from explorer.hub import Hub
 from explorer.kvcache import bytes_at
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
 from explorer.store import Store
+from explorer.table import comparison
 from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
 from explorer.turns import Line
-from explorer.ui.table import comparison
 from tests.measuring import ON_CPU
 
 CPU = torch.device("cpu")

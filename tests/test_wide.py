@@ -13,7 +13,7 @@ import pytest
 from explorer.__main__ import main
 from explorer.docs import SEEDS
 from explorer.records import OUTSIDE, Measurement, report_from
-from explorer.ui.table import comparison
+from explorer.table import comparison
 from explorer.wide import FIXED, column, rows, table
 
 REPORTS = [report_from(entry) for entry in json.loads(SEEDS.read_text())]

@@ -43,7 +43,7 @@ def texts(data: dict[str, Any], at: Sequence[int] = ()) -> str:
     if not runs:
         return "<p class='hint'>No text generated yet.</p>"
     p = data.get("provenance", {})
-    how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "from the store" if p.get("from_store") else ""))))
+    how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "stored" if p.get("from_store") else ""))))
     cards = [card(i, run, runs[0], data["done"], how) for i, run in zip(at or range(len(runs)), runs, strict=True)]
     legend = (
         "<p class='hint'>Shade: how unlikely the 16-bit model finds the token in this text, from <span class='tk' style='--u:0'>certain</span> to "

@@ -17,16 +17,16 @@ from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
+from explorer.table import Row, cell
+from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, figure_values, frame, heading
 from explorer.ui.frame import told as in_words
-from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
-from explorer.ui.table import Row, cell
-from explorer.ui.tabs.text import asked
 from explorer.ui.written import samples
+from explorer.verdict import findings, verdict
 
 GUESS = "?"
 CHOICES = [(bug.title, bug.name) for bug in BUGS.values()]
@@ -157,7 +157,7 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
 
 def arguments(found: Report) -> dict[str, Any]:
     """What the task is asked about a configuration, without the bug."""
-    return {"model": found.experiment.model.name, **asked(found)}
+    return {"model": found.experiment.model.name, **with_options(found)}
 
 
 def both(shell: Shell, asked: dict[str, Any], bug: str, clock: Clock) -> Iterator[str | Report]:

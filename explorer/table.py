@@ -8,13 +8,12 @@ from html import escape
 
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, places
-from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
+from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, origin, timed_at, timed_on
 from explorer.gaps import in_part
 from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
 from explorer.repeats import between
 from explorer.speeds import judged
-from explorer.ui.session import is_baseline
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     shown, "" for those of any.
     """
     found = report.find(row.metric)
-    if found is None and row.ratio and is_baseline(report):
+    if found is None and row.ratio and report.experiment.spec.is_baseline:
         return "<td class='empty'>the loop it is compared with</td>"
     if found is None:
         room = "<small>&nbsp;</small>" if report.missing else ""  # of the interval that is to come
@@ -155,29 +154,26 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     return ("better" if (ratio > 1) == row.more else "worse"), change
 
 
-def origin(report: Report) -> str:
-    """Where a report's numbers come from."""
-    p = report.provenance
+def source(report: Report) -> str:
+    """Where a report's numbers come from, of one that is not whole that it is not; and why they are not kept."""
     if report.missing:
         return "incomplete, stopped" if report.stopped else "being measured"
-    if p.get("recorded") or p.get("from_store"):
-        return "recorded" if p.get("recorded") else "from the store"
-    return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
+    return ", ".join(filter(None, (origin(report.provenance), report.provenance.get("unsaved"))))
 
 
 def dated(report: Report, live: bool = True) -> str:
     """The same, and since when a stored one is there: it may be another visitor's; and whether there are gaps, which on a live page Run fills."""
-    found, date = origin(report), report.provenance.get("date")
+    found, date = source(report), report.provenance.get("date")
     if in_part(report):
         return f"{found} in part{'; Run measures the rest' if live else ''}"
-    return f"{found}, measured {date}" if found == "from the store" and date else found
+    return f"{found}, measured {date}" if found == "stored" and date else found
 
 
 def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = [("Kernel", [kernel(r) for r in reports])]
     rows += [(title, [escape(str(r.provenance.get(title.lower(), ""))) for r in reports]) for title in ("Device", "Calibration")]
-    found = [escape(awaited(r)) if r.stopped else f"{origin(r)}{' in part' if in_part(r) else ''}" for r in reports]
+    found = [escape(awaited(r)) if r.stopped else f"{source(r)}{' in part' if in_part(r) else ''}" for r in reports]
     rows.append(("Origin", [f"{told}, {escape(str(r.provenance.get('date', '')))}" for told, r in zip(found, reports, strict=True)]))
     return "".join(f"<tr class='how'><th scope='row'>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for title, cells in rows)
 
@@ -201,7 +197,7 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     reports = one_rate(reports)
-    base = next((r for r in reports if is_baseline(r)), None)
+    base = next((r for r in reports if r.experiment.spec.is_baseline), None)
     marked = zip(places(reports), reports, strict=True)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r, live))}</span>" for i, r in marked)
     width = 80 / len(reports)  # percent, the same while a column fills
