@@ -16,7 +16,7 @@ LAYERS = tuple(
     layer.split()
     for layer in """
 kernels
-explorer.records explorer.closure
+explorer.records explorer.closure explorer.vocabulary
 explorer.grid explorer.families explorer.layouts explorer.published explorer.planner explorer.accelerators explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
 explorer.rights explorer.writing explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
@@ -62,6 +62,7 @@ FORBIDDEN = {
     "explorer.wide": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),
+    "explorer.vocabulary": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }
 
