@@ -55,6 +55,11 @@ class Term:
         return self.short or (self.title if acronym else self.title[:1].lower() + self.title[1:])
 
     @property
+    def axis(self) -> str:
+        """Its name with the stored unit, where the name does not say it already: for an axis, or the head of a column."""
+        return f"{self.called}, {self.unit}" if self.unit and self.unit not in self.called.split() else self.called
+
+    @property
     def shown(self) -> str:
         """The unit that people read."""
         return self.read[0] if self.read else self.unit
@@ -114,14 +119,14 @@ _TERMS = (
          "What a weight takes while the model runs: more than in the file where the kernel needs another form.", "bits", digits=3, more=False, relative=True),
     Term("weight_bytes", "All weights in memory",
          "The memory of all weights, with those that stay in 16 bits.", "bytes", digits=2, read=MIB, more=False, relative=True),
-    Term("memory_codes", "Codes in memory", "The memory of the codes, in the width that the kernel reads.", "bytes", "memory by part", 2, MIB),
-    Term("memory_scales", "Scales and zeros in memory", "The memory of all that turns codes back into weights.", "bytes", "memory by part", 2, MIB),
-    Term("memory_copies", "16-bit copies of weights in memory",
+    Term("memory_codes", "Memory of codes", "The memory of the codes, in the width that the kernel reads.", "bytes", "memory by part", 2, MIB),
+    Term("memory_scales", "Memory of scales and zeros", "The memory of all that turns codes back into weights.", "bytes", "memory by part", 2, MIB),
+    Term("memory_copies", "Memory of 16-bit copies",
          "The memory of weights whose codes no kernel here multiplies, expanded to 16 bits.", "bytes", "memory by part", 2, MIB),
-    Term("memory_kept", "Kept in 16 bits, in memory",
+    Term("memory_kept", "Memory kept in 16 bits",
          "The memory of what is not quantized: the embedding, the norms, mostly the head.", "bytes", "memory by part", 2, MIB),
     Term("memory_kv_cache", "KV cache of one window", "The memory of what the model keeps of one window of text, computed.", "bytes", "KV cache", 2, MIB),
-    Term("head_bytes", "Quantized output head in memory", "The memory of the last layer, which rates all next words.", "bytes", digits=2, read=MIB),
+    Term("head_bytes", "Memory of the quantized head", "The memory of the last layer, which rates all next words.", "bytes", digits=2, read=MIB),
     Term("decode_copies", "Working copy while decoding",
          "Second copies of weights that a kernel keeps to be faster while it writes text.", "bytes", digits=2, read=MIB),
     Term("decode_cache_bytes", "KV cache of the timed loop",
@@ -131,7 +136,8 @@ _TERMS = (
          "How many times as fast as the original model it writes; both were timed in turn in the same run. Above 1 is faster.",
          "x", digits=2, more=True, bounds=ROUNDS, source=LOOP),
     Term("first_token_speedup", "The same, first token",
-         "The same for the wait until the first token, while the prompt is read.", "x", digits=2, more=True, bounds=ROUNDS, source=LOOP),
+         "The same for the wait until the first token, while the prompt is read.",
+         "x", "speed-up of the first token", 2, more=True, bounds=ROUNDS, source=LOOP),
     Term("decode_tokens_per_second", "Decoding",
          "How many tokens (parts of words) are written a second, for one reader.", "tokens/s", digits=0, bounds=TOKENS, source=LOOP),
     Term("decode_latency_p50", "Token latency, median", "The wait for a token: half of them come sooner.", "s", digits=1, read=MS, source=LOOP),
@@ -140,17 +146,18 @@ _TERMS = (
     Term("time_to_first_token", "Time to first token",
          "The wait until the first token, while the prompt is read.", "s", digits=1, read=MS, bounds=RUNS, source=LOOP),
     Term("decode_limit", "Limit of decoding by memory",
-         "How many tokens there would be a second if reading the weights were all of the work, at the rate of memory below.",
+         "How many tokens there would be a second if reading the weights and the cache were all of the work, at the rate of memory.",
          "tokens/s", "the limit by memory", 0, source=MEMORY),
     Term("decode_bandwidth", "Rate of memory", "How fast the device reads its memory.", "bytes/s", digits=1, read=GB, source=MEMORY),
     Term("decode_waited", "Waited for a core while timed",
          "The part of their time in which threads waited for a core: much of it means that other work disturbed the times.", "%", digits=1),
-    Term("decode_bandwidth_waited", "Waited for a core while memory was read", "The same while the rate of memory was read.", "%", digits=1),
+    Term("decode_bandwidth_waited", "Waited for a core while memory was read",
+         "The same while the rate of memory was read: much of it means that memory may be faster.", "%", digits=1),
     Term("decode_loop", "Loop that was timed"),
     Term("decode_attention", "Attention in the timed loop"),
     Term("quantize_seconds", "Time to quantize", "How long it took to quantize the model, once.", "s", digits=2, source=CLOCK),
 
-    Term("weight_error", "Error of the weights", unit="relative", short="errors of layers"),
+    Term("weight_error", "Error of the weights", unit="relative"),
     Term("output_error", "Error of the outputs", unit="relative", short="errors of layers"),
     Term("residual_error", "Error through depth", unit="relative"),
     Term("integrity", "Check of the weights", short="the check of the weights"),

@@ -26,7 +26,7 @@ explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.speeds explorer.findings explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
-    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary
+    explorer.figures explorer.chips explorer.export explorer.wide explorer.link
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
