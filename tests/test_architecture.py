@@ -19,7 +19,7 @@ kernels
 explorer.records explorer.closure explorer.vocabulary
 explorer.grid explorer.families explorer.layouts explorer.published explorer.planner explorer.accelerators explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
-explorer.rights explorer.writing explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
+explorer.rights explorer.writing explorer.pieces explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
     explorer.likelihood explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
@@ -34,7 +34,7 @@ explorer.job
 explorer.jobs
 explorer.server
 explorer.ui
-app explorer.__main__ explorer.commands explorer.docs assets
+app explorer.__main__ explorer.commands explorer.docs explorer.recordings assets
 """.strip()
     .replace("\n    ", " ")
     .splitlines()

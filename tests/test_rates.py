@@ -110,6 +110,6 @@ def test_the_batch_sweep_says_what_its_lines_do() -> None:
     assert "overhead" not in chart.looks(data | {"arms": wide}), "where reading takes the time, overhead is no reason"
 
 
-def test_the_readme_reads_what_peers_left() -> None:
+def test_the_page_of_kernels_reads_what_peers_left() -> None:
     rows = [{"blocks": "24 blocks", "us": 2.0, "llama_cpp_us": 1.6, "ratio": 0.8}, {"blocks": "2 blocks", "why": "no memory"}]
     assert "takes 0.80 times as long (24 blocks)." in peers({"tokens": rows}) and peers({}) == "" and peers({"tokens": rows[1:]}) == ""

@@ -54,6 +54,7 @@ def build(shell: Shell) -> View:
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
         bug = gr.Dropdown(**possible(shell.shelf.first(), "zero"), label="Bug", elem_id="lab-bug", filterable=False, min_width=200, scale=2)
+    shell.linked["failures"] = {"bug": bug}
     with gr.Row():
         plant = gr.Button("Plant", variant="primary", elem_id="plant", min_width=100)
         hide = gr.Button("Plant a hidden one", elem_id="plant-hidden", min_width=210)

@@ -118,6 +118,7 @@ def build(shell: Shell) -> View:
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
         largest = gr.Radio(SIZES, value=swept(recorded().get("batch")), label="Sequences at most", elem_id="speed-largest", min_width=200)
+    shell.linked["speed"] = {"sequences": largest}
     batch = chart(charts()["batch"], recorded().get("batch"))
     with gr.Row(elem_classes=["to-bar"]):
         limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
