@@ -10,8 +10,9 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, finite
-from explorer.findings import TIMED, counted, doubt
+from explorer.findings import counted, doubt
 from explorer.records import Measurement, Report
+from explorer.vocabulary import LOOP, term
 
 KINDS = {
     "measured": "run here, on this machine, now or earlier",
@@ -43,7 +44,7 @@ def kind_of(found: Measurement, report: Report) -> str:
     p = report.provenance
     if found.how == "estimated":
         return "estimated"
-    if found.metric.startswith(TIMED) and "reference" in str(p.get("kernel_summary", "")):
+    if term(found.metric).source == LOOP and "reference" in str(p.get("kernel_summary", "")):
         return "simulated"
     return "recorded" if p.get("recorded") or found.how == "recorded" else "measured"
 

@@ -24,6 +24,7 @@ from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 from explorer.table import comparison
 from explorer.verdict import judged
+from explorer.vocabulary import WINDOWS, term
 
 ALL = 10**9  # tokens that mean the whole text
 DEMO, METHOD, TOKENS, DEMO_LENGTH = "demo", "rtn", 8192, 512  # of `run` without flags
@@ -34,9 +35,6 @@ USUAL = "all defaults: RTN, 4 bits, groups of 64"  # beside a command without a 
 HELD = "The files of a checkpoint hold codes in the widths of their format, 2 and 3 bits often as 4; the card in it says how many bits that is."
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "note",
            "origin", "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
-# Else 95% over windows.
-SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "time_to_first_token": "least to most of runs",
-           "decode_speedup": "95% over rounds within the run", "first_token_speedup": "95% over rounds within the run"}  # fmt: skip
 
 
 def command_of(report: Report) -> str:
@@ -112,9 +110,10 @@ def as_csv(reports: Sequence[Report]) -> str:
 
 def interval(found: Measurement, report: Report) -> tuple[str, int | str]:
     """What a measurement's low and high are, and over how many windows; "" for what it has not. Each token but a window's first is scored."""
-    if found.low is None or found.metric in SPREADS:
-        return ("" if found.low is None else SPREADS[found.metric]), ""
-    return "95%", (found.n + found.bad) // (report.experiment.evaluation.length - 1)
+    if found.low is None:
+        return "", ""
+    bounds = term(found.metric).bounds or WINDOWS
+    return bounds.column, (found.n + found.bad) // (report.experiment.evaluation.length - 1) if bounds is WINDOWS else ""
 
 
 def harmless(value: object) -> object:

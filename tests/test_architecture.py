@@ -16,7 +16,7 @@ LAYERS = tuple(
     layer.split()
     for layer in """
 kernels
-explorer.records explorer.closure
+explorer.records explorer.closure explorer.vocabulary
 explorer.grid explorer.families explorer.layouts explorer.published explorer.planner explorer.accelerators explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
 explorer.rights explorer.writing explorer.pieces explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
@@ -26,7 +26,7 @@ explorer.store explorer.metrics explorer.methods
 explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.speeds explorer.findings explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
-    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary explorer.table explorer.verdict
+    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.table explorer.verdict
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
@@ -64,6 +64,7 @@ FORBIDDEN = {
     "explorer.verdict": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),
     "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),
+    "explorer.vocabulary": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }
 

@@ -11,6 +11,7 @@ from explorer.data import FILE_LIMIT
 from explorer.findings import doubt, doubts, in_16_bits
 from explorer.link import WHOLE
 from explorer.records import InputError, Report
+from explorer.vocabulary import term
 from explorer.wide import origin_of
 from explorer.writing import write
 
@@ -133,7 +134,7 @@ def table(report: Report) -> str:
         if not m.layer and not isinstance(m.value, list | dict):
             value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
-            within = " within this run" if interval and m.metric.endswith("_speedup") else ""
+            within = " within this run" if interval and term(m.metric).ratio else ""
             notes = [f"{m.bad} not finite" if m.bad else "", "disturbed: see speed below" if doubt(report, m.metric) else ""]
             rows.append(", ".join([f"{m.metric:28s} {value} {m.unit}{interval}{within}  {m.how}", *filter(None, notes)]))
     ran = ", ".join(filter(None, (report.provenance["kernel_summary"], report.provenance.get("kernel_turns"))))
