@@ -1,10 +1,12 @@
-/* Products of bfloat16 inputs with weights in 2, 4 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, or for
+/* Products of bfloat16 inputs with weights in 2 to 6 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, or for
  * AVX-512 with products of bfloat16 pairs; which, the compiler's flags say. Knows no tensors: sizes and layouts are the caller's to get right.
  *
- * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is sixteen 32-bit words, one for each output, and a word holds the
- * codes of 16, 8 or 4 consecutive inputs. Codes of 2 and 4 bits: even inputs in its low half, odd ones in its high half, so that a shift of 16-bit lanes
- * brings a pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Small floats in bytes: the low
- * bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales lie [strip][group][16].
+ * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is one to three times sixteen 32-bit words, one for each output, with the
+ * codes of 16, 8 or 4 consecutive inputs. Up to 6 bits: even inputs in a word's low half, odd ones in its high half, so that a shift of 16-bit lanes brings a
+ * pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Codes of 3, 5 and 6 bits, which halves of 16
+ * bits do not hold evenly, have a last pair or two in the bits that are left over (`place`), and with 3 and 5 bits the last sixteen of a step are two bytes
+ * and no word. Small floats in bytes: the low bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales
+ * lie [strip][group][16].
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
@@ -12,46 +14,125 @@
  */
 #include "native.h"
 
-/* The value of byte `at` of each word. */
-INLINE vec byte_value(words w, int at, const int kind, vec factor, int mantissa)
+/* A step of codes for as many outputs as a vector has lanes. */
+typedef struct { words word[3]; } codes_t;
+
+INLINE int is_float(const int kind) { return kind == FLOAT6 || kind == FLOAT8; }
+INLINE int bits_of(const int kind) { return (const int[]){2, 3, 4, 5, 6, 6, 8, 8}[kind]; }
+INLINE int step_codes(const int kind) { return kind == TABLE4 ? 8 : bits_of(kind) == 8 ? 4 : 16; }
+INLINE int step_words(const int kind) { return bits_of(kind) * step_codes(kind) / 2; } /* of a strip */
+
+/* from: where the vector's words of the step begin; lane: its first output in the strip. */
+INLINE codes_t read_codes(const uint32_t *from, long lane, const int kind)
 {
-    if (kind == INTEGER8)
-        return __builtin_convertvector((whole)(w << (24 - 8 * at)) >> 24, vec);
-    words sign = (w << (24 - 8 * at)) & 0x80000000u, rest = ((w >> (8 * at)) & 0x7fu) << (23 - mantissa);
+    const int whole_words = step_words(kind) / 16;
+    codes_t codes;
+#pragma GCC unroll 3
+    for (int i = 0; i < whole_words; i++)
+        memcpy(&codes.word[i], from + 16 * i, sizeof codes.word[i]);
+    if (step_words(kind) % 16) {
+        const uint16_t *bytes = (const uint16_t *)(from - lane + 16 * whole_words) + lane;
+#if PAIRS
+        codes.word[whole_words] = (words)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)bytes));
+#else
+        halves two;
+        memcpy(&two, bytes, sizeof two);
+        const words wide = __builtin_convertvector(two, words);
+        codes.word[whole_words] = (wide & 255u) | (wide & 0xff00u) << 8;
+#endif
+    }
+    return codes;
+}
+
+/* The lowest bits of `low`, others of `high`. */
+INLINE words joined(words low, words high, const int bits)
+{
+    const uint32_t mask = ((1u << bits) - 1) * 0x10001u;
+#if LANES == 16
+    return (words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)low, (__m512i)high, 0xCA);
+#else
+    return (low & mask) | (high & ~mask);
+#endif
+}
+
+/* Half `odd` of each word, both with PAIRS, moved right. */
+INLINE words moved(words w, int by, int odd)
+{
+#if PAIRS
+    return by ? (words)_mm512_srli_epi16((__m512i)w, by) : w;
+#else
+    return w >> (by + 16 * odd);
+#endif
+}
+
+/* Code i of halves `odd`, in the lowest bits; what lies above is any. kernels/native.py's PLACES says the same of where they lie. */
+INLINE words place(codes_t codes, int i, int odd, const int kind)
+{
+    const words *w = codes.word;
+    const int bits = bits_of(kind), each = 16 / bits;
+    if (kind == TABLE3 && i == 7)
+        return joined(moved(w[0], 15, odd), moved(w[1], 5, odd), 1);
+    if (kind == INTEGER5 && i == 7)
+        return joined(moved(w[0], 15, odd), joined(moved(w[1], 14, odd), moved(w[2], 3, odd), 2), 1);
+    if (bits == 6 && i >= 6)
+        return joined(moved(w[i - 6], 12, odd), moved(w[2], 2 * i - 4, odd), 4);
+    return moved(w[i / each], i % each * bits, odd);
+}
+
+/* The value of the code of some bits that lies from bit `at` of each word on. */
+INLINE vec value_at(words w, int at, const int bits, const int kind, vec factor, int mantissa)
+{
+    if (!is_float(kind))
+        return __builtin_convertvector((whole)(w << (32 - bits - at)) >> (32 - bits), vec);
+    words sign = (w << (32 - bits - at)) & 0x80000000u, rest = ((w >> at) & ((1u << (bits - 1)) - 1)) << (23 - mantissa);
     return number(sign | rest) * factor;
 }
 
 #if PAIRS
-typedef struct { __m512i part[4]; } table_t; /* 32 bfloat16 each: the table twice or more, of a small float 128 magnitudes */
+typedef struct { __m512i part[4]; } table_t; /* 32 bfloat16 each: the table twice or more, of a small float in a byte 128 magnitudes */
 typedef __m512i weight_t; /* 16 outputs, two inputs each */
 typedef uint32_t input_t; /* two bfloat16 */
 #define INPUTS(codes) ((codes) / 2)
 
+/* The value of a code; of a small float in a byte without its sign. */
+INLINE float entry(const float *t, int code, const int kind, int mantissa)
+{
+    const int half = 1 << (bits_of(kind) - 1);
+    if (kind == INTEGER5 || kind == INTEGER6)
+        return (code ^ half) - half;
+    if (kind == FLOAT6)
+        return as_float((uint32_t)(code & half) << 26 | (uint32_t)(code % half) << (23 - mantissa)) * t[0];
+    return kind == FLOAT8 ? as_float((uint32_t)code << (23 - mantissa)) * t[0] : t[code % (2 * half)];
+}
+
 INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
-    const int parts = kind == FLOAT8 ? 4 : 1;
+    const int parts = kind == FLOAT8 ? 4 : bits_of(kind) == 6 ? 2 : 1;
     uint16_t narrow[128];
     table_t table;
     for (int i = 0; i < 32 * parts; i++) /* cut off exactly: the caller rounds */
-        narrow[i] = as_bits(kind == FLOAT8 ? as_float((uint32_t)i << (23 - mantissa)) * t[0] : t[kind == TABLE2 ? i % 4 : i % 16]) >> 16;
+        narrow[i] = kind == INTEGER8 ? 0 : as_bits(entry(t, i, kind, mantissa)) >> 16;
     for (int p = 0; p < 4; p++)
         table.part[p] = _mm512_loadu_si512(narrow + 32 * (p % parts));
     return table;
 }
 
-INLINE weight_t pick(words w, int i, const int kind, table_t table, vec factor, int mantissa)
+INLINE weight_t pick(codes_t codes, int i, const int kind, table_t table, vec factor, int mantissa)
 {
+    const words w = codes.word[0];
     const __m512i code = (__m512i)w;
-    if (kind == TABLE2 || kind == TABLE4)
-        return _mm512_permutexvar_epi16(_mm512_srli_epi16(code, (kind == TABLE2 ? 2 : 4) * i), table.part[0]);
     if (kind == FLOAT8) {
         const __m512i size = i ? _mm512_srli_epi16(code, 8) : code, sign = i ? code : _mm512_slli_epi16(code, 8);
         const __m512i low = _mm512_permutex2var_epi16(table.part[0], size, table.part[1]), high = _mm512_permutex2var_epi16(table.part[2], size, table.part[3]);
         const __m512i found = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(size, _mm512_set1_epi16(64)), low, high);
         return _mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(-32768), found, 0xEA); /* the sign's bit or what was found */
     }
-    words low = bits(byte_value(w, 2 * i, kind, factor, mantissa)), high = bits(byte_value(w, 2 * i + 1, kind, factor, mantissa));
-    return (__m512i)((high & 0xffff0000u) | (low >> 16));
+    if (kind == INTEGER8) {
+        words low = bits(value_at(w, 16 * i, 8, kind, factor, mantissa)), high = bits(value_at(w, 16 * i + 8, 8, kind, factor, mantissa));
+        return (__m512i)((high & 0xffff0000u) | (low >> 16));
+    }
+    const __m512i index = (__m512i)place(codes, i, 0, kind);
+    return bits_of(kind) == 6 ? _mm512_permutex2var_epi16(table.part[0], index, table.part[1]) : _mm512_permutexvar_epi16(index, table.part[0]);
 }
 
 INLINE vec dot(vec sum, weight_t w, input_t x) { return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(x)); }
@@ -59,45 +140,37 @@ INLINE vec dot(vec sum, weight_t w, input_t x) { return (vec)_mm512_dpbf16_ps((_
 typedef vec weight_t;
 typedef float input_t;
 #define INPUTS(codes) (codes)
+typedef struct { vec part[16 / LANES]; } table_t; /* the table, again where it is shorter */
+
+INLINE table_t read_table(const float *t, const int kind, int mantissa)
+{
+    float all[16];
+    table_t table;
+    (void)mantissa;
+    for (int i = 0; i < 16; i++)
+        all[i] = t[i % (1 << (bits_of(kind) < 4 ? bits_of(kind) : 4))];
+    memcpy(&table, all, sizeof table);
+    return table;
+}
+
+INLINE vec look_up(words w, const int kind, table_t table)
+{
 #if LANES == 16
-typedef vec table_t;
-
-INLINE table_t read_table(const float *t, const int kind, int mantissa)
-{
-    float all[16];
-    (void)mantissa;
-    for (int i = 0; i < 16; i++)
-        all[i] = t[kind == TABLE2 ? i % 4 : i];
-    return (vec)_mm512_loadu_ps(all);
-}
-
-INLINE vec look_up(words w, table_t table) { return (vec)_mm512_permutexvar_ps((__m512i)w, (__m512)table); }
+    return (vec)_mm512_permutexvar_ps((__m512i)w, (__m512)table.part[0]);
 #else
-typedef struct { vec low, high; } table_t;
-
-INLINE table_t read_table(const float *t, const int kind, int mantissa)
-{
-    float all[16];
-    (void)mantissa;
-    for (int i = 0; i < 16; i++)
-        all[i] = t[kind == TABLE2 ? i % 4 : i];
-    return (table_t){(vec)_mm256_loadu_ps(all), (vec)_mm256_loadu_ps(all + 8)};
-}
-
-INLINE vec look_up(words w, table_t table)
-{
-    __m256 low = _mm256_permutevar8x32_ps((__m256)table.low, (__m256i)w), high = _mm256_permutevar8x32_ps((__m256)table.high, (__m256i)w);
-    return (vec)_mm256_blendv_ps(low, high, (__m256)(w << 28));
-}
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)table.part[0], (__m256i)w);
+    if (kind != TABLE4)
+        return (vec)low;
+    return (vec)_mm256_blendv_ps(low, _mm256_permutevar8x32_ps((__m256)table.part[1], (__m256i)w), (__m256)(w << 28));
 #endif
+}
 
-INLINE weight_t pick(words w, int i, const int kind, table_t table, vec factor, int mantissa)
+INLINE weight_t pick(codes_t codes, int i, const int kind, table_t table, vec factor, int mantissa)
 {
-    if (kind == TABLE2)
-        return look_up(w >> (2 * (i / 2) + 16 * (i % 2)), table);
-    if (kind == TABLE4)
-        return look_up(w >> (4 * (i / 2) + 16 * (i % 2)), table);
-    return byte_value(w, kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i, kind, factor, mantissa);
+    if (bits_of(kind) == 8)
+        return value_at(codes.word[0], 8 * (kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i), 8, kind, factor, mantissa);
+    const words code = place(codes, i / 2, i % 2, kind);
+    return bits_of(kind) > 4 ? value_at(code, 0, bits_of(kind), kind, factor, mantissa) : look_up(code, kind, table);
 }
 
 INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
@@ -107,17 +180,18 @@ INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
 INLINE void block(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R, const int V,
                   const int kind)
 {
-    const int codes = kind == TABLE2 ? 16 : kind == TABLE4 ? 8 : 4, parts = 16 / LANES;
-    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * 16;
+    const int parts = 16 / LANES;
+    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
     const table_t table = read_table(w->table, kind, w->mantissa);
     const vec factor = w->table[0] - (vec){0};
     const uint32_t *from[4];
-    long scales[4];
+    long lanes[4], scales[4];
     vec total[ROWS][4];
     for (int v = 0; v < V; v++) {
         long at = first + v < last ? first + v : last;
-        from[v] = w->codes + at / parts * length + at % parts * LANES;
-        scales[v] = at / parts * w->groups * 16 + at % parts * LANES;
+        lanes[v] = at % parts * LANES;
+        from[v] = w->codes + at / parts * length + lanes[v];
+        scales[v] = at / parts * w->groups * 16 + lanes[v];
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
@@ -132,14 +206,14 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
             for (int v = 0; v < V; v++)
                 part[r][v] = (vec){0};
         for (long s = 0; s < w->steps; s++) {
-            words code[4];
+            codes_t code[4];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                memcpy(&code[v], from[v], sizeof code[v]);
-                from[v] += 16;
+                code[v] = read_codes(from[v], lanes[v], kind);
+                from[v] += step_words(kind);
             }
 #pragma GCC unroll 16
-            for (int i = 0; i < INPUTS(codes); i++, x += R) {
+            for (int i = 0; i < INPUTS(step_codes(kind)); i++, x += R) {
                 weight_t value[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++)
@@ -182,9 +256,12 @@ typedef void kernel(const struct weight *, const input_t *, const float *sums, c
     {                                                                                                                                                         \
         block(w, x, sums, by_row, y, rows, first, R, WIDTH(R), KIND);                                                                                         \
     }
-#define KERNELS(R) KERNEL(table2, TABLE2, R) KERNEL(table4, TABLE4, R) KERNEL(integer8, INTEGER8, R) KERNEL(float8, FLOAT8, R)
+#define KERNELS(R)                                                                                                                                            \
+    KERNEL(table2, TABLE2, R) KERNEL(table3, TABLE3, R) KERNEL(table4, TABLE4, R) KERNEL(integer5, INTEGER5, R) KERNEL(integer6, INTEGER6, R)                 \
+    KERNEL(float6, FLOAT6, R) KERNEL(integer8, INTEGER8, R) KERNEL(float8, FLOAT8, R)
 EACH(KERNELS)
-static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2), ROW(table4), ROW(integer8), ROW(float8)};
+static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2),   ROW(table3), ROW(table4),   ROW(integer5),
+                                                                ROW(integer6), ROW(float6), ROW(integer8), ROW(float8)};
 
 /* The inputs of a tile, [pairs or inputs][R], zero beyond rows and k; and their sums by group, [groups][R]. */
 static void pack(const uint16_t *x, long rows, const struct weight *w, long size, int R, input_t *to, float *sums)
@@ -226,7 +303,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
 {
     if (m == 0)
         return 0;
-    const long size = w->steps * (w->kind == TABLE2 ? 16 : w->kind == TABLE4 ? 8 : 4), padded = w->groups * size;
+    const long size = w->steps * step_codes(w->kind), padded = w->groups * size;
     const long tiles = (m + ROWS - 1) / ROWS, rows = (m + tiles - 1) / tiles;
     int which = 0;
     while (sizes[which] < rows)
