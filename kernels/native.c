@@ -5,7 +5,7 @@
  * codes of 16, 8 or 4 consecutive inputs. Up to 6 bits: even inputs in a word's low half, odd ones in its high half, so that a shift of 16-bit lanes brings a
  * pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Codes of 3, 5 and 6 bits, which halves of 16
  * bits do not hold evenly, have a last pair or two in the bits that are left over (`place`), and with 3 and 5 bits the last sixteen of a step are two bytes
- * and no word. Small floats in bytes: the low bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales
+ * and no word: with 3 bits a strip's bytes follow on all of its words, which then lie as the cache has them and are read four times a step. Small floats in bytes: the low bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales
  * lie [strip][group][16].
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
@@ -22,8 +22,8 @@ INLINE int bits_of(const int kind) { return (const int[]){2, 3, 4, 5, 6, 6, 8, 8
 INLINE int step_codes(const int kind) { return kind == TABLE4 ? 8 : bits_of(kind) == 8 ? 4 : 16; }
 INLINE int step_words(const int kind) { return bits_of(kind) * step_codes(kind) / 2; } /* of a strip */
 
-/* from: where the vector's words of the step begin; lane: its first output in the strip. */
-INLINE codes_t read_codes(const uint32_t *from, long lane, const int kind)
+/* from: a vector's words of a step; bytes: where 3 or 5 bits have them, two an output. */
+INLINE codes_t read_codes(const uint32_t *from, const uint16_t *bytes, const int kind)
 {
     const int whole_words = step_words(kind) / 16;
     codes_t codes;
@@ -31,7 +31,6 @@ INLINE codes_t read_codes(const uint32_t *from, long lane, const int kind)
     for (int i = 0; i < whole_words; i++)
         memcpy(&codes.word[i], from + 16 * i, sizeof codes.word[i]);
     if (step_words(kind) % 16) {
-        const uint16_t *bytes = (const uint16_t *)(from - lane + 16 * whole_words) + lane;
 #if PAIRS
         codes.word[whole_words] = (words)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)bytes));
 #else
@@ -107,11 +106,13 @@ INLINE float entry(const float *t, int code, const int kind, int mantissa)
 
 INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
-    const int parts = kind == FLOAT8 ? 4 : bits_of(kind) == 6 ? 2 : 1;
+    const int parts = kind == FLOAT8 ? 4 : kind == TABLE3 ? 3 : bits_of(kind) == 6 ? 2 : 1;
     uint16_t narrow[128];
     table_t table;
-    for (int i = 0; i < 32 * parts; i++) /* cut off exactly: the caller rounds */
-        narrow[i] = kind == INTEGER8 ? 0 : as_bits(entry(t, i, kind, mantissa)) >> 16;
+    for (int i = 0; i < 32 * parts; i++) { /* cut off exactly: the caller rounds */
+        const int code = kind == TABLE3 && i >= 32 ? (i - 32) >> 3 : i;
+        narrow[i] = kind == INTEGER8 ? 0 : as_bits(entry(t, code, kind, mantissa)) >> 16;
+    }
     for (int p = 0; p < 4; p++)
         table.part[p] = _mm512_loadu_si512(narrow + 32 * (p % parts));
     return table;
@@ -131,6 +132,8 @@ INLINE weight_t pick(codes_t codes, int i, const int kind, table_t table, vec fa
         words low = bits(value_at(w, 16 * i, 8, kind, factor, mantissa)), high = bits(value_at(w, 16 * i + 8, 8, kind, factor, mantissa));
         return (__m512i)((high & 0xffff0000u) | (low >> 16));
     }
+    if (kind == TABLE3 && (i == 1 || i == 3 || i == 6))
+        return _mm512_permutex2var_epi16(table.part[1], (__m512i)place(codes, i - 1, 0, kind), table.part[2]);
     const __m512i index = (__m512i)place(codes, i, 0, kind);
     return bits_of(kind) == 6 ? _mm512_permutex2var_epi16(table.part[0], index, table.part[1]) : _mm512_permutexvar_epi16(index, table.part[0]);
 }
@@ -184,14 +187,18 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
     const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
     const table_t table = read_table(w->table, kind, w->mantissa);
     const vec factor = w->table[0] - (vec){0};
+    const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16; /* words of a strip before its first bytes */
+    const int next = kind == TABLE3 ? 16 : step_words(kind);
     const uint32_t *from[4];
-    long lanes[4], scales[4];
+    const uint16_t *bytes[4];
+    long scales[4];
     vec total[ROWS][4];
     for (int v = 0; v < V; v++) {
         long at = first + v < last ? first + v : last;
-        lanes[v] = at % parts * LANES;
-        from[v] = w->codes + at / parts * length + lanes[v];
-        scales[v] = at / parts * w->groups * 16 + lanes[v];
+        const long lane = at % parts * LANES;
+        from[v] = w->codes + at / parts * length + lane;
+        bytes[v] = (const uint16_t *)(from[v] - lane + tail) + lane;
+        scales[v] = at / parts * w->groups * 16 + lane;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
@@ -209,8 +216,9 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
             codes_t code[4];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                code[v] = read_codes(from[v], lanes[v], kind);
-                from[v] += step_words(kind);
+                code[v] = read_codes(from[v], bytes[v], kind);
+                from[v] += next;
+                bytes[v] += kind == TABLE3 ? 16 : 2 * next;
             }
 #pragma GCC unroll 16
             for (int i = 0; i < INPUTS(step_codes(kind)); i++, x += R) {

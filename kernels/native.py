@@ -179,7 +179,10 @@ def pack(w: LowBitWeight) -> Packed:
     kind, (n, k) = kind_of(w), w.codes.shape
     codes, table, factor, mantissa = values(w, kind)
     step = STEP.get(kind, 16)
-    words = in_steps(codes, PLACES[kind]) if kind in PLACES else in_words(codes, range(step) if kind == INTEGER8 else [*range(0, step, 2), *range(1, step, 2)])
+    if kind in PLACES:
+        words = in_steps(codes, PLACES[kind], kind == TABLE3)
+    else:
+        words = in_words(codes, range(step) if kind == INTEGER8 else [*range(0, step, 2), *range(1, step, 2)])
     numbers = {"scale": by_row(w.scale, n) / factor}
     if w.zero is not None:
         numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
@@ -202,8 +205,10 @@ def in_words(codes: Tensor, order: Sequence[int]) -> Tensor:
     return words.transpose(1, 2).contiguous().view(codes.shape[0], -1)
 
 
-def in_steps(codes: Tensor, places: Sequence[Sequence[tuple[int, int, int]]]) -> Tensor:
-    """Codes [N, K] uint8 as bytes [N, K / 16 * bytes of a step], both rounded up, a strip's steps one after the other; places: see PLACES."""
+def in_steps(codes: Tensor, places: Sequence[Sequence[tuple[int, int, int]]], apart: bool) -> Tensor:
+    """Codes [N, K] uint8 as bytes [N, K / 16 * bytes of a step], both rounded up, a strip's steps one after the other; places: see PLACES. apart: the
+    first part of all steps of a strip, then the second of all.
+    """
     codes = F.pad(codes, (0, -codes.shape[1] % 16, 0, -codes.shape[0] % STRIP))
     pairs = codes.view(-1, STRIP, codes.shape[1] // 16, 8, 2).permute(0, 2, 3, 1, 4)  # [strips, steps, 8, 16 outputs, even and odd]
     parts = []
@@ -213,7 +218,7 @@ def in_steps(codes: Tensor, places: Sequence[Sequence[tuple[int, int, int]]]) ->
             halves |= (pairs[:, :, pair].int() >> first & 2**bits - 1) << at
             at += bits
         parts.append((halves.to(torch.uint8) if at == 8 else halves.to(torch.uint16)).flatten(2).view(torch.uint8))
-    return torch.cat(parts, 2).view(codes.shape[0], -1)
+    return torch.cat([part.flatten(1) for part in parts] if apart else parts, -1).view(codes.shape[0], -1)
 
 
 def by_row(t: Tensor, n: int) -> Tensor:
