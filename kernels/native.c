@@ -58,6 +58,7 @@ INLINE words joined(words low, words high, const int bits)
 INLINE words moved(words w, int by, int odd)
 {
 #if PAIRS
+    (void)odd;
     return by ? (words)_mm512_srli_epi16((__m512i)w, by) : w;
 #else
     return w >> (by + 16 * odd);
@@ -118,7 +119,7 @@ INLINE table_t read_table(const float *t, const int kind, int mantissa)
     return table;
 }
 
-INLINE weight_t pick(codes_t codes, int i, const int kind, table_t table, vec factor, int mantissa)
+INLINE weight_t pick(codes_t codes, int i, const int kind, const int R, table_t table, vec factor, int mantissa)
 {
     const words w = codes.word[0];
     const __m512i code = (__m512i)w;
@@ -132,7 +133,7 @@ INLINE weight_t pick(codes_t codes, int i, const int kind, table_t table, vec fa
         words low = bits(value_at(w, 16 * i, 8, kind, factor, mantissa)), high = bits(value_at(w, 16 * i + 8, 8, kind, factor, mantissa));
         return (__m512i)((high & 0xffff0000u) | (low >> 16));
     }
-    if (kind == TABLE3 && (i == 1 || i == 3 || i == 6))
+    if (kind == TABLE3 && R == 1 && (i == 1 || i == 3 || i == 6)) /* the upper of two codes in six bits; more rows need the registers, and shifts cost less */
         return _mm512_permutex2var_epi16(table.part[1], (__m512i)place(codes, i - 1, 0, kind), table.part[2]);
     const __m512i index = (__m512i)place(codes, i, 0, kind);
     return bits_of(kind) == 6 ? _mm512_permutex2var_epi16(table.part[0], index, table.part[1]) : _mm512_permutexvar_epi16(index, table.part[0]);
@@ -168,8 +169,9 @@ INLINE vec look_up(words w, const int kind, table_t table)
 #endif
 }
 
-INLINE weight_t pick(codes_t codes, int i, const int kind, table_t table, vec factor, int mantissa)
+INLINE weight_t pick(codes_t codes, int i, const int kind, const int R, table_t table, vec factor, int mantissa)
 {
+    (void)R;
     if (bits_of(kind) == 8)
         return value_at(codes.word[0], 8 * (kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i), 8, kind, factor, mantissa);
     const words code = place(codes, i / 2, i % 2, kind);
@@ -225,7 +227,7 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
                 weight_t value[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++)
-                    value[v] = pick(code[v], i, kind, table, factor, w->mantissa);
+                    value[v] = pick(code[v], i, kind, R, table, factor, w->mantissa);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; r++)
 #pragma GCC unroll 4

@@ -1,7 +1,7 @@
-"""The CPU form of our own: codes of 2, 4 and 8 bits on AVX2, AVX-512 or its bfloat16 products, compiled from native.c by whatever C compiler is there.
+"""The CPU form of our own: codes of 2 to 6 and 8 bits on AVX2, AVX-512 or its bfloat16 products, compiled from native.c by whatever C compiler is there.
 
 torch's 4-bit operator unpacks in float32 and keeps one layout of 4 bits; this one looks codes up by a permutation, so that every table of 16 values costs the
-same, keeps 2 bits in 2 bits, and multiplies pairs of bfloat16 where a CPU has that. Compiled once into __pycache__, as Python does with its own; where
+same, keeps 2 to 6 bits in as many, and multiplies pairs of bfloat16 where a CPU has that. Compiled once into __pycache__, as Python does with its own; where
 there is no compiler, no x86 or no AVX2, the form says so and refuses, and torch's operators serve.
 """
 
@@ -323,7 +323,11 @@ def run(x: Tensor, packed: Packed) -> Tensor:
     return product(x, packed) if x.dtype is torch.bfloat16 else product(x.bfloat16(), packed).to(x.dtype)
 
 
-NATIVE = Form("native", refuses, pack, run, "bf16 activations; 3-bit codes occupy 4 bits, 5- to 7-bit codes 8", torch.bfloat16)
+NATIVE = Form(
+    "native", refuses, pack, run,
+    "bf16 activations; 1-bit codes occupy 2 bits, 7-bit codes 8; where groups are no multiples of 16, 3-bit codes occupy 4 bits, 5- and 6-bit codes 8",
+    torch.bfloat16,
+)  # fmt: skip
 
 
 def main() -> None:
