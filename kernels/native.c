@@ -3,10 +3,10 @@
  *
  * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is one to three times sixteen 32-bit words, one for each output, with the
  * codes of 16, 8 or 4 consecutive inputs. Up to 6 bits: even inputs in a word's low half, odd ones in its high half, so that a shift of 16-bit lanes brings a
- * pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Codes of 3, 5 and 6 bits, which halves of 16
- * bits do not hold evenly, have a last pair or two in the bits that are left over (`place`), and with 3 and 5 bits the last sixteen of a step are two bytes
- * and no word: with 3 bits a strip's bytes follow on all of its words, which then lie as the cache has them and are read four times a step. Small floats in bytes: the low bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales
- * lie [strip][group][16].
+ * pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Codes of 3, 5 and 6 bits do not fill a half
+ * evenly: a last pair or two lie in the bits that are left over, and with 3 and 5 bits an output's last 16 bits of a step are half a word, two bytes (see
+ * `place`). With 3 bits these follow on all words of the strip, so that words, which are read four times a step, lie as the lines of a cache do. Small floats
+ * in bytes: the low bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales lie [strip][group][16].
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
@@ -65,7 +65,12 @@ INLINE words moved(words w, int by, int odd)
 #endif
 }
 
-/* Code i of halves `odd`, in the lowest bits; what lies above is any. kernels/native.py's PLACES says the same of where they lie. */
+/* Code i of halves `odd`, in the lowest bits; what lies above is any. Codes 0 to 7 as letters a to h, the lowest bit to the right, as PLACES of
+ * kernels/native.py has them:
+ *   3 bits  word h eee ddd ccc bbb aaa, byte hh ggg fff
+ *   5 bits  words h ccccc bbbbb aaaaa, h fffff eeeee ddddd, byte hhh ggggg
+ *   6 bits  words gggg bbbbbb aaaaaa, hhhh dddddd cccccc, hh gg ffffff eeeeee
+ */
 INLINE words place(codes_t codes, int i, int odd, const int kind)
 {
     const words *w = codes.word;
