@@ -187,12 +187,12 @@ INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
 #endif
 
 /* V vectors of outputs from vector `first` on, for the R rows of a tile, of which `rows` are there. */
-INLINE void block(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R, const int V,
-                  const int kind)
+INLINE void block(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first,
+                  const int R, const int V, const int kind)
 {
     const int parts = 16 / LANES;
     const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
-    const table_t table = read_table(w->table, kind, w->mantissa);
+    const table_t table = *values;
     const vec factor = w->table[0] - (vec){0};
     const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16; /* words of a strip before its first bytes */
     const int next = kind == TABLE3 ? 16 : step_words(kind);
@@ -265,11 +265,12 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
             store(y + r * w->n + (first + v) * LANES, by_row ? result[r][v] * by_row[r] : result[r][v], w->n - (first + v) * LANES);
 }
 
-typedef void kernel(const struct weight *, const input_t *, const float *sums, const float *by_row, uint16_t *, long rows, long first);
+typedef void kernel(const struct weight *, const table_t *, const input_t *, const float *sums, const float *by_row, uint16_t *, long rows, long first);
 #define KERNEL(NAME, KIND, R)                                                                                                                                 \
-    static void NAME##_##R(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first)             \
+    static void NAME##_##R(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows,  \
+                           long first)                                                                                                                        \
     {                                                                                                                                                         \
-        block(w, x, sums, by_row, y, rows, first, R, WIDTH(R), KIND);                                                                                         \
+        block(w, values, x, sums, by_row, y, rows, first, R, WIDTH(R), KIND);                                                                                 \
     }
 #define KERNELS(R)                                                                                                                                            \
     KERNEL(table2, TABLE2, R) KERNEL(table3, TABLE3, R) KERNEL(table4, TABLE4, R) KERNEL(integer5, INTEGER5, R) KERNEL(integer6, INTEGER6, R)                 \
@@ -333,6 +334,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     uint16_t *rounded = (uint16_t *)(by_row + m);
     const uint16_t *from = r ? rounded : x;
     const float all = r && r->per == ALL ? largest_of(x, wide, m * w->k, r) : 0, *scales = r && r->form == ELEMENTS ? by_row : NULL;
+    const table_t values = read_table(w->table, w->kind, w->mantissa);
     kernel *run = kernels[w->kind][which];
 #pragma omp parallel if (m * w->n * padded > 1 << 17)
     {
@@ -347,7 +349,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             for (long t = 0; t < tiles; t++)
-                run(w, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL, y + t * rows * w->n,
+                run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL, y + t * rows * w->n,
                     m - t * rows < rows ? m - t * rows : rows, b * V);
     }
     return 0;
