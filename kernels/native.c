@@ -165,6 +165,7 @@ INLINE table_t read_table(const float *t, const int kind, int mantissa)
 INLINE vec look_up(words w, const int kind, table_t table)
 {
 #if LANES == 16
+    (void)kind;
     return (vec)_mm512_permutexvar_ps((__m512i)w, (__m512)table.part[0]);
 #else
     const __m256 low = _mm256_permutevar8x32_ps((__m256)table.part[0], (__m256i)w);
