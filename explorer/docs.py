@@ -87,7 +87,7 @@ def results_table() -> str:
         ]
         rows.append("| " + " | ".join([*cells, _rate(r), _ratio(r)]) + " |")
     p = reports[0].provenance
-    held = "In memory: codes in the width that the kernel reads (3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
+    held = "In memory: codes in the width that the kernel reads, its scales and zeros. Embedding, norms and head stay in 16 bits."
     held += " Tokens/s of two rows are of different minutes. The speed-up is over a 16-bit loop that ran in turn with the row's own, and compares:"
     held += f" another run of the same work lies within a factor of {between():.2f} of their mean. % of limit: what reading its bytes takes of a token's time."
     rows += [
