@@ -171,40 +171,59 @@ INLINE void add_values(const struct work *w, long h, long vectors, float *sums, 
     }
 }
 
+INLINE void over_keys(const struct cache *c, const struct work *w, long token, long tokens, struct ahead ahead, const int width, const int wide)
+{
+    const long bytes = c->size * width / 8;
+    for (long t = 0; t < tokens; t += GROUP) {
+        fetch(&ahead);
+        open_keys(c->key_codes + (token + t) * bytes, bytes, w->codes, width);
+        fetch(&ahead);
+        meet(c, w, (token + t) / GROUP, width, wide);
+        fetch(&ahead);
+        long h = 0;
+        for (; h + HEADS <= c->heads; h += HEADS)
+            score(c, w, h, w->score + t, HEADS);
+        fetch(&ahead);
+        for (; h + 2 <= c->heads; h += 2)
+            score(c, w, h, w->score + t, 2);
+        for (; h < c->heads; h++)
+            score(c, w, h, w->score + t, 1);
+    }
+}
+
+INLINE void over_values(const struct cache *c, const struct work *w, long token, long tokens, struct ahead ahead, const int width, const int wide)
+{
+    const long groups = c->size / GROUP, bytes = c->size * width / 8, vectors = tokens / LANES;
+    turn_any(c->value_scale, token * groups, tokens, groups, w->value_scale, wide);
+    turn_any(c->value_low, token * groups, tokens, groups, w->value_low, wide);
+    for (long g = 0; g < groups; g++) {
+        fetch(&ahead);
+        scale_weights(c, w, g, vectors);
+        for (int byte = 0; byte < 4 * width; byte += 16) {
+            const long from = g * 4 * width + byte, second = from + 16 > bytes;
+            fetch(&ahead);
+            if (second)
+                open_values(c->value_codes + token * bytes + from - 8, bytes, vectors, 1, w->codes, width);
+            else
+                open_values(c->value_codes + token * bytes + from, bytes, vectors, 0, w->codes, width);
+            for (long h = 0; h < c->heads; h++)
+                add_values(w, h, vectors, w->sums + ((h * groups + g) * 8 + byte / 4 * (8 / width)) * LANES, width);
+        }
+    }
+}
+
 /* Older tokens first to last of one row, multiples of GROUP. */
 INLINE void over_codes(const struct cache *c, const struct work *w, long row, long first, long last, const int width, const int wide)
 {
-    const long groups = c->size / GROUP, bytes = c->size * width / 8, part = bytes / groups < 16 ? bytes / groups : 16;
-    for (long start = first; start < last; start += BLOCK) {
-        const long tokens = last - start < BLOCK ? last - start : BLOCK, vectors = tokens / LANES, token = row * c->older + start;
-        for (long t = 0; t < tokens; t += GROUP) {
-            open_keys(c->key_codes + (token + t) * bytes, bytes, w->codes, width);
-            meet(c, w, (token + t) / GROUP, width, wide);
-            long h = 0;
-            for (; h + HEADS <= c->heads; h += HEADS)
-                score(c, w, h, w->score + t, HEADS);
-            for (; h + 2 <= c->heads; h += 2)
-                score(c, w, h, w->score + t, 2);
-            for (; h < c->heads; h++)
-                score(c, w, h, w->score + t, 1);
-        }
-        weigh(c, w, vectors);
+    const long bytes = c->size * width / 8, end = row * c->older + last;
+    for (long token = row * c->older + first; token < end; token += BLOCK) {
+        const long tokens = end - token < BLOCK ? end - token : BLOCK, next = token + tokens, after = end - next < BLOCK ? end - next : BLOCK;
+        const uint8_t *values = c->value_codes + token * bytes, *keys = c->key_codes + next * bytes;
+        over_keys(c, w, token, tokens, (struct ahead){values, values + tokens * bytes, GROUP * bytes / 4}, width, wide);
+        weigh(c, w, tokens / LANES);
         for (long h = 0; h < c->heads; h++)
             w->carried[h] *= w->factor[h];
-        turn_any(c->value_scale, token * groups, tokens, groups, w->value_scale, wide);
-        turn_any(c->value_low, token * groups, tokens, groups, w->value_low, wide);
-        for (long g = 0; g < groups; g++) {
-            scale_weights(c, w, g, vectors);
-            for (long byte = 0; byte < bytes / groups; byte += part) {
-                const long from = g * (bytes / groups) + byte, second = from + 16 > bytes;
-                if (second)
-                    open_values(c->value_codes + token * bytes + from - 8, bytes, vectors, 1, w->codes, width);
-                else
-                    open_values(c->value_codes + token * bytes + from, bytes, vectors, 0, w->codes, width);
-                for (long h = 0; h < c->heads; h++)
-                    add_values(w, h, vectors, w->sums + ((h * groups + g) * 8 + byte / 4 * (8 / width)) * LANES, width);
-            }
-        }
+        over_values(c, w, token, tokens, (struct ahead){keys, keys + after * bytes, BLOCK * GROUP / (width == 8 ? 3 : 2) * width / 8}, width, wide);
     }
 }
 
@@ -273,14 +292,13 @@ static void sum_up(const struct cache *c, const struct work *w, const int width,
         for (long g = 0; g < groups; g++) {
             const float *from = w->sums + (h * groups + g) * 8 * LANES, low = w->lows[h * groups + g], carried = w->carried[h];
             for (int word = 0; word < 8 / planes; word++)
-                for (int byte = 0; byte < 4; byte++)
-                    for (int p = 0; p < planes; p++) {
-                        const long d = h * c->size + g * GROUP + (4 * word + byte) * planes + p;
-                        float sum = 0;
-                        for (int lane = byte; lane < LANES; lane += 4)
-                            sum += from[(word * planes + p) * LANES + lane];
-                        to[d] = sum + low + w->newest[d] * carried;
-                    }
+                for (int p = 0; p < planes; p++, from += LANES) {
+                    const long d = h * c->size + g * GROUP + 4 * word * planes + p;
+                    float sum[4];
+                    _mm_storeu_ps(sum, quarters(at(from)));
+                    for (int byte = 0; byte < 4; byte++)
+                        to[d + byte * planes] = sum[byte] + low + w->newest[d + byte * planes] * carried;
+                }
         }
     memcpy(to + c->heads * c->size, w->peak, c->heads * sizeof *to);
     memcpy(to + c->heads * (c->size + 1), w->total, c->heads * sizeof *to);

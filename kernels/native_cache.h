@@ -10,7 +10,11 @@
 #if LANES == 16
 typedef __m512i raw;
 #define OF(NAME) _mm512_##NAME
-INLINE float sum_of(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE __m128 quarters(vec v)
+{
+    const __m256 x = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1)));
+    return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+}
 INLINE float largest_in(vec v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE raw whole_of(vec v) { return _mm512_cvtps_epi32((__m512)v); }
@@ -18,12 +22,7 @@ INLINE raw spread(__m128i v) { return _mm512_broadcast_i32x4(v); }
 #else
 typedef __m256i raw;
 #define OF(NAME) _mm256_##NAME
-INLINE float sum_of(vec v)
-{
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-}
+INLINE __m128 quarters(vec v) { return _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1)); }
 INLINE float largest_in(vec v)
 {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
@@ -35,6 +34,14 @@ INLINE raw whole_of(vec v) { return _mm256_cvtps_epi32((__m256)v); }
 INLINE raw spread(__m128i v) { return _mm256_broadcastsi128_si256(v); }
 #endif
 #define VECTORS (GROUP / LANES)
+
+INLINE float sum_of(vec v)
+{
+    __m128 x = quarters(v);
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
 
 INLINE vec at(const float *x)
 {
@@ -99,6 +106,20 @@ INLINE void unpack(raw word, const int width, uint32_t *to, const long stride)
         const words code = ((words)word >> (k * width)) & mask;
         memcpy(to + k * stride, &code, sizeof code);
     }
+}
+
+/* Codes that the other half of the work reads next, asked for a few at a time while this half computes: a group is about a page of memory, and no CPU fetches
+ * the next page by itself. */
+struct ahead {
+    const uint8_t *from, *end;
+    long step;
+};
+
+INLINE void fetch(struct ahead *a)
+{
+    const uint8_t *end = a->end - a->from < a->step ? a->end : a->from + a->step;
+    for (; a->from < end; a->from += 64)
+        __builtin_prefetch(a->from, 0, 2);
 }
 
 /* A group of keys, rows of `row` bytes -> [pairs of channels][tokens]. Of 4 P consecutive channels, P in a byte, the first 2 P pair with the others. */
