@@ -8,11 +8,12 @@
  */
 #include "native_cache.h"
 
-#define BLOCK 128 /* tokens between two looks at the highest score */
 #define HEADS (LANES / 4) /* query heads at once: eight sums in registers */
-#define SPAN 512 /* tokens from which on a span is worth joining */
+#define SPAN 512 /* tokens of a span, where there are as many of them as threads; else fewer, down to a block */
 #define LARGEST 32767 /* of a query and of a weight in 16 bits */
 #define LEAST 1e-30f /* magnitudes below it are taken as zero, so that no quotient overflows */
+
+int omp_get_max_threads(void);
 
 struct cache {
     const uint8_t *key_codes;
@@ -101,29 +102,11 @@ INLINE void weigh(const struct cache *c, const struct work *w, long vectors)
             put(here + v * LANES, weight);
             sum += weight;
         }
-        const float factor = power((w->peak[h] - higher) - (vec){0})[0];
+        const float factor = power_of(w->peak[h] - higher);
         w->total[h] = w->total[h] * factor + sum_of(sum);
         w->factor[h] = factor;
         w->peak[h] = higher;
     }
-}
-
-/* [tokens, groups] numbers -> [groups, BLOCK] float32. */
-INLINE void turn(const void *from, long first, long tokens, long groups, const int known, float *to, const int wide)
-{
-    for (long t = 0; t < tokens; t++)
-        for (long g = 0; g < (known ? known : groups); g++)
-            to[g * BLOCK + t] = number_at(from, first + t * (known ? known : groups) + g, wide);
-}
-
-INLINE void turn_any(const void *from, long first, long tokens, long groups, float *to, const int wide)
-{
-    if (groups == 2)
-        turn(from, first, tokens, groups, 2, to, wide);
-    else if (groups == 4)
-        turn(from, first, tokens, groups, 4, to, wide);
-    else
-        turn(from, first, tokens, groups, 0, to, wide);
 }
 
 /* Weights times the scales of one group of channels, in 16 bits with a unit a head: for each LANES tokens the pairs that `open_values` makes of them. */
@@ -336,13 +319,13 @@ static long places(const struct cache *c, struct work *w, float *from)
     const long numbers = c->heads * c->size, groups = c->size / GROUP, unpacked = c->size / 2 * GROUP;
     float **const at[] = {&w->query, &w->scale, &w->low, &w->unit, &w->least, &w->factor, &w->carried, &w->peak, &w->total, &w->score, &w->value_scale,
                           &w->value_low, &w->sums, &w->lows, &w->newest, (float **)&w->codes, (float **)&w->pairs, (float **)&w->weights};
-    const long sizes_of[] = {numbers, c->size, c->size, c->heads, c->heads, c->heads, c->heads, c->heads, c->heads, c->heads * BLOCK, groups * BLOCK,
+    const long lengths[] = {numbers, c->size, c->size, c->heads, c->heads, c->heads, c->heads, c->heads, c->heads, c->heads * BLOCK, groups * BLOCK,
                              groups * BLOCK, c->heads * groups * 8 * LANES, c->heads * groups, numbers, unpacked > 16 * BLOCK ? unpacked : 16 * BLOCK,
                              numbers / 2, 2 * c->heads * BLOCK};
     long next = 0;
     for (unsigned i = 0; i < sizeof at / sizeof *at; i++) {
         *at[i] = from + next;
-        next += (sizes_of[i] + 15) / 16 * 16;
+        next += (lengths[i] + 15) / 16 * 16;
     }
     return next;
 }
@@ -355,11 +338,11 @@ static void join(const struct cache *c, const float *from, long spans, long each
     for (long s = 1; s < spans; s++)
         peak = peaks[s * each] > peak ? peaks[s * each] : peak;
     for (long s = 0; s < spans; s++)
-        total += totals[s * each] * power((peaks[s * each] - peak) - (vec){0})[0];
+        total += totals[s * each] * power_of(peaks[s * each] - peak);
     for (long d = 0; d < c->size; d += LANES) {
         vec sum = {0};
         for (long s = 0; s < spans; s++)
-            sum += at(from + s * each + h * c->size + d) * power((peaks[s * each] - peak) - (vec){0});
+            sum += at(from + s * each + h * c->size + d) * power_of(peaks[s * each] - peak);
         sum /= total;
         if (wide)
             put((float *)y + to + d, sum);
@@ -373,14 +356,16 @@ int low_bit_attention(const struct cache *c, const void *q, int wide, void *y, l
 {
     older = c->counts ? c->counts[0] : older;
     newest = c->counts ? c->counts[1] : newest;
-    const long groups = older / GROUP;
-    const long spans = groups > SPAN / GROUP ? (groups + SPAN / GROUP - 1) / (SPAN / GROUP) : 1, every = (groups + spans - 1) / spans;
-    const long each = c->heads * (c->size + 2), numbers = c->heads * c->size;
+    const long groups = older / GROUP, blocks = (older + BLOCK - 1) / BLOCK, threads = (omp_get_max_threads() + c->rows - 1) / c->rows;
+    const long wanted = (older + SPAN - 1) / SPAN > threads ? (older + SPAN - 1) / SPAN : threads < blocks ? threads : blocks;
+    const int small = c->rows * (older + newest) * c->heads * c->size < 1 << 17; /* threads are not worth waking */
+    const long spans = small || wanted < 1 ? 1 : wanted, every = (groups + spans - 1) / spans;
+    const long each = c->heads * (c->size + 2);
     float *parts = room(PARTS, c->rows * spans * each * sizeof *parts);
     int lacking = 0;
     if (!parts)
         return 1;
-#pragma omp parallel if (c->rows * spans > 1 && c->rows * (older + newest) * numbers > 1 << 17) reduction(| : lacking)
+#pragma omp parallel if (!small && c->rows * spans > 1) reduction(| : lacking)
     {
         struct work w;
         float *mine = room(SPANS, places(c, &w, NULL) * sizeof *mine);

@@ -6,6 +6,7 @@
 #include "native.h"
 
 #define GROUP 32
+#define BLOCK 128 /* tokens between two looks at the highest score */
 
 #if LANES == 16
 typedef __m512i raw;
@@ -41,7 +42,6 @@ INLINE float sum_of(vec v)
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-
 
 INLINE vec at(const float *x)
 {
@@ -85,6 +85,8 @@ INLINE vec power(vec x)
     return number(bits(y) + (bits(shifted) << 23));
 }
 
+INLINE float power_of(float x) { return power(x - (vec){0})[0]; }
+
 /* 16 bytes of each LANES / 4 tokens, four tokens apart. */
 INLINE raw every_fourth(const uint8_t *from, long row)
 {
@@ -97,7 +99,7 @@ INLINE raw every_fourth(const uint8_t *from, long row)
 #endif
 }
 
-/* Words of eight bytes' worth of nothing but codes -> their codes in 16 bits, those `width` bits apart in one vector each, `stride` numbers apart. */
+/* Words of codes -> 16 / width vectors of codes in 16 bits, `stride` numbers apart: vector k has those that begin at bits k * width of both halves. */
 INLINE void unpack(raw word, const int width, uint32_t *to, const long stride)
 {
     const uint32_t mask = 0x00010001u * ((1u << width) - 1);
@@ -169,5 +171,23 @@ INLINE void pair_up(const float *query, const float *scale, float by, uint32_t *
                  eight = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
     const shorts y = width == 2 ? __builtin_shuffle(x, two) : width == 4 ? __builtin_shuffle(x, four) : __builtin_shuffle(x, eight);
     memcpy(to, &y, sizeof y);
+}
+
+/* [tokens, groups] numbers -> [groups, BLOCK] float32. */
+INLINE void turn(const void *from, long first, long tokens, const long groups, float *to, const int wide)
+{
+    for (long t = 0; t < tokens; t++)
+        for (long g = 0; g < groups; g++)
+            to[g * BLOCK + t] = number_at(from, first + t * groups + g, wide);
+}
+
+INLINE void turn_any(const void *from, long first, long tokens, long groups, float *to, const int wide)
+{
+    if (groups == 2)
+        turn(from, first, tokens, 2, to, wide);
+    else if (groups == 4)
+        turn(from, first, tokens, 4, to, wide);
+    else
+        turn(from, first, tokens, groups, to, wide);
 }
 #endif
