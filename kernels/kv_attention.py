@@ -287,7 +287,7 @@ OP = Op(
     cpu=(NATIVE, TORCH),
     cases=(
         *(Case(2, 2, 4, 64, 96, 33, bits) for bits in (8, 4, 2)), Case(1, 1, 1, 128, 256, 1, 4), Case(1, 3, 7, 32, 32, 40, 8), Case(2, 1, 2, 64, 0, 5, 4),
-        Case(1, 2, 8, 128, 512, 63, 8),
+        Case(1, 2, 8, 128, 512, 63, 8), Case(1, 1, 7, 64, 1088, 40, 4), Case(2, 1, 3, 96, 1056, 200, 2),
         *(Case(2, 1, 4, 64, 160, 64, 4, counts) for counts in ((0, 1), (64, 37))),
     ),
     timed=tuple(Case(batch, 8, 4, 128, tokens, 48, bits) for batch, tokens in ((1, 8192), (1, 32768), (8, 8192)) for bits in (8, 4)),
