@@ -195,7 +195,7 @@ def test_another_cpu_is_offered_none(fresh: pytest.MonkeyPatch) -> None:
     assert native.flavour() == "" and "no AVX2" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
 
 
-@pytest.mark.parametrize("name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native.h"])
+@pytest.mark.parametrize("name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native_attention.c", "native_cache.h", "native.h"])
 def test_the_source_in_c_is_part_of_what_a_result_depends_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from explorer import closure
 
