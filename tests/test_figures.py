@@ -148,6 +148,13 @@ def test_token_times_have_ticks_between_powers_of_ten() -> None:
     assert figures()["speed"].draw(ALL, "")["layout"]["xaxis"]["dtick"] == "D2"
 
 
+@pytest.mark.parametrize("name", ["quality", "divergence"])
+def test_an_axis_within_a_decade_has_numbers(name: str) -> None:
+    """A tick at every power of ten, where there are two; within a decade Plotly chooses, else there would be none."""
+    assert "dtick" not in figures()[name].draw([ALL[0], ALL[2]], "")["layout"]["yaxis"] and figures()[name].draw(ALL, "")["layout"]["yaxis"]["dtick"] == 1
+    assert "dtick" not in figures()[name].draw([ALL[0]], "")["layout"]["yaxis"]
+
+
 def test_names_and_texts_are_escaped() -> None:
     evil = "<img src=x onerror=alert(1)>"
     experiment = dataclasses.replace(ALL[1].experiment, model=ModelRef(evil, evil), spec=QuantSpec.of(evil, bits=4))

@@ -158,4 +158,7 @@ def against_bits(reports: Sequence[Report], metric: str, title: str) -> Plot:
              "hovertemplate": f"{found.value:.4g} {found.unit}{interval}, %{{x:.3f}} bits",
              "error_y": {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down], "thickness": 1.5}}
         )  # fmt: skip
-    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log", "dtick": 1}, showlegend=True))
+    ends = [end for one in data for end in (one["y"][0] + one["error_y"]["array"][0], one["y"][0] - one["error_y"]["arrayminus"][0]) if end > 0]
+    decades = math.floor(math.log10(max(ends))) - math.ceil(math.log10(min(ends))) if ends else 0
+    ticks = {"dtick": 1} if decades > 0 else {}  # at powers of ten, where there are two of them
+    return plot(data, layout("stored bits per weight", title, yaxis={"type": "log", **ticks}, showlegend=True))
