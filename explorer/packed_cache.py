@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from explorer.kvcache import GROUP, WINDOW, Chunk, packed_tokens
+from explorer.cache_sizes import GROUP, WINDOW, packed_tokens
+from explorer.kvcache import Chunk
 from kernels.kv_attention import TORCH, LowBitCache
 from kernels.op import Packed, ops, serving
 

@@ -29,6 +29,16 @@ def test_whatever_a_task_has_is_in_its_closure(task: tasks.Task) -> None:
     assert not any(name.startswith(("explorer.ui", "explorer.figures", "explorer.learn")) for name in found), "a page's text would empty the store"
 
 
+@pytest.mark.parametrize("task", ["", *tasks.tasks()])
+def test_the_planner_is_in_no_key(task: str) -> None:
+    """Of a run, "", and of every task: what a T4 costs, or what a plan counts, would empty the store with each correction. What a run reads of it
+    are a board's bandwidth and the bytes of a cache.
+    """
+    found = closure.closure(tasks.tasks()[task].work.__module__ if task else "explorer.experiment", *ROOMS)
+    planning = ("accelerators", "allocate", "families", "goal", "layouts", "planner", "published")
+    assert not found & {f"explorer.{name}" for name in planning} and {"explorer.boards", "explorer.cache_sizes"} <= found
+
+
 def test_every_metric_and_method_brings_what_it_imports() -> None:
     gptq, depth = "explorer.methods.gptq", "explorer.metrics.depth"
     assert gptq in closure.closure(*build("quip", {}).modules()) and gptq not in closure.closure(*build("rtn", {}).modules())

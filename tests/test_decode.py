@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from explorer import llama, products
+from explorer.cache_sizes import packed_tokens
 from explorer.decode import Decoder, TransformersLoop
 from explorer.input_statistics import InputStatistics
-from explorer.kvcache import packed_tokens
 from explorer.llama import LlamaLoop
 from explorer.methods import build
 from explorer.metrics.speed import read_per_token
