@@ -29,7 +29,7 @@ from explorer.store import Store
 from explorer.turns import Line, waiting
 
 
-@functools.cache
+@functools.lru_cache(256)  # a visitor's rules name any set of methods
 def made_by(*modules: str) -> str:
     """What computes a result, for its key: these modules and what they import, every kernel, torch, and transformers, which runs the model."""
     return key_of(code_version(*modules, *modules_in("kernels")), torch.__version__, version("transformers"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from statistics import NormalDist, fmean, stdev
 
 ALPHA = 0.05
@@ -35,7 +35,7 @@ def within(t: float, df: int) -> float:
     return 2 / math.pi * (angle + (sine * total if df > 1 else 0.0))
 
 
-@cache
+@lru_cache(1024)  # a visitor's number of windows gives the looks, and so the probabilities
 def quantile(outside: float, df: int) -> float:
     """The t with P(|T| > t) = outside."""
     low, high = 0.0, 1e4

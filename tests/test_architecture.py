@@ -117,6 +117,37 @@ def test_sizes_and_first_line(path: Path) -> None:
             assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
 
 
+# Functions that keep every answer, because they are asked about few things: names in the code, devices, formats, widths of layers, handlers of the page.
+ASKED_LITTLE = {
+    "explorer.closure": {"_file", "_read"},
+    "explorer.learn.handout": {"handout_link"},
+    "explorer.models": {"_cache_argument"},
+    "explorer.repeats": {"between"},
+    "explorer.rotation": {"hadamard"},
+    "explorer.tasks.sensitivity": {"together"},
+    "explorer.ui.forms": {"model"},
+    "kernels.codes": {"assembly"},
+    "kernels.cpu_forms": {"digits"},
+    "kernels.floats": {"float_values"},
+    "kernels.table": {"tiles", "_name"},
+    "kernels.w8a8_int8_matmul": {"exact"},
+}
+
+
+def test_what_visitors_may_ask_without_end_is_not_kept_without_end() -> None:
+    kept: dict[str, set[str]] = {}
+    for path in PRODUCT:
+        for one in ast.walk(ast.parse(path.read_text())):
+            endless = isinstance(one, ast.FunctionDef) and {ast.unparse(by) for by in one.decorator_list} & {
+                "cache",
+                "functools.cache",
+                "lru_cache(maxsize=None)",
+            }
+            if endless and one.args.args:
+                kept.setdefault(module_name(path), set()).add(one.name)
+    assert kept == ASKED_LITTLE, "lru_cache with a size, unless what it takes are few"
+
+
 def test_gradio_only_in_ui() -> None:
     users = {module_name(p) for p in PRODUCT if any(is_in(i, "gradio") for i in imports_of(p))}
     assert all(is_in(m, "explorer.ui") or m == "app" for m in users), users

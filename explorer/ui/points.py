@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -215,7 +215,7 @@ def described(report: Report) -> dict[str, Any]:
     return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration, **texts}
 
 
-@cache
+@lru_cache(64)  # a visitor's link may name any method
 def quantizing(method: str) -> float:
     """Seconds that quantizing the bundled model takes, from the survey; 0 for an unknown method."""
     values = [r.value("quantize_seconds") for r in survey().values() if r.experiment.spec.method == method]
