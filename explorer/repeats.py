@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from explorer.findings import busy, known
 from explorer.records import Report, report_from
-from explorer.sequential import quantile
+from explorer.sequential import student_t
 
 SURVEY = Path(__file__).parent.parent / "assets" / "survey.json"
 
@@ -38,7 +38,7 @@ class Spread(NamedTuple):
 
     def factor(self, runs: int = 1) -> float:
         """The true speed-up lies within the mean of so many runs times or divided by this, with 95% confidence."""
-        return math.exp(quantile(0.05, self.free) * self.deviation / math.sqrt(runs))
+        return math.exp(student_t(0.05, self.free) * self.deviation / math.sqrt(runs))
 
     def told(self) -> str:
         """In a sentence."""
