@@ -24,7 +24,8 @@ explorer.rights explorer.writing explorer.sizes explorer.hub explorer.downloads 
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
     explorer.likelihood explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
-explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.speeds explorer.findings explorer.detectors
+explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.recorded explorer.repeats explorer.speeds explorer.findings
+    explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
     explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import gradio as gr
 import pytest
 
-from explorer.docs import CATALOGUE, SEEDS
+from explorer.docs import CATALOGUE
+from explorer.recorded import SEEDS, survey
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
-from explorer.ui.points import Held, Points, described, survey
+from explorer.ui.points import Held, Points, described
 from explorer.ui.sensitivities import Sensitivities
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell

@@ -9,10 +9,10 @@ import statistics
 
 import pytest
 
-from explorer.docs import SEEDS
 from explorer.families import architecture
 from explorer.figures import Chart, Figure, _found, charts, figures
 from explorer.planner import Plan, need
+from explorer.recorded import SEEDS
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from, significant
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of, usual
 from explorer.ui.table import comparison

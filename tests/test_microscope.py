@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from explorer import models
-from explorer.docs import SEEDS
 from explorer.experiment import LocalRunner
 from explorer.figures import charts
 from explorer.figures.projections import table_of
 from explorer.hub import Hub
 from explorer.methods import build
+from explorer.recorded import SEEDS
 from explorer.records import Answer, Event, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.error_map import digits, reduced

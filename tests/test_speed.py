@@ -14,13 +14,13 @@ from explorer import devices, models, tasks
 from explorer.__main__ import main
 from explorer.answers import speed
 from explorer.commands.run import table
-from explorer.docs import SEEDS
 from explorer.experiment import Loader, LocalRunner
 from explorer.figures import roofline as figure
 from explorer.figures.roofline import above
 from explorer.findings import busy
 from explorer.hub import Hub
 from explorer.kvcache import bytes_at
+from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
 from explorer.store import Store
 from explorer.tasks import batch, roofline

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from explorer.__main__ import main
-from explorer.docs import SEEDS
+from explorer.recorded import SEEDS
 from explorer.records import OUTSIDE, Measurement, report_from
 from explorer.ui.table import comparison
 from explorer.wide import FIXED, column, rows, table

@@ -10,11 +10,11 @@ from pathlib import Path
 from explorer.accelerators import ACCELERATORS, OWNED, REACHED, USUAL, Accelerator, Fit, fit, widths
 from explorer.commands import Command
 from explorer.families import Architecture, architecture, pasted
-from explorer.figures.ladder import on_record
 from explorer.goal import answer, called, goal, own_width, plain, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Plan, gigabytes, need
 from explorer.published import PUBLISHED
+from explorer.recorded import on_record
 from explorer.records import InputError
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"

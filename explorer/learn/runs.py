@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Answer, Report, report_from
+from explorer.recorded import marked
+from explorer.records import Answer, Report
 
 FOLDER = Path(__file__).parent.parent.parent / "assets" / "learn"
 RECORDED = FOLDER / "recorded.json"
@@ -63,10 +64,7 @@ def _recorded() -> dict[str, Any]:
 @cache
 def recorded() -> dict[str, Report]:
     """Name -> Report as measured by `python -m assets.record_learn`, marked as recorded; empty when the file is missing."""
-    reports = {name: report_from(data) for name, data in _recorded()["reports"].items()}
-    for report in reports.values():
-        report.provenance["recorded"] = True
-    return reports
+    return {name: marked(data) for name, data in _recorded()["reports"].items()}
 
 
 @cache

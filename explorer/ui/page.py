@@ -14,8 +14,8 @@ import gradio as gr
 
 from explorer.findings import busy
 from explorer.link import query
+from explorer.recorded import survey
 from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
-from explorer.repeats import survey
 from explorer.ui.controls import Control, parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace

@@ -16,12 +16,12 @@ from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, Fit, 
 from explorer.chips import chip, reachable
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
-from explorer.figures.ladder import on_record
 from explorer.figures.plan import CHART
 from explorer.goal import Words, called, goal, own_width, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Need, Plan, gigabytes, layout_of, matrix_bits, need
 from explorer.published import PUBLISHED, published
+from explorer.recorded import on_record
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.page import failure, many, status

@@ -15,12 +15,13 @@ import gradio as gr
 from explorer.figures import difference, finite, tradeoffs
 from explorer.findings import one_rate
 from explorer.grid import CHANNEL, Configuration, grid
+from explorer.recorded import survey
 from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.ui.asking import data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.points_table import START, points_table, report_card
-from explorer.ui.session import ground, is_baseline, is_recorded, keys_of, survey
+from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
 from explorer.ui.tab import Shell, picked, settings
 from explorer.ui.table import model_of, origin
 
