@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from explorer import sizes
-from explorer.families import architecture
 from explorer.findings import busy, doubts, known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
+from explorer.presets import presets
 from explorer.recorded import seeds, survey
 from explorer.records import Report, change, fitting, significant
 from explorer.repeats import between, spread, work
@@ -211,7 +211,7 @@ def large_table() -> str:
 
 def offloaded_gb(name: str) -> float:
     """GB of a GPU that an architecture is reckoned to need at 4 bits when it is offloaded; what a run is refused by."""
-    model = architecture(json.loads((ROOT / "assets" / "architectures" / f"{name}.json").read_text())["config"])
+    model = presets()[name]
     inside = [one.outputs * one.inputs for one in model.matrices()]
     widest = max(one.inputs for one in model.matrices())
     outside = model.parameters - sum(one.parameters for one in model.matrices())
