@@ -240,9 +240,12 @@ def test_what_a_control_does_is_said_for_whoever_has_never_quantized() -> None:
     from explorer.docs import CATALOGUE
     from explorer.ui.controls import PLAIN, plain
 
-    fields = [field for method in json.loads(CATALOGUE.read_text())["methods"] for field in method["fields"]]
-    assert set(PLAIN) <= {field["help"] for field in fields}, "each stands for a help that exists"
-    assert not any("2^b" in (plain(field["help"]) or "") for field in fields)
+    methods = json.loads(CATALOGUE.read_text())["methods"]
+    fields = {(method["name"], field["name"]): field for method in methods for field in method["fields"]}
+    assert {key for key in PLAIN if isinstance(key, tuple)} <= fields.keys() and {key for key in PLAIN if isinstance(key, str)} <= {name for _, name in fields}
+    assert not any("2^b" in (plain(method, field) or "") for (method, _), field in fields.items())
+    coming = {"name": "bits", "help": "A code of b bits names 2^b grid points, of which this method uses half."}
+    assert plain("coming", coming) == PLAIN["bits"], "a new method with bits needs no sentence of its own, whatever its help says"
 
 
 def test_run_measures_disturbed_times_again(page: Page) -> None:

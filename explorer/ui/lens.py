@@ -26,12 +26,12 @@ def lens_methods(catalogue: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [m for m in catalogue if not m["reads_inputs"] and m["name"] not in SAME]
 
 
-def slider_or(field: dict[str, Any]) -> gr.components.Component:
+def slider_or(method: str, field: dict[str, Any]) -> gr.components.Component:
     """A slider where a field's choices are consecutive whole numbers, to be dragged; else the usual component."""
     choices = list(field.get("choices") or ())
     if field["kind"] == "choice" and len(choices) > 3 and all(isinstance(c, int) for c in choices) and choices == list(range(choices[0], choices[-1] + 1)):
-        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=plain(field["help"]), elem_classes=["field"])
-    return component_for(field)
+        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=plain(method, field), elem_classes=["field"])
+    return component_for(method, field)
 
 
 class Lens:
