@@ -70,10 +70,4 @@ def recorded() -> dict[str, Report]:
 @cache
 def recorded_answers() -> dict[str, Answer]:
     """Name -> Answer of a task, recorded with the reports."""
-    return {name: Answer(**data | {"data": _without_unused(data["data"])}) for name, data in _recorded()["answers"].items()}
-
-
-def _without_unused(data: dict[str, Any]) -> dict[str, Any]:
-    """A group of symmetric rounding without the lowest code, which no weight takes; older recordings still hold it."""
-    unused = data.get("kind") == "symmetric" and len(data["grid"]) == 2 ** data["bits"] and min(data["codes"]) > 0
-    return data | {"grid": data["grid"][1:]} if unused else data
+    return {name: Answer(**data) for name, data in _recorded()["answers"].items()}
