@@ -20,7 +20,7 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Event, Report
-from explorer.ui.sealed import Sealed
+from explorer.ui.kept import Sealed
 from explorer.ui.session import Shelf, seats
 
 # What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, one whose batch to sweep or whose model to save;
