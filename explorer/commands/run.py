@@ -10,7 +10,7 @@ from explorer.commands import Command, document, runner_of, show, writable
 from explorer.data import FILE_LIMIT
 from explorer.findings import doubt, doubts, in_16_bits
 from explorer.records import InputError, Report
-from explorer.wide import origin
+from explorer.wide import layer_names, origin
 from explorer.writing import write
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -137,7 +137,7 @@ def page_of(reports: list[Report]) -> str:
     """Reports as one self-contained page. Raises InputError where plotly is not installed."""
     from explorer.export import as_html
 
-    layers = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+    layers = layer_names(reports)
     try:
         return as_html(reports, layers[len(layers) // 2] if layers else "", "", "")
     except ImportError as error:

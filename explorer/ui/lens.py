@@ -9,12 +9,12 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import InputError
-from explorer.ui.asking import LIVE, QUIET, asked, found
+from explorer.ui.asking import LIVE, QUIET, asked, found, subject_of
 from explorer.ui.controls import Control, build_controls, component_for, parameters, plain
 from explorer.ui.frame import chart, chart_values
 from explorer.ui.microscope import microscope
 from explorer.ui.page import failure
-from explorer.ui.tab import Shell, settings
+from explorer.ui.tab import Shell
 
 EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
 OWN = "As the microscope has it, until you move it."
@@ -95,8 +95,8 @@ class Lens:
         """The task's arguments from the values of `inputs`; a number that was deleted counts as 0."""
         subject, method, *rest = values
         *fields, row, group, clip, planted, typed = rest
-        given = {"method": method, "params": parameters(method, self.fields, tuple(fields))}
-        return _of(subject) | given | {"row": int(row or 0), "group": int(group or 0), "clip": clip, "planted": float(planted or 0), "typed": str(typed or "")}
+        given = subject_of(subject) | {"method": method, "params": parameters(method, self.fields, tuple(fields))}
+        return given | {"row": int(row or 0), "group": int(group or 0), "clip": clip, "planted": float(planted or 0), "typed": str(typed or "")}
 
     def _drawn(self, data: dict[str, Any]) -> list[Any]:
         return [*chart_values(charts()["number_line"], data), microscope(data)]
@@ -167,9 +167,3 @@ class Lens:
             own.then(self.shared, asked_of, spans, **QUIET)
             if control.field["name"] != "bits":
                 control.component.input(self.curves, self.inputs(), curves, **LIVE)
-
-
-def _of(subject: str) -> dict[str, Any]:
-    """{model, layer} from the hidden text."""
-    told = settings(subject)
-    return {"model": str(told.get("model") or "demo"), "layer": str(told.get("layer") or "")}

@@ -22,6 +22,7 @@ from explorer.ui.pace import Pace
 from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
 from explorer.ui.tab import Shell, picked
 from explorer.ui.table import dated
+from explorer.wide import layer_names
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
@@ -248,7 +249,7 @@ class Page:
     def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
         """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
         reports, name = self.reports(keys), picked(choice)
-        if name not in (m.layer for r in reports for m in r.measurements if m.layer):
+        if name not in layer_names(reports):
             return [gr.skip()] * (1 + len(self.shell.outputs()))
         self.runs.sees(layer=name)
         return [gr.update(value=name), *self.shell.drawn(active, reports, name, values)]
