@@ -9,7 +9,8 @@ from torch import Tensor
 
 from explorer.cache_sizes import GROUP, WINDOW, packed_tokens
 from explorer.kvcache import Chunk
-from kernels.kv_attention import TORCH, LowBitCache
+from kernels.kv_attention import TORCH
+from kernels.low_bit_cache import LowBitCache
 from kernels.op import Packed, ops, serving
 
 OP = "kv_attention"

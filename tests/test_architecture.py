@@ -118,6 +118,23 @@ def test_sizes_and_first_line(path: Path) -> None:
             assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
 
 
+def names_given(path: Path) -> set[str]:
+    """Names that a module's statements bind, imports aside."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return defined | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def test_a_name_is_imported_from_where_it_is_defined() -> None:
+    """Else who moves or renames it finds half of those who use it."""
+    given = {module_name(path): names_given(path) for path in FILES}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in given:
+                elsewhere = [a.name for a in node.names if a.name not in given[node.module] and f"{node.module}.{a.name}" not in given]
+                assert not elsewhere, f"{module_name(path)} imports {', '.join(elsewhere)} by way of {node.module}"
+
+
 # Functions that keep every answer, because they are asked about few things: names in the code, devices, formats, widths of layers, handlers of the page.
 ASKED_LITTLE = {
     "explorer.closure": {"_file", "_read"},

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from explorer.__main__ import main
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.models import resolve
 from explorer.records import Answer, InputError
 from explorer.store import Store

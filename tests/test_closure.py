@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from explorer import closure, experiment, metrics, tasks
+from explorer.loader import Loader
 from explorer.methods import build
 
 ROOMS = [module for room in ("explorer.methods", "explorer.metrics", "kernels") for module in closure.modules_in(room)]
@@ -90,7 +91,7 @@ def test_the_libraries_that_compute_are_in_the_key(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_answer_on_the_bundled_text_belongs_to_that_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = lambda: tasks.task_key(tasks.tasks()["sensitivity"], {"model": "demo"}, experiment.Loader())  # noqa: E731
+    ask = lambda: tasks.task_key(tasks.tasks()["sensitivity"], {"model": "demo"}, Loader())  # noqa: E731
     before = ask()
     monkeypatch.setattr(tasks.data, "bundled_digest", lambda: "another CPython's")
     assert ask() != before

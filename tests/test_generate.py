@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from explorer.decode import Decoder
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.held import Held, held_bytes
+from explorer.loader import Loader
 from explorer.metrics import Subject
 from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Progress, report_from

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.input_statistics import InputStatistics
+from explorer.loader import Loader
 from explorer.methods import build, spec_of
 from explorer.methods.mixed import parsed
 from explorer.records import InputError

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from explorer.answers import answers
-from explorer.detectors import level, sentence, verdicts
-from explorer.experiment import Loader, LocalRunner, metric_key
+from explorer.detectors import sentence, verdicts
+from explorer.experiment import LocalRunner, metric_key
 from explorer.export import as_csv, as_html, as_json
-from explorer.findings import UNSURE
+from explorer.findings import UNSURE, level
+from explorer.loader import Loader
 from explorer.metrics import metrics
 from explorer.recorded import seeds
 from explorer.records import Answer, Event, InputError, Measurement, Partial, Progress, QuantSpec, Report

@@ -13,13 +13,15 @@ import pytest
 
 from explorer import data, models, paired
 from explorer.__main__ import main
-from explorer.experiment import Loader, LocalRunner, quantize
+from explorer.experiment import LocalRunner
 from explorer.figures import ladder, tradeoffs
 from explorer.grid import CHANNEL, LIMIT, grid
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.methods import build, catalogue, spec_of
 from explorer.metrics import Subject
 from explorer.metrics.depth import METRIC as DEPTH
+from explorer.quantizing import quantize
 from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
 from explorer.store import Store

@@ -10,11 +10,11 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import Answer, Report
-from explorer.ui.asking import LIVE, QUIET, after_paint, asked, model_of, subject_of
+from explorer.ui.asking import LIVE, after_paint, asked, model_of, subject_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.tab import Shell, Tab, View, settings
+from explorer.ui.tab import QUIET, Shell, Tab, View, settings
 
 TRANSFORMS = [("as it is", "none"), ("SmoothQuant", "smooth"), ("Hadamard rotation", "rotate")]
 LAYER = ("channels", "int8_error", "tokens", "input_histogram")

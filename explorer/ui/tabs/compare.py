@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.detectors import level, sentence
+from explorer.detectors import sentence
+from explorer.findings import level
 from explorer.records import Report
 from explorer.ui.frame import report_figures
 from explorer.ui.guard import graded, mark, questions, verdict
