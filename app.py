@@ -231,12 +231,14 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     shapes = forms(blocks)
     keep_out = [Middleware(Login, names=names)] if names else []
     door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth), *keep_out, Middleware(Pages)]
+    for name in ("no_proxy", "NO_PROXY"):  # gradio asks its own server whether it is up, and a proxy need not know this machine
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", made.name]))
     try:
         served, _, _ = blocks.launch(
             server_name=made.name, server_port=made.port, app_kwargs={"middleware": door, "routes": routes(runner, metrics)},
             theme=theme(), css=STYLE.read_text(), max_threads=200, state_session_capacity=300, enable_monitoring=False, run_history=False,
             show_error=False, max_file_size="1kb", footer_links=[], ssr_mode=False, strict_cors=True, inbrowser=made.open_browser,
-            prevent_thread_lock=True,
+            prevent_thread_lock=True, _frontend=False,  # no end with "set share=True" where the first page takes over three seconds
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"No page can be served at {made.name}, port {made.port or '7860 to 7959'}; another program has it, or there is no such address "

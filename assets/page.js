@@ -72,7 +72,8 @@
     const copy = event.target.closest("[data-copy]"); // a command: the one below the button
     if (copy) {
       const line = copy.parentElement.nextElementSibling;
-      navigator.clipboard?.writeText(line.textContent).then(() => { copy.textContent = "Copied"; }, () => getSelection().selectAllChildren(line));
+      const select = () => getSelection().selectAllChildren(line); // there is no clipboard on a page that came by plain HTTP
+      if (navigator.clipboard) navigator.clipboard.writeText(line.textContent).then(() => { copy.textContent = "Copied"; }, select); else select();
     } else if (fold) fold.ariaExpanded = fold.ariaExpanded !== "true";
     else if (button) pick(button.dataset.pick);
     else if (head || chip) { if (head) order(head); if (chip) tell(chip); }

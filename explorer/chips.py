@@ -10,8 +10,9 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, finite
-from explorer.findings import TIMED, counted, doubt
+from explorer.findings import counted, doubt
 from explorer.records import Measurement, Report
+from explorer.vocabulary import LOOP, term
 
 KINDS = {
     "measured": "run here, on this machine, now or earlier",
@@ -43,7 +44,7 @@ def kind_of(found: Measurement, report: Report) -> str:
     p = report.provenance
     if found.how == "estimated":
         return "estimated"
-    if found.metric.startswith(TIMED) and "reference" in str(p.get("kernel_summary", "")):
+    if term(found.metric).source == LOOP and "reference" in str(p.get("kernel_summary", "")):
         return "simulated"
     return "recorded" if p.get("recorded") or found.how == "recorded" else "measured"
 
@@ -78,7 +79,7 @@ def of_answer(chart: Chart, data: Mapping[str, Any]) -> str:
         return ""
     p = data.get("provenance", {})
     facts = "; ".join(str(p[name]) for name in ("device", "date") if p.get(name)) or "on this machine, for this view"
-    facts += "; from the store" if p.get("from_store") else ""
+    facts += "; stored" if p.get("from_store") else ""
     run = "simulated" if planted(data) else "recorded" if data.get("recorded") else "measured"
     note = "; on values changed by hand" if run == "simulated" else ""
     shown = [run if kind == "measured" else kind for kind in chart.kinds(dict(data))]

@@ -1,25 +1,27 @@
-"""Regenerates the generated parts of README.md and the catalogue of methods: `python -m explorer.docs`; `--check` fails when they are stale."""
+"""Regenerates the generated parts of README.md and docs/ and the catalogue of methods: `python -m explorer.docs`; `--check` fails when they are stale."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from explorer import sizes
 from explorer.findings import busy, doubts, known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
-from explorer.presets import presets
 from explorer.recorded import seeds, survey
+from explorer.recordings import large_table, machine_code_table, quantizer_peers_table, soak_table
 from explorer.records import Report, change, fitting, significant
 from explorer.repeats import between, spread, work
 from explorer.speeds import gain, share
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-SHOWN_SHAPE = (4096, 4096)  # N, K of the kernels' table
+SHOWN_SHAPE = (4096, 4096)  # N, K of the kernels' tables
+WIDTH = 160  # columns of a line of text; tables have no other way than long lines
 CATALOGUE = ROOT / "assets" / "methods.json"
 
 
@@ -85,12 +87,14 @@ def results_table() -> str:
         ]
         rows.append("| " + " | ".join([*cells, _rate(r), _ratio(r)]) + " |")
     p = reports[0].provenance
-    held = "In memory: codes in the width that the kernel reads (3 bits take 4), its scales and zeros. Embedding, norms and head stay in 16 bits."
-    held += " Tokens/s of two rows are of different minutes; the speed-up is over a 16-bit loop that ran in turn with the row's own, and compares;"
+    held = "In memory: codes in the width that the kernel reads, its scales and zeros. Embedding, norms and head stay in 16 bits."
+    held += " Tokens/s of two rows are of different minutes. The speed-up is over a 16-bit loop that ran in turn with the row's own, and compares:"
     held += f" another run of the same work lies within a factor of {between():.2f} of their mean. % of limit: what reading its bytes takes of a token's time."
     rows += [
         "",
-        f"{held} Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make seeds`.",
+        held,
+        "",
+        f"Measured on {p['device']}, torch {p['torch']}, {p['date']}; {p['text']}; ± is half of a 95% interval.{_noise(reports)} Command: `make seeds`.",
     ]
     return "\n".join(rows)
 
@@ -114,7 +118,7 @@ def survey_table() -> str:
     if later:
         origin += f" Measured again on {later[0].provenance['device']}, {later[0].provenance['date']}: {', '.join(r.name for r in later)}."
     origin += " Command: `make survey`."
-    return "\n".join([*rows, "", f"{order} {origin}"])
+    return "\n".join([*rows, "", order, "", origin])
 
 
 def model_facts() -> str:
@@ -135,107 +139,68 @@ def timings_table() -> str:
     )
 
 
-def kernels_table() -> str:
-    """The timings that `python -m kernels --write` left in assets/bench, one table a device, a line a format; the whole is in the Speed tab."""
-    parts = []
+def benches() -> Iterator[tuple[dict, list[int], dict[tuple[str, str, str], dict[int, dict]]]]:
+    """What `python -m kernels --write` left in assets/bench: each device's record, its numbers of rows, and (op, kernel, format) -> rows -> timing, of one
+    shape.
+    """
     for path in sorted((ROOT / "assets" / "bench").glob("*.json")):
         record = json.loads(path.read_text())
-        timed = [r for r in record["timings"] if r["case"].get("n") == SHOWN_SHAPE[0] and r["case"].get("k") == SHOWN_SHAPE[1] and r["case"].get("m")]
-        counts = sorted({r["case"]["m"] for r in timed})
-        lines: dict[tuple[str, str, str], dict[int, str]] = {}
+        timed = [r for r in record["timings"] if (r["case"].get("n"), r["case"].get("k")) == SHOWN_SHAPE and r["case"].get("m")]
+        lines: dict[tuple[str, str, str], dict[int, dict]] = {}
         for r in timed:
-            lines.setdefault((r["op"], r["form"], r["format"]), {})[r["case"]["m"]] = f"{r['us']:,.0f} us, {r['ratio']:.2f} x"
-        titles = ["1 row" if m == 1 else f"{m} rows" for m in counts]
-        rows = [f"| operation | kernel | format | {' | '.join(titles)} |", "|" + "---|" * (3 + len(counts))]
-        rows += [f"| {' | '.join(names)} | {' | '.join(cells.get(m, '') for m in counts)} |" for names, cells in lines.items()]
-        busy = f" The machine was busy: {record['busy']}." if record.get("busy") else ""
+            lines.setdefault((r["op"], r["form"], r["format"]), {})[r["case"]["m"]] = r
+        yield record, sorted({r["case"]["m"] for r in timed}), lines
+
+
+def origin(record: dict) -> str:
+    """Where and when the kernels were timed, and by which command."""
+    busy = f" The machine was busy: {record['busy']}." if record.get("busy") else ""
+    return f"{record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`."
+
+
+def counted(rows: list[int]) -> str:
+    """Cells of a head: so many rows of inputs."""
+    return " | ".join("1 row" if m == 1 else f"{m} rows" for m in rows)
+
+
+def kernels_table() -> str:
+    """All formats, one table a device, a line a format; the other shapes are in the Speed tab."""
+    parts = []
+    for record, counts, lines in benches():
+        rows = [f"| operation | kernel | format | {counted(counts)} | torch's operator takes, times as long |", "|" + "---|" * (4 + len(counts))]
+        for names, cells in lines.items():
+            own = [f"{cells[m]['us']:,.0f} us, {cells[m]['ratio']:.2f} x" if m in cells else "" for m in counts]
+            rows.append(f"| {' | '.join([*names, *own, torch_takes(cells, counts)])} |")
         what = f"Median time and how many times faster than 16 bits, {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}; a copy moves {record['copy_gb_per_s']:.1f} GB/s."
-        rows += ["", f"{what} {record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`.{peers(record)}"]
+        rows += ["", f"{what} {origin(record)}{peers(record)}"]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "No kernel has been timed yet."
 
 
+def kernels_short() -> str:
+    """The first format of each operation, one table a device."""
+    parts = []
+    for record, counts, lines in benches():
+        first = {op: (name, cells) for (op, _, name), cells in reversed(lines.items())}
+        rows = [f"| operation | format | {counted(counts)} |", "|" + "---|" * (2 + len(counts))]
+        for op, (name, cells) in sorted(first.items()):
+            ratios = [f"{cells[m]['ratio']:.2f}" if m in cells else "" for m in counts]
+            rows.append(f"| {' | '.join([op, name, *ratios])} |")
+        what = f"How many times as fast as 16 bits, weights of {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}."
+        parts.append("\n".join([*rows, "", f"{what} {origin(record)}"]))
+    return "\n\n".join(parts) or "No kernel has been timed yet."
+
+
+def torch_takes(cells: Mapping[int, dict], counts: list[int]) -> str:
+    """How many times longer torch's own CPU operator takes on the same numbers, for each number of rows; "" where `--peers` timed none."""
+    found = [cells.get(m, {}).get("peers", {}).get("torch CPU operator", {}).get("ratio") for m in counts]
+    return ", ".join("" if ratio is None else f"{ratio:.2f}" for ratio in found) if any(found) else ""
+
+
 def peers(record: dict) -> str:
-    """Where `python -m kernels --peers --write` timed them: how many times longer torch's own operators take, and llama.cpp's whole token beside our
-    products alone; else "".
-    """
-    found: dict[str, list[str]] = {}
-    for r in record.get("timings", []):
-        there = r.get("peers", {}).get("torch CPU operator", {})
-        if "ratio" in there and (r["case"].get("n"), r["case"].get("k")) == SHOWN_SHAPE and r["form"] == "native":
-            found.setdefault(r["format"], []).append(f"{there['ratio']:.2f}")
-    told = [f"{name} {', '.join(times)}" for name, times in found.items()]
-    said = f" torch's own CPU operators on the same numbers take so many times as long: {'; '.join(told)}." if told else ""
+    """Where `python -m kernels --peers --write` timed it: how many times longer llama.cpp's whole token takes beside our products alone; else ""."""
     rows = [f"{row['ratio']:.2f} times as long ({row['blocks']})" for row in record.get("tokens", []) if "ratio" in row]
-    return said + (f" llama.cpp's whole token, beside our products alone in the same groups of 32, takes {', '.join(rows)}." if rows else "")
-
-
-def quantizer_peers_table() -> str:
-    """How long GPTQ, AWQ and HQQ take here and in public implementations, from assets/quantizer_peers.json."""
-    record = json.loads((ROOT / "assets" / "quantizer_peers.json").read_text())
-    found: dict[tuple, dict[str, dict]] = {}
-    for row in record["rows"]:
-        found.setdefault((row["method"], row["n"], row["k"]), {})[row["who"]] = row
-    rows = ["| method | weight | here, s | peer | peer, s | peer / here | output error here, peer |", "|" + "---|" * 7]
-    for (method, n, k), pair in sorted(found.items(), key=lambda item: (item[0][2], item[0][0])):
-        own, peer = pair.pop("this project"), next(iter(pair.values()))
-        start = f"| {method} | {n} x {k} | {significant(own['seconds'])} | {peer['who']} {peer.get('version', '')} |"
-        if "why" in peer:
-            rows.append(f"{start} {peer['why']} | | {own['error']:.4f} |")
-        else:
-            ratio = peer["seconds"] / own["seconds"]
-            rows.append(f"{start} {significant(peer['seconds'])} | {ratio:.1f} | {own['error']:.4f}, {peer['error']:.4f} |")
-    what = "4 bits in groups of 128, 2,048 calibration tokens; AWQ's clipping search on 256 of the outputs, to which AutoAWQ's time is proportional."
-    busy = f" The machine was busy: {record['busy']}." if record["busy"] else ""
-    origin = f"{record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `python -m tests.quantizer_peers --write`."
-    return "\n".join([*rows, "", f"{what} {origin}"])
-
-
-def large_table() -> str:
-    """What quantizing models of billions of parameters takes, from assets/large.json."""
-    path = ROOT / "assets" / "large.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    table = ["| parameters | method | how | time, s | most memory, GB | packed, GB |", "|" + "---|" * 6]
-    for row in rows:
-        how = "offloaded" if row["offloaded"] else "whole"
-        time = f"{row['seconds']:,.0f}{', on a busy machine' if row['busy'] else ''}"
-        start = f"| {row['parameters'] / 1e9:.1f} B, {row['checkpoint_gb']:.1f} GB on disk | {row['method']} | {how} | {time} |"
-        most = row["gpu_peak"] if row.get("gpu_peak") else row["peak"]["anonymous"]
-        table.append(f"{start} {most:.1f} | {row['packed_bytes'] / 1e9:.1f} |")
-    origins = {f"{row['device']}, torch {row['torch']}, {row['date']}" for row in rows}
-    told = f"Memory that only swap could free; pages of files, which the system may drop, are not counted. {'; '.join(sorted(origins)) or 'Not measured yet'}."
-    guessed = ", ".join(f"{name} {offloaded_gb(name):.0f} GB" for name in ("llama-3.1-8b", "llama-3.1-70b"))
-    told = f"Estimated need of a GPU at 4 bits, offloaded: {guessed}. {told}"
-    return "\n".join([*table, "", f"{told} Command: `python -m tests.big_model --gigabytes GB --methods METHOD --write`."])
-
-
-def offloaded_gb(name: str) -> float:
-    """GB of a GPU that an architecture is reckoned to need at 4 bits when it is offloaded; what a run is refused by."""
-    model = presets()[name]
-    inside = [one.outputs * one.inputs for one in model.matrices()]
-    widest = max(one.inputs for one in model.matrices())
-    outside = model.parameters - sum(one.parameters for one in model.matrices())
-    return sizes.offloaded(sizes.Weight({"BF16": model.parameters}, max(inside), outside, model.vocabulary, widest), on_gpu=True) / 1e9
-
-
-def machine_code_table() -> str:
-    """Instructions a weight in the main loop of the weight-only kernel, compiled for Hopper without a GPU."""
-    record = [r for r in json.loads((ROOT / "assets" / "machine_code.json").read_text()) if r["capability"] == 90 and r.get("per_weight")]
-    rows = ["| format and rows | instructions a weight | registers |", "|---|---|---|"]
-    rows += [f"| {r['variant'].removeprefix('sm_90 ')} | {r['per_weight']:.2f} | {r['registers']} |" for r in record]
-    return "\n".join([*rows, "", "Command: `make machine-code`."])
-
-
-def soak_table() -> str:
-    """What the service was put through, from assets/soak.json."""
-    path = ROOT / "assets" / "soak.json"
-    outcomes = json.loads(path.read_text()) if path.exists() else {}
-    rows = ["| proof | found | seconds | date, load before |", "|---|---|---|---|"]
-    hidden = ("seconds", "date", "load_before", "commit", "cores")
-    for name, outcome in outcomes.items():
-        found = ", ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in outcome.items() if key not in hidden and value != [])
-        rows.append(f"| {name.replace('_', ' ')} | {found} | {outcome['seconds']} | {outcome['date']}, {outcome['load_before']} on {outcome['cores']} cores |")
-    return "\n".join([*rows, "", "Command: `make soak`."]) if outcomes else "Not measured yet. Command: `make soak`."
+    return f" llama.cpp's whole token, beside our products alone in the same groups of 32, takes {', '.join(rows)}." if rows else ""
 
 
 def summation() -> str:
@@ -249,32 +214,36 @@ def summation() -> str:
     return f"{what} {record['device']}, torch {record['torch']}, {record['date']}. Command: `make summation`."
 
 
-def _said(value: object) -> str:
-    return "; ".join(f"{key.replace('_', ' ')} {_said(item)}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-
-
-PARTS = {
-    "results": results_table,
-    "timings": timings_table,
-    "methods": methods_table,
-    "survey": survey_table,
-    "quantizer-peers": quantizer_peers_table,
-    "kernels": kernels_table,
-    "large": large_table,
-    "machine-code": machine_code_table,
-    "soak": soak_table,
-    "summation": summation,
-    "model": model_facts,
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": results_table, "methods": methods_table, "kernels-short": kernels_short, "model": model_facts},
+    "docs/RESULTS.md": {
+        "survey": survey_table,
+        "quantizer-peers": quantizer_peers_table,
+        "timings": timings_table,
+        "large": large_table,
+        "summation": summation,
+    },
+    "docs/KERNELS.md": {"kernels": kernels_table, "machine-code": machine_code_table},
+    "docs/SERVING.md": {"soak": soak_table},
 }
 
 
-def render(text: str) -> str:
-    """README text with every generated part renewed. A part stands between `<!-- name -->` and `<!-- /name -->`."""
-    for name, make in PARTS.items():
+def laid(text: str) -> str:
+    """A part as it stands in a page: lines of its text are broken at WIDTH, never inside `code`; those of tables stay."""
+    lines = []
+    for line in text.splitlines():
+        whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), line)
+        lines += [line] if line.startswith("|") else textwrap.wrap(whole, WIDTH, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(lines).replace("\0", " ")
+
+
+def render(text: str, parts: Mapping[str, Callable[[], str]], page: str = "the page") -> str:
+    """A page's text with its generated parts renewed. A part stands between `<!-- name -->` and `<!-- /name -->`. Ends the program where one is missing."""
+    for name, make in parts.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no part {name!r}")
-        text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
+            raise SystemExit(f"{page} has no part {name!r}")
+        text = pattern.sub(lambda match, make=make: match[1] + laid(make()) + match[2], text)
     return text
 
 
@@ -284,7 +253,7 @@ def catalogue() -> str:
 
 
 def main() -> int:
-    fresh = {README: render(README.read_text()), CATALOGUE: catalogue()}
+    fresh = {ROOT / page: render((ROOT / page).read_text(), parts, page) for page, parts in PARTS.items()} | {CATALOGUE: catalogue()}
     stale = [path for path, text in fresh.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         for path in stale:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,22 +18,23 @@ from typing import Any
 
 from explorer.chips import legend, of_metrics
 from explorer.figures import figures
-from explorer.findings import awaited, doubt, doubts
+from explorer.findings import awaited, doubt, doubts, origin
 from explorer.gaps import absent
 from explorer.link import unusual
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
+from explorer.table import comparison
+from explorer.verdict import judged
+from explorer.vocabulary import WINDOWS, term
 
 ALL = 10**9  # tokens that mean the whole text
 DEMO, METHOD, TOKENS, DEMO_LENGTH = "demo", "rtn", 8192, 512  # of `run` without flags
-METHODS = Path(__file__).parent.parent / "assets" / "methods.json"
+ASSETS = Path(__file__).parent.parent / "assets"
+METHODS = ASSETS / "methods.json"
 COPY = "<button type='button' class='act' data-copy>Copy</button>"
 USUAL = "all defaults: RTN, 4 bits, groups of 64"  # beside a command without a flag
 HELD = "The files of a checkpoint hold codes in the widths of their format, 2 and 3 bits often as 4; the card in it says how many bits that is."
 COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "note",
            "origin", "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
-# Else 95% over windows.
-SPREADS = {"decode_tokens_per_second": "20th to 80th percentile of tokens", "time_to_first_token": "least to most of runs",
-           "decode_speedup": "95% over rounds within the run", "first_token_speedup": "95% over rounds within the run"}  # fmt: skip
 
 
 def command_of(report: Report) -> str:
@@ -87,7 +89,7 @@ def _words(command: str, report: Report) -> list[str]:
 def as_csv(reports: Sequence[Report]) -> str:
     """One row a number, those of the whole model first; histograms and other arrays stay out, the JSON has them. interval: what low and high are;
     windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were averaged; note: why nothing
-    is concluded from the number; seed: of the calibration text, where one was read.
+    is concluded from the number; seed: of the calibration text, where one was read; origin: as in `findings`, of a report that is not whole what it lacks.
     """
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -101,28 +103,17 @@ def as_csv(reports: Sequence[Report]) -> str:
             for m in report.measurements:
                 if not isinstance(m.value, list | dict) and bool(m.layer) == of_layers:
                     found = (m.metric, m.layer, m.value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how, doubt(report, m.metric))
-                    where = (origin(report), p.get("device", ""), p.get("date", ""))
+                    where = (f"incomplete, {rest}" if (rest := awaited(report)) else origin(p), p.get("device", ""), p.get("date", ""))
                     rows.writerow(map(harmless, (report.name, model.name, model.revision, *found, *where, *asked)))
     return out.getvalue()
 
 
 def interval(found: Measurement, report: Report) -> tuple[str, int | str]:
     """What a measurement's low and high are, and over how many windows; "" for what it has not. Each token but a window's first is scored."""
-    if found.low is None or found.metric in SPREADS:
-        return ("" if found.low is None else SPREADS[found.metric]), ""
-    return "95%", (found.n + found.bad) // (report.experiment.evaluation.length - 1)
-
-
-def origin(report: Report) -> str:
-    """Whether a report's numbers were "recorded" and shipped, are "stored" ones of this machine, or were "measured now", all or some of them; of one that
-    is not whole what it lacks.
-    """
-    p = report.provenance
-    if rest := awaited(report):
-        return f"incomplete, {rest}"
-    if p.get("recorded") or p.get("from_store"):
-        return "recorded" if p.get("recorded") else "stored"
-    return "measured now" if set(p.get("dates", ())) <= set(p.get("measured_now", ())) else "partly measured now, partly stored"
+    if found.low is None:
+        return "", ""
+    bounds = term(found.metric).bounds or WINDOWS
+    return bounds.column, (found.n + found.bad) // (report.experiment.evaluation.length - 1) if bounds is WINDOWS else ""
 
 
 def harmless(value: object) -> object:
@@ -167,6 +158,12 @@ def _saving(report: Report, live: bool) -> str:
     return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 
 
+def report_page(reports: Sequence[Report], layer: str) -> str:
+    """`as_html` with the comparison, the style and the script of the explorer's own page. layer: the one whose figures are drawn, "" for none."""
+    style, script = (ASSETS.joinpath(name).read_text() for name in ("style.css", "page.js"))
+    return as_html(reports, layer, comparison(reports, judged(reports), live=False), style, script)
+
+
 def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page: str = "() => {}") -> str:
     """One page that needs nothing else. table: the comparison as HTML; style: CSS; page: the page's script, for its chips and tables. Figures that no
     report has numbers for are left out.
@@ -186,10 +183,11 @@ def as_html(reports: Sequence[Report], layer: str, table: str, style: str, page:
     origins = "".join(f"{_section(r)}{_facts(r)}" for r in reports) + held(reports)
     # "</" would end the script element, whatever it stands in.
     data = json.dumps(drawings).replace("</", "<\\/")
+    own = PAGE.replace("DARK", " ".join(re.findall(r"\.dark {([^}]*)}", style)))
     script = f"for (const [name, f] of Object.entries({data})) Plotly.newPlot(name, f.data, f.layout, {{displaylogo: false, responsive: true}});"
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Quantization report</title><style>{style}{PAGE}</style></head><body><h1>Quantization report</h1>{legend()}{table}{''.join(parts)}"
+        f"<title>Quantization report</title><style>{style}{own}</style></head><body><h1>Quantization report</h1>{legend()}{table}{''.join(parts)}"
         f"<h2>How to repeat it</h2>{origins}<script>{get_plotlyjs()}</script><script>{script}</script><script>({page.rstrip()})()</script></body></html>"
     )
 
@@ -202,8 +200,13 @@ def _facts(report: Report) -> str:
 
 
 PAGE = """
-:root { --body-text-color-subdued: #475569; --border-color-primary: #cbd5e1; --body-background-fill: #fff; --background-fill-secondary: #f1f5f9; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #1e293b; background: #fff; }
-pre { white-space: pre-wrap; background: #f1f5f9; padding: .6rem; border-radius: 6px; } .facts th { text-align: left; padding-right: 1rem; font-weight: 500; }
-@media print { section { break-inside: avoid; } }
-"""
+:root { color-scheme: light dark; --body-text-color: #1e293b; --body-text-color-subdued: #475569; --border-color-primary: #cbd5e1; --body-background-fill: #fff;
+  --background-fill-primary: #fff; --background-fill-secondary: #f1f5f9; }
+@media screen and (prefers-color-scheme: dark) { :root { --body-text-color: #f1f5f9; --body-text-color-subdued: #a8b3c4; --border-color-primary: #3f4d63;
+  --body-background-fill: #0f172a; --background-fill-primary: #0f172a; --background-fill-secondary: #1e293b; DARK } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: var(--body-text-color);
+  background: var(--body-background-fill); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--background-fill-secondary); padding: .6rem; border-radius: 6px; }
+.facts th { text-align: left; vertical-align: top; padding-right: 1rem; font-weight: 500; } .facts td { overflow-wrap: anywhere; }
+@media print { section, tr { break-inside: avoid; } .scroll { overflow: visible; } }
+"""  # DARK: what the style says of the page's class of that name; paper stays white

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from explorer.records import BUSY, Measurement, QuantSpec, Report, change
+from explorer.vocabulary import CALIBRATION, FAMILIES, LOOP, MEMORY, ROUNDS, TEXT, term
 
 OK, UNSURE, SUSPICIOUS, BROKEN = "ok", "unknown", "suspicious", "broken"
 WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
@@ -67,21 +68,25 @@ def drowned(report: Report | None) -> Measurement | None:
     return floor if kld is not None and floor is not None and 0 < kld.value < 2 * floor.value else None
 
 
-PARTS = {
-    "quality": "quality",
-    "integrity": "the check of the weights",
-    "layers": "errors of layers",
-    "floor": "the noise of bfloat16",
-    "sample": "its text",
-    "activations": "activations",
-    "depth": "error through depth",
-    "training": "training",
-}  # metrics by name, where that is not what they are called
+def origin(told: Mapping[str, Any], family: str = "") -> str:
+    """Where numbers come from, by the provenance of a report or an answer: "recorded" and shipped, "stored" on this machine, "measured now", or some of
+    them so. family: of the measurements of one metric alone; "" where it was not measured.
+    """
+    if told.get("recorded"):
+        return "recorded"
+    now = set(told.get("measured_now", ()))
+    made = now | set(told.get("dates", ()))
+    made &= {family} if family else made
+    if family and not made:
+        return ""
+    if told.get("from_store") or (made and not made & now):
+        return "stored"
+    return "measured now" if made <= now else "partly measured now, partly stored"
 
 
 def awaited(report: Report) -> str:
     """That a report is not whole, and what it lacks, such as "being measured: speed" or "stopped: speed not measured"; "" of a whole one."""
-    parts = ", ".join(PARTS.get(name, name) for name in report.missing if name != "training" or len(report.missing) == 1)  # few methods train
+    parts = ", ".join(FAMILIES.get(name, name) for name in report.missing if name != "training" or len(report.missing) == 1)  # few methods train
     return "" if not parts else f"stopped: {parts} not measured" if report.stopped else f"being measured: {parts}"
 
 
@@ -104,11 +109,7 @@ def short(layers: Sequence[str]) -> str:
     return " and ".join(names) if len(names) < 3 else f"{len(names)} layers from {names[0]} to {names[-1]}"
 
 
-SCORED = ("perplexity", "perplexity_delta", "kld_", "p_correct_", "top1_", "clear_flips", "calibration_perplexity")  # starts of metrics of text
-
-
 LIMITS = ("decode_limit", "decode_bandwidth")
-TIMED = ("decode_tokens", "decode_lat", "decode_speedup", "time_to_first", "first_token")  # start of the metrics of the timed loop
 
 
 def one_rate(reports: Sequence[Report]) -> list[Report]:
@@ -158,13 +159,14 @@ def counted(found: Measurement, report: Report) -> str:
     """
     if not found.n:
         return ""
-    if found.metric in LIMITS:
+    words = term(found.metric)
+    if words.source == MEMORY:
         return f"from the best of {found.n:,} readings of memory" if found.n > 1 else "from one reading of memory" if found.n else "from a reading of its own"
-    text = report.experiment.calibration if found.metric.startswith("calibration") else report.experiment.evaluation
+    text = report.experiment.calibration if words.source == CALIBRATION else report.experiment.evaluation
     windows, rest = divmod(found.n + found.bad, max(1, text.length - 1))
-    if found.metric.endswith("_speedup"):
+    if words.bounds is ROUNDS:
         return f"over {found.n:,} rounds of both loops in turn, within this run"
-    if not found.metric.startswith(SCORED) or rest or not windows:
+    if words.source not in (TEXT, CALIBRATION) or rest or not windows:
         return f"over {found.n:,} values"
     return f"over {windows:,} windows ({found.n:,} tokens)" if windows > 1 else f"over one window ({found.n:,} tokens)"
 
@@ -186,7 +188,8 @@ def read_late(report: Report) -> str:
 
 def doubt(report: Report, metric: str) -> str:
     """Why nothing is concluded from a metric of a report, "" where that may be."""
-    return busy(report) if metric.startswith(TIMED) else read_late(report) if metric in LIMITS else ""
+    source = term(metric).source
+    return busy(report) if source == LOOP else read_late(report) if source == MEMORY else ""
 
 
 def doubts(report: Report) -> list[str]:

@@ -6,22 +6,8 @@ from collections.abc import Sequence
 
 from explorer.findings import lacks, one_rate
 from explorer.records import Report
+from explorer.vocabulary import term
 
-CALLED = {
-    "decode_latencies": "single tokens",
-    "decode_limit": "the limit by memory",
-    "memory_kept": "memory by part",
-    "memory_codes": "memory by part",
-    "memory_scales": "memory by part",
-    "memory_kv_cache": "KV cache",
-    "output_error": "errors of layers",
-    "residual_error": "error through depth",
-    "weight_histogram": "its weights",
-    "activation_histogram": "inputs of layers",
-    "activation_absmax": "inputs of layers",
-    "activation_kurtosis": "inputs of layers",
-    "outlier_channels": "outliers",
-}  # metrics that figures need, in words
 EVERYWHERE = ("decode_latencies", "memory_kv_cache", "weight_histogram")  # what every whole recording has
 
 
@@ -34,7 +20,7 @@ def absent(reports: Sequence[Report], needs: Sequence[str]) -> str:
              for stopped, words in ((False, "Being measured"), (True, "Not measured, stopped"))]  # fmt: skip
     said = [f"{words}: {', '.join(names)}." for words, names in parts if names]
     thin = [(r, next(name for name in rest if applies(r, name))) for r, rest in lacking if not r.missing and any(applies(r, name) for name in rest)]
-    return " ".join([*said, *(f"{r.name}: {CALLED.get(name, name.replace('_', ' '))} {lacks(r)}." for r, name in thin)])
+    return " ".join([*said, *(f"{r.name}: {term(name).called} {lacks(r)}." for r, name in thin)])
 
 
 def applies(report: Report, metric: str) -> bool:

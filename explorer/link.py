@@ -15,6 +15,7 @@ from explorer.records import QuantSpec, Scalar
 
 LONGEST = 4000  # characters of a query value that are looked at
 COMPARED = 4
+WHOLE = {"kv_bits": 16, "head_bits": 16}  # what the baseline keeps, whatever is asked of another
 Catalogue = Sequence[Mapping[str, Any]]
 
 
@@ -113,7 +114,7 @@ def query(
     return urlencode([*((name, value) for name, value in pairs if value != ""), *here, *shown])
 
 
-OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, "kv_bits": 16, "head_bits": 16}
+OPTIONS: dict[str, Scalar] = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0, **WHOLE}
 
 
 def parse(

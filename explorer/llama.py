@@ -149,7 +149,7 @@ class LlamaLoop:
     def seen_bytes(self) -> int:
         """Bytes of the cache that a step reads: of the tokens that are there, static in 16 bits of all there is room for."""
         if self.packed:
-            return sum(t.nbytes for packed in self.packed.seen(self.length) for t in packed.tensors.values())
+            return self.packed.seen_bytes(self.length)
         return self.cache[:, : self.batch].nbytes * (self.context if self.static else self.length) // self.context
 
     def _forward(self, tokens: Tensor) -> Tensor:

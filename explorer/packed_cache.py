@@ -10,7 +10,8 @@ from torch import Tensor
 from explorer.cache_sizes import GROUP, WINDOW, packed_tokens
 from explorer.kvcache import Chunk
 from kernels.kv_attention import TORCH
-from kernels.low_bit_cache import LowBitCache
+from kernels.low_bit_cache import LowBitCache, unpacked
+from kernels.native_attention import NATIVE
 from kernels.op import Packed, ops, serving
 
 OP = "kv_attention"
@@ -28,7 +29,8 @@ class PackedCache:
 
     The newest tokens are in 16 bits. Where one more would make 64 of them, the oldest 32 are packed first, in all layers at once and before the step, so
     that a step does the same every time. static: it also has the same shapes and tensors every time, and counts on the device tell the kernel how far
-    they are filled, as a CUDA graph needs it; packing stays outside the graph. Otherwise the kernel is handed the filled part.
+    they are filled, as a CUDA graph needs it; packing stays outside the graph. The form in C reads counts too, which the host writes: cutting the filled part
+    out of every layer's tensors would take longer at each step than its attention. Any other form is handed the filled part.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], context: int, bits: int, like: Tensor, static: bool | None = None) -> None:
@@ -48,6 +50,8 @@ class PackedCache:
         form, _ = serving(ops()[OP], LowBitCache(*(part[0] for part in self.parts), *self.newest[0], bits), like.device)
         self.form, self.name = form, f"{OP} ({form.name})"
         self.static = (like.is_cuda and form is not TORCH) if static is None else static
+        self.present = self.counts.numpy() if form is NATIVE else None  # the same memory
+        self.layers: list[Packed] = []  # each layer's whole tensors and the counts, where the kernel reads these
 
     def nbytes(self) -> int:
         """Bytes held, filled or not."""
@@ -55,7 +59,9 @@ class PackedCache:
 
     def reset(self, batch: int) -> None:
         """Empties the cache for so many sequences."""
-        self.batch = batch
+        if self.batch != batch or not self.layers:
+            self.batch = batch
+            self.layers = self._cut(self.parts, self.newest[:, :, :batch], self.counts) if self.static or self.form is NATIVE else []
         self._count(0, 0)
 
     def _count(self, older: int, newest: int) -> None:
@@ -106,13 +112,22 @@ class PackedCache:
         return [Place(*pair) for pair in zip(new.unbind(0), self.seen(length + 1), strict=True)]
 
     def seen(self, length: int) -> list[Packed]:
-        """Each layer's first `length` tokens as the kernel takes them. All layers are cut at once: each cut costs as much as one layer's."""
-        parts, newest, counts = self.parts, self.newest[:, :, : self.batch], self.counts
-        if not self.static:
-            parts = [part[..., : self.older // GROUP if i in (1, 2) else self.older, :] for i, part in enumerate(parts)]
-            newest, counts = newest[..., : length - self.older, :], None
+        """Each layer's first `length` tokens as the kernel takes them."""
+        if self.layers:
+            if not self.static:
+                self.present[1] = length - self.older
+            return self.layers
+        parts = [part[..., : self.older // GROUP if i in (1, 2) else self.older, :] for i, part in enumerate(self.parts)]
+        return self._cut(parts, self.newest[:, :, : self.batch, :, : length - self.older], None)
+
+    def _cut(self, parts: list[Tensor], newest: Tensor, counts: Tensor | None) -> list[Packed]:
+        """Tensors of all layers -> each layer's. All layers are cut at once: each cut costs as much as one layer's."""
         layers = zip(*(part[:, : self.batch].unbind(0) for part in parts), newest[:, 0].unbind(0), newest[:, 1].unbind(0), strict=True)
         return [self.form.pack(LowBitCache(*layer, self.bits, counts)) for layer in layers]
+
+    def seen_bytes(self, length: int) -> int:
+        """Bytes of the first `length` tokens in all layers."""
+        return sum(t.nbytes for packed in self.seen(length) for t in unpacked(packed).present().tensors())
 
     def attend(self, place: Place, queries: Tensor, pair: Tensor) -> Tensor:
         """Stores the new token's keys and values, pair [2, B, H, D]; queries [B, Q, D] -> what they mix of all tokens, [B, Q, D]."""

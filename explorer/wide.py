@@ -9,25 +9,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from explorer.export import harmless
-from explorer.findings import doubts
+from explorer.findings import doubts, origin
 from explorer.records import OUTSIDE, Measurement, Report
+from explorer.vocabulary import term
 
 WHAT = ("label", "method", "params", "kv_bits", "head_bits", "model", "revision", "evaluation", "evaluation_digest", "windows", "tokens", "length",
         "calibration", "calibration_digest", "sequences", "seed", "layers_quantized", "layers_kept")  # fmt: skip
-UNITS = {
-    "bits_per_weight": "bits", "kld_mean": "nats", "perplexity_delta": "%", "perplexity": "", "top1_agreement": "%", "p_correct_change": "percentage points",
-    "p_correct_rms": "percentage points", "kld_median": "nats", "kld_max": "nats", "weight_bytes": "bytes", "decode_tokens_per_second": "tokens/s",
-    "decode_speedup": "x", "decode_latency_p50": "s", "decode_limit": "tokens/s", "quantize_seconds": "s",
-}  # fmt: skip
-WITHOUT_ENDS = ("bits_per_weight", "kld_max", "weight_bytes", "decode_latency_p50", "decode_limit", "quantize_seconds")  # of those: no interval is known
+NUMBERS = (
+    "bits_per_weight", "kld_mean", "perplexity_delta", "perplexity", "top1_agreement", "p_correct_change", "p_correct_rms", "kld_median", "kld_max",
+    "weight_bytes", "decode_tokens_per_second", "decode_speedup", "decode_latency_p50", "decode_limit", "quantize_seconds",
+)  # fmt: skip
 SPREAD = ("kld_mean", "perplexity_delta", "perplexity", "top1_agreement")  # what differs with the calibration text
 WORDS = {"x": "", "%": "percent", "s": "seconds", "tokens/s": "tokens_per_second", "bytes/s": "bytes_per_second"}
 WHERE = ("origin", "speed_origin", "speed_note", "device", "date", "error")  # speed_note: why nothing is concluded from the times
 
 
 def column(metric: str, unit: str | None = None) -> str:
-    """A column's name: the metric and its unit, where the name does not say it already. unit: None for that of UNITS."""
-    word = UNITS[metric] if unit is None else unit
+    """A column's name: the metric and its unit, where the name does not say it already. unit: that of a measurement, None where none is at hand."""
+    word = term(metric).unit if unit is None else unit
     word = WORDS.get(word, word.replace(" ", "_").replace("/", "_per_"))
     return metric if not word or word in metric else f"{metric}_{word}"
 
@@ -38,7 +37,7 @@ def ends(name: str) -> tuple[str, str]:
 
 
 FIXED = (
-    *WHAT, *(part for metric in UNITS for name in (column(metric),) for part in (name, *(() if metric in WITHOUT_ENDS else ends(name)))),
+    *WHAT, *(part for metric in NUMBERS for name in (column(metric),) for part in (name, *(ends(name) if term(metric).bounds else ()))),
     "seeds", *(f"{column(metric)}_seeds_{what}" for metric in SPREAD for what in ("mean", "sd")), *WHERE,
 )  # fmt: skip
 
@@ -61,7 +60,7 @@ def rows(reports: Sequence[Report], refused: Sequence[Mapping[str, Any]] = ()) -
         for m in of_model(report):
             name = column(m.metric, m.unit)
             row |= {name: m.value} | ({} if m.low is None else dict(zip(ends(name), (m.low, m.high), strict=True)))
-        row |= spread.get(drawn(report), {}) | {"origin": origin(report, "quality"), "speed_origin": origin(report, "speed")}
+        row |= spread.get(drawn(report), {}) | {"origin": origin_of(report, "quality"), "speed_origin": origin_of(report, "speed")}
         row |= {"speed_note": "; ".join(doubts(report))}
         found.append(row | {name: report.provenance.get(name, "") for name in ("device", "date")})
     for one in refused:
@@ -125,11 +124,9 @@ def over_seeds(reports: Sequence[Report]) -> dict[tuple[Any, ...], dict[str, flo
     return found
 
 
-def origin(report: Report, family: str) -> str:
+def origin_of(report: Report, family: str) -> str:
     """Where the measurements of a metric come from and when they were made: "measured now, ...", "stored, ..." or "recorded, ..."; "" without any."""
-    p = report.provenance
-    date = p.get("dates", {}).get(family)
-    how = "recorded" if p.get("recorded") else "measured now" if family in p.get("measured_now", ()) else "stored" if date else ""
+    how, date = origin(report.provenance, family), report.provenance.get("dates", {}).get(family)
     return f"{how}, {date}" if date else how
 
 

@@ -1,4 +1,4 @@
-"""Weight-only matmul with 8-bit storage: int8, codes of 5 to 7 bits widened to it, and small floats of 6 and 8 bits."""
+"""Weight-only matmul of codes of 5 to 8 bits and small floats of 6 and 8; but for the form in C, which keeps 5 and 6 bits, all forms widen them to bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _cpu_run(x: Tensor, packed: Packed) -> Tensor:
 
 OP = product_op(
     "int8_matmul",
-    "y = x W^T, W in 8-bit codes",
+    "y = x W^T, W in codes of 5 to 8 bits",
     gpu=(Form("triton", formats.refuses, formats.pack, low_bit_matmul.run, "5- to 7-bit codes occupy 8 bits"),),
     cpu=(NATIVE, Form("cpu", _cpu_refuses, _cpu_pack, _cpu_run, "bf16 activations; 5- to 7-bit codes occupy 8 bits"), NIBBLES, COPY),
     bits=(5, 8),

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels import table
 from kernels.codes import assembly, constraints, plane_code, planes_by_assembly, to_float
 from kernels.low_bit_cache import GROUP, LowBitCache, attention, dequantize, pack, run, unpacked
+from kernels.native_attention import NATIVE
 from kernels.op import Baseline, Form, Op, Packed
 from kernels.table import Tile
 
@@ -283,10 +284,10 @@ OP = Op(
     name="kv_attention",
     title="attention of one token over a low-bit cache",
     gpu=(Form("triton", _refuses, pack, _triton_run, "unpacks in registers"), TORCH),
-    cpu=(TORCH,),
+    cpu=(NATIVE, TORCH),
     cases=(
         *(Case(2, 2, 4, 64, 96, 33, bits) for bits in (8, 4, 2)), Case(1, 1, 1, 128, 256, 1, 4), Case(1, 3, 7, 32, 32, 40, 8), Case(2, 1, 2, 64, 0, 5, 4),
-        Case(1, 2, 8, 128, 512, 63, 8),
+        Case(1, 2, 8, 128, 512, 63, 8), Case(1, 1, 7, 64, 1088, 40, 4), Case(2, 1, 3, 96, 1056, 200, 2),
         *(Case(2, 1, 4, 64, 160, 64, 4, counts) for counts in ((0, 1), (64, 37))),
     ),
     timed=tuple(Case(batch, 8, 4, 128, tokens, 48, bits) for batch, tokens in ((1, 8192), (1, 32768), (8, 8192)) for bits in (8, 4)),

@@ -1,10 +1,12 @@
-/* Products of bfloat16 inputs with weights in 2, 4 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, or for
+/* Products of bfloat16 inputs with weights in 2 to 6 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, or for
  * AVX-512 with products of bfloat16 pairs; which, the compiler's flags say. Knows no tensors: sizes and layouts are the caller's to get right.
  *
- * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is sixteen 32-bit words, one for each output, and a word holds the
- * codes of 16, 8 or 4 consecutive inputs. Codes of 2 and 4 bits: even inputs in its low half, odd ones in its high half, so that a shift of 16-bit lanes
- * brings a pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Small floats in bytes: the low
- * bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales lie [strip][group][16].
+ * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is one to three times sixteen 32-bit words, one for each output, with the
+ * codes of 16, 8 or 4 consecutive inputs. Up to 6 bits: even inputs in a word's low half, odd ones in its high half, so that a shift of 16-bit lanes brings a
+ * pair of neighbours into place and one permutation of a table turns it into two numbers, whatever the table says. Codes of 3, 5 and 6 bits do not fill a half
+ * evenly: a last pair or two lie in the bits that are left over, and with 3 and 5 bits an output's last 16 bits of a step are half a word, two bytes (see
+ * `place`). With 3 bits these follow on all words of the strip, so that words, which are read four times a step, lie as the lines of a cache do. Small floats
+ * in bytes: the low bytes of both halves are a pair, and so are the high ones; two permutations look up magnitudes of 7 bits. Scales lie [strip][group][16].
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
@@ -12,46 +14,134 @@
  */
 #include "native.h"
 
-/* The value of byte `at` of each word. */
-INLINE vec byte_value(words w, int at, const int kind, vec factor, int mantissa)
+/* A step of codes for as many outputs as a vector has lanes. */
+typedef struct { words word[3]; } codes_t;
+
+INLINE int is_float(const int kind) { return kind == FLOAT6 || kind == FLOAT8; }
+INLINE int bits_of(const int kind) { return (const int[]){2, 3, 4, 5, 6, 6, 8, 8}[kind]; }
+INLINE int step_codes(const int kind) { return kind == TABLE4 ? 8 : bits_of(kind) == 8 ? 4 : 16; }
+INLINE int step_words(const int kind) { return bits_of(kind) * step_codes(kind) / 2; } /* of a strip */
+
+/* from: a vector's words of a step; bytes: where 3 or 5 bits have them, two an output. */
+INLINE codes_t read_codes(const uint32_t *from, const uint16_t *bytes, const int kind)
 {
-    if (kind == INTEGER8)
-        return __builtin_convertvector((whole)(w << (24 - 8 * at)) >> 24, vec);
-    words sign = (w << (24 - 8 * at)) & 0x80000000u, rest = ((w >> (8 * at)) & 0x7fu) << (23 - mantissa);
+    const int whole_words = step_words(kind) / 16;
+    codes_t codes;
+#pragma GCC unroll 3
+    for (int i = 0; i < whole_words; i++)
+        memcpy(&codes.word[i], from + 16 * i, sizeof codes.word[i]);
+    if (step_words(kind) % 16) {
+#if PAIRS
+        codes.word[whole_words] = (words)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)bytes));
+#else
+        halves two;
+        memcpy(&two, bytes, sizeof two);
+        const words wide = __builtin_convertvector(two, words);
+        codes.word[whole_words] = (wide & 255u) | (wide & 0xff00u) << 8;
+#endif
+    }
+    return codes;
+}
+
+/* The lowest bits of `low`, others of `high`. */
+INLINE words joined(words low, words high, const int bits)
+{
+    const uint32_t mask = ((1u << bits) - 1) * 0x10001u;
+#if LANES == 16
+    return (words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)low, (__m512i)high, 0xCA);
+#else
+    return (low & mask) | (high & ~mask);
+#endif
+}
+
+/* Half `odd` of each word, both with PAIRS, moved right. */
+INLINE words moved(words w, int by, int odd)
+{
+#if PAIRS
+    (void)odd;
+    return by ? (words)_mm512_srli_epi16((__m512i)w, by) : w;
+#else
+    return w >> (by + 16 * odd);
+#endif
+}
+
+/* Code i of halves `odd`, in the lowest bits; what lies above is any. Codes 0 to 7 as letters a to h, the lowest bit to the right, as PLACES of
+ * kernels/native.py has them:
+ *   3 bits  word h eee ddd ccc bbb aaa, byte hh ggg fff
+ *   5 bits  words h ccccc bbbbb aaaaa, h fffff eeeee ddddd, byte hhh ggggg
+ *   6 bits  words gggg bbbbbb aaaaaa, hhhh dddddd cccccc, hh gg ffffff eeeeee
+ */
+INLINE words place(codes_t codes, int i, int odd, const int kind)
+{
+    const words *w = codes.word;
+    const int bits = bits_of(kind), each = 16 / bits;
+    if (kind == TABLE3 && i == 7)
+        return joined(moved(w[0], 15, odd), moved(w[1], 5, odd), 1);
+    if (kind == INTEGER5 && i == 7)
+        return joined(moved(w[0], 15, odd), joined(moved(w[1], 14, odd), moved(w[2], 3, odd), 2), 1);
+    if (bits == 6 && i >= 6)
+        return joined(moved(w[i - 6], 12, odd), moved(w[2], 2 * i - 4, odd), 4);
+    return moved(w[i / each], i % each * bits, odd);
+}
+
+/* The value of the code of some bits that lies from bit `at` of each word on. */
+INLINE vec value_at(words w, int at, const int bits, const int kind, vec factor, int mantissa)
+{
+    if (!is_float(kind))
+        return __builtin_convertvector((whole)(w << (32 - bits - at)) >> (32 - bits), vec);
+    words sign = (w << (32 - bits - at)) & 0x80000000u, rest = ((w >> at) & ((1u << (bits - 1)) - 1)) << (23 - mantissa);
     return number(sign | rest) * factor;
 }
 
 #if PAIRS
-typedef struct { __m512i part[4]; } table_t; /* 32 bfloat16 each: the table twice or more, of a small float 128 magnitudes */
+typedef struct { __m512i part[4]; } table_t; /* 32 bfloat16 each: the table twice or more, of a small float in a byte 128 magnitudes */
 typedef __m512i weight_t; /* 16 outputs, two inputs each */
 typedef uint32_t input_t; /* two bfloat16 */
 #define INPUTS(codes) ((codes) / 2)
 
+/* The value of a code; of a small float in a byte without its sign. */
+INLINE float entry(const float *t, int code, const int kind, int mantissa)
+{
+    const int half = 1 << (bits_of(kind) - 1);
+    if (kind == INTEGER5 || kind == INTEGER6)
+        return (code ^ half) - half;
+    if (kind == FLOAT6)
+        return as_float((uint32_t)(code & half) << 26 | (uint32_t)(code % half) << (23 - mantissa)) * t[0];
+    return kind == FLOAT8 ? as_float((uint32_t)code << (23 - mantissa)) * t[0] : t[code % (2 * half)];
+}
+
 INLINE table_t read_table(const float *t, const int kind, int mantissa)
 {
-    const int parts = kind == FLOAT8 ? 4 : 1;
+    const int parts = kind == FLOAT8 ? 4 : kind == TABLE3 ? 3 : bits_of(kind) == 6 ? 2 : 1;
     uint16_t narrow[128];
     table_t table;
-    for (int i = 0; i < 32 * parts; i++) /* cut off exactly: the caller rounds */
-        narrow[i] = as_bits(kind == FLOAT8 ? as_float((uint32_t)i << (23 - mantissa)) * t[0] : t[kind == TABLE2 ? i % 4 : i % 16]) >> 16;
+    for (int i = 0; i < 32 * parts; i++) { /* cut off exactly: the caller rounds */
+        const int code = kind == TABLE3 && i >= 32 ? (i - 32) >> 3 : i;
+        narrow[i] = kind == INTEGER8 ? 0 : as_bits(entry(t, code, kind, mantissa)) >> 16;
+    }
     for (int p = 0; p < 4; p++)
         table.part[p] = _mm512_loadu_si512(narrow + 32 * (p % parts));
     return table;
 }
 
-INLINE weight_t pick(words w, int i, const int kind, table_t table, vec factor, int mantissa)
+INLINE weight_t pick(codes_t codes, int i, const int kind, const int R, table_t table, vec factor, int mantissa)
 {
+    const words w = codes.word[0];
     const __m512i code = (__m512i)w;
-    if (kind == TABLE2 || kind == TABLE4)
-        return _mm512_permutexvar_epi16(_mm512_srli_epi16(code, (kind == TABLE2 ? 2 : 4) * i), table.part[0]);
     if (kind == FLOAT8) {
         const __m512i size = i ? _mm512_srli_epi16(code, 8) : code, sign = i ? code : _mm512_slli_epi16(code, 8);
         const __m512i low = _mm512_permutex2var_epi16(table.part[0], size, table.part[1]), high = _mm512_permutex2var_epi16(table.part[2], size, table.part[3]);
         const __m512i found = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(size, _mm512_set1_epi16(64)), low, high);
         return _mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(-32768), found, 0xEA); /* the sign's bit or what was found */
     }
-    words low = bits(byte_value(w, 2 * i, kind, factor, mantissa)), high = bits(byte_value(w, 2 * i + 1, kind, factor, mantissa));
-    return (__m512i)((high & 0xffff0000u) | (low >> 16));
+    if (kind == INTEGER8) {
+        words low = bits(value_at(w, 16 * i, 8, kind, factor, mantissa)), high = bits(value_at(w, 16 * i + 8, 8, kind, factor, mantissa));
+        return (__m512i)((high & 0xffff0000u) | (low >> 16));
+    }
+    if (kind == TABLE3 && R == 1 && (i == 1 || i == 3 || i == 6)) /* the upper of two codes in six bits; more rows need the registers, and shifts cost less */
+        return _mm512_permutex2var_epi16(table.part[1], (__m512i)place(codes, i - 1, 0, kind), table.part[2]);
+    const __m512i index = (__m512i)place(codes, i, 0, kind);
+    return bits_of(kind) == 6 ? _mm512_permutex2var_epi16(table.part[0], index, table.part[1]) : _mm512_permutexvar_epi16(index, table.part[0]);
 }
 
 INLINE vec dot(vec sum, weight_t w, input_t x) { return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(x)); }
@@ -59,65 +149,64 @@ INLINE vec dot(vec sum, weight_t w, input_t x) { return (vec)_mm512_dpbf16_ps((_
 typedef vec weight_t;
 typedef float input_t;
 #define INPUTS(codes) (codes)
+typedef struct { vec part[16 / LANES]; } table_t; /* the table, again where it is shorter */
+
+INLINE table_t read_table(const float *t, const int kind, int mantissa)
+{
+    float all[16];
+    table_t table;
+    (void)mantissa;
+    for (int i = 0; i < 16; i++)
+        all[i] = t[i % (1 << (bits_of(kind) < 4 ? bits_of(kind) : 4))];
+    memcpy(&table, all, sizeof table);
+    return table;
+}
+
+INLINE vec look_up(words w, const int kind, table_t table)
+{
 #if LANES == 16
-typedef vec table_t;
-
-INLINE table_t read_table(const float *t, const int kind, int mantissa)
-{
-    float all[16];
-    (void)mantissa;
-    for (int i = 0; i < 16; i++)
-        all[i] = t[kind == TABLE2 ? i % 4 : i];
-    return (vec)_mm512_loadu_ps(all);
-}
-
-INLINE vec look_up(words w, table_t table) { return (vec)_mm512_permutexvar_ps((__m512i)w, (__m512)table); }
+    (void)kind;
+    return (vec)_mm512_permutexvar_ps((__m512i)w, (__m512)table.part[0]);
 #else
-typedef struct { vec low, high; } table_t;
-
-INLINE table_t read_table(const float *t, const int kind, int mantissa)
-{
-    float all[16];
-    (void)mantissa;
-    for (int i = 0; i < 16; i++)
-        all[i] = t[kind == TABLE2 ? i % 4 : i];
-    return (table_t){(vec)_mm256_loadu_ps(all), (vec)_mm256_loadu_ps(all + 8)};
-}
-
-INLINE vec look_up(words w, table_t table)
-{
-    __m256 low = _mm256_permutevar8x32_ps((__m256)table.low, (__m256i)w), high = _mm256_permutevar8x32_ps((__m256)table.high, (__m256i)w);
-    return (vec)_mm256_blendv_ps(low, high, (__m256)(w << 28));
-}
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)table.part[0], (__m256i)w);
+    if (kind != TABLE4)
+        return (vec)low;
+    return (vec)_mm256_blendv_ps(low, _mm256_permutevar8x32_ps((__m256)table.part[1], (__m256i)w), (__m256)(w << 28));
 #endif
+}
 
-INLINE weight_t pick(words w, int i, const int kind, table_t table, vec factor, int mantissa)
+INLINE weight_t pick(codes_t codes, int i, const int kind, const int R, table_t table, vec factor, int mantissa)
 {
-    if (kind == TABLE2)
-        return look_up(w >> (2 * (i / 2) + 16 * (i % 2)), table);
-    if (kind == TABLE4)
-        return look_up(w >> (4 * (i / 2) + 16 * (i % 2)), table);
-    return byte_value(w, kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i, kind, factor, mantissa);
+    (void)R;
+    if (bits_of(kind) == 8)
+        return value_at(codes.word[0], 8 * (kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i), 8, kind, factor, mantissa);
+    const words code = place(codes, i / 2, i % 2, kind);
+    return bits_of(kind) > 4 ? value_at(code, 0, bits_of(kind), kind, factor, mantissa) : look_up(code, kind, table);
 }
 
 INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
 #endif
 
 /* V vectors of outputs from vector `first` on, for the R rows of a tile, of which `rows` are there. */
-INLINE void block(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R, const int V,
-                  const int kind)
+INLINE void block(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first,
+                  const int R, const int V, const int kind)
 {
-    const int codes = kind == TABLE2 ? 16 : kind == TABLE4 ? 8 : 4, parts = 16 / LANES;
-    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * 16;
-    const table_t table = read_table(w->table, kind, w->mantissa);
+    const int parts = 16 / LANES;
+    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
+    const table_t table = *values;
     const vec factor = w->table[0] - (vec){0};
+    const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16; /* words of a strip before its first bytes */
+    const int next = kind == TABLE3 ? 16 : step_words(kind);
     const uint32_t *from[4];
+    const uint16_t *bytes[4];
     long scales[4];
     vec total[ROWS][4];
     for (int v = 0; v < V; v++) {
         long at = first + v < last ? first + v : last;
-        from[v] = w->codes + at / parts * length + at % parts * LANES;
-        scales[v] = at / parts * w->groups * 16 + at % parts * LANES;
+        const long lane = at % parts * LANES;
+        from[v] = w->codes + at / parts * length + lane;
+        bytes[v] = (const uint16_t *)(from[v] - lane + tail) + lane;
+        scales[v] = at / parts * w->groups * 16 + lane;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
@@ -132,18 +221,19 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
             for (int v = 0; v < V; v++)
                 part[r][v] = (vec){0};
         for (long s = 0; s < w->steps; s++) {
-            words code[4];
+            codes_t code[4];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                memcpy(&code[v], from[v], sizeof code[v]);
-                from[v] += 16;
+                code[v] = read_codes(from[v], bytes[v], kind);
+                from[v] += next;
+                bytes[v] += kind == TABLE3 ? 16 : 2 * next;
             }
 #pragma GCC unroll 16
-            for (int i = 0; i < INPUTS(codes); i++, x += R) {
+            for (int i = 0; i < INPUTS(step_codes(kind)); i++, x += R) {
                 weight_t value[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++)
-                    value[v] = pick(code[v], i, kind, table, factor, w->mantissa);
+                    value[v] = pick(code[v], i, kind, R, table, factor, w->mantissa);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -176,15 +266,19 @@ INLINE void block(const struct weight *w, const input_t *x, const float *sums, c
             store(y + r * w->n + (first + v) * LANES, by_row ? result[r][v] * by_row[r] : result[r][v], w->n - (first + v) * LANES);
 }
 
-typedef void kernel(const struct weight *, const input_t *, const float *sums, const float *by_row, uint16_t *, long rows, long first);
+typedef void kernel(const struct weight *, const table_t *, const input_t *, const float *sums, const float *by_row, uint16_t *, long rows, long first);
 #define KERNEL(NAME, KIND, R)                                                                                                                                 \
-    static void NAME##_##R(const struct weight *w, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first)             \
+    static void NAME##_##R(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows,  \
+                           long first)                                                                                                                        \
     {                                                                                                                                                         \
-        block(w, x, sums, by_row, y, rows, first, R, WIDTH(R), KIND);                                                                                         \
+        block(w, values, x, sums, by_row, y, rows, first, R, WIDTH(R), KIND);                                                                                 \
     }
-#define KERNELS(R) KERNEL(table2, TABLE2, R) KERNEL(table4, TABLE4, R) KERNEL(integer8, INTEGER8, R) KERNEL(float8, FLOAT8, R)
+#define KERNELS(R)                                                                                                                                            \
+    KERNEL(table2, TABLE2, R) KERNEL(table3, TABLE3, R) KERNEL(table4, TABLE4, R) KERNEL(integer5, INTEGER5, R) KERNEL(integer6, INTEGER6, R)                 \
+    KERNEL(float6, FLOAT6, R) KERNEL(integer8, INTEGER8, R) KERNEL(float8, FLOAT8, R)
 EACH(KERNELS)
-static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2), ROW(table4), ROW(integer8), ROW(float8)};
+static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2),   ROW(table3), ROW(table4),   ROW(integer5),
+                                                                ROW(integer6), ROW(float6), ROW(integer8), ROW(float8)};
 
 /* The inputs of a tile, [pairs or inputs][R], zero beyond rows and k; and their sums by group, [groups][R]. */
 static void pack(const uint16_t *x, long rows, const struct weight *w, long size, int R, input_t *to, float *sums)
@@ -226,7 +320,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
 {
     if (m == 0)
         return 0;
-    const long size = w->steps * (w->kind == TABLE2 ? 16 : w->kind == TABLE4 ? 8 : 4), padded = w->groups * size;
+    const long size = w->steps * step_codes(w->kind), padded = w->groups * size;
     const long tiles = (m + ROWS - 1) / ROWS, rows = (m + tiles - 1) / tiles;
     int which = 0;
     while (sizes[which] < rows)
@@ -241,6 +335,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     uint16_t *rounded = (uint16_t *)(by_row + m);
     const uint16_t *from = r ? rounded : x;
     const float all = r && r->per == ALL ? largest_of(x, wide, m * w->k, r) : 0, *scales = r && r->form == ELEMENTS ? by_row : NULL;
+    const table_t values = read_table(w->table, w->kind, w->mantissa);
     kernel *run = kernels[w->kind][which];
 #pragma omp parallel if (m * w->n * padded > 1 << 17)
     {
@@ -255,7 +350,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             for (long t = 0; t < tiles; t++)
-                run(w, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL, y + t * rows * w->n,
+                run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL, y + t * rows * w->n,
                     m - t * rows < rows ? m - t * rows : rows, b * V);
     }
     return 0;

@@ -26,12 +26,12 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t whole __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
-enum kind { TABLE2, TABLE4, INTEGER8, FLOAT8 };
+enum kind { TABLE2, TABLE3, TABLE4, INTEGER5, INTEGER6, FLOAT6, INTEGER8, FLOAT8 };
 
 struct weight {
     const uint32_t *codes; /* [strips][groups * steps][16] */
     const void *scale, *shift; /* [strips][groups][16], float32 or bfloat16; shift may be none */
-    const float *table; /* [16] values of codes; FLOAT8: [0] what its bits are multiplied with */
+    const float *table; /* [16] values of codes; of floats [0] what their bits are multiplied with */
     long n, k, groups, steps; /* steps of a group */
     int kind, wide, mantissa; /* wide: scale and shift are float32 */
 };
@@ -48,7 +48,7 @@ struct rounding {
 };
 
 /* What a thread keeps memory for; see native_room.c. */
-enum place { INPUT, TOTALS, BY_ROW, PACKED8, CODES8, SCALES8, COLUMNS8, KEPT8, REST8, LINE, PLACES };
+enum place { INPUT, TOTALS, BY_ROW, PACKED8, CODES8, SCALES8, COLUMNS8, KEPT8, REST8, LINE, PARTS, SPANS, PLACES };
 void *room(enum place place, size_t wanted);
 
 int round_rows(const void *x, int wide, long m, long k, const struct rounding *r, void *to, int wide_to, float *scale);

@@ -1,7 +1,7 @@
-"""The CPU form of our own: codes of 2, 4 and 8 bits on AVX2, AVX-512 or its bfloat16 products, compiled from native.c by whatever C compiler is there.
+"""The CPU form of our own: codes of 2 to 6 and 8 bits on AVX2, AVX-512 or its bfloat16 products, compiled from native.c by whatever C compiler is there.
 
 torch's 4-bit operator unpacks in float32 and keeps one layout of 4 bits; this one looks codes up by a permutation, so that every table of 16 values costs the
-same, keeps 2 bits in 2 bits, and multiplies pairs of bfloat16 where a CPU has that. Compiled once into __pycache__, as Python does with its own; where
+same, keeps 2 to 6 bits in as many, and multiplies pairs of bfloat16 where a CPU has that. Compiled once into __pycache__, as Python does with its own; where
 there is no compiler, no x86 or no AVX2, the form says so and refuses, and torch's operators serve.
 """
 
@@ -34,8 +34,16 @@ AVX512 = ("avx512f", "avx512bw", "avx512vl", "fma")
 FLAVOURS = {"avx512bf16": (*AVX512, "avx512_vnni", "avx512_bf16"), "avx512vnni": (*AVX512, "avx512_vnni"), "avx512": AVX512, "avx2": ("avx2", "fma")}
 COMPILE = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 STRIP = 16  # outputs that lie together
-TABLE2, TABLE4, INTEGER8, FLOAT8 = range(4)  # as in native.c
-PER_WORD = {TABLE2: 16, TABLE4: 8, INTEGER8: 4, FLOAT8: 4}
+TABLE2, TABLE3, TABLE4, INTEGER5, INTEGER6, FLOAT6, INTEGER8, FLOAT8 = range(8)  # as in native.h
+STEP = {TABLE4: 8, INTEGER8: 4, FLOAT8: 4}  # codes of an output that lie together, 16 of the other kinds
+# Where the codes of a pair lie in a step of 16 inputs, as native.c's `place` reads them: 16-bit halves of words, the last ones of 3 and 5 bits bytes, and in
+# each from its lowest bit on (pair, its first bit that lies here, how many do).
+PLACES = {
+    TABLE3: ((*((pair, 0, 3) for pair in range(5)), (7, 0, 1)), ((5, 0, 3), (6, 0, 3), (7, 1, 2))),
+    INTEGER5: (((0, 0, 5), (1, 0, 5), (2, 0, 5), (7, 0, 1)), ((3, 0, 5), (4, 0, 5), (5, 0, 5), (7, 1, 1)), ((6, 0, 5), (7, 2, 3))),
+    INTEGER6: (((0, 0, 6), (1, 0, 6), (6, 0, 4)), ((2, 0, 6), (3, 0, 6), (7, 0, 4)), ((4, 0, 6), (5, 0, 6), (6, 4, 2), (7, 4, 2))),
+}
+PLACES[FLOAT6] = PLACES[INTEGER6]
 BUILDING = threading.Lock()
 EXACT = 1e-3  # how far, in Frobenius norm, a table may be from its values in bfloat16: less than a product's result is rounded by
 
@@ -105,6 +113,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     found.low_bit_product.argtypes = [pointer, pointer, number, pointer, pointer, flag]
     found.round_rows.argtypes = [pointer, flag, number, number, pointer, pointer, flag, pointer]
+    found.low_bit_attention.argtypes = [pointer, pointer, flag, pointer, number, number]
     found.turn_rows.argtypes = [pointer, flag, number, pointer, pointer, pointer, pointer]
     if "vnni" in " ".join(FLAVOURS[name]):
         found.low_bit_int8.argtypes = [pointer, flag, pointer, number, pointer, pointer, pointer, pointer]
@@ -120,19 +129,20 @@ def refuses(w: LowBitWeight) -> str:
     kind = kind_of(w)
     if kind is None:
         return "no table of over 16 values but that of a small float"
-    if w.codebook is not None and kind in (TABLE2, TABLE4) and flavour() == "avx512bf16" and narrowed(w.codebook)[1] > EXACT:
+    if w.codebook is not None and kind in (TABLE2, TABLE3, TABLE4) and flavour() == "avx512bf16" and narrowed(w.codebook)[1] > EXACT:
         return "its table is not near enough to bfloat16"
-    group = group_of(w)
-    return f"groups of {group} are no multiple of {PER_WORD[kind]}" if group % PER_WORD[kind] else ""
+    group, step = group_of(w), STEP.get(kind, 16)
+    return f"groups of {group} are no multiple of {step}" if group % step else ""
 
 
 def kind_of(w: LowBitWeight) -> int | None:
-    """How the codes of a weight are kept, None for a way that is not known here."""
-    if w.codebook is None:
-        return TABLE2 if w.bits <= 2 else TABLE4 if w.bits <= 4 else INTEGER8
+    """How the codes of a weight are kept, None for a way that is not known here. 3, 5 and 6 bits take the next wider way where groups do not fit them."""
+    fits = group_of(w) % 16 == 0
     if w.bits <= 4:
-        return TABLE2 if w.bits <= 2 else TABLE4
-    return FLOAT8 if float_format(w.codebook) else None
+        return TABLE2 if w.bits <= 2 else TABLE3 if w.bits == 3 and fits else TABLE4
+    if w.codebook is None:
+        return INTEGER5 if w.bits == 5 and fits else INTEGER6 if w.bits == 6 and fits else INTEGER8
+    return None if not float_format(w.codebook) else FLOAT6 if w.bits == 6 and fits else FLOAT8
 
 
 def narrowed(table: Tensor) -> tuple[Tensor, float, float]:
@@ -147,12 +157,12 @@ def narrowed(table: Tensor) -> tuple[Tensor, float, float]:
 
 def values(w: LowBitWeight, kind: int) -> tuple[Tensor, Tensor, float, int]:
     """(codes as they are kept, uint8; the 16 numbers that native.c reads, float32; what scales are divided by; mantissa bits of a small float or 0)."""
-    if kind == INTEGER8:
+    if kind in (INTEGER5, INTEGER6, INTEGER8):
         return (w.codes.int() - 2 ** (w.bits - 1)).to(torch.uint8), torch.zeros(16), 1.0, 0
-    if kind == FLOAT8:
+    if kind in (FLOAT6, FLOAT8):
         name = float_format(w.codebook)
         sign = w.codes >> (w.bits - 1)
-        return sign << 7 | w.codes & (2 ** (w.bits - 1) - 1), torch.full((16,), 2.0 ** (127 - bias(name))), 1.0, FORMATS[name][1]
+        return sign << (5 if kind == FLOAT6 else 7) | w.codes & (2 ** (w.bits - 1) - 1), torch.full((16,), 2.0 ** (127 - bias(name))), 1.0, FORMATS[name][1]
     if w.codebook is None:
         table, factor = torch.arange(2.0**w.bits) - 2 ** (w.bits - 1), 1.0
     elif flavour() == "avx512bf16":
@@ -163,21 +173,24 @@ def values(w: LowBitWeight, kind: int) -> tuple[Tensor, Tensor, float, int]:
 
 
 def pack(w: LowBitWeight) -> Packed:
-    """Codes as 32-bit words [N, K / codes a word], rounded up to whole strips and words, in the order that native.c draws; scale, and where there are zeros
+    """Codes as bytes [N, K * bits / 8], rounded up to whole strips and steps, in the order that native.c draws; scale, and where there are zeros
     shift, in [N, groups]: bfloat16 where that is exact, else float32; table [16]. meta = what native.c is told of them.
     """
     w = integers(w)
     kind, (n, k) = kind_of(w), w.codes.shape
     codes, table, factor, mantissa = values(w, kind)
-    word = PER_WORD[kind]
-    words = in_words(codes, range(word) if kind == INTEGER8 else [*range(0, word, 2), *range(1, word, 2)])
+    step = STEP.get(kind, 16)
+    if kind in PLACES:
+        words = in_steps(codes, PLACES[kind], kind == TABLE3)
+    else:
+        words = in_words(codes, range(step) if kind == INTEGER8 else [*range(0, step, 2), *range(1, step, 2)])
     numbers = {"scale": by_row(w.scale, n) / factor}
     if w.zero is not None:
         numbers["shift"] = (2 ** (w.bits - 1) - by_row(w.zero, n)).expand(numbers["scale"].shape)
     wide = any(not torch.equal(t.bfloat16().float(), t) for t in numbers.values())
     held = {name: strips(t if wide else t.bfloat16()) for name, t in numbers.items()}
     groups = w.scale.shape[1]
-    return Packed({"codes": words, **held, "table": table}, (n, k, groups, words.shape[1] // groups, kind, int(wide), mantissa))
+    return Packed({"codes": words, **held, "table": table}, (n, k, groups, -(-k // step) // groups, kind, int(wide), mantissa))
 
 
 def in_words(codes: Tensor, order: Sequence[int]) -> Tensor:
@@ -191,6 +204,22 @@ def in_words(codes: Tensor, order: Sequence[int]) -> Tensor:
     for place, lane in enumerate(order):
         words |= lanes[..., lane].int() << place * (32 // word)
     return words.transpose(1, 2).contiguous().view(codes.shape[0], -1)
+
+
+def in_steps(codes: Tensor, places: Sequence[Sequence[tuple[int, int, int]]], apart: bool) -> Tensor:
+    """Codes [N, K] uint8 as bytes [N, K / 16 * bytes of a step], both rounded up, a strip's steps one after the other; places: see PLACES. apart: the
+    first part of all steps of a strip, then the second of all.
+    """
+    codes = F.pad(codes, (0, -codes.shape[1] % 16, 0, -codes.shape[0] % STRIP))
+    pairs = codes.view(-1, STRIP, codes.shape[1] // 16, 8, 2).permute(0, 2, 3, 1, 4)  # [strips, steps, 8, 16 outputs, even and odd]
+    parts = []
+    for part in places:
+        halves, at = torch.zeros(pairs[:, :, 0].shape, dtype=torch.int32), 0
+        for pair, first, bits in part:
+            halves |= (pairs[:, :, pair].int() >> first & 2**bits - 1) << at
+            at += bits
+        parts.append((halves.to(torch.uint8) if at == 8 else halves.to(torch.uint16)).flatten(2).view(torch.uint8))
+    return torch.cat([part.flatten(1) for part in parts] if apart else parts, -1).view(codes.shape[0], -1)
 
 
 def by_row(t: Tensor, n: int) -> Tensor:
@@ -295,7 +324,11 @@ def run(x: Tensor, packed: Packed) -> Tensor:
     return product(x, packed) if x.dtype is torch.bfloat16 else product(x.bfloat16(), packed).to(x.dtype)
 
 
-NATIVE = Form("native", refuses, pack, run, "bf16 activations; 3-bit codes occupy 4 bits, 5- to 7-bit codes 8", torch.bfloat16)
+NATIVE = Form(
+    "native", refuses, pack, run,
+    "bf16 activations; 1-bit codes occupy 2 bits, 7-bit codes 8; where groups are no multiples of 16, 3-bit codes occupy 4 bits, 5- and 6-bit codes 8",
+    torch.bfloat16,
+)  # fmt: skip
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ def main() -> None:
     top.add_argument("--methods", default="rtn", help="comma-separated")
     top.add_argument("--offloaded", action="store_true")
     top.add_argument("--score", type=int, default=0, help="tokens of each of two windows that both models are scored on; 0 for none")
-    top.add_argument("--write", action="store_true", help="also write assets/large.json, from which the README's table is made")
+    top.add_argument("--write", action="store_true", help="also write assets/large.json, from which the table of docs/RESULTS.md is made")
     top.add_argument("--device", default="cpu")
     top.add_argument("--limit", type=float, default=0.0, help="GB of a GPU that may be used, so that a small one is tried on a large one")
     top.add_argument("--keep", type=Path, help="a folder for the checkpoint")

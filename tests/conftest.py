@@ -78,12 +78,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app in a process of its own, with an empty store."""
+    """The app in a process of its own, with an empty store; with a proxy that is none, as its own machine is reached without one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     store = tmp_path_factory.mktemp("app") / "r.db"
     settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "QUANTIZATION_EXPLORER_STORE": str(store)}
+    settings |= {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "example.org", "no_proxy": ""}
     with subprocess.Popen([sys.executable, "app.py"], cwd=Path(__file__).parent.parent, env={**os.environ, **settings}, stdout=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}/"
         for _ in range(240):

@@ -16,11 +16,11 @@ LAYERS = tuple(
     layer.split()
     for layer in """
 kernels
-explorer.records explorer.closure
+explorer.records explorer.closure explorer.vocabulary
 explorer.boards explorer.cache_sizes explorer.grid explorer.families explorer.layouts explorer.presets explorer.published explorer.planner explorer.accelerators
     explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
-explorer.rights explorer.writing explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
+explorer.rights explorer.writing explorer.pieces explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
     explorer.likelihood explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
@@ -28,7 +28,7 @@ explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired 
     explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
-    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.glossary
+    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.table explorer.verdict
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
@@ -36,7 +36,7 @@ explorer.job
 explorer.jobs
 explorer.server
 explorer.ui
-app explorer.__main__ explorer.commands explorer.docs assets
+app explorer.__main__ explorer.commands explorer.docs explorer.recordings assets
 """.strip()
     .replace("\n    ", " ")
     .splitlines()
@@ -62,8 +62,11 @@ FORBIDDEN = {
     "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.export": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.wide": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
+    "explorer.table": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),
+    "explorer.verdict": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),
     "explorer.link": ("torch", "gradio", "plotly", "explorer.methods", "explorer.figures"),
     "explorer.records": ("torch", "numpy", "explorer"),
+    "explorer.vocabulary": ("torch", "numpy", "explorer"),
     "kernels": ("explorer", "transformers", "gradio"),
 }
 

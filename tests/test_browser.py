@@ -131,7 +131,7 @@ def test_run_adds_a_column_and_returns_from_the_store_at_once(desk: tuple) -> No
     page.click("#reset")
     wait_for_status(page, "recorded results")
     page.click("#run")
-    wait_for_status(page, "RTN 3-bit g64: from the store")
+    wait_for_status(page, "RTN 3-bit g64: stored")
     assert not wrong
 
 

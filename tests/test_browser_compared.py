@@ -37,6 +37,18 @@ def test_what_is_taken_off_at_once_leaves_every_tab(desk: tuple) -> None:
     assert columns(page) == 5 and not wrong
 
 
+def test_a_laptop_at_twice_its_size_has_no_column_beside_the_results(desk: tuple) -> None:
+    """1,440 by 900 points at 200% are 720 by 450: the controls stand above what is compared, the table has the page's width."""
+    page, wrong = desk
+    page.set_viewport_size({"width": 720, "height": 450})
+    page.locator("#fold").wait_for(timeout=10_000)
+    controls, results = (page.locator(part).bounding_box() for part in ("#controls", "#results"))
+    assert controls["x"] == results["x"] and results["width"] > 680 and page.evaluate("document.documentElement.scrollWidth") == 720
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.locator("#fold").wait_for(state="hidden", timeout=10_000)
+    assert not wrong
+
+
 def test_the_address_is_written_at_once_when_one_is_taken_off(desk: tuple) -> None:
     page, wrong = desk
     settle(page)

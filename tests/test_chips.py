@@ -16,15 +16,15 @@ from explorer.figures.tradeoffs import point_of
 from explorer.learn import progress
 from explorer.recorded import SEEDS
 from explorer.records import report_from
-from explorer.ui.guard import questions
+from explorer.table import comparison
 from explorer.ui.microscope import microscope
 from explorer.ui.plans import Plans, first
 from explorer.ui.points_table import points_table, report_card
 from explorer.ui.results import sheet
 from explorer.ui.session import keys_of
 from explorer.ui.steps import grid
-from explorer.ui.table import comparison
 from explorer.ui.tabs.speed import kernel_tables
+from explorer.verdict import questions
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
 NUMBER = re.compile(r"^[▲▼≈ ]*[+−-]?\d")  # what a cell with a number begins with

@@ -16,13 +16,13 @@ from explorer.figures import COLOURS, figures
 from explorer.link import parse, query
 from explorer.recorded import ladder, seeds
 from explorer.records import Measurement, QuantSpec, Report
-from explorer.ui.guard import guard
+from explorer.table import comparison
 from explorer.ui.page import Page
 from explorer.ui.session import Shelf, seats, specs_by_place
 from explorer.ui.share import file_of
 from explorer.ui.tab import Shell
-from explorer.ui.table import comparison
 from explorer.ui.written import samples, texts
+from explorer.verdict import guard
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
 SEEDS = [dataclasses.replace(r, measurements=(*r.measurements, Measurement("training_loss", [2.0, 1.0]))) for r in seeds()]

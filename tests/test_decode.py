@@ -22,9 +22,13 @@ from explorer.products import product
 from explorer.qlinear import QuantizedLinear, join, siblings, swapped
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.records import ModelRef
-from kernels.op import ops
+from kernels import native
+from kernels.kv_attention import TORCH
+from kernels.native_attention import NATIVE
+from kernels.op import Form, ops
 
 CPU = torch.device("cpu")
+KV_FORMS = (TORCH,) if native.library()[0] is None else (TORCH, NATIVE)
 SHAPE = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
@@ -75,10 +79,14 @@ def test_own_loop_gives_the_logits_of_transformers(name: str, batch: int, static
     assert loop.static == static and loop.length == 20 == int(loop.position)
 
 
-@pytest.mark.parametrize(("bits", "name", "batch", "static"), [(8, "llama", 1, False), (4, "qwen3", 2, True), (2, "llama", 1, True), (2, "qwen2", 3, False)])
+@pytest.mark.parametrize(("bits", "name", "batch", "static"), [(8, "llama", 1, False), (4, "qwen3", 2, True), (2, "qwen3", 1, True), (2, "qwen3", 3, False)])
 @pytest.mark.parametrize("start", [1, 40, 95])
-def test_packed_cache_means_what_the_dequantized_one_does(bits: int, name: str, batch: int, static: bool, start: int) -> None:
+@pytest.mark.parametrize("form", KV_FORMS, ids=lambda form: form.name)
+def test_packed_cache_means_what_the_dequantized_one_does(
+    form: Form, bits: int, name: str, batch: int, static: bool, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every logit of both loops, where the cache fills its window, packs a group and ends full; the second text must not see the first one's cache."""
+    monkeypatch.setitem(ops(), "kv_attention", dataclasses.replace(ops()["kv_attention"], cpu=(form,)))
     model, ids, end = model_of(name), prompt_of(batch, 132), min(start + 60, 132)
     own, theirs = LlamaLoop(model, end, bits, batch, static), TransformersLoop(model, end, bits)
     with torch.no_grad():
@@ -86,7 +94,7 @@ def test_packed_cache_means_what_the_dequantized_one_does(bits: int, name: str, 
             pairs = [(own.prefill(tokens[:, :start]), theirs.prefill(tokens[:, :start]))]
             pairs += [(own.step(tokens[:, i : i + 1]), theirs.step(tokens[:, i : i + 1])) for i in range(start, end)]
             assert all((a - b).norm() / b.norm() < 1e-3 for a, b in pairs)
-    assert own.packed.older == packed_tokens(end) and own.attention == "kv_attention (torch)" and own.static == static
+    assert own.packed.older == packed_tokens(end) and own.attention == f"kv_attention ({form.name})" and own.static == static
 
 
 def test_the_triton_kernel_reads_a_cache_that_fills_as_counts_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,8 @@ def test_the_unit_writes_only_where_systemd_lets_it_and_its_command_is_one() -> 
 
 def test_variables_that_are_named_are_read() -> None:
     code = "".join(path.read_text() for path in (ROOT / "app.py", *(ROOT / "explorer").rglob("*.py")))
-    for path in ("deploy/compose.yaml", "deploy/quantization-explorer.service", "Dockerfile", "README.md"):
+    pages = [path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")]
+    for path in ("deploy/compose.yaml", "deploy/quantization-explorer.service", "Dockerfile", "README.md", *pages):
         assert variables((ROOT / path).read_text()) <= variables(code), path
 
 

@@ -58,8 +58,8 @@ def test_nothing_is_concluded_from_disturbed_times() -> None:
 
 def test_every_row_and_export_of_a_disturbed_speed_says_so() -> None:
     pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
+    from explorer.table import SECTIONS, cell
     from explorer.ui.points_table import numbers
-    from explorer.ui.table import SECTIONS, cell
 
     timed = [row for row in SECTIONS["Speed"] if row.metric != "quantize_seconds" and BUSY.find(row.metric)]
     assert len(timed) == 5

@@ -12,7 +12,8 @@ import pytest
 from explorer.docs import CATALOGUE
 from explorer.recorded import SEEDS, survey
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
-from explorer.ui.points import Held, Points, described
+from explorer.ui.asking import configuration
+from explorer.ui.points import Held, Points
 from explorer.ui.sensitivities import Sensitivities
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell
@@ -145,23 +146,24 @@ def test_telling_apart_asks_for_both_as_they_were(shell: Shell) -> None:
     last = list(points.apart(keys[2], keys[3], "[]", keys))[-1]
     assert "Compared in 0 s. GPTQ 4-bit g64 is better than RTN 4-bit g64" in last[0]
     asked = shell.runner.asked[0][1]
-    assert asked["first"] == described(SEED[2]) and asked["second"]["method"] == "gptq" and asked["second"]["sequences"] == 16
+    assert asked["first"] == configuration(SEED[2], scored=True) and asked["second"]["method"] == "gptq" and asked["second"]["sequences"] == 16
     assert "Choose two" in list(points.apart(keys[2], "", "[]", keys))[-1][0]
 
 
 def test_telling_apart_reads_the_texts_that_the_reports_were_measured_with(shell: Shell) -> None:
     read = dataclasses.replace(SEED[3].experiment.calibration, source="pasted", text="My own text.", tokens=16 * 128, length=128)
     scored = dataclasses.replace(SEED[3].experiment.evaluation, length=128, bos="text")
-    asked = described(dataclasses.replace(SEED[3], experiment=dataclasses.replace(SEED[3].experiment, calibration=read, evaluation=scored)))
+    asked = configuration(dataclasses.replace(SEED[3], experiment=dataclasses.replace(SEED[3].experiment, calibration=read, evaluation=scored)), scored=True)
     assert (asked["calibration"], asked["text"], asked["sequences"], asked["length"], asked["bos"]) == ("pasted", "My own text.", 16, 128, "text")
     pasted = dataclasses.replace(scored, source="pasted", text="Scored.")
-    assert described(dataclasses.replace(SEED[2], experiment=dataclasses.replace(SEED[2].experiment, evaluation=pasted)))["text"] == "Scored."
+    alike = dataclasses.replace(SEED[2], experiment=dataclasses.replace(SEED[2].experiment, evaluation=pasted))
+    assert configuration(alike, scored=True)["text"] == "Scored." and configuration(alike)["text"] == ""
 
     from explorer.hub import Hub
     from explorer.request import Request
 
     experiment = SEED[3].experiment
-    made, _, _ = Request("demo", **described(SEED[3]), evaluation=experiment.evaluation.source).prepare(Hub())
+    made, _, _ = Request("demo", **configuration(SEED[3], scored=True)).prepare(Hub())
     assert made == experiment, "what is told apart is what was reported"
 
 

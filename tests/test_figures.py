@@ -14,8 +14,8 @@ from explorer.planner import Plan, need
 from explorer.presets import presets
 from explorer.recorded import SEEDS
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from, significant
+from explorer.table import comparison
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of, usual
-from explorer.ui.table import comparison
 from explorer.ui.written import samples
 
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]

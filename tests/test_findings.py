@@ -14,7 +14,7 @@ from explorer.findings import FEW, cause, counted
 from explorer.recorded import SEEDS
 from explorer.records import Measurement, QuantSpec, Report, report_from
 from explorer.speeds import slower_start, speed
-from explorer.ui.table import SECTIONS, cell
+from explorer.table import SECTIONS, cell
 from explorer.ui.tabs import failures
 
 RECORDED = [report_from(data) for data in json.loads(SEEDS.read_text())]

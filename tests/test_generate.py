@@ -20,11 +20,11 @@ from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.generate import Writer, forced
-from explorer.ui.guard import guard, questions
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell
 from explorer.ui.tabs import failures, text
 from explorer.ui.written import texts
+from explorer.verdict import guard, questions
 from tests.test_decode import loaded_of, model_of, prompt_of
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]

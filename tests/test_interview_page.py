@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from urllib.parse import unquote
 
 import pytest
 
@@ -11,7 +12,7 @@ import app
 from explorer.learn.evidence import BEARS, bears
 from explorer.learn.interview import BROKEN, cards
 from explorer.learn.runs import recorded
-from explorer.records import key_of
+from explorer.records import key_of, significant
 from explorer.ui import interviewer
 from explorer.ui.page import OPTIONS
 from explorer.ui.plans import first
@@ -40,6 +41,19 @@ def test_interviews_take_the_runs_on_the_page_as_evidence(mode: interviewer.Inte
     for junk in NONSENSE:
         assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.turn(str(junk))
     assert all(interviewer.shown_card(name) for name in cards())
+
+
+def test_evidence_says_its_interval_and_where_it_comes_from(mode: interviewer.Interviewer) -> None:
+    report = recorded()["rtn4"]
+    notes, _, page, _ = mode.record([], "four-bits", "RTN", 70, [mode.shell.shelf.add(report)])
+    kl, more = (report.find(name) for name in ("kld_mean", "perplexity_delta"))
+    for said in (f"KL {kl.value:.4f} nats ({significant(kl.low)} to {significant(kl.high)})", f"perplexity {more.value:+.2f}% ({more.low:+.2f} to ",
+                 f"over {len(report.value('kld_windows'))} windows, recorded {report.provenance['date']}", cards()["four-bits"].ask[:40]):  # fmt: skip
+        assert said in unquote(page)
+    for ends in (5, "ab", [1], [1, "x"], {"a": 1}):
+        assert " nats, over" in mode.show([notes[0] | {"evidence": [notes[0]["evidence"][0] | {"kld_interval": ends}]}])
+    bare = {name: notes[0]["evidence"][0][name] for name in ("run", "name", "model", "device")}
+    assert "RTN 4-bit" in mode.show([notes[0] | {"evidence": [bare]}]), "of a page that an older server made"
 
 
 def test_an_answer_is_on_record_once(mode: interviewer.Interviewer) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from explorer.closure import code_version
 from kernels import native
+from kernels.floats import float_values
 from kernels.native_round import CODES, rounding
-from kernels.op import Activation, LowBitWeight, choose, ops, round_activation
+from kernels.op import Activation, LowBitWeight, choose, dequantize, ops, round_activation
 from kernels.product import Case, exact_product, random_problem
 
 CPU = torch.device("cpu")
@@ -92,12 +93,37 @@ def test_infinities_and_nan_are_kept_in_their_row() -> None:
 
 @needs_compiler
 def test_narrow_codes_stay_narrow() -> None:
-    kept = {}
-    for bits in (2, 3, 4, 8):
-        _, weight = random_problem(Case(1, 256, 1024, bits, 64), torch.Generator().manual_seed(0))
-        kept[bits] = native.pack(weight).nbytes() * 8 / weight.codes.numel()
-    table = 16 * 4 * 8 / (256 * 1024)
-    assert kept == pytest.approx({2: 2.25 + table, 3: 4.25 + table, 4: 4.25 + table, 8: 8.25 + table})
+    """Bits a weight of codes alone, in whole groups of 16 and not, and of a row that no step divides."""
+
+    def kept(bits: int, k: int = 1024, group: int = 64, codebook: str = "") -> float:
+        weight = weight_of(Case(1, 256, k, bits, group, codebook=codebook))
+        return native.pack(weight).tensors["codes"].nbytes * 8 / weight.codes.numel()
+
+    assert [kept(bits) for bits in range(1, 9)] == [2, 2, 3, 4, 5, 6, 8, 8]
+    assert [kept(bits, group=16) for bits in (3, 5, 6)] == [3, 5, 6] and kept(6, group=32, codebook="e2m3") == 6
+    assert [kept(bits, group=8) for bits in (3, 5, 6)] == [4, 8, 8], "a group of 8 is half a step"
+    assert [kept(bits, k=40, group=0) * 40 / 48 for bits in (3, 5, 6)] == [3, 5, 6]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", list(native.FLAVOURS))
+def test_every_code_at_every_place_has_its_exact_value(name: str, fresh: pytest.MonkeyPatch) -> None:
+    """Products with the unit matrix: one output is one weight. Every code at every place of a step, odd shapes, all kinds of groups, zeros."""
+    if name not in supported():
+        pytest.skip(f"needs a CPU with {', '.join(native.FLAVOURS[name])}")
+    fresh.setattr(native, "flavour", lambda: name)
+    poison(fresh)
+    tables = {3: [torch.tensor([-8.0, -3.5, -1, -0.25, 0, 0.5, 2, 9])], 6: [float_values("e2m3"), float_values("e3m2")]}
+    for bits, group, table in ((b, g, t) for b in range(1, 9) for g in (8, 16, 32, 48, 0)[b < 3 :] for t in (None, *tables.get(b, []))):
+        k, n = {0: 85, 48: 96}.get(group, 64), 2**bits + 5
+        codes = (torch.arange(n)[:, None] + torch.arange(k)).remainder(2**bits).to(torch.uint8)
+        scale = 2.0 ** torch.arange(n * k // (group or k)).remainder(7).view(n, -1)
+        zero = None if table is not None or group == 32 else torch.arange(scale.numel()).remainder(2**bits).view(scale.shape).float()
+        weight = LowBitWeight(codes, scale, zero, bits, table)
+        assert native.refuses(weight) == ""
+        for x in (torch.eye(k), torch.eye(k)[k // 2 :][:3]):
+            y = native.run(x.bfloat16(), native.pack(weight))
+            assert torch.equal(y, (x @ dequantize(weight).T).bfloat16()), (bits, group, table)
 
 
 @needs_compiler
@@ -169,7 +195,7 @@ def test_another_cpu_is_offered_none(fresh: pytest.MonkeyPatch) -> None:
     assert native.flavour() == "" and "no AVX2" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
 
 
-@pytest.mark.parametrize("name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native.h"])
+@pytest.mark.parametrize("name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native_attention.c", "native_cache.h", "native.h"])
 def test_the_source_in_c_is_part_of_what_a_result_depends_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from explorer import closure
 

@@ -21,7 +21,7 @@ from explorer.metrics import mean_interval
 from explorer.paired import WINDOWS, beside, difference, mean_difference, ranked, why_not
 from explorer.recorded import SEEDS
 from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, report_from
-from explorer.ui.table import comparison
+from explorer.table import comparison
 
 TEXT = TextRef("bundled", "digest", 2048, 512)
 

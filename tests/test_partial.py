@@ -21,6 +21,7 @@ from explorer.metrics import metrics
 from explorer.recorded import seeds
 from explorer.records import Answer, Event, InputError, Measurement, Partial, Progress, QuantSpec, Report
 from explorer.store import Store
+from explorer.table import comparison
 from explorer.ui import going
 from explorer.ui.interviewer import Interviewer
 from explorer.ui.pace import Pace
@@ -29,9 +30,8 @@ from explorer.ui.page import Clock, Page
 from explorer.ui.points import Held
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
-from explorer.ui.table import comparison
-from explorer.ui.tabs.compare import judged
 from explorer.ui.tabs.trainer import attachable
+from explorer.verdict import judged
 from tests.serving import untimed
 from tests.test_worker import Service
 

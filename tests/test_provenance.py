@@ -13,7 +13,7 @@ from explorer.metrics import metrics
 from explorer.provenance import calibrated, merged, turning
 from explorer.recorded import SEEDS
 from explorer.records import TextRef, report_from
-from explorer.ui.table import kernel
+from explorer.table import kernel
 
 
 def test_calibration_is_told_as_read() -> None:

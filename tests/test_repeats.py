@@ -1,4 +1,4 @@
-"""How far runs of the same work are apart: they share a place in the figure of times, and the README says how far single ones differ."""
+"""How far runs of the same work are apart: they share a place in the figure of times, and docs/RESULTS.md says how far single ones differ."""
 
 from __future__ import annotations
 

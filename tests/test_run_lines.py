@@ -13,12 +13,12 @@ from explorer.figures import figures
 from explorer.gaps import absent
 from explorer.recorded import seeds, survey
 from explorer.records import Partial, Progress
+from explorer.table import comparison
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS, Clock, Page
 from explorer.ui.points import Points
 from explorer.ui.session import Shelf, arrange, keys_of
 from explorer.ui.tab import Shell
-from explorer.ui.table import comparison
 from explorer.ui.tabs.speed import recorded, swept
 
 SEED = list(seeds())

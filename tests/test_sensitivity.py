@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from explorer import data, experiment, models
+from explorer.__main__ import main, parser
 from explorer.commands.sensitivity import params_of
 from explorer.experiment import LocalRunner
 from explorer.hub import Hub
@@ -107,8 +108,16 @@ def test_sensitivity_gives_a_method_only_what_it_has(monkeypatch: pytest.MonkeyP
         name, title, short, bits = "midrise", "Midrise", "Midrise", 4
 
     able = [name for name, one in methods().items() if not one.of_model and "bits" in {field.name for field in fields_of(one)}]
-    asked = {name: params_of(Namespace(method=name, group_size=32, symmetric=True)) for name in able}
+    asked = {name: params_of(Namespace(method=name, group_size=32, symmetric="true")) for name in able}
     assert "symmetric" not in asked["hqq"] and asked["rtn"] == {"group_size": 32, "symmetric": True}
+    assert params_of(Namespace(method="rtn", group_size=32, symmetric="False")) == {"group_size": 32, "symmetric": False}
     assert all(sensitivity.checked(name, params, (4,), 1) for name, params in asked.items())
     monkeypatch.setattr("explorer.methods.methods", lambda: {"midrise": Midrise})
-    assert params_of(Namespace(method="midrise", group_size=32, symmetric=True)) == {} == params_of(Namespace(method="none such"))
+    assert params_of(Namespace(method="midrise", group_size=32, symmetric="true")) == {} == params_of(Namespace(method="none such"))
+
+
+def test_the_command_takes_symmetric_as_run_does(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for words, params in (([], {}), (["--symmetric", "true"], {"symmetric": True}), (["--symmetric", "false"], {"symmetric": False})):
+        assert params_of(parser().parse_args(["sensitivity", *words])) == {"group_size": 64, **params}
+    assert main(["sensitivity", "--symmetric", "perhaps", "--store", str(tmp_path / "r.db")]) == 2
+    assert "symmetric cannot be 'perhaps'" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from explorer.hub import Hub
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.recorded import SEEDS
 from explorer.records import ModelRef, QuantSpec, Report, report_from
+from explorer.table import source
 from explorer.ui.session import Shelf
 from explorer.ui.share import file_of, settable
 
@@ -120,6 +121,14 @@ def test_csv_and_json_hold_every_number() -> None:
 
     assert shown(recorded=True) == "recorded" and shown(from_store=True) == "stored" and shown(measured_now=["size"], dates={"size": ""}) == "measured now"
     assert shown(measured_now=["speed"], dates={"size": "", "speed": ""}) == "partly measured now, partly stored"
+
+    def on_page(**provenance: bool) -> str:
+        return source(dataclasses.replace(ALL[2], provenance=provenance))
+
+    both = ({"recorded": True}, {"from_store": True}, {"measured_now": ["size"], "dates": {"size": ""}}, {"measured_now": [], "dates": {"size": ""}},
+            {"measured_now": ["speed"], "dates": {"size": "", "speed": ""}})  # fmt: skip
+    assert all(shown(**p) == on_page(**p) for p in both), "the page and the file say the same"
+    assert on_page(unsaved="not stored: disk full") == "measured now, not stored: disk full"
     read = json.loads(as_json(ALL))
     assert [report_from({k: d[k] for k in ("experiment", "measurements", "provenance")}) for d in read] == ALL
 

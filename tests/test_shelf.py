@@ -16,13 +16,13 @@ from explorer.learn.runs import recorded
 from explorer.link import Wanted
 from explorer.recorded import seeds, survey
 from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
+from explorer.table import comparison
 from explorer.ui import share
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
 from explorer.ui.points import Held, Points
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
-from explorer.ui.table import comparison
 from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
@@ -100,7 +100,7 @@ def test_a_link_shows_a_seed_or_says_that_somebody_measured_it_before() -> None:
         shelf.add(measured(report))
     assert shelf.find("demo", SEEDS[2].experiment.spec, GIVEN) is SEEDS[2]
     found = shelf.find("demo", other.experiment.spec, GIVEN)
-    assert "from the store, measured today" in comparison([found]) and "measured now" not in comparison([found])
+    assert "stored, measured today" in comparison([found]) and "measured now" not in comparison([found])
 
 
 def test_a_recording_is_shown_while_it_is_measured_here(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""How far the order of sums alone moves a result: measured with nothing stored, and told in the README."""
+"""How far the order of sums alone moves a result: measured with nothing stored, and told in docs/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_every_order_is_measured_and_none_is_kept() -> None:
     assert name == "RTN 4-bit g64" and klds[0] == klds[1] > 0 and calibration.BATCH == 4, "rounding reads no calibration text"
 
 
-def test_the_readme_says_how_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_results_says_how_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "assets").mkdir()
     monkeypatch.setattr(docs, "ROOT", tmp_path)
     assert "Not measured yet" in docs.summation()

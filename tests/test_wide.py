@@ -13,7 +13,7 @@ import pytest
 from explorer.__main__ import main
 from explorer.recorded import SEEDS
 from explorer.records import OUTSIDE, Measurement, Report, report_from
-from explorer.ui.table import comparison
+from explorer.table import comparison
 from explorer.wide import FIXED, column, layer_names, rows, table
 
 REPORTS = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
@@ -66,7 +66,7 @@ def test_a_metric_that_no_list_names_has_a_row_on_the_page() -> None:
     new = dataclasses.replace(REPORTS[1], measurements=(*REPORTS[1].measurements, Measurement("zeros", 1.5, "%", low=1.0, high=2.0)))
     page = comparison([REPORTS[0], new], live=False)
     assert "Zeros <small>%</small>" in page and "1.50</span>" in page and "Zeros" not in comparison(REPORTS[:2], live=False)
-    assert page.count("Memory codes") == 1 and page.count(">Perplexity<") <= 1
+    assert page.count("Memory of codes") == 1 and page.count(">Perplexity<") <= 1
 
 
 def test_a_size_that_is_exactly_the_same_gets_no_sign() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from explorer.commands import Command, document, runner_of, show, writable
 from explorer.data import FILE_LIMIT
 from explorer.findings import doubt, doubts, in_16_bits
+from explorer.link import WHOLE
 from explorer.records import InputError, Report
-from explorer.wide import layer_names, origin
+from explorer.vocabulary import term
+from explorer.wide import layer_names, origin_of
 from explorer.writing import write
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -19,25 +21,30 @@ OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens",
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     add_circumstances(parser)
-    parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
+    add_seed(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--html", type=Path, help="also write one self-contained page with the figures, the 16-bit baseline beside it")
 
 
 def add_circumstances(parser: argparse.ArgumentParser) -> None:
-    """The texts and whether speeds are measured again: what one run and a sweep are both asked with, beside `add_widths`."""
-    parser.add_argument("--evaluation", default=None, help="bundled, wikitext2, c4, or pasted with --text; bundled unless --text is given")
-    parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
-    parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    """The texts, how much is scored and whether speeds are measured again: what one run and a sweep are both asked with, beside `add_widths`."""
+    add_texts(parser)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of the evaluation text that are scored; 0 for all")
-    parser.add_argument("--length", type=int, default=0, help="tokens a window, from 16; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
-    parser.add_argument("--text", type=Path, help="a UTF-8 text file of up to 16 MB to evaluate on, or to calibrate on with --calibration pasted")
     parser.add_argument("--remeasure", action="store_true", help="measure speeds and sizes again and store them in place of those of this device")
 
 
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """The evaluation and the calibration text."""
+    parser.add_argument("--evaluation", default=None, help="bundled, wikitext2, c4, or pasted with --text; bundled unless --text is given")
+    parser.add_argument("--calibration", default="bundled", help="bundled, wikitext2, c4, or pasted with --text; for methods that need inputs")
+    parser.add_argument("--sequences", type=int, default=16, help="windows of calibration text")
+    parser.add_argument("--length", type=int, default=0, help="tokens a window, from 16; 0 for the model's own, up to 1,024 (WikiText-2: 2,048)")
+    parser.add_argument("--text", type=Path, help="a UTF-8 text file of up to 16 MB to evaluate on, or to calibrate on with --calibration pasted")
+
+
 def circumstances(args: argparse.Namespace, reads: bool = True) -> dict[str, Any]:
-    """The options of a Request that `add_circumstances`, `add_widths` and --seed asked for. reads: whether anything that is asked for reads calibration
-    text. Raises InputError for a text file that cannot be read, or that is asked for and not given, or the reverse.
+    """The options of a Request that `add_circumstances` (or `add_texts`), `add_widths` and --seed asked for. reads: whether anything that is asked for reads
+    calibration text. Raises InputError for a text file that cannot be read, or that is asked for and not given, or the reverse.
     """
     pasted = args.calibration == "pasted"
     evaluation = args.evaluation or ("pasted" if args.text and not pasted else "bundled")
@@ -48,7 +55,7 @@ def circumstances(args: argparse.Namespace, reads: bool = True) -> dict[str, Any
     if not args.text and (pasted or evaluation == "pasted"):
         raise InputError("pasted means the text of a file; give it with --text FILE, or choose another text.")
     text = text_in(args.text) if args.text else ""
-    return {name: getattr(args, name) for name in OPTIONS} | {"evaluation": evaluation, "text": text, "text_limit": FILE_LIMIT}
+    return {name: value for name, value in vars(args).items() if name in OPTIONS} | {"evaluation": evaluation, "text": text, "text_limit": FILE_LIMIT}
 
 
 def text_in(path: Path) -> str:
@@ -62,6 +69,11 @@ def text_in(path: Path) -> str:
     if not text.strip():
         raise InputError(f"The text file {path} holds no text; give another.")
     return text
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """The draw of calibration text; a sweep takes several."""
+    parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +134,7 @@ def table(report: Report) -> str:
         if not m.layer and not isinstance(m.value, list | dict):
             value = f"{m.value:,.6g}" if isinstance(m.value, float | int) else str(m.value)
             interval = f"  [{m.low:,.5g}, {m.high:,.5g}]" if m.low is not None else ""
-            within = " within this run" if interval and m.metric.endswith("_speedup") else ""
+            within = " within this run" if interval and term(m.metric).ratio else ""
             notes = [f"{m.bad} not finite" if m.bad else "", "disturbed: see speed below" if doubt(report, m.metric) else ""]
             rows.append(", ".join([f"{m.metric:28s} {value} {m.unit}{interval}{within}  {m.how}", *filter(None, notes)]))
     ran = ", ".join(filter(None, (report.provenance["kernel_summary"], report.provenance.get("kernel_turns"))))
@@ -130,16 +142,16 @@ def table(report: Report) -> str:
     rows += [f"{'speed':28s} {told} (--remeasure measures again)" for told in doubts(report)]
     rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
-    return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin(report, family)}" for family in ("quality", "speed"))])
+    return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin_of(report, family)}" for family in ("quality", "speed"))])
 
 
 def page_of(reports: list[Report]) -> str:
     """Reports as one self-contained page. Raises InputError where plotly is not installed."""
-    from explorer.export import as_html
+    from explorer.export import report_page
 
     layers = layer_names(reports)
     try:
-        return as_html(reports, layers[len(layers) // 2] if layers else "", "", "")
+        return report_page(reports, layers[len(layers) // 2] if layers else "")
     except ImportError as error:
         raise InputError("A page of figures needs the package plotly; install it, or leave --html out.") from error
 
@@ -156,7 +168,7 @@ def work(args: argparse.Namespace) -> None:
     report = last_report(runner.run(args.model, args.method, given, **options), show)
     print(document(noted(report)) if args.json else table(report), flush=True)
     if args.html:
-        base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | {"kv_bits": 16}), show)]
+        base = [] if report.experiment.spec.is_baseline else [last_report(runner.run(args.model, "none", {}, **options | WHOLE), show)]
         write(args.html, page_of([*base, report]))
 
 

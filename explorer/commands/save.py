@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 from explorer.commands import Command, loader, runner_of, show, shown
-from explorer.commands.run import add_circumstances, add_method, circumstances, parameters, reads
+from explorer.commands.run import add_circumstances, add_method, add_seed, circumstances, parameters, reads
 from explorer.records import InputError, plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     add_circumstances(parser)
-    parser.add_argument("--seed", type=int, default=0, help="which windows of the calibration text; 0 for the first ones")
+    add_seed(parser)
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or one that is there and empty; it is whole or not there")
     forms = "auto (the first that holds the codes exactly), compressed-tensors, bitsandbytes, gguf, or bfloat16"
     parser.add_argument("--as", dest="form", metavar="FORMAT", default="auto", help=forms)

@@ -19,10 +19,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="rtn", help="one that rounds a layer at a time to a chosen width: rtn, hqq, gptq, awq or another")
     parser.add_argument("--bits", default="2,3,4,8", help="widths, separated by commas")
     parser.add_argument("--group-size", type=int, default=64, help="weights that share a scale")
-    parser.add_argument("--symmetric", action="store_true", help="the middle code is zero; else the grid spans min to max")
+    parser.add_argument("--symmetric", metavar="VALUE", help="true: the middle code is zero; false: the grid spans min to max; else as the method has it")
     parser.add_argument("--windows", type=int, default=4, help="windows of the calibration text that are scored")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--record", action="store_true", help=f"write it to assets/{RECORDED.name}")
+    parser.add_argument("--record", action="store_true", help=f"write it to assets/{RECORDED.name}; the page asks for --symmetric false")
 
 
 def short(value: Any) -> Any:
@@ -35,11 +35,12 @@ def short(value: Any) -> Any:
 
 
 def params_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that the method has a parameter for."""
-    from explorer.methods import fields_of, methods
+    """The flags that were given and that the method has a parameter for."""
+    from explorer.methods import fields_of, from_text, methods
 
     known = {field.name for field in fields_of(methods()[args.method])} if args.method in methods() else set()
-    return {name: getattr(args, name) for name in ("group_size", "symmetric") if name in known}
+    given = {name: value for name in ("group_size", "symmetric") if name in known and (value := getattr(args, name)) is not None}
+    return given | from_text(args.method, {name: value for name, value in given.items() if isinstance(value, str)})
 
 
 def work(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`survey`: measures every method on the bundled model and writes the README's table to assets/."""
+"""`survey`: measures every method on the bundled model and writes the table of docs/RESULTS.md to assets/."""
 
 from __future__ import annotations
 
@@ -70,4 +70,4 @@ def work(args: argparse.Namespace) -> None:
     print(f"wrote {SURVEY.name}: {len(reports)} reports, {len(kept)} kept", file=sys.stderr)
 
 
-COMMAND = Command("survey", "measure every method on the bundled model and write the README's table to assets/", arguments, work)
+COMMAND = Command("survey", "measure every method on the bundled model and write the table of docs/RESULTS.md to assets/", arguments, work)

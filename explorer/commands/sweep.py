@@ -13,7 +13,7 @@ from explorer.commands import Command, document, runner_of, writable
 from explorer.commands.run import add_circumstances, add_widths, circumstances, every_field
 from explorer.findings import doubts
 from explorer.records import Answer, Event, InputError, Progress, Report
-from explorer.wide import FIXED, SPREAD, column, drawn, origin, over_seeds, rows, table
+from explorer.wide import FIXED, SPREAD, column, drawn, origin_of, over_seeds, rows, table
 from explorer.writing import write
 
 OWN_FLAGS = ("bits", "group_size", "granularity")  # parameters that are axes of their own
@@ -77,7 +77,7 @@ def notes(reports: Sequence[Report]) -> list[str]:
         parts = [f"{name} {spread[f'{name}_seeds_mean']:.4g}, standard deviation {spread[f'{name}_seeds_sd']:.2g}" for name in map(column, SPREAD[:2])
                  if f"{name}_seeds_mean" in spread]  # fmt: skip
         said.append(f"{names[key]} over {spread['seeds']} seeds: {'; '.join(parts)}")
-    timed = [origin(report, "speed") for report in reports if report.find("decode_tokens_per_second")]
+    timed = [origin_of(report, "speed") for report in reports if report.find("decode_tokens_per_second")]
     old = [how for how in timed if not how.startswith("measured now")]
     if old:
         said.append(f"{len(old)} of {len(timed)} speeds were not measured in this sweep (the oldest: {min(old, key=lambda how: how.split(', ')[-1])}): "

@@ -11,11 +11,11 @@ from explorer import recorded
 from explorer.answers import ladder
 from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, places, plot
 from explorer.records import Report
+from explorer.vocabulary import term
 
 RUNGS = {"granularity": "group", "group_size": 64}  # of plain rounding, and every width
-METRICS = {"kld_mean": "KL divergence", "perplexity_delta": "perplexity change", "top1_agreement": "same top token"}
+METRICS = ("kld_mean", "perplexity_delta", "top1_agreement")
 OPEN = {"more": "triangle-right-open", "fewer": "triangle-left-open"}  # of a value beyond the ladder's ends
-UNITS = {"kld_mean": "nats", "perplexity_delta": "%", "top1_agreement": "%"}
 
 
 class Place(NamedTuple):
@@ -94,7 +94,8 @@ def lost_in_noise(report: Report, metric: str) -> bool:
 def words(report: Report, metric: str, at: tuple[Place, Place, Place]) -> str:
     """A mark in words: the metric, where it stands, and how certain that is."""
     middle, low, high = at
-    number = f"{METRICS[metric]} {report.value(metric):.3g} {UNITS[metric]}"
+    found = report.find(metric)
+    number = f"{term(metric).called} {found.value:.3g} {found.unit}"
     if middle.end == "more" and lost_in_noise(report, metric):
         return f"{number}: {middle}, not measurable"
     if middle.end == "fewer":
@@ -106,14 +107,13 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
     traces: list[dict[str, Any]] = []
     found = placed(reports)
     shift = {i: 0.13 * (k - (len({i for i, *_ in found}) - 1) / 2) for k, i in enumerate(sorted({i for i, *_ in found}))}
-    names = list(METRICS)
     for i in shift:
         mine = [(report, metric, at) for j, report, metric, at in found if j == i]
         report = mine[0][0]
         symbols = [OPEN.get(at.end, MARKERS[i % 5]) for _, _, (at, *_) in mine]
         up, down = [high.bits - at.bits for *_, (at, _, high) in mine], [at.bits - low.bits for *_, (at, low, _) in mine]
         traces.append(
-            {"type": "scatter", "mode": "markers", "x": [at.bits for *_, (at, *_) in mine], "y": [names.index(m) + shift[i] for _, m, _ in mine],
+            {"type": "scatter", "mode": "markers", "x": [at.bits for *_, (at, *_) in mine], "y": [METRICS.index(m) + shift[i] for _, m, _ in mine],
              "marker": {"color": COLOURS[i % 5], "symbol": symbols, "size": 10, "line": {"width": [2 if at.end else 0 for *_, (at, *_) in mine]}},
              "name": report.name, "customdata": list(itertools.starmap(words, mine)), "hovertemplate": "%{customdata}",
              "error_x": {"type": "data", "symmetric": False, "array": up, "arrayminus": down}}
@@ -123,7 +123,7 @@ def draw(reports: Sequence[Report], layer: str) -> Plot:
         "tickvals": [r.value("bits_per_weight") for r in rungs],
         "ticktext": [f"{r.value('bits_per_weight'):.2f}<br>RTN {r.experiment.spec.get('bits')}" for r in rungs],
     }
-    axis = {"tickvals": list(range(len(names))), "ticktext": list(METRICS.values()), "range": [-0.5, len(names) - 0.5], "zeroline": False}
+    axis = {"tickvals": list(range(len(METRICS))), "ticktext": [term(m).called for m in METRICS], "range": [-0.5, len(METRICS) - 0.5], "zeroline": False}
     shape = layout("stored bits of plain rounding (RTN)", "", 320, yaxis=axis, xaxis=ticks if rungs else {})
     return plot(traces, shape | {"showlegend": True})
 
@@ -157,7 +157,7 @@ def beyond(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]])
         if at.end:
             why = "worse than the lowest rung" if at.end == "fewer" else "beyond the finest rung that can be measured"
             why = "not measurable" if at.end == "more" and lost_in_noise(report, metric) else why
-            marks.setdefault(f"{why} in {METRICS[metric]} ({at})", []).append(report.name)
+            marks.setdefault(f"{why} in {term(metric).called} ({at})", []).append(report.name)
     return " Hollow: " + "; ".join(f"{', '.join(names)}, {how}" for how, names in marks.items()) + "." if marks else ""
 
 

@@ -41,7 +41,8 @@ def summary(reports: Sequence[Report], layer: str) -> str:
 FIGURE = Figure(
     "memory", "Memory",
     "See what does not shrink: embeddings, norms and the KV cache stay in 16 bits, so a quarter of the bits is not a quarter of the memory.",
-    "Bytes are summed from the tensors in use after packing: the kernels hold 2- and 3-bit codes in 4 bits, and 5 to 7 in 8; a format that no kernel reads "
+    "Bytes are summed from the tensors in use after packing: our kernel for CPUs holds codes of 2 to 6 bits in as many, and 7 in 8; torch's "
+    "operators, where it is not built, hold up to 3 bits in 4, and 5 to 7 in 8; a format that no kernel reads "
     "here is held as a copy in 16 bits. "
     "What stays weighs more the fewer bits the rest has: of Llama 3.1 70B the embedding and the head are 3% of the bytes in 16 bits, and 10% once the "
     "blocks have 4.25 bits a weight. The KV cache is computed for one sequence and grows with both length and batch.",

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, Plot, layout, plot
+from explorer.pieces import called
 from explorer.records import significant
 
 FLOOR, CEILING = 1e-4, 10.0  # nats
@@ -55,7 +56,7 @@ def hovered(told: dict[str, Any], run: dict[str, Any], i: int) -> str:
     p, q, kl = told["p"][i], run["p"][i], run["kl"][i]
     numbers = "not finite" if None in (p, q, kl) else f"probability {p:.3f} → {q:.3f}, KL {significant(kl)} nats"
     flip = f"<br>another top token; the baseline's led by {100 * told['lead'][i]:.0f} points" if run["flip"][i] and told["lead"][i] is not None else ""
-    return f"{escape(repr(told['text'][i]))}<br>{numbers}{flip}"
+    return f"{escape(called(told['text'][i]))}<br>{numbers}{flip}"
 
 
 def summary(data: dict[str, Any]) -> str:

@@ -16,18 +16,15 @@ from explorer.learn.answers import FUNCTIONS
 from explorer.learn.expression import evaluate
 from explorer.learn.facts import Facts
 from explorer.records import Answer, Report
+from explorer.vocabulary import term
 
-TITLES = {
-    "kld_mean": "KL divergence to 16 bits, nats", "perplexity": "perplexity", "perplexity_delta": "change in perplexity, % (paired)",
-    "bits_per_weight": "stored bits a weight", "top1_agreement": "same top token, %", "decode_tokens_per_second": "tokens/s",
-    "weight_bytes": "bytes of all weights", "quantize_seconds": "seconds to quantize", "memory_kv_cache": "bytes of the KV cache",
-}  # fmt: skip
 POINTS = 60
 
 
 def title(metric: str, reports: Sequence[Report]) -> str:
     """What a metric is called beside its values; of a cache with the tokens it is for."""
-    return TITLES.get(metric, metric) + (f" at {tokens(reports)}" if metric == "memory_kv_cache" else "")
+    named = term(metric)
+    return named.axis if metric != "memory_kv_cache" else f"{named.called} at {tokens(reports)}, {named.unit}"
 
 
 def draw(chart: Mapping[str, Any], runs: Sequence[str], reports: Mapping[str, Report], answers: Mapping[str, Answer]) -> Plot:

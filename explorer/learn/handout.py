@@ -9,6 +9,7 @@ from urllib.parse import quote
 from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, stories
 from explorer.records import change
+from explorer.vocabulary import term
 
 STYLE = (
     "body{font:11.5px/1.3 system-ui,sans-serif;max-width:190mm;margin:4mm auto;color:#111}h1{font-size:16px;margin:0}h2{font-size:13px;margin:4px 0 0}"
@@ -16,7 +17,7 @@ STYLE = (
     "th{text-align:left;font-weight:500}.ask{border-bottom:1px dotted #666;padding-bottom:12px}"
     ".fold{border-top:1px dashed #666;margin-top:6px;text-align:center;color:#555}.no{color:#555}@page{size:A4;margin:8mm}"
 )
-COLUMNS = (("bits_per_weight", "bits"), ("perplexity_delta", "change in perplexity"), ("kld_mean", "KL, nats"))
+COLUMNS = ("bits_per_weight", "perplexity_delta", "kld_mean")
 
 
 def handout(name: str) -> str:
@@ -57,7 +58,7 @@ def _table(step: Step) -> str:
     for run, name in zip(step.runs, names, strict=True):
         report = recorded()[run]
         cells = []
-        for metric, _ in COLUMNS:
+        for metric in COLUMNS:
             m = report.find(metric)
             half = f" +- {(m.high - m.low) / 2:.3g}" if m is not None and m.low is not None and m.high is not None and m.high > m.low else ""
             shown = f"{m.value:.4g}{half}" if m is not None else ""
@@ -66,7 +67,7 @@ def _table(step: Step) -> str:
                 shown = f"{words} ({interval})" if interval else words
             cells.append(f"<td>{shown}</td>")
         rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{title}</th>" for _, title in COLUMNS)
+    head = "".join(f"<th>{term(metric).axis}</th>" for metric in COLUMNS)
     return f"<table><tr><th>run</th>{head}</tr>{''.join(rows)}</table>" if rows else ""
 
 

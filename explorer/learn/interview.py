@@ -9,8 +9,9 @@ from functools import cache
 from typing import Any
 
 from explorer.bugs import BUGS
+from explorer.figures import finite
 from explorer.learn.runs import FOLDER
-from explorer.records import Report, key_of
+from explorer.records import Report, change, key_of, significant
 
 TEXT_LIMIT = 4000  # characters of an answer, and of what the Planner says
 BROKEN = "broken"  # the card that hands over a model with a bug
@@ -55,10 +56,39 @@ def entry(
     )
 
 
+NUMBERS = {"bits": "bits_per_weight", "kld": "kld_mean", "perplexity_change": "perplexity_delta"}
+
+
 def _cited(report: Report) -> dict[str, Any]:
-    numbers = {"bits": report.value("bits_per_weight"), "kld": report.value("kld_mean"), "perplexity_change": report.value("perplexity_delta")}
-    where = {"model": report.experiment.model.name, "device": report.provenance.get("device", "")}
-    return {"run": key_of(report.experiment), "name": report.name, **numbers, **where}
+    """A run as evidence: its numbers, each with its interval where it has one, [low, high], over how many windows, and where they come from."""
+    numbers: dict[str, Any] = {}
+    for name, metric in NUMBERS.items():
+        found = report.find(metric)
+        numbers[name] = found.value if found else None
+        if found and found.low is not None and found.high is not None and found.low < found.high:
+            numbers[f"{name}_interval"] = [found.low, found.high]
+    p, windows = report.provenance, report.find("kld_windows")
+    numbers |= {"windows": len(windows.value)} if windows and isinstance(windows.value, list) else {}
+    where = {"model": report.experiment.model.name, "device": str(p.get("device", "")), "date": str(p.get("date", ""))}
+    return {"run": key_of(report.experiment), "name": report.name, **numbers, **where, "origin": "recorded" if p.get("recorded") else "measured"}
+
+
+def _numbers(run: dict[str, Any]) -> str:
+    """What a cited run found, in words. It comes from a browser: what is no number is left out."""
+
+    def ends(name: str) -> list[float | None]:
+        found = run.get(f"{name}_interval")
+        return found if isinstance(found, list) and len(found) == 2 and all(map(finite, found)) else [None, None]
+
+    told = [f"{run['bits']:.3f} stored bits a weight"] if finite(run.get("bits")) else []
+    if finite(run.get("perplexity_change")):
+        words, interval = change(run["perplexity_change"], *ends("perplexity_change"))
+        told.append(f"perplexity {words}{f' ({interval})' if interval else ''}")
+    if finite(run.get("kld")):
+        low, high = ends("kld")
+        told.append(f"KL {significant(run['kld'])} nats{'' if low is None else f' ({significant(low)} to {significant(high)})'}")
+    told += [f"over {run['windows']} windows"] if finite(run.get("windows")) else []
+    return ", ".join([*told, f"{run.get('origin', '')} {run.get('date', '')}".strip()])
 
 
 def markdown(entries: Sequence[dict[str, Any]]) -> str:
@@ -72,9 +102,7 @@ def markdown(entries: Sequence[dict[str, Any]]) -> str:
         parts.append("\n".join(f"- [{'x' if i in found['met'] else ' '}] {point}" for i, point in enumerate(card.points)))
         parts += [f"- evidence: the Planner, estimated: {found['planned']}"] if found.get("planned") else []
         for run in found["evidence"]:
-            numbers = ", ".join(f"{run[key]:.4g} {unit}" for key, unit in (("bits", "bits a weight"), ("kld", "nats"), ("perplexity_change", "% perplexity"))
-                                if isinstance(run[key], int | float))  # fmt: skip
-            parts.append(f"- evidence: run `{run['run']}`, {run['name']} on {run['model']} ({run['device']}): {numbers}")
+            parts.append(f"- evidence: run `{run['run']}`, {run['name']} on {run['model']} ({run['device']}): {_numbers(run)}")
     return "\n\n".join(parts) + "\n"
 
 

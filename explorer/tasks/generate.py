@@ -17,6 +17,7 @@ from explorer.kvcache import chunked_logits, kivi_cache
 from explorer.metrics import Subject
 from explorer.metrics.quality import token_statistics
 from explorer.models import LoadedModel, reading
+from explorer.pieces import pieces
 from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.repetition import cycle, repetition
@@ -27,7 +28,7 @@ from explorer.tasks import Engine, Task
 BESIDE, NEW = 4, 256  # configurations beside the baseline; tokens written, at most
 CHARACTERS = 8_000  # of a prompt
 PAUSE = 0.15  # seconds between drafts
-COLUMNS = ("ids", "text", "p", "own", "rank", "top", "top_text", "kl")
+COLUMNS = ("ids", "p", "own", "rank", "top", "top_text", "kl")
 
 
 @dataclass
@@ -69,15 +70,15 @@ def work(engine: Engine, model: str, specs: list[dict[str, Any]], prompt: str, n
     if not 1 <= ids.shape[1] <= loaded.length - new:
         raise InputError(f"The prompt has {ids.shape[1]} tokens; with {new} new ones the model takes 1 to {loaded.length - new}.")
     writers = [Writer(name, subject, ids, cache_of(subject)) for name, subject in subjects]
-    draft = {"prompt": [loaded.tokenizer.decode([i]) for i in ids[0].tolist()], "temperature": temperature, "seed": seed}
+    draft = {"prompt": pieces(loaded.tokenizer, ids[0].tolist()), "temperature": temperature, "seed": seed}
     shown = time.monotonic()
     for done in _written(writers, ids, new, temperature, seed):
         if time.monotonic() - shown > PAUSE:
             shown = time.monotonic()
             yield Progress("writing", done, new, f"{len(writers)} texts in step")
-            yield Answer("generate", draft | {"done": False, "runs": runs_of(writers)})
+            yield Answer("generate", draft | {"done": False, "runs": runs_of(writers, ids)})
     yield Progress("reading", 0, 1, "the baseline's text under every configuration")
-    found = {"done": True, "runs": runs_of(writers), "forced": forced(writers, ids)}
+    found = {"done": True, "runs": runs_of(writers, ids), "forced": forced(writers, ids)}
     yield Answer("generate", draft | found, circumstances(loaded.device))
 
 
@@ -120,7 +121,7 @@ def _written(writers: Sequence[Writer], prompt: Tensor, new: int, temperature: f
             own = reference if writer is base else writer.logits()
             token = int((own / temperature + noise if temperature else own).argmax())
             if not writer.ended:
-                _note(writer, token, reference, own, loaded)
+                _note(writer, token, reference, own, loaded, prompt[0].tolist())
                 writer.ended = token == loaded.tokenizer.eos_token_id
             writer.token = torch.tensor([[token]], device=loaded.device)
         reads = torch.cat([writer.token for writer in writers])
@@ -134,15 +135,13 @@ def _gumbel(size: int, draw: torch.Generator) -> Tensor:
     return -torch.log(-torch.log(torch.rand(size, generator=draw).clamp(1e-20, 1 - 1e-7)))
 
 
-def _note(writer: Writer, token: int, reference: Tensor, own: Tensor, loaded: LoadedModel) -> None:
+def _note(writer: Writer, token: int, reference: Tensor, own: Tensor, loaded: LoadedModel, prompt: list[int]) -> None:
     p, q = reference.log_softmax(-1), own.log_softmax(-1)
-    top = int(p.argmax())
-    found = (
-        token, loaded.tokenizer.decode([token]), p[token].exp(), q[token].exp(), int((p > p[token]).sum()) + 1, q[top].exp(),
-        loaded.tokenizer.decode([top]), (p.exp() * (p - q)).sum().clamp(min=0),
-    )  # fmt: skip
+    top, columns = int(p.argmax()), writer.columns
+    [instead] = pieces(loaded.tokenizer, [top], prompt + columns["ids"])
+    found = token, p[token].exp(), q[token].exp(), int((p > p[token]).sum()) + 1, q[top].exp(), instead, (p.exp() * (p - q)).sum().clamp(min=0)
     for name, value in zip(COLUMNS, found, strict=True):
-        writer.columns[name].append(_number(value) if isinstance(value, Tensor) else value)
+        columns[name].append(_number(value) if isinstance(value, Tensor) else value)
 
 
 def _number(value: Tensor) -> float | None:
@@ -151,14 +150,14 @@ def _number(value: Tensor) -> float | None:
     return float(f"{number:.4g}") if math.isfinite(number) else None
 
 
-def runs_of(writers: Sequence[Writer]) -> list[dict[str, Any]]:
+def runs_of(writers: Sequence[Writer], prompt: Tensor) -> list[dict[str, Any]]:
     """What each has written, as data; where it left the baseline's text; how much it repeats itself."""
-    base, runs = writers[0].columns["ids"], []
+    base, tokenizer, runs = writers[0].columns["ids"], writers[0].subject.loaded.tokenizer, []
     for writer in writers:
         ids = writer.columns["ids"]
         parted = next((i for i, (a, b) in enumerate(zip(ids, base, strict=False)) if a != b), None)
         told = {"label": writer.label, "diverged": parted, "repetition": repetition(ids), "cycle": cycle(ids)}
-        runs.append(told | {name: list(values) for name, values in writer.columns.items()})
+        runs.append(told | {"text": pieces(tokenizer, ids, prompt[0].tolist())} | {name: list(values) for name, values in writer.columns.items()})
     return runs
 
 
@@ -177,7 +176,7 @@ def forced(writers: Sequence[Writer], prompt: Tensor) -> dict[str, Any]:
             own = token_statistics(reference, chunked_logits(loaded.model, ids, writer.subject.kv_bits, prompt.shape[1])[0, :-1], ids[0, 1:])
         kl, p = ([*map(_number, values)] for values in (own["kld"], (-own["nll"]).exp()))
         runs.append({"label": writer.label, "kl": kl, "p": p, "flip": (own["same"] != 1).tolist()})
-    told = [loaded.tokenizer.decode([i]) for i in ids[0, 1:].tolist()]
+    told = pieces(loaded.tokenizer, ids[0].tolist())[1:]
     return {
         "text": told, "start": prompt.shape[1] - 1, "p": [*map(_number, (-base["base"]).exp())],
         "lead": [*map(_number, base["lead"])], "runs": runs,

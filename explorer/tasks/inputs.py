@@ -11,6 +11,7 @@ from torch import Tensor
 
 from explorer import data, models
 from explorer.calibration import advance, first_inputs, record_inputs
+from explorer.pieces import pieces
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.tasks import Engine, Task, do
 
@@ -32,7 +33,7 @@ def work(engine: Engine, model: str, layer: str) -> Iterator[Event]:
         yield Progress("inputs", index, len(blocks), f"block {index}")
         if any(module is layers[layer] for module in block.modules()):
             seen = record_inputs(block, hidden, arguments[index], {layer: layers[layer]})[layer].bfloat16().cpu()
-            words = [loaded.tokenizer.decode([token]) for token in rows.flatten().tolist()]
+            words = pieces(loaded.tokenizer, rows.flatten().tolist())
             packed = base64.b64encode(seen.contiguous().view(torch.uint8).numpy().tobytes()).decode()
             yield Answer("inputs", {"layer": layer, "tokens": seen.shape[0], "channels": seen.shape[1], "words": words, "inputs": packed})
             return

@@ -15,12 +15,11 @@ from explorer.ui.blocks import LeanBlocks
 from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
 from explorer.ui.page import Page, status
-from explorer.ui.session import Shelf
+from explorer.ui.session import TEXTS, Shelf
 from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js", "address.js")]
-TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]
 DEFAULT = "rtn"
 # On a phone the results come first: the controls, and what all tabs share, are behind these buttons, which are not there on a wide page.
 FOLDS = (

@@ -1,4 +1,4 @@
-"""A task's answer on the page: its status line while it works, what is drawn from it at the end, a sentence when it fails."""
+"""A task on the page: what it is asked about a report, its status line while it works, what is drawn from it at the end, a sentence when it fails."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def asked(runner: Runner, task: str, arguments: dict[str, Any], count: int, draw
                 yield [event, *same]
     except Exception as error:  # the outermost boundary: whoever moved a control gets a sentence
         yield [failure(error), *same]
+
+
+def configuration(report: Report, scored: bool = False) -> dict[str, Any]:
+    """A report's configuration as fields of a Request: method, params, widths of cache and head, calibration. scored: and the text that it was scored on;
+    a text of the visitor's own is that one, else the calibration's.
+    """
+    spec, read, text = report.experiment.spec, report.experiment.calibration, report.experiment.evaluation
+    found = {
+        "method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, "calibration": read.source,
+        "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed, "text": read.text, "length": read.length,
+    }  # fmt: skip
+    return found | ({"evaluation": text.source, "text": text.text or read.text, "length": text.length, "bos": text.bos} if scored else {})
+
+
+def with_options(report: Report, scored: bool = False) -> dict[str, Any]:
+    """`configuration` for a task that takes all but method and params as its options."""
+    rest = configuration(report, scored)
+    return {"method": rest.pop("method"), "params": rest.pop("params"), "options": rest}
 
 
 def data_of(event: Answer) -> dict[str, Any]:

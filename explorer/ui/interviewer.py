@@ -65,7 +65,7 @@ def page(notes: list[dict[str, Any]]) -> str:
     """The transcript with its two downloads."""
     if not notes:
         return ""
-    text, data = markdown(notes), json.dumps(notes, indent=1)
+    text, data = markdown(notes), json.dumps([{"ask": cards()[note["card"]].ask} | note for note in notes], indent=1)
     links = " · ".join(
         f"<a class='handout' download='transcript.{end}' href='data:{kind};charset=utf-8,{quote(body)}'>{title}</a>"
         for end, kind, title, body in (("md", "text/markdown", "Markdown", text), ("json", "application/json", "JSON", data))

@@ -15,13 +15,13 @@ from explorer.learn.charts import draw, words
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, Story, conclude, fraction, judge, stories
 from explorer.records import Answer, Report
+from explorer.table import source
 from explorer.ui.closing import closing
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.session import COMPARED
 from explorer.ui.tab import Runner, Shell, tabs
-from explorer.ui.table import origin
 
 Done = dict[str, list[int]]
 CLOSE = 0.5  # a score: a number within a factor of about 1.5, a count within one
@@ -127,7 +127,7 @@ def provenance(step: Step, reports: Mapping[str, Report], answers: Mapping[str, 
     if not step.runs:
         return "Arithmetic; what is called a limit is estimated, not measured."
     report = reports[step.runs[0]]
-    where = f"{origin(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
+    where = f"{source(report)}, {report.provenance.get('device', '')}, {report.provenance.get('date', '')}; {report.provenance.get('text', '')}"
     return f"{configurations(step, reports)}. {where[:1].upper()}{where[1:]}"
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import gradio as gr
 
 from explorer.findings import busy
-from explorer.link import query
+from explorer.link import WHOLE, query
 from explorer.recorded import survey
 from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
+from explorer.table import dated
 from explorer.ui.controls import Control, parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
 from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
 from explorer.ui.tab import Shell, picked
-from explorer.ui.table import dated
 from explorer.wide import layer_names
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
@@ -85,11 +85,10 @@ def runs_of(title: str, method: str, params: dict[str, Any], options: dict[str, 
     """(what the status line says first, method, params, options) of each run that is asked for at once: the baseline, then the configuration of this
     title, unless that is the baseline. on: words after a name.
     """
-    whole = {"kv_bits": 16, "head_bits": 16}
-    if method == "none" and options == options | whole:
+    if method == "none" and options == options | WHOLE:
         return [(f"{title}{on}: ", method, params, options)]
     first = f"1 of 2: the 16-bit baseline, once on this machine; then {title}{on}: "
-    return [(first, "none", {}, options | whole), (f"2 of 2: {title}{on}: ", method, params, options)]
+    return [(first, "none", {}, options | WHOLE), (f"2 of 2: {title}{on}: ", method, params, options)]
 
 
 def failure(error: Exception) -> str:

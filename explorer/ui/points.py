@@ -17,13 +17,13 @@ from explorer.findings import one_rate
 from explorer.grid import CHANNEL, Configuration, grid
 from explorer.recorded import survey
 from explorer.records import Answer, InputError, Measurement, Report, key_of
-from explorer.ui.asking import data_of
+from explorer.table import model_of, source
+from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.points_table import START, points_table, report_card
 from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
 from explorer.ui.tab import Shell, picked, settings
-from explorer.ui.table import model_of, origin
 
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
 
@@ -77,7 +77,7 @@ class Points:
     def data(self, held: str, view: str, quality: str) -> dict[str, Any]:
         """The data of the trade-offs chart."""
         reports = one_rate(self.reports(held))
-        points = [tradeoffs.point_of(r, k, origin(r)) for k, r in zip(keys_of(reports), reports, strict=True)]
+        points = [tradeoffs.point_of(r, k, source(r)) for k, r in zip(keys_of(reports), reports, strict=True)]
         return {"points": points, "view": view, "quality": quality, "model": reports[0].experiment.model.name if reports else "this model"}
 
     def drawn(self, held: str, view: str, quality: str) -> list[Any]:
@@ -194,7 +194,7 @@ class Points:
             one, two = known[first], known[second]
             if ground(one) != ground(two):
                 raise InputError("The two are of different models or texts, so no token can be paired.")
-            asked = {"model": one.experiment.model.name, "first": described(one), "second": described(two), "evaluation": one.experiment.evaluation.source}
+            asked = {"model": one.experiment.model.name, "first": configuration(one, scored=True), "second": configuration(two, scored=True)}
             for event in watched(self.shell.runner.do("distinguish", asked), clock):
                 if isinstance(event, str):
                     yield [event, *same]
@@ -206,14 +206,6 @@ class Points:
                     yield [status(f"Compared in {clock.seconds():.0f} s. {difference.summary(event.data | {'names': [one.name, two.name]})}", "done"), *chart]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [failure(error), *same]
-
-
-def described(report: Report) -> dict[str, Any]:
-    """A report's configuration as the task "distinguish" takes it."""
-    spec, read, scored = report.experiment.spec, report.experiment.calibration, report.experiment.evaluation
-    texts = {"text": scored.text or read.text, "length": scored.length, "bos": scored.bos}
-    calibration = {"calibration": read.source, "sequences": max(1, read.tokens // max(1, read.length)), "seed": read.seed}
-    return {"method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits, **calibration, **texts}
 
 
 @lru_cache(64)  # a visitor's link may name any method

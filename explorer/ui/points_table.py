@@ -10,9 +10,9 @@ from explorer.chips import chip, reachable
 from explorer.figures import finite
 from explorer.figures.tradeoffs import comparable, milliseconds
 from explorer.records import Report, change, fitting, significant
-from explorer.ui.guard import questions
+from explorer.table import ELSEWHERE, batch_button, comparison
 from explorer.ui.session import is_baseline
-from explorer.ui.table import ELSEWHERE, batch_button, comparison
+from explorer.verdict import questions
 
 BUSY = "machine busy: no conclusion"
 HEADS = ("bits/weight", "KL, nats", "change in perplexity, %", "times as fast as 16 bits", "ms a token", "quantize, s")

@@ -10,6 +10,8 @@ import gradio as gr
 
 from explorer.allocate import Point, best, frontier, options_of, rules, uniform
 from explorer.figures import allocation, sensitivity
+from explorer.findings import origin
+from explorer.link import WHOLE
 from explorer.paired import windows_of
 from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
@@ -17,13 +19,11 @@ from explorer.ui.kept import Kept
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.tab import Shell
 
-WHOLE = {"kv_bits": 16, "head_bits": 16}  # what the baseline keeps whatever is asked
 
-
-def origin(data: dict[str, Any]) -> str:
+def told_of(data: dict[str, Any]) -> str:
     """Where a sensitivity comes from, in a sentence."""
-    how = "Recorded" if data.get("recorded") else "Measured here"
     where = data.get("provenance", {})
+    how = origin({"recorded": data.get("recorded")} | where).capitalize()
     text = f"{how}: {data.get('label', data['method'])} on {data['model']}, {data.get('text', '')}; {where.get('device', '')}, {where.get('date', '')}."
     return text + (f" {len(data['kept'])} layers stay in 16 bits." if data.get("kept") else "")
 
@@ -59,7 +59,7 @@ class Sensitivities:
     def line(self, key: str, model: str) -> str:
         """Where the sensitivity of this key comes from, or what to press, as a status line."""
         data = self.kept.get(key)
-        return status(origin(data) if data else f"Nothing measured of {model} yet: press Measure sensitivity; what is stored already takes no time.")
+        return status(told_of(data) if data else f"Nothing measured of {model} yet: press Measure sensitivity; what is stored already takes no time.")
 
     def arrived(self, model: str, seen: str, key: str, width: int, what: str) -> list[Any]:
         """[status, key, *drawn, model] after Compare changed; seen: the model it showed before. Nothing new for the same model or one shown already."""
@@ -127,7 +127,7 @@ class Sensitivities:
                 elif isinstance(event, Answer):
                     data = event.data | {"provenance": event.provenance}
                     key = self.kept.put(data)
-                    yield [status(f"{origin(data)} {clock.seconds():.0f} s.", "done"), key, *self.drawn(key, width, what)]
+                    yield [status(f"{told_of(data)} {clock.seconds():.0f} s.", "done"), key, *self.drawn(key, width, what)]
         except Exception as error:  # the outermost boundary: whoever pressed gets a sentence
             yield [failure(error), gr.skip(), *same]
 

@@ -20,6 +20,7 @@ from explorer.ui.visitor import owner, session
 COMPARED, FULL = 4, "four"  # configurations beside the baseline
 REMEMBERED = 50  # runs of a visitor, of which a page shows COMPARED
 PLACES = tuple(map(str, range(COMPARED + 1)))  # on a page, as keys say them: 0 is the baseline's
+TEXTS = [("bundled", "bundled"), ("yours", "pasted"), ("WikiText-2", "wikitext2"), ("C4", "c4")]  # as the page names them
 STANDING = 100  # copies of reports at another place than their position
 
 

@@ -12,22 +12,19 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.export import as_csv, as_html, as_json, commands, saving_of
+from explorer.export import as_csv, as_json, commands, report_page, saving_of
 from explorer.learn.stories import stories
-from explorer.link import OPTIONS, Wanted, parse, query
+from explorer.link import OPTIONS, WHOLE, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
+from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
 from explorer.ui.session import at, bare, specs_by_place
 from explorer.ui.tab import QUIET, picked, tabs
-from explorer.ui.table import comparison
-from explorer.ui.tabs.compare import judged
-from explorer.ui.tabs.text import asked
 from explorer.wide import layer_names
 
 MOST = 2**31 - 1  # of a number without a limit of its own
-PAGE_STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 
 
 def panel_of(page: Page, values: Sequence[Any]) -> tuple[str, QuantSpec, dict[str, Any]]:
@@ -74,11 +71,8 @@ def settable(part: Any) -> dict[str, Any]:
 def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> Iterator[str]:
     """Yields the path of a file with the compared reports, which is gone afterwards; kind: "csv", "json" or "html"."""
     reports = page.shell.shelf.pick(keys)
-    if kind == "html":
-        style, script = (PAGE_STYLE.with_name(name).read_text() for name in ("style.css", "page.js"))
-        made = as_html(reports, layer or "", comparison(reports, judged(reports), live=False), style, script)
-    else:
-        made = {"csv": as_csv, "json": as_json}[kind]([bare(report) for report in reports])
+    numbers = {"csv": as_csv, "json": as_json}
+    made = report_page(reports, layer or "") if kind == "html" else numbers[kind]([bare(report) for report in reports])
     with tempfile.TemporaryDirectory(prefix="quantization-") as folder:
         path = Path(folder) / f"quantization.{kind}"
         path.write_text(made, encoding="utf-8")
@@ -98,8 +92,8 @@ def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
         command = saving_of(found, form or "auto") if found else ""
         if not command:
             raise InputError("That configuration is no longer on the page; run it again.")
-        own = asked(found)
-        given = {"command": command, "form": form or "auto", "options": own["options"] | {"kv_bits": 16, "head_bits": 16}}
+        own = with_options(found)
+        given = {"command": command, "form": form or "auto", "options": own["options"] | WHOLE}
         for event in watched(page.shell.runner.do("checkpoint", own | given | {"model": found.experiment.model.name}), Clock(), f"{found.name}: "):
             if isinstance(event, Answer):
                 data, path = event.data, Path(event.data["path"])

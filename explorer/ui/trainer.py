@@ -17,12 +17,12 @@ from explorer.learn.charts import draw
 from explorer.learn.pose import Posed, Verdict, grade, has_interval, pose, run_of
 from explorer.learn.runs import recorded
 from explorer.records import InputError, Report, change, significant
+from explorer.table import source
 from explorer.ui.frame import plotted
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.results import chips, finished, see, sheet, today
 from explorer.ui.tab import Shell
-from explorer.ui.table import origin
 
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}
@@ -271,4 +271,4 @@ def ran(run: Report) -> str:
     if delta is not None and has_interval(delta):
         words, interval = change(delta.value, delta.low, delta.high)
         numbers += f", perplexity {words} ({interval})"
-    return f"Graded by running it: {run.name}, {numbers}; {origin(run)}, {run.provenance.get('device', '')}."
+    return f"Graded by running it: {run.name}, {numbers}; {source(run)}, {run.provenance.get('device', '')}."

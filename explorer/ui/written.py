@@ -9,6 +9,7 @@ from typing import Any
 
 from explorer.chips import chip
 from explorer.figures import places
+from explorer.pieces import called
 from explorer.records import Report, significant
 from explorer.ui.session import is_baseline
 
@@ -42,21 +43,21 @@ def texts(data: dict[str, Any], at: Sequence[int] = ()) -> str:
     if not runs:
         return "<p class='hint'>No text generated yet.</p>"
     p = data.get("provenance", {})
-    how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "from the store" if p.get("from_store") else ""))))
+    how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "stored" if p.get("from_store") else ""))))
     cards = [card(i, run, runs[0], data["done"], how) for i, run in zip(at or range(len(runs)), runs, strict=True)]
     legend = (
         "<p class='hint'>Shade: how unlikely the 16-bit model finds the token in this text, from <span class='tk' style='--u:0'>certain</span> to "
         "<span class='tk' style='--u:1'>below 0.1%</span>. A frame marks the first token that is not the baseline's.</p>"
     )
     prompt = "".join(map(shown, data.get("prompt", [])))
-    return f"<p class='asked'>{prompt}</p><div class='samples written'>{''.join(cards)}</div>{legend}"
+    return f"<p class='asked' dir='auto'>{prompt}</p><div class='samples written'>{''.join(cards)}</div>{legend}"
 
 
 def card(i: int, run: dict[str, Any], base: dict[str, Any], done: bool, how: str = "") -> str:
     """One configuration's text, with where it leaves the baseline and how much it repeats itself, the baseline's number beside it. how: their chip."""
     tokens = "".join(token(run, k, done) for k in range(len(run["ids"])))
     head = f"<h3><span class='swatch s{i % 5}'></span>{escape(run['label'])} {how}</h3>"
-    return f"<div class='sample'>{head}<p class='notes'>{''.join(notes(run, base))}</p><p class='text'>{tokens}</p></div>"
+    return f"<div class='sample'>{head}<p class='notes'>{''.join(notes(run, base))}</p><p class='text' dir='auto'>{tokens}</p></div>"
 
 
 def notes(run: dict[str, Any], base: dict[str, Any]) -> list[str]:
@@ -92,8 +93,8 @@ def said(run: dict[str, Any], k: int) -> str:
     p, own, top, kl = (run[name][k] for name in ("p", "own", "top", "kl"))
     if None in (p, own, top, kl):
         return "Not finite: this configuration gives no probabilities here."
-    first = f"{run['text'][k]!r}: the 16-bit model gives it {p:.3f} here, rank {run['rank'][k]}; this configuration {own:.3f}."
-    other = "" if run["rank"][k] == 1 else f" The 16-bit model's own choice {run['top_text'][k]!r} has {top:.3f} here."
+    first = f"{called(run['text'][k])}: the 16-bit model gives it {p:.3f} here, rank {run['rank'][k]}; this configuration {own:.3f}."
+    other = "" if run["rank"][k] == 1 else f" The 16-bit model's own choice {called(run['top_text'][k])} has {top:.3f} here."
     return f"{first}{other} KL {significant(kl)} nats."
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.figures import charts
+from explorer.findings import origin
 from explorer.records import Answer, Report
 from explorer.ui.asking import LIVE, after_paint, asked, model_of, subject_of
 from explorer.ui.cancel import Cancel
@@ -115,7 +116,7 @@ class Bench:
                     elif isinstance(event, Answer):
                         known = [point for point in known if point["strength"] != strength] + [event.data]
                         now = {"points": known}
-                        how = "from the store" if event.provenance.get("from_store") else f"measured now, {clock.seconds():.0f} s"
+                        how = f"{origin(event.provenance)}, {clock.seconds():.0f} s"
                         where = event.provenance.get("device", "")
                         told = status(f"Strength {strength:g}, {done + 1} of {len(strengths)}: {how}, {where}, {event.data['tokens']:,} tokens.", "done")
                         yield [told, json.dumps(now | {"ground": [model, count]}), *chart_values(charts()["outlier_dial"], now)]

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
 
-from explorer.detectors import sentence
-from explorer.findings import level
 from explorer.records import Report
+from explorer.table import comparison
 from explorer.ui.frame import report_figures
-from explorer.ui.guard import graded, mark, questions, verdict
 from explorer.ui.session import is_baseline, keys_of, usual
 from explorer.ui.tab import Shell, Tab, View
-from explorer.ui.table import comparison
+from explorer.verdict import judged, questions
 
 # Not there for whoever came by a link or has run something: assets/address.js, style.css.
 NEW = "<p class='hint'>New here? <a href='?tab=learn' data-tab='learn'>Start with walkthrough 1</a>, or point at a row's name to read what it is.</p>"
-
-
-def judged(reports: Sequence[Report]) -> list[str]:
-    """Whether each report shows a failure, the reason on hover, and how good it is; the baseline has neither."""
-    base = next(filter(is_baseline, reports), None)
-    shown = []
-    for report in reports:
-        found = [] if is_baseline(report) else verdict(report, base, reports)
-        sign = f"<span title='{escape(sentence(found), quote=True)}'>{mark(report, level(found))}</span><small>{graded(report, reports)}</small>"
-        shown.append(sign if found else "")
-    return shown
 
 
 def about(reports: Sequence[Report], key: str | None) -> tuple[dict[str, Any], str]:

@@ -17,16 +17,17 @@ from explorer.detectors import BUGS as BUG_DETECTORS
 from explorer.detectors import named
 from explorer.figures import charts, figures
 from explorer.records import Answer, InputError, Report, report_from
+from explorer.table import cell
+from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, figure_values, frame, heading
 from explorer.ui.frame import told as in_words
-from explorer.ui.guard import findings, verdict
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
-from explorer.ui.table import Row, cell
-from explorer.ui.tabs.text import asked
 from explorer.ui.written import samples
+from explorer.verdict import findings, verdict
+from explorer.vocabulary import terms
 
 GUESS = "?"
 CHOICES = [(bug.title, bug.name) for bug in BUGS.values()]
@@ -36,12 +37,9 @@ SEE = {
 }
 PLOTS = [dataclasses.replace(figures()[name], name=f"lab-{name}", see=see) for name, see in SEE.items()]  # of the healthy run and the one with the bug
 RESULTS = 4 + 2 * len(PLOTS) + 2 + 1  # status, guess, report and column; plots with their words, the chart of groups alike; state
-ROWS = (
-    Row("kld_mean", "KL divergence, mean", "nats", 4), Row("kld_p99", "KL divergence, 99th percentile", "nats", 3),
-    Row("perplexity_delta", "Perplexity change, paired"), Row("top1_agreement", "Same top token", "%", 1, more=True),
-    Row("clear_flips", "Clear flips of the top token", "%"), Row("bits_per_weight", "Bits per weight, stored", "bits", 3),
-    Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3), Row("calibration_perplexity", "Perplexity of the calibration text", "", 1),
-)  # fmt: skip
+ROWS = terms(
+    "kld_mean", "kld_p99", "perplexity_delta", "top1_agreement", "clear_flips", "bits_per_weight", "bits_per_weight_resident", "calibration_perplexity"
+)
 START = "Choose a configuration and a bug, then press Plant: a copy of the run gets the bug, the run itself stays as it is. Or plant a hidden one, and name it."
 
 POSSIBLE = "<details class='possible'><summary>What it may be</summary>{}</details>"
@@ -56,6 +54,7 @@ def build(shell: Shell) -> View:
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
         bug = gr.Dropdown(**possible(shell.shelf.first(), "zero"), label="Bug", elem_id="lab-bug", filterable=False, min_width=200, scale=2)
+    shell.linked["failures"] = {"bug": bug}
     with gr.Row():
         plant = gr.Button("Plant", variant="primary", elem_id="plant", min_width=100)
         hide = gr.Button("Plant a hidden one", elem_id="plant-hidden", min_width=210)
@@ -156,7 +155,7 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
 
 def arguments(found: Report) -> dict[str, Any]:
     """What the task is asked about a configuration, without the bug."""
-    return {"model": found.experiment.model.name, **asked(found)}
+    return {"model": found.experiment.model.name, **with_options(found)}
 
 
 def both(shell: Shell, asked: dict[str, Any], bug: str, clock: Clock) -> Iterator[str | Report]:
@@ -216,7 +215,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
     found = [verdict(r, None) for r in reports]
     heads = "".join(f"<th scope='col'><span class='swatch s{i}'></span>{escape(r.name)}</th>" for i, r in enumerate(reports))
     present = [row for row in ROWS if any(r.find(row.metric) for r in reports)]
-    lines = (f"<tr><th scope='row'>{row.title} <small>{row.unit}</small></th>{''.join(cell(row, r, None, False) for r in reports)}</tr>" for row in present)
+    lines = (f"<tr><th scope='row'>{row.title} <small>{row.shown}</small></th>{''.join(cell(row, r, None, False) for r in reports)}</tr>" for row in present)
     body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
     table = f"<div class='scroll' tabindex='0'><table class='compare'>{reachable(body)}</table></div>"
     told = ""

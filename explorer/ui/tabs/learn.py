@@ -20,7 +20,7 @@ TO_TAB = """() => { if (new URLSearchParams(window.location.search).get('tab'))
   setTimeout(() => document.querySelector('#tabs > .tab-wrapper').scrollIntoView(), 400); }"""
 
 # On a phone the answer is below the buttons.
-TO_ANSWER = "() => setTimeout(() => innerWidth > 700 || document.getElementById('learn-conclusion').scrollIntoView({ behavior: 'smooth' }), 100)"
+TO_ANSWER = "() => setTimeout(() => innerWidth >= 900 || document.getElementById('learn-conclusion').scrollIntoView({ behavior: 'smooth' }), 100)"
 
 MOVED = "(story, step) => `${story}:${step}`"
 

@@ -13,9 +13,10 @@ import gradio as gr
 
 from explorer.chips import chip, reachable
 from explorer.figures import charts
+from explorer.findings import origin
 from explorer.recorded import survey
 from explorer.records import Answer, InputError, Report
-from explorer.ui.asking import data_of
+from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
 from explorer.ui.page import Clock, failure, status, watched
@@ -45,10 +46,8 @@ def recorded() -> dict[str, Any]:
 
 def asked(report: Report) -> dict[str, Any]:
     """The arguments of the tasks that measure the configuration of a report."""
-    spec = report.experiment.spec
-    return {
-        "model": report.experiment.model.name, "method": spec.method, "params": dict(spec.params), "kv_bits": spec.kv_bits, "head_bits": spec.head_bits,
-    }  # fmt: skip
+    every = configuration(report)
+    return {"model": report.experiment.model.name, **{name: every[name] for name in ("method", "params", "kv_bits", "head_bits")}}
 
 
 def swept(data: dict[str, Any] | None) -> int:
@@ -119,6 +118,7 @@ def build(shell: Shell) -> View:
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
         sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
         largest = gr.Radio(SIZES, value=swept(recorded().get("batch")), label="Sequences at most", elem_id="speed-largest", min_width=200)
+    shell.linked["speed"] = {"sequences": largest}
     batch = chart(charts()["batch"], recorded().get("batch"))
     with gr.Row(elem_classes=["to-bar"]):
         limit = gr.Button("What limits it", variant="primary", elem_id="speed-limit", min_width=140)
@@ -170,7 +170,7 @@ def measured(shell: Shell, task: str, names: tuple[str, ...], key: str, **more: 
             raise InputError("That configuration is no longer on the page; choose one from the list.")
         for event in watched(shell.runner.do(task, asked(found[0]) | more), clock):
             if isinstance(event, Answer):
-                where = "from the store" if event.provenance.get("from_store") else "measured now"
+                where = origin(event.provenance)
                 said = status(f"{found[0].name} on {event.provenance.get('device', 'this device')}: {where}, {clock.seconds():.1f} s.", "done")
                 yield [said, *(value for name in names for value in chart_values(charts()[name], data_of(event)))]
             elif isinstance(event, str):

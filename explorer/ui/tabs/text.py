@@ -11,14 +11,14 @@ import gradio as gr
 
 from explorer.figures import charts, places
 from explorer.records import Answer, Report
-from explorer.ui.asking import data_of
+from explorer.ui.asking import data_of, with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
-from explorer.ui.guard import guard
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.session import is_baseline
+from explorer.ui.session import TEXTS, is_baseline
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples, texts
+from explorer.verdict import guard
 
 PROMPTS = {
     "Building": "To build the library from source,",
@@ -120,18 +120,6 @@ def whose_texts(reports: Sequence[Report]) -> str:
     return f"{'Recorded texts' if recorded else 'Texts of the runs'}, one prompt for all. {WRITE}"
 
 
-def asked(report: Report) -> dict[str, Any]:
-    """A report's configuration as tasks take it: method, params, and the options of its calibration and cache."""
-    experiment = report.experiment
-    read = experiment.calibration
-    options = {
-        "kv_bits": experiment.spec.kv_bits, "head_bits": experiment.spec.head_bits,
-        "calibration": read.source, "text": read.text, "seed": read.seed, "length": read.length,
-        "sequences": max(1, read.tokens // read.length),
-    }  # fmt: skip
-    return {"method": experiment.spec.method, "params": dict(experiment.spec.params), "options": options}
-
-
 def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, seed: int) -> Iterator[list[Any]]:
     """Streams the texts as they are written; at the end the divergence by token and the guard, which then knows them."""
     reports = shell.shelf.pick(keys)
@@ -143,7 +131,8 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
     at = [0, *(i for i, r in zip(places(reports), reports, strict=True) if not is_baseline(r))]
     clock = Clock()
     arguments = {
-        "model": reports[0].experiment.model.name, "specs": [asked(r) for r in quantized], "prompt": prompt, "new": new, "temperature": heat, "seed": seed,
+        "model": reports[0].experiment.model.name, "specs": [with_options(r) for r in quantized],
+        "prompt": prompt, "new": new, "temperature": heat, "seed": seed,
     }  # fmt: skip
     try:
         for event in watched(shell.runner.do("generate", arguments), clock):
@@ -168,7 +157,7 @@ def wrote(shell: Shell, keys: list[str], prompt: str, new: int, heat: float, see
 
 def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
     """The status line after a generation: how it came about, and who left the baseline when."""
-    how = "from the store" if event.provenance.get("from_store") else f"{clock.seconds():.1f} s on {event.provenance.get('device', 'this device')}"
+    how = "stored" if event.provenance.get("from_store") else f"{clock.seconds():.1f} s on {event.provenance.get('device', 'this device')}"
     parted = [f"{run['label']} at token {run['diverged'] + 1}" for run in data["runs"][1:] if run["diverged"] is not None]
     left = f" Left the baseline: {', '.join(parted)}." if parted else " None left the baseline's text." if data["runs"][1:] else ""
     drawn = f"temperature {data['temperature']:g}, seed {data['seed']}" if data["temperature"] else "always the likeliest token"
@@ -176,23 +165,24 @@ def ended(data: dict[str, Any], event: Answer, clock: Clock) -> str:
 
 
 def row_by_row(shell: Shell, one: Experiment, keys: list[str]) -> Iterator[list[Any]]:
-    """Streams an experiment's rows, one configuration after the other."""
+    """Streams an experiment's rows, one configuration after the other, each on the text that its report was measured on."""
     reports = shell.shelf.pick(keys)
     quantized, kept = [r for r in reports if not is_baseline(r)], [gr.skip()] * 3
     if not quantized:
         yield [status("No quantized configuration is on the page; run one first.", "error"), *kept]
         return
     clock, rows = Clock(), []
+    text = next(words for words, source in TEXTS if source == quantized[0].experiment.evaluation.source)
     try:
         for report in quantized:
-            arguments = {"model": report.experiment.model.name} | asked(report)
+            arguments = {"model": report.experiment.model.name, **with_options(report, scored=True)}
             for event in watched(shell.runner.do(one.task, arguments), clock, f"{report.name}: "):
                 if isinstance(event, str):
                     yield [event, *kept]
                 elif isinstance(event, Answer):
                     rows.append(event.data)
                     yield [gr.skip(), gr.Column(visible=True), *chart_values(charts()[one.name], {"rows": rows, "provenance": event.provenance})]
-        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s.", "done"), *kept]
+        yield [status(f"{len(rows)} configurations in {clock.seconds():.1f} s; text: {text}.", "done"), *kept]
     except Exception as error:  # the outermost boundary, as above
         yield [failure(error), *kept]
 

@@ -16,6 +16,7 @@ from explorer.ui.points import Held, Points, group_choices, method_choices
 from explorer.ui.points_table import START
 from explorer.ui.session import keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.vocabulary import term
 
 AXES = [
     ("stored bits", "bits"),
@@ -24,7 +25,7 @@ AXES = [
     ("calibration time", "calibration"),
     ("predicted against measured speed", "roofline"),
 ]
-QUALITY = [("KL divergence", "kld_mean"), ("perplexity change", "perplexity_delta")]
+QUALITY = [(term(metric).called, metric) for metric in tradeoffs.QUALITY]
 # A point's report opens below the figure, far from a name in the table: the page goes there unless it is in view.
 SHOW = """() => setTimeout(() => {
   const card = document.getElementById("point-report"), top = card.getBoundingClientRect().top;

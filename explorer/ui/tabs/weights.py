@@ -10,8 +10,9 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.figures.projections import table_of
+from explorer.link import WHOLE
 from explorer.records import Report
-from explorer.ui.asking import LIVE, after_paint, asked, model_of
+from explorer.ui.asking import LIVE, after_paint, asked, configuration, model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.lens import Lens
@@ -106,12 +107,8 @@ class Maps:
         if report is None:
             yield self._drawn({}, None, status("This configuration is no longer on the page.", "error"))
             return
-        experiment, spec = report.experiment, report.experiment.spec
-        read = experiment.calibration
-        wanted = {
-            "model": experiment.model.name, "method": spec.method, "params": dict(spec.params), "calibration": read.source,
-            "sequences": max(1, read.tokens // read.length), "seed": read.seed, "text": read.text, "length": read.length,
-        }  # fmt: skip
+        given = {name: value for name, value in configuration(report).items() if name not in WHOLE}  # the maps are of weights: of no cache, no head
+        wanted = {"model": report.experiment.model.name, **given}
 
         def draw(data: dict[str, Any]) -> list[Any]:
             layer = told.get("layer", "")

@@ -3,91 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from explorer.chips import of_measurement, reachable
 from explorer.figures import finite, places
-from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, timed_at, timed_on
+from explorer.findings import awaited, doubt, drowned, in_16_bits, lacks, one_rate, origin, timed_at, timed_on
 from explorer.gaps import in_part
-from explorer.glossary import CHECKED, GLOSSARY
 from explorer.records import Measurement, Report, change, significant
 from explorer.repeats import between
 from explorer.speeds import judged
-from explorer.ui.session import is_baseline
+from explorer.vocabulary import FAILURES, WINDOWS, Term, term, terms
 
-
-@dataclass(frozen=True)
-class Row:
-    """One metric in the table. digits: decimals, None for three significant digits. factor: from the stored unit to the shown one.
-    more: whether more is better (None: neither).
-
-    relative: shown with its ratio to the baseline. by_device: comparable on one device only. ratio: itself how many times as good as 16 bits, with a 95%
-    interval over the rounds of its run.
-    """
-
-    metric: str
-    title: str
-    unit: str = ""
-    digits: int | None = 2
-    factor: float = 1.0
-    more: bool | None = False
-    relative: bool = False
-    by_device: bool = False
-    ratio: bool = False
-
-
-MORE = (
-    Row("kld_floor", "KL divergence of bfloat16 itself, to float32", "nats", None, more=None),
-    Row("kld_median", "KL divergence, median", "nats", 4),
-    Row("kld_max", "KL divergence, largest", "nats", 3),
-    Row("p_correct_change", "Probability of the correct token, mean change", "percentage points", 3, more=None),
-    Row("p_correct_rms", "Probability of the correct token, RMS change", "percentage points", 2),
-)  # the noise floor, and what llama.cpp's perplexity tool reports beside the above
+MORE = terms("kld_floor", "kld_median", "kld_max", "p_correct_change", "p_correct_rms")  # the noise floor, and what llama.cpp's perplexity tool reports
 ELSEWHERE = "Measured on {}: times of two devices are never put side by side."
 ORDERS = "A click orders the columns by this row."
-RANGES = {"time_to_first_token": "lowest to highest"}
-WITHIN = "95% interval within this run"  # of a speed-up: over its rounds
-SIGNED = ("perplexity_delta", "p_correct_change")
 SECTIONS = {
-    "Quality": (
-        Row("perplexity_delta", "Perplexity change, paired"),
-        Row("kld_mean", "KL divergence, mean", "nats", None),
-        Row("kld_p99", "KL divergence, 99th percentile", "nats", None),
-        Row("top1_agreement", "Same top token", "%", 1, more=True),
-        Row("perplexity", "Perplexity"),
-    ),
-    "Size": (
-        Row("bits_per_weight", "Bits per weight, stored", "bits", 3, relative=True),
-        Row("bits_per_weight_resident", "Bits per weight, in memory", "bits", 3, relative=True),
-        Row("weight_bytes", "All weights in memory", "MiB", 2, 2**-20, relative=True),
-        Row("decode_copies", "Working copy while decoding", "MiB", 2, 2**-20, more=None),
-        Row("decode_cache_bytes", "KV cache of the timed loop", "MiB", 2, 2**-20, relative=True),
-    ),
-    "Speed": (
-        Row("decode_speedup", "Speed-up over 16 bits, interleaved", "x", 2, more=True, by_device=True, ratio=True),
-        Row("first_token_speedup", "The same, first token", "x", 2, more=True, by_device=True, ratio=True),
-        Row("decode_tokens_per_second", "Decoding", "tokens/s", 0, more=None, by_device=True),
-        Row("decode_latency_p95", "Token latency, 95th percentile", "ms", 1, 1000, more=None, by_device=True),
-        Row("time_to_first_token", "Time to first token", "ms", 1, 1000, more=None, by_device=True),
-        Row("quantize_seconds", "Time to quantize", "s", 2, more=None, by_device=True),
-    ),
+    "Quality": terms("perplexity_delta", "kld_mean", "kld_p99", "top1_agreement", "perplexity"),
+    "Size": terms("bits_per_weight", "bits_per_weight_resident", "weight_bytes", "decode_copies", "decode_cache_bytes"),
+    "Speed": terms("decode_speedup", "first_token_speedup", "decode_tokens_per_second", "decode_latency_p95", "time_to_first_token", "quantize_seconds"),
 }
 
 
-def further(reports: Sequence[Report]) -> tuple[Row, ...]:
+def further(reports: Sequence[Report]) -> tuple[Term, ...]:
     """A row for every number of the whole model that no list here names: what a new metric yields is shown without an entry."""
     known = {row.metric for rows in (MORE, *SECTIONS.values()) for row in rows}
     numbers = {m.metric: m for r in reports for m in r.measurements if not m.layer and isinstance(m.value, int | float) and m.metric not in known}
-    return tuple(Row(name, name.replace("_", " ").capitalize(), m.unit, None, more=None) for name, m in numbers.items())
+    return tuple(term(name, m.unit) for name, m in numbers.items())
 
 
-def cell(row: Row, report: Report, base: Report | None, live: bool, device: str = "") -> str:
+def cell(row: Term, report: Report, base: Report | None, live: bool, device: str = "") -> str:
     """One table cell: the number, its interval, the difference to the baseline; live: and the button that sweeps the batch. device: whose times are
     shown, "" for those of any.
     """
     found = report.find(row.metric)
-    if found is None and row.ratio and is_baseline(report):
+    if found is None and row.ratio and report.experiment.spec.is_baseline:
         return "<td class='empty'>the loop it is compared with</td>"
     if found is None:
         room = "<small>&nbsp;</small>" if report.missing else ""  # of the interval that is to come
@@ -97,7 +46,7 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     if not finite(found.value):
         return f"<td class='bad'>{escape(str(found.value))} {of_measurement(found, report)}<small>{found.bad:,} values not finite</small></td>"
     value = found.value * row.factor
-    text = f"{'+' if row.metric in SIGNED and value > 0 else ''}{written(row, value, value)}"
+    text = f"{'+' if row.signed and value > 0 else ''}{written(row, value, value)}"
     notes, interval = [], ""
     as_change = row.metric == "perplexity_delta"  # in percent, or a factor where that is large: the sign stands with the number
     if as_change:
@@ -105,9 +54,8 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     if finite(found.low) and finite(found.high) and found.low != found.high:
         ends = f"{written(row, found.low * row.factor, value)} to {written(row, found.high * row.factor, value)}"
         notes.append(change(value, found.low, found.high)[1] if as_change else ends)
-        unit = row.unit if not as_change else "times" if value > 100 else "%"
-        what = WITHIN if row.ratio else RANGES.get(row.metric, "20th to 80th percentile" if row.by_device else "95% interval")
-        interval = f"{what} {notes[0]} {unit}".strip()
+        unit = row.shown if not as_change else "times" if value > 100 else "%"
+        interval = f"{(row.bounds or WINDOWS).words} {notes[0]} {unit}".strip()
     if found.bad:
         notes.append(f"{found.bad:,} values not finite")
     kind, note = verdict(row, found, report, base)
@@ -118,7 +66,7 @@ def cell(row: Row, report: Report, base: Report | None, live: bool, device: str 
     return f"<td class='{kind}' data-value='{found.value!r}'><span>{text}</span> {chip}{lines}{swept}</td>"
 
 
-def written(row: Row, number: float, value: float) -> str:
+def written(row: Term, number: float, value: float) -> str:
     """A value of a row, or an end of its interval, with the digits of the value."""
     return significant(number, value) if row.digits is None else f"{number:,.{0 if abs(value) >= 1000 else row.digits}f}"
 
@@ -129,7 +77,7 @@ def batch_button(name: str, key: str) -> str:
     return f"<button type='button' class='act' data-pick='batch:{escape(key, quote=True)}' title='{escape(said, quote=True)}'>batch sweep</button>"
 
 
-def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
+def verdict(row: Term, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:
     """(better, worse, same or "", the difference to the baseline in words)."""
     if row.metric == "perplexity_delta" and finite(found.low) and finite(found.high) and found.low != found.high:
         if found.low <= 0 <= found.high:
@@ -155,29 +103,26 @@ def verdict(row: Row, found: Measurement, report: Report, base: Report | None) -
     return ("better" if (ratio > 1) == row.more else "worse"), change
 
 
-def origin(report: Report) -> str:
-    """Where a report's numbers come from."""
-    p = report.provenance
+def source(report: Report) -> str:
+    """Where a report's numbers come from, of one that is not whole that it is not; and why they are not kept."""
     if report.missing:
         return "incomplete, stopped" if report.stopped else "being measured"
-    if p.get("recorded") or p.get("from_store"):
-        return "recorded" if p.get("recorded") else "from the store"
-    return ", ".join(filter(None, ("measured now", p.get("unsaved"))))
+    return ", ".join(filter(None, (origin(report.provenance), report.provenance.get("unsaved"))))
 
 
 def dated(report: Report, live: bool = True) -> str:
     """The same, and since when a stored one is there: it may be another visitor's; and whether there are gaps, which on a live page Run fills."""
-    found, date = origin(report), report.provenance.get("date")
+    found, date = source(report), report.provenance.get("date")
     if in_part(report):
         return f"{found} in part{'; Run measures the rest' if live else ''}"
-    return f"{found}, measured {date}" if found == "from the store" and date else found
+    return f"{found}, measured {date}" if found == "stored" and date else found
 
 
 def circumstances(reports: Sequence[Report]) -> str:
     """The rows that say how, where and by which kernel each column was measured."""
     rows = [("Kernel", [kernel(r) for r in reports])]
     rows += [(title, [escape(str(r.provenance.get(title.lower(), ""))) for r in reports]) for title in ("Device", "Calibration")]
-    found = [escape(awaited(r)) if r.stopped else f"{origin(r)}{' in part' if in_part(r) else ''}" for r in reports]
+    found = [escape(awaited(r)) if r.stopped else f"{source(r)}{' in part' if in_part(r) else ''}" for r in reports]
     rows.append(("Origin", [f"{told}, {escape(str(r.provenance.get('date', '')))}" for told, r in zip(found, reports, strict=True)]))
     return "".join(f"<tr class='how'><th scope='row'>{title}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for title, cells in rows)
 
@@ -201,12 +146,12 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     if not reports:
         return "<p class='hint'>No results yet. Choose a method and press Run.</p>"
     reports = one_rate(reports)
-    base = next((r for r in reports if is_baseline(r)), None)
+    base = next((r for r in reports if r.experiment.spec.is_baseline), None)
     marked = zip(places(reports), reports, strict=True)
     swatches = (f"<span class='swatch s{i % 5}'></span>{escape(r.name)}<span class='chip'>{escape(dated(r, live))}</span>" for i, r in marked)
     width = 80 / len(reports)  # percent, the same while a column fills
     heads = "".join(f"<th scope='col' style='width:{width:.0f}%'>{content}</th>" for content in swatches)
-    check = f"<th scope='row' tabindex='0' data-how='{escape(CHECKED, quote=True)}'>Failure check</th>"
+    check = f"<th scope='row' tabindex='0' data-how='{escape(FAILURES, quote=True)}'>Failure check</th>"
     bodies = [f"<tbody><tr>{check}{''.join(f'<td>{verdict}</td>' for verdict in judged)}</tr></tbody>"] if judged else []
     for title, rows in SECTIONS.items():
         bodies.append(
@@ -232,12 +177,12 @@ def comparison(reports: Sequence[Report], judged: Sequence[str] = (), live: bool
     return f"<div class='scroll' tabindex='0'>{whole}</div>{more}<p class='hint'>{legend} Scored on: {protocol}.</p>"
 
 
-def lines(rows: Sequence[Row], reports: Sequence[Report], base: Report | None, live: bool) -> str:
+def lines(rows: Sequence[Term], reports: Sequence[Report], base: Report | None, live: bool) -> str:
     """Rows of the table as HTML."""
     found, device = [], timed_on([timed_at(r) for r in reports])
     for row in rows:
-        unit = f" <small>{row.unit}</small>" if row.unit else ""
-        about = escape(f"{GLOSSARY.get(row.metric, '')} {ORDERS}".strip(), quote=True)
+        unit = f" <small>{row.shown}</small>" if row.shown else ""
+        about = escape(f"{row.help} {ORDERS}".strip(), quote=True)
         head = f"<th scope='row' aria-sort='none' tabindex='0' data-how='{about}'>{row.title}{unit}</th>"
         found.append(f"<tr>{head}" + "".join(cell(row, r, base, live, device) for r in reports) + "</tr>")
     return "".join(found)

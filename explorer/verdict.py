@@ -1,4 +1,4 @@
-"""The guard's findings and the three answers as HTML; where the ladder that they are judged against is read. All texts are escaped here."""
+"""The guard's findings, verdicts for a table and the three answers as HTML; where the ladder that judges them is read. All texts are escaped here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from explorer.figures.ladder import ends, rungs_for
 from explorer.findings import UNSURE, Finding, drowned, level, one_rate
 from explorer.recorded import seeds, survey
 from explorer.records import Report
-from explorer.ui.session import is_baseline
-from explorer.ui.table import batch_button, origin
+from explorer.table import batch_button, source
 
 WORDS = {"ok": "✓ no failure found", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
 PASSED = WORDS | {"ok": "✓ passed"}  # of a single check
@@ -60,10 +59,21 @@ def verdict(report: Report, base: Report | None, others: Sequence[Report] = (), 
     return verdicts(report, base, rungs(report, others), *reversed(written)) if len(written) == 2 else verdicts(report, base, rungs(report, others))
 
 
+def judged(reports: Sequence[Report]) -> list[str]:
+    """Whether each report shows a failure, the reason on hover, and how good it is; the baseline has neither."""
+    base = next((r for r in reports if r.experiment.spec.is_baseline), None)
+    shown = []
+    for report in reports:
+        found = [] if report.experiment.spec.is_baseline else verdict(report, base, reports)
+        sign = f"<span title='{escape(sentence(found), quote=True)}'>{mark(report, level(found))}</span><small>{graded(report, reports)}</small>"
+        shown.append(sign if found else "")
+    return shown
+
+
 def guard(reports: Sequence[Report], data: dict[str, Any] | None = None) -> str:
     """One verdict a configuration, its evidence in a fold. data: a generation whose runs are these reports, the baseline first."""
-    base = next(filter(is_baseline, reports), None)
-    quantized = [(i, r) for i, r in zip(places(reports), reports, strict=True) if not is_baseline(r)]
+    base = next((r for r in reports if r.experiment.spec.is_baseline), None)
+    quantized = [(i, r) for i, r in zip(places(reports), reports, strict=True) if not r.experiment.spec.is_baseline]
     if not quantized:
         return "<p class='hint'>Nothing quantized is on the page: run a configuration, and the guard looks at it.</p>"
     runs = (data or {}).get("runs", [])
@@ -90,5 +100,5 @@ def questions(report: Report, base: Report | None, others: Sequence[Report] = ()
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {mark(report, a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_speedup", "decode_tokens_per_second", "decode_limit"))
-    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{origin(report)}</span> {batch_button(report.name, report.key)}</h3>"
+    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{source(report)}</span> {batch_button(report.name, report.key)}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""
