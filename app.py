@@ -26,7 +26,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from explorer.hub import HubSettings, settings_from
 from explorer.jobs import WorkerRunner
 from explorer.limits import Limits
-from explorer.records import Event, InputError, Progress, Report, report_from
+from explorer.presets import DEMO, configurations
+from explorer.recorded import seeds
+from explorer.records import Event, InputError, Progress
 from explorer.store import LIMIT, bytes_from, place_from
 from explorer.worker import WorkerSettings, local_runner
 from explorer.zerogpu import ZeroGpuRunner
@@ -136,14 +138,6 @@ class LazyRunner:
     active = waiting
 
 
-def seeds() -> list[Report]:
-    """The results the page shows first, marked as recorded."""
-    reports = [report_from(data) for data in json.loads((ASSETS / "seed_results.json").read_text())]
-    for report in reports:
-        report.provenance["recorded"] = True
-    return reports
-
-
 @dataclass(frozen=True)
 class Settings:
     """How this server runs. strangers: whether visitors are, although only this machine can reach the port, as behind a proxy. oauth: whether they may
@@ -229,9 +223,9 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     Raises InputError where the port is taken.
     """
     metrics.watch(runner)
-    architectures = [f"arch:{path.stem}" for path in sorted((ASSETS / "architectures").glob("*.json"))]
+    architectures = [f"arch:{name}" for name in configurations() if name != DEMO]
     with uncollected(), unserved():
-        blocks = build(runner, seeds(), json.loads((ASSETS / "methods.json").read_text())["methods"], ["demo", *architectures], made.oauth)
+        blocks = build(runner, list(seeds()), json.loads((ASSETS / "methods.json").read_text())["methods"], [DEMO, *architectures], made.oauth)
         blocks.queue(max_size=256)
     remember_signatures(blocks)
     shapes = forms(blocks)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from explorer.commands.seed import SEEDS
 from explorer.experiment import LocalRunner, last_report
 from explorer.figures import figures
 from explorer.learn.bank import Question, questions
@@ -21,7 +20,8 @@ from explorer.learn.charts import draw
 from explorer.learn.pose import grade, pose
 from explorer.learn.runs import RECORDED, Ask, named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import Step, conclude, judge, stories
-from explorer.records import Answer, Measurement, Report, plain, report_from
+from explorer.recorded import seeds
+from explorer.records import Answer, Measurement, Report, plain
 from explorer.store import Store, bytes_from, place_from
 
 ALWAYS = ("bits_per_weight", "perplexity", "perplexity_delta", "kld_mean", "top1_agreement")
@@ -57,7 +57,7 @@ class Seen(Report):
 
 def seeded(ask: Ask) -> Report | None:
     """What `make seeds` measured of this run, on an idle machine: its speed is worth showing, and nothing is measured twice."""
-    for report in map(report_from, json.loads(SEEDS.read_text())):
+    for report in seeds():
         spec = report.experiment.spec
         if spec.method == ask.method and not ask.options and ask.params.items() <= dict(spec.params).items():
             return report

@@ -93,7 +93,8 @@ def picture_seconds(browser: Any, picks: int = 30) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    from explorer.devices import default_device, device_name
+    from explorer.devices import default_device
+    from kernels.timing import device_name
 
     with chromium() as browser:
         rows = {"process start to a filled page": page_seconds(browser)}

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from explorer.boards import BOARDS
 from explorer.families import Architecture
 from explorer.planner import Need, Plan, activation_bytes, copies, decode_work, need, prompt_work, step_bytes, user_activations, whole
 from explorer.records import InputError
@@ -19,15 +20,14 @@ OWNED = 16  # cards that someone has at most
 @dataclass(frozen=True)
 class Accelerator:
     """memory in GB as the data sheet says; reported: GiB that the driver gives a program (torch's total_memory), which is less than the name says;
-    bandwidth in GB/s (10^9); compute in TFLOP/s (10^12), dense, products of 16-bit numbers summed in 32 bits; price: USD an hour of one, a public
-    list price where one is known, else None: what is bought and not rented has none. fp8, fp4: whether its matrix units multiply them natively.
-    linked: whether several can share a model; computers with unified memory have no link for it.
+    compute in TFLOP/s (10^12), dense, products of 16-bit numbers summed in 32 bits; price: USD an hour of one, a public list price where one is known,
+    else None: what is bought and not rented has none. fp8, fp4: whether its matrix units multiply them natively. linked: whether several can share a
+    model; computers with unified memory have no link for it.
     """
 
     name: str
     memory: int
     reported: float
-    bandwidth: int
     compute: float
     fp8: bool
     fp4: bool
@@ -35,6 +35,11 @@ class Accelerator:
     price: float | None = None
     usable: float = USABLE
     linked: bool = True
+
+    @property
+    def bandwidth(self) -> int:
+        """Of its memory, in GB/s (10^9)."""
+        return BOARDS[self.name]
 
     def bytes(self) -> float:
         """What may be filled."""
@@ -49,47 +54,28 @@ CORES = "compute by us, as Apple gives none: GPU cores x 128 lanes x 2 x clock"
 # reported: "total capacity" of PyTorch's out-of-memory messages in public logs, the least of them, as it differs by 1% between drivers and ECC settings.
 # compute: data sheets give it with sparsity, which is twice the dense number that stands here; GeForce cards sum in 32 bits at half their advertised rate.
 ACCELERATORS = (
-    Accelerator("T4", 16, 14.56, 320, 65, False, False, f"NVIDIA T4 data sheet (float16: it has no bfloat16 units); {SPACES}", 0.40),
-    Accelerator("A10G", 24, 22.06, 600, 70, False, False, f"NVIDIA A10G data sheet, by AWS; {SPACES}", 1.00),
-    Accelerator("L4", 24, 22.03, 300, 121, True, False, f"NVIDIA L4 data sheet; {SPACES}", 0.80),
-    Accelerator("L40S", 48, 44.39, 864, 362, True, False, f"NVIDIA L40S data sheet; {SPACES}", 1.80),
-    Accelerator("A100 40 GB", 40, 39.38, 1555, 312, False, False, f"NVIDIA A100 data sheet; {EIGHT}", 1.99),
-    Accelerator("A100 80 GB", 80, 79.14, 2039, 312, False, False, f"NVIDIA A100 data sheet (SXM); {SPACES}", 2.50),
-    Accelerator("H100", 80, 79.1, 3350, 989, True, False, f"NVIDIA H100 data sheet (SXM); {EIGHT}", 3.99),
-    Accelerator("H200", 141, 139.8, 4800, 989, True, False, f"NVIDIA H200 data sheet (SXM); {HYPERSTACK}", 3.99),
-    Accelerator("B200", 180, 178.35, 8000, 2250, True, True, f"NVIDIA DGX B200 data sheet, an eighth of it; {EIGHT}", 6.69),
-    Accelerator("MI300X", 192, 191.98, 5300, 1307, True, False, "AMD Instinct MI300X data sheet"),
-    Accelerator("RTX 3060", 12, 11.72, 360, 25.5, False, False, "NVIDIA GeForce RTX 3060 specification (12 GB); compute: twice its float32 rate"),
-    Accelerator("RTX 3090", 24, 23.56, 936, 71, False, False, "NVIDIA GeForce RTX 3090 specification; compute: GA102 white paper"),
-    Accelerator("RTX 4090", 24, 23.52, 1008, 165, True, False, "NVIDIA GeForce RTX 4090 specification; compute: Ada white paper"),
-    Accelerator("RTX 5090", 32, 31.34, 1792, 209.5, True, True, "NVIDIA GeForce RTX 5090 specification; compute: RTX Blackwell white paper"),
-    Accelerator("RTX PRO 6000", 96, 94.97, 1792, 503.8, True, True, "NVIDIA RTX PRO 6000 Blackwell data sheet; compute: its white paper (Workstation)"),
-    Accelerator("Apple M4 16 GB", 16, 16, 120, 4.3, False, False, f"Apple M4 specification; {CORES} (10, 1.68 GHz)", usable=LITTLE, linked=False),
-    Accelerator("Apple M4 Pro 48 GB", 48, 48, 273, 8.6, False, False, f"Apple M4 Pro specification; {CORES} (20, 1.68 GHz)", usable=UNIFIED, linked=False),
-    Accelerator("Apple M4 Max 128 GB", 128, 128, 546, 17.2, False, False, f"Apple M4 Max specification; {CORES} (40, 1.68 GHz)", usable=UNIFIED, linked=False),
-    Accelerator(
-        "Apple M3 Ultra 512 GB", 512, 512, 819, 28.6, False, False, f"Apple M3 Ultra specification; {CORES} (80, 1.4 GHz)", usable=UNIFIED, linked=False
-    ),
+    Accelerator("T4", 16, 14.56, 65, False, False, f"NVIDIA T4 data sheet (float16: it has no bfloat16 units); {SPACES}", 0.40),
+    Accelerator("A10G", 24, 22.06, 70, False, False, f"NVIDIA A10G data sheet, by AWS; {SPACES}", 1.00),
+    Accelerator("L4", 24, 22.03, 121, True, False, f"NVIDIA L4 data sheet; {SPACES}", 0.80),
+    Accelerator("L40S", 48, 44.39, 362, True, False, f"NVIDIA L40S data sheet; {SPACES}", 1.80),
+    Accelerator("A100 40 GB", 40, 39.38, 312, False, False, f"NVIDIA A100 data sheet; {EIGHT}", 1.99),
+    Accelerator("A100 80 GB", 80, 79.14, 312, False, False, f"NVIDIA A100 data sheet (SXM); {SPACES}", 2.50),
+    Accelerator("H100", 80, 79.1, 989, True, False, f"NVIDIA H100 data sheet (SXM); {EIGHT}", 3.99),
+    Accelerator("H200", 141, 139.8, 989, True, False, f"NVIDIA H200 data sheet (SXM); {HYPERSTACK}", 3.99),
+    Accelerator("B200", 180, 178.35, 2250, True, True, f"NVIDIA DGX B200 data sheet, an eighth of it; {EIGHT}", 6.69),
+    Accelerator("MI300X", 192, 191.98, 1307, True, False, "AMD Instinct MI300X data sheet"),
+    Accelerator("RTX 3060", 12, 11.72, 25.5, False, False, "NVIDIA GeForce RTX 3060 specification (12 GB); compute: twice its float32 rate"),
+    Accelerator("RTX 3090", 24, 23.56, 71, False, False, "NVIDIA GeForce RTX 3090 specification; compute: GA102 white paper"),
+    Accelerator("RTX 4090", 24, 23.52, 165, True, False, "NVIDIA GeForce RTX 4090 specification; compute: Ada white paper"),
+    Accelerator("RTX 5090", 32, 31.34, 209.5, True, True, "NVIDIA GeForce RTX 5090 specification; compute: RTX Blackwell white paper"),
+    Accelerator("RTX PRO 6000", 96, 94.97, 503.8, True, True, "NVIDIA RTX PRO 6000 Blackwell data sheet; compute: its white paper (Workstation)"),
+    Accelerator("Apple M4 16 GB", 16, 16, 4.3, False, False, f"Apple M4 specification; {CORES} (10, 1.68 GHz)", usable=LITTLE, linked=False),
+    Accelerator("Apple M4 Pro 48 GB", 48, 48, 8.6, False, False, f"Apple M4 Pro specification; {CORES} (20, 1.68 GHz)", usable=UNIFIED, linked=False),
+    Accelerator("Apple M4 Max 128 GB", 128, 128, 17.2, False, False, f"Apple M4 Max specification; {CORES} (40, 1.68 GHz)", usable=UNIFIED, linked=False),
+    Accelerator("Apple M3 Ultra 512 GB", 512, 512, 28.6, False, False, f"Apple M3 Ultra specification; {CORES} (80, 1.4 GHz)", usable=UNIFIED, linked=False),
 )
 
 USUAL = "A100 80 GB"  # whose answer comes first where none is named
-
-# GB/s of boards that the planner does not offer but a run may meet, from NVIDIA's data sheets, by the words that tell them apart.
-BOARDS = {"A10": 600, "A100 80GB PCIe": 1935, "H100 NVL": 3900, "H100 PCIe": 2000, "L40": 864}
-OTHER = {"d", "laptop", "max", "mig", "mobile", "server", "super", "ti"}  # in the name of a board that has less, or a part, of what its namesake has
-
-
-def sheet_of(reported: str) -> tuple[str, int] | None:
-    """(name, GB/s) of the board whose words are all in the name that its driver reports, such as "NVIDIA A100-SXM4-80GB"; of several the one with most."""
-    words = _words(reported)
-    boards = {one.name: one.bandwidth for one in ACCELERATORS} | BOARDS
-    found = [] if words & OTHER else [name for name in boards if _words(name) <= words]
-    best = max(found, key=lambda name: len(_words(name)), default="")
-    return (best, boards[best]) if best else None
-
-
-def _words(name: str) -> set[str]:
-    return set(name.casefold().replace("-", " ").replace(" gb", "gb").split())
 
 
 @dataclass(frozen=True)

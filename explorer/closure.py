@@ -10,7 +10,7 @@ import ast
 import gc
 import hashlib
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +18,7 @@ OWN = ("explorer", "kernels")
 INSIDE = ("body", "orelse", "finalbody", "handlers", "cases")  # where statements have statements; an expression has none
 
 
-@cache
+@lru_cache(256)  # a visitor's rules name any set of methods
 def code_version(*modules: str) -> str:
     """A hash of what modules and all that they import compute: syntax trees without docstrings and comments."""
     collecting = gc.isenabled()

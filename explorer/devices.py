@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from explorer.accelerators import sheet_of
+from explorer.boards import sheet_of
 from explorer.records import BUSY
 from kernels.op import Activation, LowBitWeight, choose
-from kernels.timing import best_time, copy_bandwidth, device_name, read_bandwidth  # noqa: F401 - everything about devices is looked for here
+from kernels.timing import best_time, read_bandwidth
 
 
 def default_device() -> torch.device:

@@ -12,14 +12,14 @@ from pathlib import Path
 from explorer.findings import busy, doubts, known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
+from explorer.recorded import seeds, survey
 from explorer.recordings import large_table, machine_code_table, quantizer_peers_table, soak_table
-from explorer.records import Report, change, fitting, report_from, significant
+from explorer.records import Report, change, fitting, significant
 from explorer.repeats import between, spread, work
 from explorer.speeds import gain, share
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-SEEDS = ROOT / "assets" / "seed_results.json"
 SHOWN_SHAPE = (4096, 4096)  # N, K of the kernels' tables
 WIDTH = 160  # columns of a line of text; tables have no other way than long lines
 CATALOGUE = ROOT / "assets" / "methods.json"
@@ -71,7 +71,7 @@ def _noise(reports: list[Report]) -> str:
 
 def results_table() -> str:
     """The seed results: what the page shows first."""
-    reports = one_rate([report_from(data) for data in json.loads(SEEDS.read_text())])
+    reports = one_rate(seeds())
     head = "| configuration | bits/weight, stored | bits/weight in memory | perplexity | change, % (paired) | KL divergence, nats |"
     rows = [head + " same top token, % | all weights, MiB | decode, tokens/s | speed-up over 16 bits, interleaved (95% within its run) |", "|" + "---|" * 10]
     for r in reports:
@@ -101,7 +101,7 @@ def results_table() -> str:
 
 def survey_table() -> str:
     """Every method with its default parameters, and more, by whole stored bits and, among those, by divergence."""
-    reports = [report_from(data) for data in json.loads((ROOT / "assets" / "survey.json").read_text())]
+    reports = list(survey().values())
     head = "| configuration | bits/weight | change in perplexity, % | KL divergence, nats | same top token, % |"
     rows = [head + " speed-up over 16 bits (95% within its run) | quantizing, s | kernel |", "|" + "---|" * 8]
     for r in sorted(reports, key=lambda r: (-int(r.value("bits_per_weight")), r.value("kld_mean"))):

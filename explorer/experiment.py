@@ -16,7 +16,7 @@ import torch
 
 from explorer import architectures, models
 from explorer.closure import code_version, modules_in
-from explorer.devices import device_name, free_memory, quiet
+from explorer.devices import free_memory, quiet
 from explorer.loader import Loader, made_key
 from explorer.methods import Method, build
 from explorer.metrics import Metric, NoRoom, Subject, metrics
@@ -27,9 +27,10 @@ from explorer.records import Event, Experiment, Measurement, Partial, Progress, 
 from explorer.request import Request
 from explorer.store import Store
 from explorer.turns import Line, waiting
+from kernels.timing import device_name
 
 
-@functools.cache
+@functools.lru_cache(256)  # a visitor's rules name any set of methods
 def made_by(*modules: str) -> str:
     """What computes a result, for its key: these modules and what they import, every kernel, torch, and transformers, which runs the model."""
     return key_of(code_version(*modules, *modules_in("kernels")), torch.__version__, version("transformers"))

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from explorer.cache_sizes import windowed_layers
 from explorer.records import InputError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
@@ -147,20 +148,6 @@ class Architecture:
         return sum(one.parameters * (share if one.routed else 1) for one in self.matrices()) + self.parts()["router"]
 
 
-def windows(config: dict[str, Any], family: str, layers: int, window: int) -> int:
-    """In how many layers attention is limited to the window: by `layer_types` where the configuration has them, else by the rule of the family."""
-    kinds = config.get("layer_types")
-    if not window:
-        return 0
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return sum(kind == "sliding_attention" for kind in kinds)
-    if family in ("qwen2", "qwen3"):
-        first = config.get("max_window_layers", 28)
-        return max(0, layers - first) if isinstance(first, int) else 0
-    every = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": config.get("sliding_window_pattern", 6)}.get(family, 0)
-    return layers - layers // every if isinstance(every, int) and every > 0 else layers
-
-
 def architecture(config: dict[str, Any], name: str = "") -> Architecture:
     """From a transformers config.json, or {"source", "config"} around one. Raises InputError with a sentence on what is missing, not a number, or of
     a family whose count is not known.
@@ -187,7 +174,7 @@ def architecture(config: dict[str, Any], name: str = "") -> Architecture:
         latent = Latent(size("q_lora_rank", 0, 0), size("kv_lora_rank"), size("qk_nope_head_dim"), size("qk_rope_head_dim"), size("v_head_dim"))
     size_of_head = latent.nope + latent.rope if latent else size("head_dim", HEADS.get(family, max(1, hidden // heads)))
     size("max_window_layers", 28, 0)  # refused here: below zero it would be windows in more layers than there are
-    windowed = windows(config, family, layers, window)
+    windowed = windowed_layers(config, family, layers, window)
     stored = config.get("quantization_config") or config.get("compression_config")
     width = "moe_intermediate_size" if family in ("qwen3_moe", "deepseek_v3") else "intermediate_size"
     return Architecture(

@@ -9,12 +9,10 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from explorer.families import windows
+from explorer.cache_sizes import GROUP, WINDOW, packed_tokens, windowed_bytes, windowed_layers
 from explorer.models import reading
-from explorer.planner import windowed_bytes
 from explorer.records import InputError
 
-GROUP, WINDOW = 32, 32  # tokens (of a key's channel) or channels (of a value) that share a scale; tokens that stay in 16 bits
 WIDTHS = (16, 8, 4, 2)
 
 
@@ -105,11 +103,6 @@ def check_heads(config: Any, bits: int) -> None:
         raise InputError(f"A cache in {bits} bits groups {GROUP} channels, and this model's heads have {size}; leave the cache at 16 bits.")
 
 
-def packed_tokens(length: int) -> int:
-    """Of so many tokens, those that are in low bits: whole groups, and at least the newest WINDOW stay."""
-    return max(0, (length - WINDOW) // GROUP) * GROUP
-
-
 def bytes_at(config: Any, context: int, bits: int) -> int:
     """Bytes of the cache of one sequence of `context` tokens: what `KiviLayer.nbytes` comes to in all layers, or of a bfloat16 cache. Layers whose
     attention sees a window need no more than its tokens, though a `KiviLayer` keeps them all.
@@ -117,7 +110,7 @@ def bytes_at(config: Any, context: int, bits: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or 0
-    windowed = windows(config.to_dict(), config.model_type, layers, window) if window else 0
+    windowed = windowed_layers(config.to_dict(), config.model_type, layers, window) if window else 0
     return windowed_bytes(context, layers, windowed, window, 2 * heads * size, bits)  # keys and values of one token in a layer
 
 

@@ -42,7 +42,7 @@ class LoadedModel:
     untied: bool = False
 
 
-@functools.cache
+@functools.lru_cache(256)  # of models that visitors name
 def _content_hash(folder: Path, stamp: tuple) -> str:
     digest = hashlib.sha256()
     for name, _, _ in stamp:

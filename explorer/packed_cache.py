@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from explorer.kvcache import GROUP, WINDOW, Chunk, packed_tokens
-from kernels.kv_attention import NATIVE, TORCH, LowBitCache
-from kernels.low_bit_cache import unpacked
+from explorer.cache_sizes import GROUP, WINDOW, packed_tokens
+from explorer.kvcache import Chunk
+from kernels.kv_attention import TORCH
+from kernels.low_bit_cache import LowBitCache, unpacked
+from kernels.native_attention import NATIVE
 from kernels.op import Packed, ops, serving
 
 OP = "kv_attention"

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 
 from explorer.findings import known
 from explorer.records import Measurement, Report, fitting
-from explorer.sequential import quantile
+from explorer.sequential import student_t
 
 Place = tuple[float, float | None, float | None]  # where a point stands on an axis, and the ends of its interval there
 Mark = tuple[float, Place, Sequence[float] | None]  # x, y with its ends, and the means of its windows
@@ -23,7 +23,7 @@ WINDOWS = {"kld_mean": "kld_windows", "perplexity": "nll_delta_windows", "perple
 
 def mean_difference(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high) of at least two differences, with Student's t 95% interval; a window gives one value, as in `metrics.mean_interval`."""
-    middle, half = fmean(values), quantile(0.05, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    middle, half = fmean(values), student_t(0.05, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return middle, middle - half, middle + half
 
 

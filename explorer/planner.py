@@ -8,21 +8,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from explorer.cache_sizes import windowed_bytes
 from explorer.families import Architecture, Matrix
 from explorer.layouts import LAYOUTS, Layout, stored_bits
 from explorer.published import PUBLISHED, published
 from explorer.records import InputError
 
-KV_GROUP, KV_WINDOW = 32, 32  # a low-bit cache: values that share a scale and minimum; newest tokens that stay in 16 bits (explorer.kvcache)
 SCALE_BITS = 16
+PREFILL = 2048  # tokens of a prompt that one step reads
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked: bits of the weights and their groups (0: one scale an output channel, at 16 bits nothing), bits of
-    the KV cache, tokens of context, users at once, tokens that one prefill step reads, whether groups carry a zero-point, and whether the embedding
-    and output head are quantized as well, which most checkpoints do not. format: one of LAYOUTS, which then takes the place of bits, group and zeros,
-    or PUBLISHED, as the model's checkpoint is; kv_float: whether a cache of 8 bits is float8, which has no scales in its groups.
+    """What is asked: bits of the weights and their groups (0: one scale an output channel, at 16 bits nothing), bits of the KV cache, tokens of
+    context, users at once, whether groups carry a zero-point, and whether the embedding and output head are quantized as well, which most
+    checkpoints do not. format: one of LAYOUTS, which then takes the place of bits, group and zeros, or PUBLISHED, as the model's checkpoint is;
+    kv_float: whether a cache of 8 bits is float8, which has no scales in its groups.
     """
 
     bits: int = 16
@@ -30,7 +31,6 @@ class Plan:
     kv_bits: int = 16
     context: int = 8192
     users: int = 1
-    chunk: int = 2048
     zeros: bool = False
     everything: bool = False
     format: str = ""
@@ -77,24 +77,9 @@ def matrix_bits(model: Architecture, plan: Plan, one: Matrix) -> int:
     return one.count * stored_bits(one.outputs, one.inputs, layout_of(model, plan, one))
 
 
-def cache_bytes(tokens: int, values: int, bits: int, scaled: bool = True) -> int:
-    """Bytes that `tokens` tokens of `values` values take; below 16 bits with a 16-bit scale and minimum for 32 values, the newest 32 to 63 tokens whole.
-    scaled: False for a float8 cache, which is bare.
-    """
-    if not scaled:
-        return tokens * values
-    packed = 0 if bits == 16 else max(0, (tokens - KV_WINDOW) // KV_GROUP) * KV_GROUP
-    return values * (tokens - packed) * 2 + values * packed * bits // 8 + values * packed * 4 // KV_GROUP
-
-
 def kv_bytes(model: Architecture, context: int, bits: int, scaled: bool = True) -> int:
     """Bytes of one user's cache in all layers."""
     return windowed_bytes(context, model.layers, model.windowed, model.window, model.cached, bits, scaled)
-
-
-def windowed_bytes(context: int, layers: int, windowed: int, window: int, values: int, bits: int, scaled: bool = True) -> int:
-    """The same from the numbers it takes: of so many layers that keep `values` values a token, those with a window keep no more than its tokens."""
-    return cache_bytes(context, (layers - windowed) * values, bits, scaled) + cache_bytes(min(context, window), windowed * values, bits, scaled)
 
 
 def copies(model: Architecture, devices: int) -> float:
@@ -120,11 +105,11 @@ def token_values(model: Architecture, devices: int) -> int:
 def activation_bytes(model: Architecture, plan: Plan, devices: int = 1) -> int:
     """Bytes on each device of the largest set of tensors alive at once, by our own count of one decoder block at inference with fused attention.
 
-    A prefill step of T tokens holds residual, normed input and block output (3 hidden) with gate, up and their product (3 intermediate), or
+    A prefill step of T tokens, at most PREFILL, holds residual, normed input and block output (3 hidden) with gate, up and their product (3 intermediate), or
     queries, keys, values and attention output instead when those are larger, in bfloat16; and the last token's logits of each user in float32.
     transformers' eager blocks were measured at 1.05 to 1.14 of it, and at 1.7 where attention is the widest (it copies rotated and repeated heads).
     """
-    return 2 * min(plan.chunk, plan.context) * token_values(model, devices) + plan.users * user_activations(model, devices)
+    return 2 * min(PREFILL, plan.context) * token_values(model, devices) + plan.users * user_activations(model, devices)
 
 
 def tables(model: Architecture, plan: Plan) -> dict[str, Layout | None]:
@@ -140,7 +125,7 @@ def need(model: Architecture, plan: Plan) -> Need:
 
     Raises InputError on values out of range.
     """
-    for name, value, low, high in (("context", plan.context, 1, 10**7), ("users", plan.users, 1, 10**5), ("chunk", plan.chunk, 1, 10**6)):
+    for name, value, low, high in (("context", plan.context, 1, 10**7), ("users", plan.users, 1, 10**5)):
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise InputError(f"{name} takes a whole number from {low:,} to {high:,}, not {str(value)[:20]}.")
     if plan.bits not in (16, 8, 6, 5, 4, 3, 2) or plan.kv_bits not in (16, 8, 4, 2) or plan.group not in (0, 32, 64, 128):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from explorer import models
 from explorer.decode import Decoder
-from explorer.experiment import Loader, prepared, released
+from explorer.experiment import prepared, released
 from explorer.llama import LlamaLoop
+from explorer.loader import Loader
 from explorer.products import Product
 from explorer.records import InputError, Progress
 from explorer.request import Request

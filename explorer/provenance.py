@@ -10,13 +10,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from explorer.devices import device_name
 from explorer.methods import Method, build, label_of
 from explorer.metrics import Subject, metrics
 from explorer.metrics.sample import PROMPT
 from explorer.models import bos_of
 from explorer.qlinear import HEAD
 from explorer.records import OUTSIDE, Experiment, QuantSpec, TextRef
+from kernels.timing import device_name
 
 RANDOM = "random token ids: the weights are random, so nothing that depends on what the model says is measured, only size, memory and speed"
 

@@ -1,4 +1,6 @@
-"""QuantizedTensor: what codes mean (`dequantize`) and what they cost (`stored_bits`). The only place where either is defined."""
+"""QuantizedTensor: what a stored weight means (`dequantize`) and what it costs (`stored_bits`), the only accounting. What codes alone mean is defined by
+`kernels.op.dequantize`; here is what stands around them: transforms, columns kept whole, scales that are themselves stored in few bits.
+"""
 
 from __future__ import annotations
 

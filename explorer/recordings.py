@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from explorer import sizes
-from explorer.families import architecture
+from explorer.presets import presets
 from explorer.records import significant
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -53,7 +53,7 @@ def large_table() -> str:
 
 def offloaded_gb(name: str) -> float:
     """GB of a GPU that an architecture is reckoned to need at 4 bits when it is offloaded; what a run is refused by."""
-    model = architecture(json.loads((ASSETS / "architectures" / f"{name}.json").read_text())["config"])
+    model = presets()[name]
     inside = [one.outputs * one.inputs for one in model.matrices()]
     widest = max(one.inputs for one in model.matrices())
     outside = model.parameters - sum(one.parameters for one in model.matrices())

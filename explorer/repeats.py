@@ -5,28 +5,16 @@ Configurations that run the same kernel on the same bytes do the same work whate
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from explorer.findings import busy, known
-from explorer.records import Report, report_from
-from explorer.sequential import quantile
-
-SURVEY = Path(__file__).parent.parent / "assets" / "survey.json"
-
-
-@cache
-def survey() -> dict[str, Report]:
-    """The recorded survey of all methods on the bundled model, by key: few numbers of many configurations."""
-    reports = [report_from(data) for data in json.loads(SURVEY.read_text())] if SURVEY.exists() else []
-    for report in reports:
-        report.provenance["recorded"] = True
-    return {report.key: report for report in reports}
+from explorer.recorded import survey
+from explorer.records import Report
+from explorer.sequential import student_t
 
 
 class Spread(NamedTuple):
@@ -38,7 +26,7 @@ class Spread(NamedTuple):
 
     def factor(self, runs: int = 1) -> float:
         """The true speed-up lies within the mean of so many runs times or divided by this, with 95% confidence."""
-        return math.exp(quantile(0.05, self.free) * self.deviation / math.sqrt(runs))
+        return math.exp(student_t(0.05, self.free) * self.deviation / math.sqrt(runs))
 
     def told(self) -> str:
         """In a sentence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from statistics import NormalDist, fmean, stdev
 
 ALPHA = 0.05
@@ -35,8 +35,8 @@ def within(t: float, df: int) -> float:
     return 2 / math.pi * (angle + (sine * total if df > 1 else 0.0))
 
 
-@cache
-def quantile(outside: float, df: int) -> float:
+@lru_cache(1024)  # a visitor's number of windows gives the looks, and so the probabilities
+def student_t(outside: float, df: int) -> float:
     """The t with P(|T| > t) = outside."""
     low, high = 0.0, 1e4
     for _ in range(80):
@@ -55,7 +55,7 @@ def bound(values: list[float], seen: float, before: float, alpha: float = ALPHA)
     budget, n = spent(seen, alpha) - spent(before, alpha), len(values)
     if budget < LEAST or n < LEAST_VALUES:
         return -math.inf, math.inf
-    middle, half = fmean(values), quantile(budget, n - 1) * stdev(values) / math.sqrt(n)
+    middle, half = fmean(values), student_t(budget, n - 1) * stdev(values) / math.sqrt(n)
     return middle - half, middle + half
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from explorer import models
-from explorer.experiment import Loader, quantized_once
+from explorer.experiment import quantized_once
+from explorer.loader import Loader
 from explorer.methods import Method
 from explorer.metrics import Subject
 from explorer.qlinear import quantized_head

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from explorer.answers import Answered, answers
@@ -15,25 +12,18 @@ from explorer.detectors import sentence, verdicts
 from explorer.figures import places
 from explorer.figures.ladder import ends, rungs_for
 from explorer.findings import UNSURE, Finding, drowned, level, one_rate
-from explorer.records import Report, report_from
+from explorer.recorded import seeds, survey
+from explorer.records import Report
 from explorer.table import batch_button, source
 
-ASSETS = Path(__file__).parent.parent / "assets"
-RECORDED = ("seed_results.json", "survey.json")  # where widths of plain rounding are that the ladder lacks
 WORDS = {"ok": "✓ no failure found", "unknown": "? not measured", "suspicious": "! suspicious", "broken": "✕ broken"}
 PASSED = WORDS | {"ok": "✓ passed"}  # of a single check
 PARTLY = "<span class='level unknown'>? partly checked</span>"
 
 
-@cache
-def recorded() -> tuple[Report, ...]:
-    """Recorded reports that may be rungs of a ladder."""
-    return tuple(report_from(data) for name in RECORDED for data in json.loads((ASSETS / name).read_text()))
-
-
 def rungs(report: Report, others: Sequence[Report] = ()) -> list[Report]:
-    """The ladder of a report's model and text: recorded, or among the other reports of the page."""
-    return rungs_for(report, [*recorded(), *others])
+    """The ladder of a report's model and text: recorded, some of its widths by the seeds and the survey, or among the other reports of the page."""
+    return rungs_for(report, [*seeds(), *survey().values(), *others])
 
 
 def chip(kind: str, words: Mapping[str, str] = WORDS) -> str:

@@ -42,6 +42,11 @@ FIXED = (
 )  # fmt: skip
 
 
+def layer_names(reports: Sequence[Report]) -> list[str]:
+    """Names of the layers that reports have numbers of, in their order."""
+    return list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+
+
 def rows(reports: Sequence[Report], refused: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, object]]:
     """One row a report: the configuration, the texts, the numbers of the whole model with their intervals, where and when they were measured; with
     several seeds the mean and standard deviation over them, the same in each of their rows. "" for what is not known.

@@ -61,8 +61,9 @@ def lasting(message: tuple, event: Event) -> bool:
 def local_runner(settings: WorkerSettings) -> Any:
     """The runner of this process. Loads torch."""
     from explorer import tasks
-    from explorer.experiment import Loader, LocalRunner
+    from explorer.experiment import LocalRunner
     from explorer.hub import Hub
+    from explorer.loader import Loader
     from explorer.store import Store
 
     tasks.tasks()

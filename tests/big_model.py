@@ -21,12 +21,12 @@ import torch
 from explorer import models, sizes
 from explorer.checkpoint import check_config
 from explorer.data import bundled_text
-from explorer.devices import device_name
-from explorer.experiment import quantize  # with all that a run imports, so that imports are no part of the peak
 from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics import Subject, metrics
+from explorer.quantizing import quantize
 from explorer.records import Measurement, TextRef
+from kernels.timing import device_name
 
 RESULTS = Path(__file__).parent.parent / "assets" / "large.json"
 

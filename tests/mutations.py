@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 import app
+from explorer import recorded
 from explorer.server.guard import Guard
 
 # What a page never sends for any component: each of these in a place must be refused, or be of the type that the place takes.
@@ -41,7 +42,7 @@ class Attack:
     """Bodies of every handler with places changed, fields added and dropped, bytes flipped; paths changed. `reached`: bodies that got behind."""
 
     def __init__(self, seed: int) -> None:
-        blocks = app.build(None, app.seeds(), json.loads((app.ASSETS / "methods.json").read_text())["methods"], ["demo"])
+        blocks = app.build(None, list(recorded.seeds()), json.loads((app.ASSETS / "methods.json").read_text())["methods"], ["demo"])
         config = json.loads(json.dumps(blocks.get_config_file(), default=str))
         self.handlers = config["dependencies"]
         self.components = {c["id"]: c for c in config["components"]}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from explorer.accelerators import ACCELERATORS, sheet_of
+from explorer.accelerators import ACCELERATORS
+from explorer.boards import sheet_of
 
 REPORTED = {
     "NVIDIA L40": 864, "NVIDIA L40S": 864, "NVIDIA L4": 300, "Tesla T4": 320, "NVIDIA A10G": 600, "NVIDIA A100-SXM4-80GB": 2039, "NVIDIA A100-SXM4-40GB": 1555,

@@ -11,8 +11,9 @@ import gradio as gr
 import pytest
 
 from explorer import link
-from explorer.docs import CATALOGUE, SEEDS
+from explorer.docs import CATALOGUE
 from explorer.link import parse
+from explorer.recorded import SEEDS
 from explorer.records import ModelRef, report_from
 from explorer.ui.address import address_of
 from explorer.ui.page import OPTIONS, Page

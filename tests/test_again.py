@@ -8,15 +8,15 @@ from functools import partial
 
 import pytest
 
-import app
 from explorer.docs import CATALOGUE
+from explorer.recorded import seeds
 from explorer.records import InputError, Progress
 from explorer.ui.again import gone_on, kept
 from explorer.ui.page import OPTIONS, Page
 from explorer.ui.session import Shelf, seats
 from explorer.ui.tab import Shell
 
-SEEDS = app.seeds()
+SEEDS = list(seeds())
 USUAL = ("bundled", None, "bundled", 16, 0, 16, 16)
 
 

@@ -12,7 +12,7 @@ import pytest
 from explorer.allocate import Option, best, frontier, options_of, rules, uniform
 from explorer.methods.mixed import Mixed
 from explorer.records import InputError
-from explorer.sequential import bound, looks, quantile, spent, within
+from explorer.sequential import bound, looks, spent, student_t, within
 
 
 def random_layers(seed: int, layers: int, widths: tuple[int, ...] = (2, 3, 4, 8)) -> list[list[Option]]:
@@ -67,8 +67,8 @@ def test_rules_say_the_assignment() -> None:
 
 def test_student_quantiles() -> None:
     """Tables: t of 4 and of 29 degrees of freedom at 5% two-sided, and the normal limit."""
-    assert quantile(0.05, 4) == pytest.approx(2.7764, abs=1e-4) and quantile(0.05, 29) == pytest.approx(2.0452, abs=1e-4)
-    assert quantile(0.05, 1) == pytest.approx(12.706, abs=1e-3) and quantile(0.05, 5000) == pytest.approx(1.96, abs=1e-3)
+    assert student_t(0.05, 4) == pytest.approx(2.7764, abs=1e-4) and student_t(0.05, 29) == pytest.approx(2.0452, abs=1e-4)
+    assert student_t(0.05, 1) == pytest.approx(12.706, abs=1e-3) and student_t(0.05, 5000) == pytest.approx(1.96, abs=1e-3)
     assert within(0, 7) == 0 and within(2.3646, 7) == pytest.approx(0.95, abs=1e-4)
 
 

@@ -17,13 +17,15 @@ LAYERS = tuple(
     for layer in """
 kernels
 explorer.records explorer.closure explorer.vocabulary
-explorer.grid explorer.families explorer.layouts explorer.published explorer.planner explorer.accelerators explorer.goal explorer.allocate explorer.sequential
+explorer.boards explorer.cache_sizes explorer.grid explorer.families explorer.layouts explorer.presets explorer.published explorer.planner explorer.accelerators
+    explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
 explorer.rights explorer.writing explorer.pieces explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache
     explorer.likelihood explorer.products explorer.llama explorer.decode explorer.architectures
 explorer.store explorer.metrics explorer.methods
-explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.repeats explorer.speeds explorer.findings explorer.detectors
+explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired explorer.recorded explorer.repeats explorer.speeds explorer.findings
+    explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
     explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.table explorer.verdict
@@ -117,6 +119,54 @@ def test_sizes_and_first_line(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
+
+
+def names_given(path: Path) -> set[str]:
+    """Names that a module's statements bind, imports aside."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return defined | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def test_a_name_is_imported_from_where_it_is_defined() -> None:
+    """Else who moves or renames it finds half of those who use it."""
+    given = {module_name(path): names_given(path) for path in FILES}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in given:
+                elsewhere = [a.name for a in node.names if a.name not in given[node.module] and f"{node.module}.{a.name}" not in given]
+                assert not elsewhere, f"{module_name(path)} imports {', '.join(elsewhere)} by way of {node.module}"
+
+
+# Functions that keep every answer, because they are asked about few things: names in the code, devices, formats, widths of layers, handlers of the page.
+ASKED_LITTLE = {
+    "explorer.closure": {"_file", "_read"},
+    "explorer.learn.handout": {"handout_link"},
+    "explorer.models": {"_cache_argument"},
+    "explorer.repeats": {"between"},
+    "explorer.rotation": {"hadamard"},
+    "explorer.tasks.sensitivity": {"together"},
+    "explorer.ui.forms": {"model"},
+    "kernels.codes": {"assembly"},
+    "kernels.cpu_forms": {"digits"},
+    "kernels.floats": {"float_values"},
+    "kernels.table": {"tiles", "_name"},
+    "kernels.w8a8_int8_matmul": {"exact"},
+}
+
+
+def test_what_visitors_may_ask_without_end_is_not_kept_without_end() -> None:
+    kept: dict[str, set[str]] = {}
+    for path in PRODUCT:
+        for one in ast.walk(ast.parse(path.read_text())):
+            endless = isinstance(one, ast.FunctionDef) and {ast.unparse(by) for by in one.decorator_list} & {
+                "cache",
+                "functools.cache",
+                "lru_cache(maxsize=None)",
+            }
+            if endless and one.args.args:
+                kept.setdefault(module_name(path), set()).add(one.name)
+    assert kept == ASKED_LITTLE, "lru_cache with a size, unless what it takes are few"
 
 
 def test_gradio_only_in_ui() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from explorer import architectures, models
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.metrics.speed import read_per_token
 from explorer.qlinear import QuantizedLinear, quantized_head
 from explorer.records import InputError, Report

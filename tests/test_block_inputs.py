@@ -12,9 +12,9 @@ from explorer.qlinear import QuantizedLinear, join
 from explorer.qtensor import concatenate
 from kernels import formats
 from kernels.floats import FORMATS, LARGEST, float_values, nearest
-from kernels.op import BLOCKS, Activation, dequantize, multiply, ops, power_of_two, round_activation
+from kernels.op import BLOCKS, Activation, dequantize, factor, multiply, ops, power_of_two, round_activation
 from kernels.product import Case, random_weight
-from kernels.round_blocks import factor, fp4_codes, torch_values, triton_values
+from kernels.round_blocks import fp4_codes, torch_values, triton_values
 
 CPU = torch.device("cpu")
 MX = [Activation(kind, "mx") for kind in FORMATS]

@@ -11,8 +11,9 @@ import torch
 
 from explorer import models, reproduce
 from explorer.data import bundled_text
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.models import LoadedModel
 from explorer.records import InputError, key_of
 from explorer.request import Request

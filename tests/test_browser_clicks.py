@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from zipfile import ZipFile
 
-from explorer.docs import SEEDS
+from explorer.recorded import SEEDS
 from explorer.records import report_from
 from tests.driving import browser_test, open_tab
 

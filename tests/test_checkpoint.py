@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from explorer import models
 from explorer.__main__ import main
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.metrics.speed import read_per_token
 from explorer.records import InputError
 from explorer.store import Store

@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 import pytest
 
 from explorer.chips import KINDS, chip, kind_of, of_answer, reachable
-from explorer.docs import SEEDS
 from explorer.export import as_html
 from explorer.figures import charts
 from explorer.figures.tradeoffs import point_of
 from explorer.learn import progress
+from explorer.recorded import SEEDS
 from explorer.records import report_from
 from explorer.table import comparison
 from explorer.ui.microscope import microscope

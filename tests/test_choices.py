@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from explorer.__main__ import main
-from explorer.docs import SEEDS
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.models import resolve
+from explorer.recorded import SEEDS
 from explorer.records import Answer, Event, InputError, TextRef, report_from
 from explorer.request import Request
 from explorer.store import Store

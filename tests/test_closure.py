@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from explorer import closure, experiment, metrics, tasks
+from explorer.loader import Loader
 from explorer.methods import build
 
 ROOMS = [module for room in ("explorer.methods", "explorer.metrics", "kernels") for module in closure.modules_in(room)]
@@ -27,6 +28,16 @@ def test_whatever_a_task_has_is_in_its_closure(task: tasks.Task) -> None:
     found = closure.closure(task.work.__module__, *ROOMS)
     assert {name for module in found & sys.modules.keys() for name in loaded_by(module)} <= found
     assert not any(name.startswith(("explorer.ui", "explorer.figures", "explorer.learn")) for name in found), "a page's text would empty the store"
+
+
+@pytest.mark.parametrize("task", ["", *tasks.tasks()])
+def test_the_planner_is_in_no_key(task: str) -> None:
+    """Of a run, "", and of every task: what a T4 costs, or what a plan counts, would empty the store with each correction. What a run reads of it
+    are a board's bandwidth and the bytes of a cache.
+    """
+    found = closure.closure(tasks.tasks()[task].work.__module__ if task else "explorer.experiment", *ROOMS)
+    planning = ("accelerators", "allocate", "families", "goal", "layouts", "planner", "presets", "published")
+    assert not found & {f"explorer.{name}" for name in planning} and {"explorer.boards", "explorer.cache_sizes"} <= found
 
 
 def test_every_metric_and_method_brings_what_it_imports() -> None:
@@ -80,7 +91,7 @@ def test_the_libraries_that_compute_are_in_the_key(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_answer_on_the_bundled_text_belongs_to_that_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = lambda: tasks.task_key(tasks.tasks()["sensitivity"], {"model": "demo"}, experiment.Loader())  # noqa: E731
+    ask = lambda: tasks.task_key(tasks.tasks()["sensitivity"], {"model": "demo"}, Loader())  # noqa: E731
     before = ask()
     monkeypatch.setattr(tasks.data, "bundled_digest", lambda: "another CPython's")
     assert ask() != before

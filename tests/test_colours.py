@@ -11,11 +11,10 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-import app
 from explorer.docs import CATALOGUE
 from explorer.figures import COLOURS, figures
-from explorer.figures.ladder import recorded
 from explorer.link import parse, query
+from explorer.recorded import ladder, seeds
 from explorer.records import Measurement, QuantSpec, Report
 from explorer.table import comparison
 from explorer.ui.page import Page
@@ -26,7 +25,7 @@ from explorer.ui.written import samples, texts
 from explorer.verdict import guard
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
-SEEDS = [dataclasses.replace(r, measurements=(*r.measurements, Measurement("training_loss", [2.0, 1.0]))) for r in app.seeds()]
+SEEDS = [dataclasses.replace(r, measurements=(*r.measurements, Measurement("training_loss", [2.0, 1.0]))) for r in seeds()]
 LAYER = "layers.3.mlp.down_proj"
 OFF = 2  # the place whose configuration is taken off
 
@@ -70,7 +69,7 @@ def test_those_that_stay_keep_their_swatches(shelf: Shelf) -> None:
 
 
 def test_a_new_configuration_takes_the_first_free_place(shelf: Shelf) -> None:
-    new = next(r for r in recorded() if r.experiment.spec.get("bits") == 6)
+    new = next(r for r in ladder() if r.experiment.spec.get("bits") == 6)
     page, gone = shelf.arrange(left(shelf, 1, 3), new)
     assert not gone and [key[-1] for _, key in seats(page)] == ["0", "1", "2", "4"] and page[1].name == new.name
     [dot] = [t for t in figures()["quality"].draw(page, "")["data"] if t["name"] == SEEDS[4].name]

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from explorer import llama, products
+from explorer.cache_sizes import packed_tokens
 from explorer.decode import Decoder, TransformersLoop
 from explorer.input_statistics import InputStatistics
-from explorer.kvcache import packed_tokens
 from explorer.llama import LlamaLoop
 from explorer.methods import build
 from explorer.metrics.speed import read_per_token
@@ -23,7 +23,8 @@ from explorer.qlinear import QuantizedLinear, join, siblings, swapped
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
 from explorer.records import ModelRef
 from kernels import native
-from kernels.kv_attention import NATIVE, TORCH
+from kernels.kv_attention import TORCH
+from kernels.native_attention import NATIVE
 from kernels.op import Form, ops
 
 CPU = torch.device("cpu")

@@ -12,15 +12,14 @@ import torch
 
 from explorer.answers import answers, ladder, place
 from explorer.bugs import BUGS
-from explorer.commands.survey import SURVEY
 from explorer.detectors import named, sentence, verdicts
-from explorer.docs import SEEDS
 from explorer.experiment import LocalRunner
 from explorer.faults import FAULTS, planted, zero_off_by_one
 from explorer.findings import BROKEN, OK, level
 from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics.integrity import packed_weight
+from explorer.recorded import SEEDS, SURVEY
 from explorer.records import Answer, InputError, Report, report_from
 from explorer.repetition import cycle, repetition
 from explorer.store import Store

@@ -19,7 +19,7 @@ from explorer.methods import build
 from explorer.records import Answer, Progress, Report, key_of, plain, report_from
 from explorer.ui import interviewer
 from explorer.ui.diagnosis import EVIDENCE
-from explorer.ui.sealed import KEPT, Sealed
+from explorer.ui.kept import TICKETS, Kept, Sealed
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 
@@ -116,7 +116,20 @@ def test_next_steps_do_not_name_the_bug_and_all_differ() -> None:
 
 def test_sealed_forgets_the_oldest() -> None:
     sealed = Sealed()
-    tickets = [sealed.put({"n": i}) for i in range(KEPT + 1)]
-    assert sealed.open(tickets[0]) == {} and sealed.open(tickets[-1]) == {"n": KEPT}
+    tickets = [sealed.put({"n": i}) for i in range(TICKETS + 1)]
+    assert sealed.open(tickets[0]) == {} and sealed.open(tickets[-1]) == {"n": TICKETS}
     sealed.open(tickets[-1])["n"] = 0
-    assert sealed.open(tickets[-1]) == {"n": KEPT} and sealed.open(None) == sealed.open([]) == {}
+    assert sealed.open(tickets[-1]) == {"n": TICKETS} and sealed.open(None) == sealed.open([]) == {}
+    sealed.mark(tickets[-1], {"answered": True})
+    sealed.mark(tickets[0], {"answered": True})
+    assert sealed.open(tickets[-1]) == {"n": TICKETS, "answered": True} and sealed.open(tickets[0]) == {}
+
+
+def test_equal_data_have_one_key_and_equal_secrets_two_tickets() -> None:
+    kept, sealed = Kept(2), Sealed()
+    first, second = kept.put({"n": 1}), kept.put({"n": 2})
+    assert kept.put({"n": 1}) == first and kept.get(None) is kept.get([]) is None
+    third = kept.put({"n": 3})
+    assert (kept.get(first), kept.get(second), kept.get(third)) == ({"n": 1}, None, {"n": 3}), "the least recently used goes"
+    one, other = sealed.put({"bug": "zero"}), sealed.put({"bug": "zero"})
+    assert one != other and len(one) == len(other) == 32

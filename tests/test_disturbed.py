@@ -14,12 +14,12 @@ import pytest
 from explorer.answers import answers, size
 from explorer.commands.run import table
 from explorer.commands.sweep import notes
-from explorer.docs import SEEDS
 from explorer.export import as_csv, as_json, noted
 from explorer.figures import figures, limits, tradeoffs
 from explorer.figures.labels import LETTER, LINE, spaced
 from explorer.findings import one_rate
 from explorer.learn.facts import Facts
+from explorer.recorded import SEEDS
 from explorer.records import Measurement, Report, report_from
 from explorer.repeats import between
 from explorer.speeds import against, fewer, judged, speed

@@ -21,7 +21,8 @@ from prometheus_client import generate_latest
 
 import app
 from explorer.hub import HubSettings
-from explorer.jobs import Finished, WorkerRunner
+from explorer.job import Finished
+from explorer.jobs import WorkerRunner
 from explorer.limits import Limits
 from explorer.records import InputError, report_from
 from explorer.server import login

@@ -13,9 +13,10 @@ import torch
 
 from explorer import data, models
 from explorer.answers import place
-from explorer.experiment import Loader, LocalRunner, last_report, metric_key, run
+from explorer.experiment import LocalRunner, last_report, metric_key, run
 from explorer.findings import drowned
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.metrics import mean_interval, metrics, quantile_interval
 from explorer.metrics.quality import summarise, token_statistics
 from explorer.models import linears
@@ -24,7 +25,7 @@ from explorer.records import InputError, Measurement, Progress, Report
 from explorer.store import Store
 from tests.measuring import ON_CPU, measuring
 
-CPU = torch.device("cpu")
+CPU, GROUP = torch.device("cpu"), {"granularity": "group", "group_size": 64}
 FEW = {"tokens": 1024, "length": 256}  # of random weights any text says as much
 
 
@@ -38,15 +39,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory, loader: Loader) -> dict[str, 
     """Reports on the demo model, one a configuration, from one store; what differs does so on half the text that a run reads by itself."""
     kept = Store(tmp_path_factory.mktemp("store") / "r.db")
     runner = LocalRunner(kept, loader)
-    group = {"granularity": "group", "group_size": 64}
     wanted = {
         "none": ("none", {}),
         "rtn8": ("rtn", {"bits": 8, "granularity": "channel"}),
-        "rtn4": ("rtn", {"bits": 4, **group}),
-        "rtn2": ("rtn", {"bits": 2, **group}),
+        "rtn4": ("rtn", {"bits": 4, **GROUP}),
+        "rtn2": ("rtn", {"bits": 2, **GROUP}),
         "rtn2tensor": ("rtn", {"bits": 2, "granularity": "tensor"}),
-        "rtn3": ("rtn", {"bits": 3, **group}),
-        "gptq3": ("gptq", {"bits": 3, **group}),
+        "rtn3": ("rtn", {"bits": 3, **GROUP}),
+        "gptq3": ("gptq", {"bits": 3, **GROUP}),
     }
     few = {"tokens": 4096, "sequences": 8}
     reports = {name: last_report(runner.run("demo", *wanted.pop(name), **few)) for name in ("none", "rtn4")}  # whole

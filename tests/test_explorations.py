@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import gradio as gr
 import pytest
 
-from explorer.docs import CATALOGUE, SEEDS
+from explorer.docs import CATALOGUE
+from explorer.recorded import SEEDS, survey
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
 from explorer.ui.asking import configuration
-from explorer.ui.points import Held, Points, survey
+from explorer.ui.points import Held, Points
 from explorer.ui.sensitivities import Sensitivities
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell

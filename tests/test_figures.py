@@ -9,10 +9,10 @@ import statistics
 
 import pytest
 
-from explorer.docs import SEEDS
-from explorer.families import architecture
 from explorer.figures import Chart, Figure, _found, charts, figures
 from explorer.planner import Plan, need
+from explorer.presets import presets
+from explorer.recorded import SEEDS
 from explorer.records import Measurement, ModelRef, QuantSpec, Report, report_from, significant
 from explorer.table import comparison
 from explorer.ui.session import COMPARED, Shelf, arrange, keys_of, usual
@@ -65,7 +65,7 @@ def test_figure_needs_are_measured(figure) -> None:
 
 def test_a_70b_keeps_as_much_in_16_bits_as_the_memory_figure_says() -> None:
     """Embedding and head of Llama 3.1 70B, as a share of all bytes in 16 bits, and once the blocks have 4.25 bits a weight."""
-    model = architecture(json.loads((SEEDS.parent / "architectures" / "llama-3.1-70b.json").read_text()), "llama-3.1-70b")
+    model = presets()["llama-3.1-70b"]
     for bits, said in ((16, "3% of the bytes in 16 bits"), (4, "10% once")):
         weights = need(model, Plan(bits=bits, group=64)).weights
         share = 100 * (weights["embedding"] + weights["output head"]) / sum(weights.values())

@@ -8,10 +8,10 @@ import json
 from explorer.answers import answers, place
 from explorer.bugs import impossible
 from explorer.detectors import sentence, verdicts
-from explorer.docs import SEEDS
 from explorer.figures import charts
 from explorer.figures.ladder import rungs_for
 from explorer.findings import FEW, cause, counted
+from explorer.recorded import SEEDS
 from explorer.records import Measurement, QuantSpec, Report, report_from
 from explorer.speeds import slower_start, speed
 from explorer.table import SECTIONS, cell

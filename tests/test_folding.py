@@ -11,10 +11,10 @@ from torch import Tensor
 
 from explorer import models
 from explorer.calibration import flowing
-from explorer.experiment import Loader
 from explorer.flow import Before, scaled, stores
 from explorer.folding import folded
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.methods import build
 from explorer.metrics import Subject
 from tests.architectures import CONFIGS, make

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from explorer.decode import Decoder
-from explorer.docs import SEEDS
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.held import Held, held_bytes
+from explorer.loader import Loader
 from explorer.metrics import Subject
+from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.generate import Writer, forced

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from explorer import saving
-from explorer.experiment import Loader
+from explorer.loader import Loader
 from explorer.records import InputError
 from explorer.saving.ggml_blocks import packed, refuses
 from tests.architectures import make

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from explorer import downloads, loader, models, rights, sizes
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.hub import Hub, HubSettings, settings_from, split_id
+from explorer.loader import Loader
 from explorer.records import InputError, ModelRef, Progress
 from explorer.store import Store
 from tests.hub_server import COMMIT, FAULTS, StandIn, stand_in

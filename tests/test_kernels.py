@@ -12,7 +12,7 @@ from kernels.bench.check import relative_error, served, tolerance, unable
 from kernels.codes import assembly
 from kernels.floats import FORMATS, bias, float_format, float_values
 from kernels.hadamard import Turn, sylvester
-from kernels.kv_attention import LowBitCache
+from kernels.low_bit_cache import LowBitCache
 from kernels.op import REFERENCE, Activation, choose, dequantize, multiply, ops, round_activation
 from kernels.packing import PLANES, pack_planar, pack_table, swizzle
 from kernels.product import Case, random_weight

@@ -10,11 +10,13 @@ from transformers import Cache
 from transformers.cache_utils import QuantizedLayer
 
 from explorer import models
+from explorer.cache_sizes import GROUP, WINDOW, packed_tokens
 from explorer.decode import TransformersLoop
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.hub import Hub
-from explorer.kvcache import GROUP, WINDOW, Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, packed_tokens, unpack
+from explorer.kvcache import Chunk, KiviLayer, bytes_at, chunked_logits, kivi_cache, pack, unpack
 from explorer.llama import LlamaLoop
+from explorer.loader import Loader
 from explorer.models import LoadedModel, reading
 from explorer.packed_cache import PackedCache
 from explorer.records import InputError

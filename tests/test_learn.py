@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from itertools import pairwise, product
 from types import SimpleNamespace
@@ -11,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from explorer import families, planner
+from explorer import planner
 from explorer.accelerators import ACCELERATORS, fit
-from explorer.architectures import FOLDER as ARCHITECTURES
 from explorer.kvcache import bytes_at
 from explorer.learn import answers, planned
 from explorer.learn.bank import KINDS, LEVELS, Question, areas, questions
@@ -23,6 +21,7 @@ from explorer.learn.pose import distance_score, grade, number_asked, pose, run_o
 from explorer.learn.runs import named_runs, recorded
 from explorer.learn.stories import conclude, stories
 from explorer.methods import build
+from explorer.presets import presets
 from explorer.qtensor import affine_codes, affine_parameters, quantize_affine
 from explorer.ui.tab import tabs
 from tests.learn_data import wrong_number
@@ -232,7 +231,7 @@ def test_cache_arithmetic_is_that_of_the_cache() -> None:
 
 def test_the_arithmetic_is_the_planner_s() -> None:
     """The 70B of stories and cards is Llama-3.1-70B as the planner counts it."""
-    model = families.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text()))
+    model = presets()["llama-3.1-70b"]
     assert model.parameters == pytest.approx(70.6e9, rel=1e-3)
     assert answers.kv_bytes_per_token(80, 8, 128) * 8192 == planner.kv_bytes(model, 8192, 16)
     kept = model.parameters - sum(model.parts()[part] for part in ("attention", "feed-forward"))
@@ -243,7 +242,7 @@ def test_the_arithmetic_is_the_planner_s() -> None:
 
 def test_what_the_planner_says_of_a_70b_is_right_in_the_trainer() -> None:
     """And so is arithmetic by hand, as the questions describe it."""
-    model, card = families.architecture(json.loads((ARCHITECTURES / "llama-3.1-70b.json").read_text())), next(a for a in ACCELERATORS if a.name == "H100")
+    model, card = presets()["llama-3.1-70b"], next(a for a in ACCELERATORS if a.name == "H100")
     room, gib = 0.9 * 79.1, {bits: answers.weight_gib(68.45e9, 4.125 if bits == 4 else bits) + answers.weight_gib(2.1e9, 16) for bits in (4, 8, 16)}
     cards, cache = questions()["prod-cards"], pose(questions()["kv-configure"], "x")
     for bits, users in product(cards.draw["bits"], cards.draw["users"]):

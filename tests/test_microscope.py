@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from explorer import models
-from explorer.docs import SEEDS
 from explorer.experiment import LocalRunner
 from explorer.figures import charts
 from explorer.figures.projections import table_of
 from explorer.hub import Hub
 from explorer.methods import build
+from explorer.recorded import SEEDS
 from explorer.records import Answer, Event, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.error_map import digits, reduced
-from explorer.ui.asking import asked
+from explorer.ui.asking import asked, subject_of
 from explorer.ui.lens import lens_methods
 from explorer.ui.microscope import microscope
 from explorer.ui.session import Shelf, keys_of
@@ -269,3 +269,9 @@ def test_names_are_escaped() -> None:
         "bits_per_weight": 4.5,
     }  # fmt: skip
     assert "<img" not in microscope(data) and "none dB" in microscope(data)
+
+
+def test_what_a_tab_shows_is_read_from_its_hidden_text() -> None:
+    """A visitor may send anything in its place."""
+    assert subject_of('{"model": "arch:qwen3-8b", "layer": "a", "more": 1}') == {"model": "arch:qwen3-8b", "layer": "a"}
+    assert subject_of("") == subject_of("[1]") == subject_of("{") == subject_of('{"model": null, "layer": 0}') == {"model": "demo", "layer": ""}

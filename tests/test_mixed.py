@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.input_statistics import InputStatistics
+from explorer.loader import Loader
 from explorer.methods import build, spec_of
+from explorer.methods.mixed import parsed
 from explorer.records import InputError
 from explorer.store import Store
 from tests.measuring import ON_CPU
@@ -84,3 +86,10 @@ def test_awq_of_several_widths_shares_one_scale(draw: torch.Generator) -> None:
 @pytest.fixture
 def draw() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def test_rules_of_many_visitors_do_not_pile_up() -> None:
+    """Parsed rules are larger than their text; a worker lives for weeks."""
+    for k in range(50):
+        parsed(f"*{k}: rtn bits=4")
+    assert parsed.cache_info().currsize <= 16

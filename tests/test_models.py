@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from explorer import checkpoint, data, models, sizes
 from explorer.calibration import first_inputs, sequential_statistics
 from explorer.checkpoint import SUPPORTED
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.hub import Hub, HubSettings
+from explorer.loader import Loader
 from explorer.qlinear import put
 from explorer.records import InputError
 from explorer.sizes import Weight

@@ -12,8 +12,9 @@ import torch
 
 from explorer.packed_cache import PackedCache
 from kernels import native, native_attention
-from kernels.kv_attention import NATIVE, OP, Case, _problem, _reference
+from kernels.kv_attention import OP, Case, _problem, _reference
 from kernels.low_bit_cache import GROUP, LowBitCache
+from kernels.native_attention import NATIVE
 from kernels.op import serving
 from tests.test_native import needs_compiler, supported
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from explorer import experiment, loader, models, offload, quantizing, sizes
 from explorer.checkpoint import weigh
 from explorer.data import bundled_text
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.methods import build
 from explorer.metrics import NoRoom, Subject, floor, metrics
 from explorer.records import InputError, Report, TextRef, report_from

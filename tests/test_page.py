@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import app
-from explorer.docs import SEEDS
 from explorer.figures import figures
+from explorer.recorded import SEEDS, seeds
 from explorer.records import InputError, Measurement, Progress, Report, report_from
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import in_rows
@@ -144,7 +144,7 @@ def test_results_of_another_model_than_the_chosen_one_say_so(page: Page) -> None
 
 
 def test_the_line_above_the_texts_follows_what_is_shown() -> None:
-    assert whose_texts(app.seeds()).startswith("Recorded texts")
+    assert whose_texts(seeds()).startswith("Recorded texts")
     here = [dataclasses.replace(r, provenance=r.provenance | {"recorded": False}) for r in SEED[:2]]
     assert whose_texts(here).startswith("Texts of the runs")
     bare = [dataclasses.replace(r, measurements=tuple(m for m in r.measurements if m.metric != "sample_text")) for r in here]
@@ -183,8 +183,9 @@ def test_page_builds_without_warnings_and_a_remembered_signature_changes_no_sess
     code = (
         "import warnings; warnings.simplefilter('error', UserWarning)\n"
         "import app, json\n"
+        "from explorer.recorded import seeds\n"
         "from gradio.state_holder import SessionState\n"
-        "page = (None, app.seeds(), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
+        "page = (None, list(seeds()), json.loads((app.ASSETS / 'methods.json').read_text())['methods'], ['demo'])\n"
         "blocks = app.build(*page)\n"
         "assert blocks.fns and all(len(handler.show_progress_on) == 1 for handler in blocks.fns.values()), 'each shown progress slows every event'\n"
         "before = SessionState(blocks).config_values\n"
@@ -208,7 +209,7 @@ def test_lazy_runner_runs_and_says_why_it_cannot(tmp_path: Path) -> None:
 
 
 def test_seeds_are_marked_as_recorded() -> None:
-    found: list[Report] = app.seeds()
+    found = list(seeds())
     assert found[0].experiment.spec.method == "none" and len(found) == 5 and all(r.provenance["recorded"] for r in found)
 
 
@@ -237,9 +238,12 @@ def test_what_a_control_does_is_said_for_whoever_has_never_quantized() -> None:
     from explorer.docs import CATALOGUE
     from explorer.ui.controls import PLAIN, plain
 
-    fields = [field for method in json.loads(CATALOGUE.read_text())["methods"] for field in method["fields"]]
-    assert set(PLAIN) <= {field["help"] for field in fields}, "each stands for a help that exists"
-    assert not any("2^b" in (plain(field["help"]) or "") for field in fields)
+    methods = json.loads(CATALOGUE.read_text())["methods"]
+    fields = {(method["name"], field["name"]): field for method in methods for field in method["fields"]}
+    assert {key for key in PLAIN if isinstance(key, tuple)} <= fields.keys() and {key for key in PLAIN if isinstance(key, str)} <= {name for _, name in fields}
+    assert not any("2^b" in (plain(method, field) or "") for (method, _), field in fields.items())
+    coming = {"name": "bits", "help": "A code of b bits names 2^b grid points, of which this method uses half."}
+    assert plain("coming", coming) == PLAIN["bits"], "a new method with bits needs no sentence of its own, whatever its help says"
 
 
 def test_run_measures_disturbed_times_again(page: Page) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from explorer import wide
 from explorer.commands.run import table
-from explorer.docs import SEEDS
 from explorer.export import as_csv, as_html, as_json
 from explorer.figures import divergence
 from explorer.learn.bank import questions
@@ -20,6 +19,7 @@ from explorer.learn.facts import Facts
 from explorer.learn.pose import grade, pose
 from explorer.metrics import mean_interval
 from explorer.paired import WINDOWS, beside, difference, mean_difference, ranked, why_not
+from explorer.recorded import SEEDS
 from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, report_from
 from explorer.table import comparison
 

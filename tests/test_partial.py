@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import app
 from explorer.answers import answers
-from explorer.detectors import level, sentence, verdicts
-from explorer.experiment import Loader, LocalRunner, metric_key
+from explorer.detectors import sentence, verdicts
+from explorer.experiment import LocalRunner, metric_key
 from explorer.export import as_csv, as_html, as_json
-from explorer.findings import UNSURE
+from explorer.findings import UNSURE, level
+from explorer.loader import Loader
 from explorer.metrics import metrics
+from explorer.recorded import seeds
 from explorer.records import Answer, Event, InputError, Measurement, Partial, Progress, QuantSpec, Report
 from explorer.store import Store
 from explorer.table import comparison
@@ -38,7 +39,7 @@ CPU = torch.device("cpu")
 FEW = {"tokens": 1024, "length": 256}
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
 GIVEN = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0}
-SEEDS = app.seeds()
+SEEDS = list(seeds())
 TAB = "first"  # the tab that is open in these tests
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
+from explorer.loader import Loader
 from explorer.models import linears
 from explorer.records import Answer
 from explorer.store import Store

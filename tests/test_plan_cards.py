@@ -14,8 +14,8 @@ from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit, held, spread
 from explorer.goal import answer
 from explorer.planner import Plan
+from explorer.presets import presets
 from explorer.records import InputError
-from explorer.ui.plans import presets
 from tests.test_plan_formats import goal_of, solved
 
 CARDS = {one.name: one for one in ACCELERATORS}

@@ -21,16 +21,16 @@ from explorer import checkpoint, goal
 from explorer.__main__ import main, parser
 from explorer.accelerators import ACCELERATORS, fit
 from explorer.commands.run import every_field, parameters
-from explorer.figures.ladder import on_record
 from explorer.figures.plan import summary
 from explorer.input_statistics import InputStatistics
 from explorer.layouts import LAYOUTS, stored_bits
 from explorer.methods import build
 from explorer.planner import Plan, kv_bytes, need
+from explorer.presets import configurations, presets
+from explorer.recorded import on_record, survey
 from explorer.records import Answer, InputError
-from explorer.repeats import survey
 from explorer.saving import gguf
-from explorer.ui.plans import FLOAT8, FOLDER, Plans, as_typed, bars, first, presets
+from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, first
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 
@@ -167,7 +167,7 @@ class Told:
 
 
 def qwen() -> dict[str, Any]:
-    return json.loads((FOLDER / "qwen2.5-0.5b.json").read_text())["config"]
+    return configurations()["qwen2.5-0.5b"]["config"]
 
 
 def test_the_command_names_the_model_that_is_planned() -> None:

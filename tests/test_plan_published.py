@@ -19,9 +19,10 @@ from explorer.accelerators import ACCELERATORS, fit
 from explorer.experiment import LocalRunner
 from explorer.families import Architecture, architecture
 from explorer.planner import Plan, need, step_weights
+from explorer.presets import configurations, presets
 from explorer.records import InputError
 from explorer.store import Store
-from explorer.ui.plans import FOLDER, Plans, first, follows, presets
+from explorer.ui.plans import Plans, first, follows
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 from tests.test_plan_formats import solved
@@ -59,7 +60,7 @@ def test_deepseek_v3_by_hand() -> None:
     assert published_bytes("deepseek-v3") / 1e9 == pytest.approx(673.2, abs=0.1)
 
 
-LLAMA = json.loads((FOLDER / "llama-3.1-8b.json").read_text())["config"]
+LLAMA = configurations()["llama-3.1-8b"]["config"]
 INSIDE, ROWS, INPUTS = 6_979_321_856, 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096), 32 * (6 * 4096 + 14336)  # weights, outputs and inputs in the blocks
 REST = 2 * (8_030_261_248 - INSIDE)
 
@@ -103,7 +104,7 @@ def test_a_head_that_no_name_leaves_out_is_quantized() -> None:
 def test_a_folder_that_is_quantized_or_of_no_type_that_loads_is_planned(tmp_path: Path) -> None:
     """By its config.json alone; what is none is refused with a sentence."""
     plans = Plans(Shell(LocalRunner(Store(":memory:")), Shelf([]), [], ["demo"]))
-    gpt_oss = json.loads((FOLDER / "gpt-oss-20b.json").read_text())["config"]
+    gpt_oss = configurations()["gpt-oss-20b"]["config"]
     for config, billions in ((LLAMA | {"quantization_config": packed()}, "8.030"), (gpt_oss, "20.915")):
         (tmp_path / "config.json").write_text(json.dumps(config))
         text, line = list(plans.fetched(f" {tmp_path} "))[-1]

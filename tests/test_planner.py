@@ -19,11 +19,11 @@ from explorer.families import Architecture, architecture, pasted
 from explorer.hub import Hub
 from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
+from explorer.presets import configurations, presets
 from explorer.records import InputError
 from explorer.ui.page import many
-from explorer.ui.plans import Plans, as_typed, first, presets
+from explorer.ui.plans import Plans, as_typed, first
 
-FOLDER = Path(__file__).parent.parent / "assets" / "architectures"
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,
 # DeepSeek-V3 without its layer that predicts a second token.
 PUBLISHED = {
@@ -45,7 +45,7 @@ def device(name: str) -> Accelerator:
 
 
 def shipped(name: str) -> Architecture:
-    return architecture(json.loads((FOLDER / f"{name}.json").read_text()), name)
+    return presets()[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -161,7 +161,7 @@ def test_experts_meet_more_weights_as_users_grow() -> None:
 
 def test_window_bounds_the_cache() -> None:
     """Qwen2 limits only the layers from max_window_layers on: with all 28 below it the cache of 131,072 tokens takes 7.52 GB, not 0.23."""
-    config = json.loads((FOLDER / "qwen2.5-7b.json").read_text())["config"] | {"use_sliding_window": True, "sliding_window": 4096}
+    config = configurations()["qwen2.5-7b"]["config"] | {"use_sliding_window": True, "sliding_window": 4096}
     assert kv_bytes(architecture(config | {"max_window_layers": 28}), 131072, 16) / 1e9 == pytest.approx(7.52, abs=0.01)
     half = kv_bytes(architecture(config | {"max_window_layers": 14}), 131072, 16)
     assert half == (kv_bytes(architecture(config | {"max_window_layers": 0}), 131072, 16) + kv_bytes(architecture(config), 131072, 16)) // 2

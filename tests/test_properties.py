@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from explorer import lattice
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.input_statistics import InputStatistics
+from explorer.loader import Loader
 from explorer.methods import Method, build, fields_of, methods
 from explorer.records import InputError
 from explorer.store import Store

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import torch
 
 from explorer.commands.run import table
-from explorer.docs import SEEDS
 from explorer.metrics import metrics
 from explorer.provenance import calibrated, merged, turning
+from explorer.recorded import SEEDS
 from explorer.records import TextRef, report_from
 from explorer.table import kernel
 

@@ -8,9 +8,10 @@ import json
 import pytest
 
 from explorer.answers import changed
-from explorer.docs import SEEDS, peers, results_table
+from explorer.docs import peers, results_table
 from explorer.figures import charts, figures, tradeoffs
 from explorer.findings import known, one_rate
+from explorer.recorded import SEEDS
 from explorer.records import Report, change, fitting, report_from
 from explorer.speeds import share, speed
 

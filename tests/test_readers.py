@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from explorer import saving
-from explorer.experiment import Loader
+from explorer.loader import Loader
 from explorer.qlinear import siblings
 from explorer.saving.compressed_tensors import MX_INPUTS, MX_WEIGHTS, RAN, READ, vllm_said
 from kernels.op import Activation

@@ -9,8 +9,9 @@ import torch
 
 from explorer.commands.run import table
 from explorer.detectors import named, sentence, verdicts
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
 from explorer.findings import SUSPICIOUS
+from explorer.loader import Loader
 from explorer.records import InputError, Progress
 from explorer.store import Store
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from explorer.experiment import Loader, LocalRunner, last_report
+from explorer.experiment import LocalRunner, last_report
+from explorer.loader import Loader
 from explorer.records import BUSY, Progress, Report
 from explorer.store import Store
 from explorer.worker import lasting

@@ -10,8 +10,9 @@ import pytest
 
 from explorer import repeats
 from explorer.figures import tradeoffs
+from explorer.recorded import survey
 from explorer.records import Measurement, Report
-from explorer.repeats import between, spread, survey
+from explorer.repeats import between, spread
 from explorer.speeds import judged
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-import app
 from explorer.export import HELD, USUAL, catalogue, command_of, commands
 from explorer.figures import figures
 from explorer.gaps import absent
+from explorer.recorded import seeds, survey
 from explorer.records import Partial, Progress
-from explorer.repeats import survey
 from explorer.table import comparison
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS, Clock, Page
@@ -22,7 +21,7 @@ from explorer.ui.session import Shelf, arrange, keys_of
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.speed import recorded, swept
 
-SEED = app.seeds()
+SEED = list(seeds())
 OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16, 16)
 OPEN = "first"  # the tab that is open in these tests
 

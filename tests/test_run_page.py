@@ -12,8 +12,8 @@ import pytest
 
 from explorer.__main__ import main
 from explorer.commands.run import page_of
-from explorer.docs import SEEDS
 from explorer.link import WHOLE
+from explorer.recorded import SEEDS
 from explorer.records import Event, Report, report_from
 from tests.driving import LOW_CONTRAST, browser_test
 

@@ -16,9 +16,10 @@ from torch import nn
 
 from explorer import saving
 from explorer.__main__ import main
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.families import architecture
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.planner import Plan, need
 from explorer.records import Answer, InputError
 from explorer.request import Request

@@ -13,8 +13,9 @@ import torch
 from explorer import data, experiment, models
 from explorer.__main__ import main, parser
 from explorer.commands.sensitivity import params_of
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.methods import Method, build, fields_of, methods
 from explorer.records import Answer, InputError, Measurement
 from explorer.store import Store

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer.docs import CATALOGUE, SEEDS
+from explorer.docs import CATALOGUE
 from explorer.export import as_csv, as_html, as_json, command_of, commands, saving_of
 from explorer.hub import Hub
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
+from explorer.recorded import SEEDS
 from explorer.records import ModelRef, QuantSpec, Report, report_from
 from explorer.table import source
 from explorer.ui.session import Shelf

@@ -11,23 +11,23 @@ from types import SimpleNamespace
 import pytest
 from gradio.context import LocalContext
 
-import app
 from explorer import rights
 from explorer.learn.runs import recorded
 from explorer.link import Wanted
+from explorer.recorded import seeds, survey
 from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
 from explorer.table import comparison
 from explorer.ui import share
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
 from explorer.ui.points import Held, Points
-from explorer.ui.session import Shelf, keys_of, seats, survey
+from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
 from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
 GIVEN = {"evaluation": "bundled", "calibration": "bundled", "sequences": 16, "seed": 0}
-SEEDS = app.seeds()
+SEEDS = list(seeds())
 NAMES = "first"  # the tab that is open in these tests
 
 

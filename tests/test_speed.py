@@ -12,22 +12,23 @@ import torch
 
 from explorer import devices, models, tasks
 from explorer.__main__ import main
-from explorer.answers import speed
 from explorer.commands.run import table
-from explorer.docs import SEEDS
-from explorer.experiment import Loader, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.figures import roofline as figure
 from explorer.figures.roofline import above
 from explorer.findings import busy
 from explorer.hub import Hub
 from explorer.kvcache import bytes_at
+from explorer.loader import Loader
+from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
+from explorer.speeds import speed
 from explorer.store import Store
 from explorer.table import comparison
 from explorer.tasks import batch, roofline
 from explorer.tasks.roofline import verdict
 from explorer.turns import Line
-from kernels import native
+from kernels import native, timing
 from tests.measuring import ON_CPU
 
 CPU = torch.device("cpu")
@@ -88,7 +89,7 @@ def runner(store: Store, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
     monkeypatch.setattr(batch, "NOISE", math.inf)
     monkeypatch.setattr(roofline, "NOISE", math.inf)
     monkeypatch.setattr(devices, "read_rate", lambda device: devices.Rate(ROOF["read"]))
-    monkeypatch.setattr(devices, "copy_bandwidth", lambda device: ROOF["copy"])
+    monkeypatch.setattr(roofline, "copy_bandwidth", lambda device: ROOF["copy"])
     monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype: ROOF["matmul_16"])
     return LocalRunner(store, Loader(CPU))
 
@@ -153,7 +154,7 @@ def test_profile_writes_a_trace_with_named_ranges(tiny_folder: Path, tmp_path: P
 
 
 def test_rates_are_measured_and_positive() -> None:
-    assert devices.read_rate(CPU).value > 1e8 and devices.copy_bandwidth(CPU) > 1e8 and devices.data_sheet(CPU) is None
+    assert devices.read_rate(CPU).value > 1e8 and timing.copy_bandwidth(CPU) > 1e8 and devices.data_sheet(CPU) is None
     assert devices.matmul_rate(CPU, torch.bfloat16) > 1e8 and devices.matmul_rate(CPU, torch.int8) > 1e8
     assert 0 < devices.free_memory(CPU) <= devices.total_memory(CPU)
 
@@ -189,7 +190,7 @@ def test_a_point_above_the_roof_says_why() -> None:
 def test_a_cpus_name_tells_threads_and_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     for threads, words in ((1, "1 thread"), (2, "2 threads")):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert devices.device_name(CPU).endswith(f", {words}, {torch.backends.cpu.get_cpu_capability()}")
+        assert timing.device_name(CPU).endswith(f", {words}, {torch.backends.cpu.get_cpu_capability()}")
 
 
 def test_a_run_beside_other_work_says_so() -> None:

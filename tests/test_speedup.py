@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from explorer.docs import SEEDS, results_table
+from explorer.docs import results_table
 from explorer.figures import figures, tradeoffs
 from explorer.metrics import Subject, speed
+from explorer.recorded import SEEDS
 from explorer.records import Measurement, Progress, Report, report_from
 from explorer.repeats import between
 

@@ -21,10 +21,10 @@ from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answ
 from explorer.learn.stories import ONE_OFF, Step, conclude, fraction, judge, stories
 from explorer.models import resolve
 from explorer.planner import Plan, decode_work, need
+from explorer.presets import presets
 from explorer.records import Answer
 from explorer.store import Store
 from explorer.ui.learn import Walk
-from explorer.ui.plans import presets
 from explorer.ui.tab import tabs
 from tests.measuring import measuring
 

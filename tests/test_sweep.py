@@ -13,14 +13,16 @@ import pytest
 
 from explorer import data, models, paired
 from explorer.__main__ import main
-from explorer.docs import SEEDS
-from explorer.experiment import Loader, LocalRunner, quantize
+from explorer.experiment import LocalRunner
 from explorer.figures import ladder, tradeoffs
 from explorer.grid import CHANNEL, LIMIT, grid
 from explorer.hub import Hub
+from explorer.loader import Loader
 from explorer.methods import build, catalogue, spec_of
 from explorer.metrics import Subject
 from explorer.metrics.depth import METRIC as DEPTH
+from explorer.quantizing import quantize
+from explorer.recorded import SEEDS
 from explorer.records import Answer, InputError, Measurement, Progress, Report, report_from
 from explorer.store import Store
 from explorer.tasks import distinguish, sweep
@@ -204,7 +206,7 @@ def rung(bits: int, kld: float) -> Report:
 
 
 def test_ladder_places_a_value_between_its_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "recorded", lambda: ())
+    monkeypatch.setattr(ladder.recorded, "ladder", lambda: ())
     rungs = [rung(4, 0.04), rung(3, 0.16), rung(2, 0.64)]
     assert ladder.place("kld_mean", 0.08, rungs) == (pytest.approx(3.75), "") and ladder.place("kld_mean", 0.16, rungs) == (pytest.approx(3.25), "")
     more, fewer = (4.25, "more"), (2.25, "fewer")

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from explorer import models, tasks
-from explorer.experiment import Line, LocalRunner
+from explorer.experiment import LocalRunner
 from explorer.hub import Hub
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.store import Store
 from explorer.tasks import Engine, Task
+from explorer.turns import Line
 
 LAYER = "layers.1.mlp.down_proj"
 

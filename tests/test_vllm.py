@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from explorer import saving
-from explorer.experiment import Loader
+from explorer.loader import Loader
 from explorer.saving.compressed_tensors import RAN, vllm_said
 from kernels.op import multiply
 from tests.architectures import make

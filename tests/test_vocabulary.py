@@ -14,20 +14,18 @@ import pytest
 from explorer import closure, export, vocabulary
 from explorer.chips import kind_of
 from explorer.closure import modules_in
-from explorer.docs import SEEDS
-from explorer.figures.ladder import recorded
 from explorer.findings import counted, doubt
 from explorer.gaps import absent
 from explorer.learn.charts import title
+from explorer.recorded import SEEDS, ladder, survey
 from explorer.records import Measurement, report_from
-from explorer.repeats import survey
 from explorer.table import comparison
 from explorer.vocabulary import LOOP, TERMS, TEXT, TOKENS, WINDOWS, Term, term
 from explorer.wide import rows, table
 
 ROOT = Path(__file__).parent.parent / "explorer"
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]
-MEASURED = [m for report in (*SEED, *survey().values(), *recorded()) for m in report.measurements]
+MEASURED = [m for report in (*SEED, *survey().values(), *ladder()) for m in report.measurements]
 OWN = {  # where words stand beside a metric's name all the same
     "saving/__init__.py": "the card in a checkpoint; tasks import it, and recorded results hold while it stays as it is",
     "figures/divergence.py": "an axis, which says that it is a mean and log",

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from explorer.__main__ import main
-from explorer.docs import SEEDS
-from explorer.records import OUTSIDE, Measurement, report_from
+from explorer.recorded import SEEDS
+from explorer.records import OUTSIDE, Measurement, Report, report_from
 from explorer.table import comparison
-from explorer.wide import FIXED, column, rows, table
+from explorer.wide import FIXED, column, layer_names, rows, table
 
 REPORTS = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
 
@@ -74,3 +74,10 @@ def test_a_size_that_is_exactly_the_same_gets_no_sign() -> None:
     page = comparison(REPORTS[:3], live=False)
     line = page[page.index("KV cache of the timed loop") :].split("</tr>")[0]
     assert line.count("<td class=''") == 3 and "<td class='better'" in page[page.index("All weights in memory") :].split("</tr>")[0]
+
+
+def test_layers_are_named_once_in_their_order() -> None:
+    def of(*layers: str) -> Report:
+        return dataclasses.replace(REPORTS[1], measurements=tuple(Measurement("weight_error", 0.1, layer=layer) for layer in layers))
+
+    assert layer_names([of("b", "", "a", "b"), of("c", "a")]) == ["b", "a", "c"] and layer_names([]) == []

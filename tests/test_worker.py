@@ -16,7 +16,8 @@ import pytest
 
 from explorer import rights
 from explorer.hub import HubSettings
-from explorer.jobs import Finished, WorkerRunner
+from explorer.job import Finished
+from explorer.jobs import WorkerRunner
 from explorer.limits import Limits
 from explorer.records import Answer, Event, InputError, Progress
 from explorer.worker import WorkerSettings, explain

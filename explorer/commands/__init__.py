@@ -44,8 +44,8 @@ def commands() -> dict[str, Command]:
 
 def loader() -> Any:
     """The Loader of this process, with the hub's address, its cache and whether to stay offline from the environment, as the app does."""
-    from explorer.experiment import Loader
     from explorer.hub import Hub, settings_from
+    from explorer.loader import Loader
 
     return Loader(hub=Hub(settings_from(os.environ)))
 

@@ -8,7 +8,8 @@ import json
 import sys
 
 from explorer.commands import Command, document, runner_of, show
-from explorer.figures.ladder import LADDER, METRICS, RUNGS
+from explorer.figures.ladder import METRICS, RUNGS
+from explorer.recorded import LADDER
 from explorer.records import plain
 from explorer.wide import of_model
 

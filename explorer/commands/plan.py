@@ -9,15 +9,14 @@ from pathlib import Path
 
 from explorer.accelerators import ACCELERATORS, OWNED, REACHED, USUAL, Accelerator, Fit, fit, widths
 from explorer.commands import Command
-from explorer.families import Architecture, architecture, pasted
-from explorer.figures.ladder import on_record
+from explorer.families import Architecture, pasted
 from explorer.goal import answer, called, goal, own_width, plain, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Plan, gigabytes, need
+from explorer.presets import configurations, presets
 from explorer.published import PUBLISHED
+from explorer.recorded import on_record
 from explorer.records import InputError
-
-ASSETS = Path(__file__).parent.parent.parent / "assets"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +41,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def named(model: str) -> Architecture:
     """The architecture of a name or path. Raises InputError."""
-    known = {path.stem: path for path in sorted((ASSETS / "architectures").glob("*.json"))} | {"demo": ASSETS / "demo-model" / "config.json"}
-    if model in known:
-        return architecture(json.loads(known[model].read_text()), model)
+    if model in presets():
+        return presets()[model]
     path = Path(model).expanduser()
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"There is no architecture or file {model[:60]!r}; choose {', '.join(known)}, or give a config.json.")
+        raise InputError(f"There is no architecture or file {model[:60]!r}; choose {', '.join(configurations())}, or give a config.json.")
     try:
         return pasted(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:

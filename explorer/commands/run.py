@@ -12,7 +12,7 @@ from explorer.findings import doubt, doubts, in_16_bits
 from explorer.link import WHOLE
 from explorer.records import InputError, Report
 from explorer.vocabulary import term
-from explorer.wide import origin_of
+from explorer.wide import layer_names, origin_of
 from explorer.writing import write
 
 OPTIONS = ("calibration", "sequences", "seed", "kv_bits", "head_bits", "tokens", "length")
@@ -149,7 +149,7 @@ def page_of(reports: list[Report]) -> str:
     """Reports as one self-contained page. Raises InputError where plotly is not installed."""
     from explorer.export import report_page
 
-    layers = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+    layers = layer_names(reports)
     try:
         return report_page(reports, layers[len(layers) // 2] if layers else "")
     except ImportError as error:

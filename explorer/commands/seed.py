@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from explorer.commands import Command, runner_of, show
+from explorer.recorded import SEEDS
 from explorer.records import plain
 
-SEEDS = Path(__file__).parent.parent.parent / "assets" / "seed_results.json"
 OF_THIS_RUN = ("from_store", "unsaved", "measured_now")  # what a report says of the run that made it, which a recorded one has not
 SPECS = (
     ("none", {}),

@@ -8,8 +8,8 @@ import json
 import sys
 
 from explorer.commands import Command, runner_of, show
+from explorer.recorded import SURVEY
 from explorer.records import plain
-from explorer.repeats import SURVEY
 
 # Beside every method with its defaults: three bits, where methods part, and the variants people ask about.
 SPECS = (

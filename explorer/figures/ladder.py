@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from explorer import recorded
 from explorer.answers import ladder
 from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, places, plot
-from explorer.records import Report, report_from
-from explorer.repeats import survey
+from explorer.records import Report
 from explorer.vocabulary import term
 
-LADDER = Path(__file__).parent.parent.parent / "assets" / "ladder.json"
 RUNGS = {"granularity": "group", "group_size": 64}  # of plain rounding, and every width
 METRICS = ("kld_mean", "perplexity_delta", "top1_agreement")
 OPEN = {"more": "triangle-right-open", "fewer": "triangle-left-open"}  # of a value beyond the ladder's ends
@@ -32,21 +28,9 @@ class Place(NamedTuple):
         return f"{self.bits:.2f} bits" + (f" or {self.end}" if self.end else "")
 
 
-@cache
-def recorded() -> tuple[Report, ...]:
-    """The ladder of the bundled model that ships with the project; empty when there is none."""
-    reports = [report_from(data) for data in json.loads(LADDER.read_text())] if LADDER.exists() else []
-    return tuple(reports)
-
-
-def on_record() -> dict[str, Report]:
-    """What is recorded of the bundled model at many widths, by key: the survey of all methods, and the ladder."""
-    return survey() | {rung.key: rung for rung in recorded()}
-
-
 def rungs_for(report: Report, others: Sequence[Report] = ()) -> list[Report]:
     """The ladder of a report's model and text, widest first: the recorded one or, for other models, the rungs among `others`."""
-    return ladder([*others, *recorded()], report)
+    return ladder([*others, *recorded.ladder()], report)
 
 
 def loss(metric: str, value: float) -> float:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
-
 from explorer.accelerators import ACCELERATORS, fit, spread
-from explorer.families import Architecture, architecture
-from explorer.learn.runs import FOLDER
+from explorer.families import Architecture
 from explorer.planner import Plan
+from explorer.presets import presets
 
 CARD = next(one for one in ACCELERATORS if one.name == "H100")
 GROUPS = {4: 128}  # of other widths one scale an output channel
 
 
-@cache
 def model_70b() -> Architecture:
     """Llama-3.1-70B from its configuration."""
-    return architecture(json.loads((FOLDER.parent / "architectures" / "llama-3.1-70b.json").read_text()), "llama-3.1-70b")
+    return presets()["llama-3.1-70b"]
 
 
 def planned_users(bits: int, kv_bits: int, context: int) -> int:

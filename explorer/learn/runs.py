@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from explorer.records import Answer, Report, report_from
+from explorer.recorded import marked
+from explorer.records import Answer, Report
 
 FOLDER = Path(__file__).parent.parent.parent / "assets" / "learn"
 RECORDED = FOLDER / "recorded.json"
@@ -63,19 +64,10 @@ def _recorded() -> dict[str, Any]:
 @cache
 def recorded() -> dict[str, Report]:
     """Name -> Report as measured by `python -m assets.record_learn`, marked as recorded; empty when the file is missing."""
-    reports = {name: report_from(data) for name, data in _recorded()["reports"].items()}
-    for report in reports.values():
-        report.provenance["recorded"] = True
-    return reports
+    return {name: marked(data) for name, data in _recorded()["reports"].items()}
 
 
 @cache
 def recorded_answers() -> dict[str, Answer]:
     """Name -> Answer of a task, recorded with the reports."""
-    return {name: Answer(**data | {"data": _without_unused(data["data"])}) for name, data in _recorded()["answers"].items()}
-
-
-def _without_unused(data: dict[str, Any]) -> dict[str, Any]:
-    """A group of symmetric rounding without the lowest code, which no weight takes; older recordings still hold it."""
-    unused = data.get("kind") == "symmetric" and len(data["grid"]) == 2 ** data["bits"] and min(data["codes"]) > 0
-    return data | {"grid": data["grid"][1:]} if unused else data
+    return {name: Answer(**data) for name, data in _recorded()["answers"].items()}

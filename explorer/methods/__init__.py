@@ -40,7 +40,7 @@ class Field:
 
 
 def choice(default: Any, *choices: Any, title: str, help: str = "", when: tuple[str, tuple] | None = None, off: str = "") -> Any:
-    """A dataclass field that takes one of a few values; bool when no choices are given."""
+    """A dataclass field that takes one of a few values; a bool when the default is one, which needs no choices."""
     kind = "bool" if isinstance(default, bool) else "choice"
     meta = {"title": title, "kind": kind, "choices": choices or (False, True), "help": help, "when": when, "off": off}
     return dataclasses.field(default=default, metadata=meta)

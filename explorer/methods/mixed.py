@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
+from functools import lru_cache
 from typing import ClassVar
 
 from torch import Tensor
@@ -78,7 +78,7 @@ class Mixed(Method):
             yield from kind.quantize_each(own, alike, inputs, rows if len(own) == len(weights) else None)
 
 
-@cache
+@lru_cache(16)  # rules are a visitor's text: 300 of 10,000 characters took 41 MB
 def parsed(rules: str) -> tuple[tuple[str, Method], ...]:
     """(pattern, method) of every rule. Raises InputError with a sentence that quotes the line at fault."""
     found = []

@@ -1,4 +1,4 @@
-"""Metric: what is measured on a quantized model. One file a metric, found by folder; metrics do not know methods or each other."""
+"""Metric: what is measured on a quantized model. One file a metric, found by folder; metrics know no methods, and of each other only what they share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from explorer.models import LoadedModel
 from explorer.qlinear import HEAD, QuantizedLinear, swapped
 from explorer.qtensor import QuantizedTensor
 from explorer.records import Measurement, Progress
-from explorer.sequential import quantile
+from explorer.sequential import student_t
 
 Interval = tuple[float, float | None, float | None]  # value, low, high; None where windows are too few or too alike to say
 
@@ -113,7 +113,7 @@ def mean_interval(values: Tensor) -> Interval:
     if windows < 2:
         return mean, None, None
     error = (sums - mean * counts).square().sum().item()
-    half = quantile(0.05, windows - 1) * math.sqrt(error * windows / (windows - 1)) / total
+    half = student_t(0.05, windows - 1) * math.sqrt(error * windows / (windows - 1)) / total
     return (mean, mean - half, mean + half) if half else (mean, None, None)
 
 

@@ -15,7 +15,7 @@ from explorer.devices import bandwidth, spare_memory, waited
 from explorer.kvcache import bytes_at
 from explorer.metrics import Metric, Subject
 from explorer.records import Measurement, Progress
-from explorer.sequential import quantile as student
+from explorer.sequential import student_t
 
 PROMPT, NEW = 96, 33  # tokens of prompt, so many that a cache in low bits holds packed ones; tokens decoded a run
 ROUNDS, LEAST, SLOW = 6, 3, 5.0  # runs of each loop after its warm-up, and how many where a run of each takes so many seconds
@@ -95,7 +95,7 @@ def rounds(arms: list[Arm], prompt: Any) -> Iterator[Any]:
 def speedup(name: str, ratios: list[float]) -> Measurement:
     """How many times as fast as 16 bits: the geometric mean of a ratio a round, with Student's 95% interval over their logarithms."""
     logs, n = [math.log(ratio) for ratio in ratios], len(ratios)
-    middle, half = statistics.fmean(logs), student(0.05, n - 1) * statistics.stdev(logs) / math.sqrt(n)
+    middle, half = statistics.fmean(logs), student_t(0.05, n - 1) * statistics.stdev(logs) / math.sqrt(n)
     return Measurement(name, math.exp(middle), "x", low=math.exp(middle - half), high=math.exp(middle + half), n=n)
 
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from explorer.jobs import Finished
+from explorer.job import Finished
 from explorer.records import Report
 
 SECONDS = (0.05, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)

@@ -17,12 +17,13 @@ from typing import Any
 
 from explorer import data, models
 from explorer.closure import modules_in
-from explorer.devices import device_name
-from explorer.experiment import Loader, made_by, outdated, run
+from explorer.experiment import made_by, outdated, run
+from explorer.loader import Loader
 from explorer.records import Answer, Event, InputError, Partial, Report, key_of
 from explorer.request import Request
 from explorer.store import Store
 from explorer.turns import Line, waiting
+from kernels.timing import device_name
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from explorer import likelihood, models
 from explorer.experiment import prepared, released
 from explorer.kvcache import chunked_logits
 from explorer.metrics import Subject
-from explorer.provenance import name_of
+from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, InputError, Measurement, Progress
 from explorer.request import Request
 from explorer.sequential import LEAST_VALUES as LEAST
 from explorer.sequential import bound, looks
 from explorer.tasks import Engine, Task
-from explorer.tasks.sensitivity import circumstances
 
 BATCH = 2  # windows between two bars of progress
 

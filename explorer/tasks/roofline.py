@@ -18,7 +18,7 @@ from explorer.provenance import circumstances, name_of
 from explorer.records import Answer, Event, Progress
 from explorer.request import Request
 from explorer.tasks import Engine, Task
-from kernels.timing import time_call
+from kernels.timing import copy_bandwidth, time_call
 
 PROMPT, NEW, RUNS = 96, 25, 4
 PARTS = (("q, k and v", "qkv"), ("attention output", "out"), ("gate and up", "gate_up"), ("down", "down"))
@@ -62,7 +62,7 @@ def measured_roof(device: torch.device) -> Iterator[Any]:
     read = devices.read_rate(device)
     roof: dict[str, Any] = {"read": read.value, "doubt": read.doubt(), "cache": devices.cache_size(device)}
     wanted = {
-        "copy": devices.copy_bandwidth,
+        "copy": copy_bandwidth,
         "matmul_16": partial(devices.matmul_rate, dtype=torch.bfloat16), "matmul_8": partial(devices.matmul_rate, dtype=torch.int8),
     }  # fmt: skip
     for i, (name, rate) in enumerate(wanted.items()):

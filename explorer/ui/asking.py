@@ -9,7 +9,7 @@ import gradio as gr
 
 from explorer.records import Answer, Report
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.tab import QUIET, Runner
+from explorer.ui.tab import QUIET, Runner, settings
 
 LIVE = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 16}
 PAINTED = "(text) => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(text))))"
@@ -66,6 +66,12 @@ def found(runner: Runner, task: str, arguments: dict[str, Any]) -> dict[str, Any
         if isinstance(event, Answer):
             return data_of(event)
     raise RuntimeError(f"the task {task} ended without an answer")
+
+
+def subject_of(told: str) -> dict[str, str]:
+    """{model, layer} from the hidden text that a tab keeps of what it shows; the bundled model, and no layer, where it says none."""
+    wanted = settings(told)
+    return {"model": str(wanted.get("model") or "demo"), "layer": str(wanted.get("layer") or "")}
 
 
 def model_of(reports: list[Report] | tuple[Report, ...]) -> str:

@@ -8,23 +8,22 @@ from typing import Any
 
 import gradio as gr
 
-# What a field's help says, for somebody who has never quantized anything. By that help: where it changes, a test fails.
-PLAIN = {
-    "A code of b bits names 2^b grid points.": "How finely each weight is kept: 4 bits are 16 possible values. Fewer bits: a smaller model and larger errors.",
-    "How many weights share one scale.": "Values are evenly spaced; the spacing is the scale. Who shares one: the whole matrix, a row of it, or a small group.",
-    "Weights along the inputs that share a scale.": "How many neighbours share a scale. Small groups: smaller errors, more scales to store.",
-    "Symmetric: zero is the middle code. Asymmetric: the grid spans min to max.": (
-        "On: the values reach equally far below and above zero. Off: from the smallest to the largest weight, which stores one more number a group."
-    ),
-    "Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), the lowest code has none.": (
-        "Off: the lowest of the values is never used, so that both sides are equal. On: all are used, as in GPTQ's own code."
-    ),
-    "Scale = largest weight / (2^b - 1) * 2, as GPTQ's authors' code has it: every code has a use. Off: / (2^(b-1) - 1), as in textbooks: only what corrects "
-    "other columns' errors reaches the lowest code.": (
+# What a field does, for somebody who has never quantized anything: by its name, and by (method, name) where a method's own differs. Others say their help.
+PLAIN: dict[str | tuple[str, str], str] = {
+    "bits": "How finely each weight is kept: 4 bits are 16 possible values. Fewer bits: a smaller model and larger errors.",
+    "granularity": "Values are evenly spaced; the spacing is the scale. Who shares one: the whole matrix, a row of it, or a small group.",
+    ("fp8", "granularity"): "Who shares one scale: the whole matrix, a row of it, or a block of 128 x 128.",
+    ("ternary", "granularity"): "Who shares one scale: the whole matrix, as in BitNet, a row of it, or a small group.",
+    "group_size": "How many neighbours share a scale. Small groups: smaller errors, more scales to store.",
+    ("nf4", "group_size"): "How many neighbours share a scale; the paper has 64. Small groups: smaller errors, more scales to store.",
+    "symmetric": "On: the values reach equally far below and above zero. Off: from the smallest to the largest weight, which stores one more number a group.",
+    ("awq", "symmetric"): "On: the values reach equally far below and above zero. Off, as the authors have it: from the smallest to the largest weight.",
+    "full_range": "Off: the lowest of the values is never used, so that both sides are equal. On: all are used, as in GPTQ's own code.",
+    ("gptq", "full_range"): (
         "Off: both sides are equal, and the lowest of the values is left to what makes up for other errors. On: all are used, as in GPTQ's own code."
     ),
-    "Search the range with the least |error|^2.4 instead of min to max.": "Cut off the few largest weights where that makes the others more exact.",
-    "Turn inputs and weights by a Hadamard matrix first, so that no channel stands out.": "Mix the columns first, so that no single one is much larger.",
+    ("rtn", "clip"): "Cut off the few largest weights where that makes the others more exact.",
+    "rotate": "Mix the columns first, so that no single one is much larger.",
 }
 
 
@@ -37,14 +36,15 @@ class Control:
     component: gr.components.Component
 
 
-def plain(text: str) -> str | None:
-    """A field's help as the page says it."""
-    return PLAIN.get(text, text) or None
+def plain(method: str, field: dict[str, Any]) -> str | None:
+    """What a method's field does, as the page says it."""
+    name = field["name"]
+    return PLAIN.get((method, name)) or PLAIN.get(name) or field["help"] or None
 
 
-def component_for(field: dict[str, Any]) -> gr.components.Component:
-    """The component that fits a field's kind."""
-    shared = {"label": field["title"], "info": plain(field["help"]), "elem_classes": ["field"]}
+def component_for(method: str, field: dict[str, Any]) -> gr.components.Component:
+    """The component that fits the kind of a method's field."""
+    shared = {"label": field["title"], "info": plain(method, field), "elem_classes": ["field"]}
     if field["kind"] == "bool":
         return gr.Checkbox(field["default"], **shared)
     if field["kind"] == "choice":
@@ -55,7 +55,7 @@ def component_for(field: dict[str, Any]) -> gr.components.Component:
 
 
 def build_controls(
-    catalogue: list[dict[str, Any]], chosen: gr.Dropdown, default: str, make: Callable[[dict[str, Any]], gr.components.Component] = component_for
+    catalogue: list[dict[str, Any]], chosen: gr.Dropdown, default: str, make: Callable[[str, dict[str, Any]], gr.components.Component] = component_for
 ) -> list[Control]:
     """Builds all controls, each by `make`, and wires which are shown. The handlers are client-side where they can be, so nothing waits for the server."""
     controls: list[Control] = []
@@ -63,7 +63,7 @@ def build_controls(
     for method in catalogue:
         with gr.Column(visible=method["name"] == default, elem_classes=["method"]) as column:
             for field in method["fields"]:
-                controls.append(Control(method["name"], field, make(field)))
+                controls.append(Control(method["name"], field, make(method["name"], field)))
             if not method["fields"]:
                 gr.Markdown("No parameters: the model as it was trained." if method["name"] == "none" else "No parameters: the format fixes them all.")
         columns.append(column)

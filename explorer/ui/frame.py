@@ -112,7 +112,7 @@ def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
         yield row
 
 
-def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") -> View:
+def report_figures(tab: str, reports: Sequence[Report] = ()) -> View:
     """Lays out the report figures of a tab, filled with `reports`; a figure is shown while some report measured what it needs."""
     wanted = [figure for figure in figures().values() if figure.tab == tab]
     outputs: list[Any] = [gr.HTML(**awaiting(wanted, reports), padding=False)]
@@ -120,7 +120,7 @@ def report_figures(tab: str, reports: Sequence[Report] = (), layer: str = "") ->
         with gr.Row():
             for figure in row:
                 with gr.Column(min_width=320, visible=shown(figure, reports)) as column:
-                    outputs += [column, *frame(figure, figure.draw(reports, layer), figure_words(figure, reports, layer))]
+                    outputs += [column, *frame(figure, figure.draw(reports, ""), figure_words(figure, reports, ""))]
 
     def render(reports: Sequence[Report], layer: str) -> list[Any]:
         updates: list[Any] = [gr.HTML(**awaiting(wanted, reports))]

@@ -9,12 +9,12 @@ import gradio as gr
 
 from explorer.figures import charts
 from explorer.records import InputError
-from explorer.ui.asking import LIVE, QUIET, asked, found
+from explorer.ui.asking import LIVE, asked, found, subject_of
 from explorer.ui.controls import Control, build_controls, component_for, parameters, plain
 from explorer.ui.frame import chart, chart_values
 from explorer.ui.microscope import microscope
 from explorer.ui.page import failure
-from explorer.ui.tab import Shell, settings
+from explorer.ui.tab import QUIET, Shell
 
 EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
 OWN = "As the microscope has it, until you move it."
@@ -26,12 +26,12 @@ def lens_methods(catalogue: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [m for m in catalogue if not m["reads_inputs"] and m["name"] not in SAME]
 
 
-def slider_or(field: dict[str, Any]) -> gr.components.Component:
+def slider_or(method: str, field: dict[str, Any]) -> gr.components.Component:
     """A slider where a field's choices are consecutive whole numbers, to be dragged; else the usual component."""
     choices = list(field.get("choices") or ())
     if field["kind"] == "choice" and len(choices) > 3 and all(isinstance(c, int) for c in choices) and choices == list(range(choices[0], choices[-1] + 1)):
-        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=plain(field["help"]), elem_classes=["field"])
-    return component_for(field)
+        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=plain(method, field), elem_classes=["field"])
+    return component_for(method, field)
 
 
 class Lens:
@@ -95,8 +95,8 @@ class Lens:
         """The task's arguments from the values of `inputs`; a number that was deleted counts as 0."""
         subject, method, *rest = values
         *fields, row, group, clip, planted, typed = rest
-        given = {"method": method, "params": parameters(method, self.fields, tuple(fields))}
-        return _of(subject) | given | {"row": int(row or 0), "group": int(group or 0), "clip": clip, "planted": float(planted or 0), "typed": str(typed or "")}
+        given = subject_of(subject) | {"method": method, "params": parameters(method, self.fields, tuple(fields))}
+        return given | {"row": int(row or 0), "group": int(group or 0), "clip": clip, "planted": float(planted or 0), "typed": str(typed or "")}
 
     def _drawn(self, data: dict[str, Any]) -> list[Any]:
         return [*chart_values(charts()["number_line"], data), microscope(data)]
@@ -167,9 +167,3 @@ class Lens:
             own.then(self.shared, asked_of, spans, **QUIET)
             if control.field["name"] != "bits":
                 control.component.input(self.curves, self.inputs(), curves, **LIVE)
-
-
-def _of(subject: str) -> dict[str, Any]:
-    """{model, layer} from the hidden text."""
-    told = settings(subject)
-    return {"model": str(told.get("model") or "demo"), "layer": str(told.get("layer") or "")}

@@ -14,14 +14,15 @@ import gradio as gr
 
 from explorer.findings import busy
 from explorer.link import WHOLE, query
+from explorer.recorded import survey
 from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
-from explorer.repeats import survey
 from explorer.table import dated
 from explorer.ui.controls import Control, parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
 from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
 from explorer.ui.tab import Shell, picked
+from explorer.wide import layer_names
 
 OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
@@ -247,7 +248,7 @@ class Page:
     def picked(self, choice: str, keys: list[str], active: str, *values: Any) -> list[Any]:
         """The layer that was clicked in a figure, and the outputs of all tabs for it; nothing for a layer that the reports do not have."""
         reports, name = self.reports(keys), picked(choice)
-        if name not in (m.layer for r in reports for m in r.measurements if m.layer):
+        if name not in layer_names(reports):
             return [gr.skip()] * (1 + len(self.shell.outputs()))
         self.runs.sees(layer=name)
         return [gr.update(value=name), *self.shell.drawn(active, reports, name, values)]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,34 +14,21 @@ from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, Fit, 
 from explorer.chips import chip, reachable
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
-from explorer.figures.ladder import on_record
 from explorer.figures.plan import CHART
 from explorer.goal import Words, called, goal, own_width, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Need, Plan, gigabytes, layout_of, matrix_bits, need
+from explorer.presets import presets
 from explorer.published import PUBLISHED, published
+from explorer.recorded import on_record
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
 from explorer.ui.page import failure, many, status
 from explorer.ui.tab import Shell
 
-FOLDER = Path(__file__).parents[2] / "assets" / "architectures"
-DEMO = Path(__file__).parents[2] / "assets" / "demo-model" / "config.json"
 FLOAT8 = "fp8"  # among the bits of the cache
 CONTEXT, USERS, SHARE = (512, 131072), (1, 256), (5, 100)  # tokens, users and percent that the sliders go from and to
 FIRST, DEVICE = "llama-3.1-70b", USUAL
-
-
-@cache
-def presets() -> dict[str, Architecture]:
-    """The architectures that ship with the project and that the planner can count, by name, smallest first."""
-    found = {"demo": architecture(json.loads(DEMO.read_text()), "demo")}
-    for path in sorted(FOLDER.glob("*.json")):
-        try:
-            found[path.stem] = architecture(json.loads(path.read_text()), path.stem)
-        except InputError:  # a family that only other parts of the project use
-            continue
-    return dict(sorted(found.items(), key=lambda pair: pair[1].parameters))
 
 
 def integer(value: Any, what: str, low: int = 0, high: int = 128) -> int:

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -15,13 +15,14 @@ import gradio as gr
 from explorer.figures import difference, finite, tradeoffs
 from explorer.findings import one_rate
 from explorer.grid import CHANNEL, Configuration, grid
+from explorer.recorded import survey
 from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.table import model_of, source
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.points_table import START, points_table, report_card
-from explorer.ui.session import ground, is_baseline, is_recorded, keys_of, survey
+from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
 from explorer.ui.tab import Shell, picked, settings
 
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
@@ -207,7 +208,7 @@ class Points:
             yield [failure(error), *same]
 
 
-@cache
+@lru_cache(64)  # a visitor's link may name any method
 def quantizing(method: str) -> float:
     """Seconds that quantizing the bundled model takes, from the survey; 0 for an unknown method."""
     values = [r.value("quantize_seconds") for r in survey().values() if r.experiment.spec.method == method]

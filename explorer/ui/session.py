@@ -13,8 +13,8 @@ from typing import Any
 
 from explorer.figures import places
 from explorer.findings import busy
+from explorer.recorded import survey
 from explorer.records import QuantSpec, Report, key_of
-from explorer.repeats import survey
 from explorer.ui.visitor import owner, session
 
 COMPARED, FULL = 4, "four"  # configurations beside the baseline

@@ -22,6 +22,7 @@ from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page, failure, status, watched
 from explorer.ui.session import at, bare, specs_by_place
 from explorer.ui.tab import QUIET, picked, tabs
+from explorer.wide import layer_names
 
 MOST = 2**31 - 1  # of a number without a limit of its own
 
@@ -129,7 +130,7 @@ def arrive(page: Page, request: gr.Request) -> Iterator[list[Any]]:
     set_to = {(wanted.tab, name): gr.update(value=value) for name, value in wanted.own.items()}
     controls += [set_to.get((tab, name), gr.skip()) for tab, parts in page.shell.linked.items() for name in parts]
     bar = gr.Tabs(selected=wanted.tab) if wanted.tab else gr.skip()
-    here = layers(page.shell.shelf.first())
+    here = layer_names(page.shell.shelf.first())
     ignored = [*wanted.wrong, *wrong_step(dict(pairs)), *([] if wanted.compared else wrong_layer(wanted, here))]
     line = opened_line(ignored) if ignored else gr.skip()
     layer = [gr.skip(), gr.Dropdown(value=wanted.layer) if wanted.layer in here else gr.skip(), *same[2:]]
@@ -161,11 +162,6 @@ def wrong_layer(wanted: Wanted, names: Sequence[str]) -> list[str]:
     return [f"layer {wanted.layer[:40]!r}"] if wanted.layer and wanted.layer not in names else []
 
 
-def layers(reports: Sequence[Report]) -> list[str]:
-    """Names of the layers that reports have numbers of."""
-    return list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
-
-
 def _compared(page: Page, wanted: Wanted, ignored: Sequence[str]) -> Iterator[tuple[str, list[Any] | None]]:
     """(status, updates of compared, layer and tabs at the end) while the specs of a link are looked up or measured."""
     shelf, clock, failed = page.shell.shelf, Clock(), ""
@@ -189,7 +185,7 @@ def _compared(page: Page, wanted: Wanted, ignored: Sequence[str]) -> Iterator[tu
         failed = failure(error)
         yield failed, None
     if shown:
-        line = failed or opened_line([*ignored, *wrong_layer(wanted, layers(shown))])
+        line = failed or opened_line([*ignored, *wrong_layer(wanted, layer_names(shown))])
         yield line, page.view(shown, wanted.layer or None, wanted.tab or tabs()[0].name, _set_to(page, wanted))
 
 

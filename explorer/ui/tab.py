@@ -20,8 +20,9 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Event, Report
-from explorer.ui.sealed import Sealed
+from explorer.ui.kept import Sealed
 from explorer.ui.session import Shelf, seats
+from explorer.wide import layer_names
 
 # What a mark or a button may name, "kind:key": a layer to show everywhere, a report to open or to compare, one whose batch to sweep or whose model to save;
 # and the step of a walkthrough, "story:step", that Back and Forward lead to.
@@ -139,7 +140,7 @@ class Shell:
 
     def shared(self, reports: Sequence[Report], layer: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `compared` and `layer` show for these reports; a middle layer when the wanted one is not there."""
-        names = list(dict.fromkeys(m.layer for r in reports for m in r.measurements if m.layer))
+        names = layer_names(reports)
         shown = layer if layer in names else (names[len(names) // 2] if names else None)
         offered = seats(reports)
         compared = {"choices": offered, "value": [key for _, key in offered], "multiselect": True, "allow_custom_value": True}

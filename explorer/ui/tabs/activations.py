@@ -11,11 +11,11 @@ import gradio as gr
 from explorer.figures import charts
 from explorer.findings import origin
 from explorer.records import Answer, Report
-from explorer.ui.asking import LIVE, QUIET, after_paint, asked, model_of
+from explorer.ui.asking import LIVE, after_paint, asked, model_of, subject_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.tab import Shell, Tab, View, settings
+from explorer.ui.tab import QUIET, Shell, Tab, View, settings
 
 TRANSFORMS = [("as it is", "none"), ("SmoothQuant", "smooth"), ("Hadamard rotation", "rotate")]
 LAYER = ("channels", "int8_error", "tokens", "input_histogram")
@@ -83,21 +83,16 @@ class Bench:
         stopping.stops(self.sweep.click, self.all, asked_of, results)
         stopping.by(self.stop, self.dial_line)
 
-    @staticmethod
-    def _where(subject: str) -> dict[str, Any]:
-        told = settings(subject)
-        return {"model": str(told.get("model") or "demo"), "layer": str(told.get("layer") or "")}
-
     def look(self, subject: str, transform: str, alpha: float, power: int, count: int) -> Iterator[list[Any]]:
         """The layer's charts under the controls."""
-        wanted = self._where(subject) | {"transform": transform, "alpha": float(alpha), "strength": 2.0**power, "channels": int(count)}
+        wanted = subject_of(subject) | {"transform": transform, "alpha": float(alpha), "strength": 2.0**power, "channels": int(count)}
         yield from asked(
             self.shell.runner, "activations", wanted, 2 * len(LAYER), lambda data: [v for name in LAYER for v in chart_values(charts()[name], data)]
         )
 
     def bend(self, subject: str, power: int, count: int) -> Iterator[list[Any]]:
         """The curve over alpha."""
-        wanted = self._where(subject) | {"strength": 2.0**power, "channels": int(count)}
+        wanted = subject_of(subject) | {"strength": 2.0**power, "channels": int(count)}
         yield from asked(self.shell.runner, "alpha", wanted, 2, lambda data: chart_values(charts()["alpha"], data))
 
     def measure(self, subject: str, power: int, count: int, points: str) -> Iterator[list[Any]]:
@@ -109,7 +104,7 @@ class Bench:
         yield from self._strengths(subject, list(SWEEP), int(count), points)
 
     def _strengths(self, subject: str, strengths: list[float], count: int, points: str) -> Iterator[list[Any]]:
-        model, kept, clock = self._where(subject)["model"], settings(points), Clock()
+        model, kept, clock = subject_of(subject)["model"], settings(points), Clock()
         known = kept.get("points", []) if kept.get("ground") == [model, count] else []
         same = [gr.skip()] * 3
         try:

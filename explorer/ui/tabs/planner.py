@@ -10,9 +10,10 @@ from explorer.accelerators import ACCELERATORS, OWNED
 from explorer.families import FAMILIES, TEXT_LIMIT
 from explorer.figures.plan import CHART
 from explorer.layouts import LAYOUTS
+from explorer.presets import presets
 from explorer.published import PUBLISHED
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, follows, presets, price_of
+from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, follows, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 FORMATS = [("integers: bits, group", ""), ("as published", PUBLISHED), *((kept.title, name) for name, kept in LAYOUTS.items())]

@@ -10,11 +10,11 @@ import gradio as gr
 
 from explorer.figures import short_layer
 from explorer.records import Report
-from explorer.ui.asking import LIVE, QUIET, asked, model_of
+from explorer.ui.asking import LIVE, asked, model_of, subject_of
 from explorer.ui.frame import headed
 from explorer.ui.page import status
 from explorer.ui.steps import step_html, verdict
-from explorer.ui.tab import Shell, Tab, View, settings
+from explorer.ui.tab import QUIET, Shell, Tab, View
 
 HINT = (
     "<p class='hint'>Mirrored in PyTorch, in the kernel's order and precision, on the layer's own weights and two rows of random inputs (seed 0). A test "
@@ -51,8 +51,7 @@ def build(shell: Shell) -> View:
     inputs, outputs = [subject, bits, group, symmetric, step], [line, shown, step]
 
     def arguments(told: str, bits: int, group: int, symmetric: bool) -> dict[str, Any]:
-        where = settings(told)
-        return {"model": str(where.get("model") or "demo"), "layer": str(where.get("layer") or ""), "bits": bits, "group": group, "symmetric": bool(symmetric)}
+        return subject_of(told) | {"bits": bits, "group": group, "symmetric": bool(symmetric)}
 
     def look(told: str, bits: int, group: int, symmetric: bool, at: int) -> Iterator[list[Any]]:
         def draw(data: dict[str, Any]) -> list[Any]:

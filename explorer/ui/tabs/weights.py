@@ -12,13 +12,13 @@ from explorer.figures import charts
 from explorer.figures.projections import table_of
 from explorer.link import WHOLE
 from explorer.records import Report
-from explorer.ui.asking import LIVE, QUIET, after_paint, asked, configuration, model_of
+from explorer.ui.asking import LIVE, after_paint, asked, configuration, model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
 from explorer.ui.lens import Lens
 from explorer.ui.page import status
 from explorer.ui.session import keys_of, usual
-from explorer.ui.tab import Shell, Tab, View, settings
+from explorer.ui.tab import QUIET, Shell, Tab, View, settings
 
 NAMES = ("error_map", "scales")
 
