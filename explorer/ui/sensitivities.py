@@ -143,9 +143,13 @@ class Sensitivities:
         return [*chart_values(allocation.MAP, data), *chart_values(allocation.CHART, data), data["rules"], gr.skip()]
 
     def asked(self, key: str, data: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], dict | None]]:
-        """(words, method, params, point of the chart) of the runs that judge an allocation: baseline, itself, the two nearest uniform widths."""
+        """(words, method, params, point of the chart) of the runs that judge an allocation: baseline, itself, the next smaller and the next
+        larger uniform width, or the two nearest where one is missing.
+        """
         kept = self.kept.get(key)
-        near = sorted((p for p in data["points"] if p["kind"] == "uniform"), key=lambda p: abs(p["bits"] - data["bits"]))[:2]
+        uniform = sorted((p for p in data["points"] if p["kind"] == "uniform"), key=lambda p: abs(p["bits"] - data["bits"]))
+        sides = [p for p in uniform if p["bits"] <= data["bits"]][:1] + [p for p in uniform if p["bits"] > data["bits"]][:1]
+        near = sides if len(sides) == 2 else uniform[:2]
         uniforms = [(f"{p['name']}: ", kept["method"], kept["params"] | {"bits": p["width"]}, p) for p in near]
         return [("baseline: ", "none", {}, None), ("allocation: ", "mixed", {"rules": data["rules"]}, data["points"][-1]), *uniforms]
 
@@ -168,6 +172,7 @@ class Sensitivities:
                         if point is not None:
                             found = event.find("kld_mean")
                             point |= {"kld": found.value, "low": found.low, "high": found.high, "windows": windows_of(event, "kld_mean")}
+                            point["resident"] = event.value("bits_per_weight_resident")
                         yield [gr.skip(), *chart_values(allocation.CHART, data), gr.skip(), gr.skip()]
             compared, picker = self.shell.shared(shown, layer)
             sentence = f"Done in {clock.seconds():.0f} s; the allocation is in Compare."

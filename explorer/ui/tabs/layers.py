@@ -86,7 +86,7 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> An
     with gr.Row(elem_classes=["ly-bar"]):
         run = gr.Button("Run it", variant="primary", min_width=150, elem_id="allocation-run")
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
-    sentence = "Runs the allocation and the two nearest uniform widths on the evaluation text, and adds the allocation to Compare."
+    sentence = "Runs the allocation and the uniform widths next to it in size on the evaluation text, and adds the allocation to Compare."
     line = gr.HTML(status(sentence), padding=False, elem_id="allocation-status")
     for event in (budget.change, key.change):  # a link moves the budget, too
         event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
