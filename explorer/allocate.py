@@ -9,15 +9,20 @@ from typing import Any
 
 from explorer.records import InputError
 
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as in qlinear, which needs torch
+
 
 @dataclass(frozen=True)
 class Option:
-    """One layer at one width: `cost` in stored bits, every scale and zero counted; `loss` in any unit that adds up over layers, here nats of KL."""
+    """One layer at one width: `cost` in stored bits, every scale and zero counted; `loss` in any unit that adds up over layers, here nats of KL. also:
+    further layers that get the same width; cost and loss are of all of them.
+    """
 
     layer: str
     bits: int
     cost: int
     loss: float
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Point:
         while point is not None and point.last is not None:
             found.append(point.last)
             point = point.before
-        return {option.layer: option for option in reversed(found)}
+        return {layer: option for option in reversed(found) for layer in (option.layer, *option.also)}
 
 
 def frontier(layers: Sequence[Sequence[Option]]) -> list[Point]:
@@ -75,6 +80,20 @@ def options_of(rows: Sequence[dict[str, Any]]) -> list[list[Option]]:
         loss = row["kld"] if isinstance(row["kld"], int | float) else math.inf
         layers.setdefault(row["layer"], []).append(Option(row["layer"], row["bits"], row["stored_bits"], loss))
     return list(layers.values())
+
+
+def together(layers: Sequence[Sequence[Option]]) -> list[list[Option]]:
+    """The options of layers that vLLM runs as one matrix, and which a file must hold alike for it, as options of one layer."""
+    groups: dict[tuple[str, ...], list[Sequence[Option]]] = {}
+    for options in layers:
+        place, _, own = options[0].layer.rpartition(".")
+        groups.setdefault((place, *next((kind for kind in JOINED if own in kind), (own,))), []).append(options)
+    return [[_one(same) for same in zip(*members, strict=True)] for members in groups.values()]
+
+
+def _one(options: Sequence[Option]) -> Option:
+    first, *rest = options
+    return Option(first.layer, first.bits, sum(o.cost for o in options), sum(o.loss for o in options), tuple(o.layer for o in rest))
 
 
 def uniform(rows: Sequence[dict[str, Any]], bits: int) -> tuple[int, float]:

@@ -50,8 +50,12 @@ def undone(e: Evidence, name: str, key: str, below: float, undoing: str, wrong: 
     ratios = e.ratio(key, "weight_error")
     if not ratios:
         return None
-    words = f"{undoing} the error of a layer's weights is at least {min(ratios.values()):.2f} times what it is"
-    return beyond(name, [layer for layer, ratio in ratios.items() if ratio < below], ratios, words, wrong, f"Limit {below:g}: {why}")
+    hits = [layer for layer, ratio in ratios.items() if ratio < below]
+    if hits:
+        words = f"{undoing} the error of the weights falls to at most {max(ratios[layer] for layer in hits):.2f} times what it is"
+    else:
+        words = f"{undoing} the error of a layer's weights is at least {min(ratios.values()):.2f} times what it is"
+    return beyond(name, hits, ratios, words, wrong, f"Limit {below:g}: {why}")
 
 
 def nibbles(e: Evidence) -> Finding | None:

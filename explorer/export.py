@@ -21,6 +21,7 @@ from explorer.figures import figures
 from explorer.findings import awaited, doubt, doubts, origin
 from explorer.gaps import absent
 from explorer.link import unusual
+from explorer.low_bit_files import in_gguf
 from explorer.records import Experiment, Measurement, Report, Scalar, TextRef, plain
 from explorer.table import comparison
 from explorer.verdict import judged
@@ -153,7 +154,9 @@ def _saving(report: Report, live: bool) -> str:
     line = saving_of(report)
     if not line:
         return ""
-    picks = ((f"save:{report.key}", "download it"), (f"save:gguf-{report.key}", "as GGUF, for llama.cpp")) if live else ()
+    spec = report.experiment.spec
+    fits = in_gguf(spec.method, dict(spec.params), catalogue())
+    picks = [(f"save:{report.key}", "download it"), *[(f"save:gguf-{report.key}", "as GGUF, for llama.cpp")] * fits] if live else ()
     buttons = " ".join(f"<button type='button' class='act' data-pick='{pick}'>{words}</button>" for pick, words in picks)
     return f"<p>As a checkpoint that loads elsewhere: {COPY} {buttons}</p><pre tabindex='0'>{escape(line)}</pre>"
 

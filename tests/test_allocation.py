@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from explorer.allocate import Option, best, frontier, options_of, rules, uniform
+from explorer.allocate import JOINED, Option, best, frontier, options_of, rules, together, uniform
 from explorer.methods.mixed import Mixed
+from explorer.qlinear import TOGETHER
 from explorer.records import InputError
 from explorer.sequential import bound, looks, spent, student_t, within
 
@@ -63,6 +64,23 @@ def test_rules_say_the_assignment() -> None:
         method = mixed.of(layer)
         assert (method.bits, method.symmetric, method.group_size) == (option.bits, False, 64)
     assert uniform(rows, 2) == (800, pytest.approx(sum(9 - i for i in range(4)) / 16))
+
+
+def test_layers_that_run_as_one_get_one_width() -> None:
+    """Of all assignments that are alike in q, k and v the best, each layer of it named."""
+    names = [f"layers.{i}.self_attn.{part}_proj" for i in range(2) for part in "qkvo"]
+    rng = random.Random(3)
+    layers = [[Option(name, w, rng.choice((3, 5)) * w, rng.random() / w) for w in (4, 8)] for name in names]
+    alike = [
+        chosen for chosen in itertools.product(*layers) if len({o.bits for o in chosen[:3]}) == 1 == len({o.bits for o in chosen[4:7]})
+    ]  # fmt: skip
+    for budget in (150, 180, 220):
+        found = best(frontier(together(layers)), budget)
+        assert found.loss == pytest.approx(min(sum(o.loss for o in chosen) for chosen in alike if sum(o.cost for o in chosen) <= budget))
+        widths = {layer: option.bits for layer, option in found.assignment().items()}
+        assert list(widths) == names and len({widths[n] for n in names[:3]}) == 1 == len({widths[n] for n in names[4:7]})
+        assert all(Mixed(rules(found.assignment(), "rtn", {})).of(layer).bits == bits for layer, bits in widths.items())
+    assert JOINED == TOGETHER
 
 
 def test_student_quantiles() -> None:

@@ -26,6 +26,13 @@ def test_a_budget_moves_the_map(desk: tuple) -> None:
     start = time.monotonic()
     page.wait_for_function("before => ![...document.querySelectorAll('#tab-layers .prose.summary')].some(e => e.innerText === before)", arg=before)
     assert time.monotonic() - start < 3 and "at 4 bits" in said.inner_text() and not wrong
+    assert "No file holds it in low bits" in numbers(page, "#allocation-status")
+    page.locator("#widths").get_by_label("4 and 8", exact=False).check(force=True)
+    page.locator("#allocation-status", has_text="takes 4.312 bits a weight, more than the budget of 4; raise it").wait_for(timeout=5000)
+    box.fill("5")
+    box.press("Enter")
+    page.locator("#allocation-status", has_text="Commands writes it as compressed-tensors for vLLM").wait_for(timeout=5000)
+    assert "25 at 4 bits, 17 at 8 bits" in said.inner_text() and not wrong
 
 
 def test_a_row_joins_compare_and_a_sweep_starts_and_stops(desk: tuple) -> None:

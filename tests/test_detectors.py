@@ -12,15 +12,15 @@ import torch
 
 from explorer.answers import answers, ladder, place
 from explorer.bugs import BUGS
-from explorer.detectors import named, sentence, verdicts
+from explorer.detectors import named, nibbles, sentence, verdicts
 from explorer.experiment import LocalRunner
 from explorer.faults import FAULTS, planted, zero_off_by_one
-from explorer.findings import BROKEN, OK, level
+from explorer.findings import BROKEN, OK, Evidence, level
 from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics.integrity import packed_weight
 from explorer.recorded import SEEDS, SURVEY
-from explorer.records import Answer, InputError, Report, report_from
+from explorer.records import Answer, InputError, Measurement, Report, report_from
 from explorer.repetition import cycle, repetition
 from explorer.store import Store
 
@@ -92,6 +92,18 @@ def test_a_bug_in_a_few_layers_is_named_with_them(lab: Lab) -> None:
     """K-quants round most layers of this model to more than 4 bits, so that only some can have their nibbles swapped."""
     found = next(f for f in verdicts(lab.report("kquant", "nibbles"), None) if f.name == "nibbles")
     assert found.level == BROKEN and 0 < len(found.layers) < 42 and all("down_proj" in name for name in found.layers)
+
+
+def test_what_undoing_a_bug_does_is_said_of_every_layer_that_has_it() -> None:
+    """At most so many times in the layers that are named: the largest of their ratios; at least so many times where none is."""
+
+    def found(exchanged: list[float]) -> str:
+        parts = (Measurement("integrity", {"exchanged_error": e}, "", f"layers.{i}.mlp.up_proj") for i, e in enumerate(exchanged))
+        whole = (Measurement("weight_error", 1.0, "", f"layers.{i}.mlp.up_proj") for i in range(len(exchanged)))
+        return nibbles(Evidence(dataclasses.replace(RECORDED[0], measurements=(*parts, *whole)), None, ())).says
+
+    assert "the error of the weights falls to at most 0.12 times what it is: the order of codes within a byte is swapped in 2 of 3" in found([0.08, 1.5, 0.12])
+    assert found([1.5, 1.25]) == "With neighbouring columns exchanged the error of a layer's weights is at least 1.25 times what it is."
 
 
 def test_a_copy_with_a_bug_never_passes_for_the_run(lab: Lab) -> None:

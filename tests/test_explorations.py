@@ -14,7 +14,7 @@ from explorer.recorded import SEEDS, survey
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
 from explorer.ui.asking import configuration
 from explorer.ui.points import Held, Points
-from explorer.ui.sensitivities import Sensitivities
+from explorer.ui.sensitivities import EVERY, FILES, Sensitivities
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell
 
@@ -175,12 +175,41 @@ def test_sensitivity_streams_and_an_allocation_is_run(shell: Shell) -> None:
     solved = layers.solved(key, 3.0)
     assert "1 at 2 bits, 1 at 4 bits" in solved[1] and "layers.1" in solved[4] + " layers.1"
     assert layers.allocated(key, 3.0)["assignment"] == {"layers.0.mlp.up_proj": 2, "layers.1.mlp.up_proj": 4}, "the sensitive layer gets the bits"
-    ran = list(layers.ran(key, 3.0, keys_of(SEED[:1]), None, *OPTIONS))
+    ran = list(layers.ran(key, 3.0, EVERY, keys_of(SEED[:1]), None, *OPTIONS))
     methods = [one[0] for one in shell.runner.asked[1:]]
     assert [one[2]["kv_bits"] for one in shell.runner.asked[1:]] == [16, 4, 4, 4], "the baseline is whole"
     assert methods == ["none", "mixed", "rtn", "rtn"] and "in Compare" in ran[-1][0]
     shown = shell.shelf.pick(ran[-1][3].value)
     assert [r.experiment.spec.method for r in shown] == ["none", "mixed"] and isinstance(shown[1], Report)
+
+
+def test_an_allocation_can_keep_to_widths_that_files_hold(shell: Shell) -> None:
+    """What is offered beside the button is what `save` then does: with 4 and 8 bits there is a file, of 3 bits with zero-points beside 8 none."""
+    layers = Sensitivities(shell, {})
+    names = [f"layers.0.self_attn.{part}_proj" for part in "qkvo"]
+    rows = [row(name, bits, (1 + i) * 4.0**-bits) for i, name in enumerate(names) for bits in (3, 4, 8)]
+    asked = {"model": "demo", "method": "rtn", "params": {"group_size": 64, "symmetric": False}, "rows": rows, "kept": {}}
+    key = layers.kept.put(asked)
+    free, held = layers.allocated(key, 4.75), layers.allocated(key, 5.0, FILES)
+    assert set(free["assignment"].values()) == {3, 4, 8} and set(held["assignment"].values()) == {4, 8}
+    assert len({held["assignment"][name] for name in names[:3]}) == 1 and held["bits"] <= 5.0
+    assert "No file holds it in low bits" in layers.solved(key, 4.75)[-1] and "With the widths 4 and 8 a file can" in layers.solved(key, 4.75)[-1]
+    assert "Commands writes it as compressed-tensors for vLLM." in layers.solved(key, 5.0, FILES)[-1]
+    both = layers.kept.put(asked | {"params": {"group_size": 64, "symmetric": True}})
+    assert "as compressed-tensors for vLLM or as GGUF for llama.cpp" in layers.solved(both, 5.0, FILES)[-1]
+    hqq = layers.solved(layers.kept.put(asked | {"method": "hqq", "params": {"group_size": 64}}), 5.0, FILES)[-1]
+    assert "No file holds it" in hqq and "4 and 8" not in hqq
+    assert "more than the budget" in layers.solved(key, 3.5, FILES)[-1]
+    only = layers.kept.put(asked | {"rows": [one for one in rows if one["bits"] == 3]})
+    assert "No layer was measured at 4 or 8 bits" in layers.solved(only, 5.0, FILES)[-1]
+
+
+def test_an_allocation_is_run_beside_the_widths_on_both_sides(shell: Shell) -> None:
+    layers, points = Sensitivities(shell, {}), [{"kind": "uniform", "name": "", "bits": bits, "width": bits} for bits in (2, 3, 4, 8)]
+    key = layers.kept.put({"method": "rtn", "params": {}})
+    for bits, near in ((5.0, [4, 8]), (3.9, [3, 4]), (4.0, [4, 8]), (8.0, [8, 4])):
+        data = {"bits": bits, "rules": "", "points": [*points, {"kind": "mixed"}]}
+        assert [params["bits"] for _, _, params, _ in layers.asked(key, data)[2:]] == near
 
 
 def test_a_budget_that_cannot_be_met_is_a_sentence(shell: Shell) -> None:

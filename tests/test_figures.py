@@ -126,18 +126,6 @@ def test_layers_are_ranked_by_their_difference_in_each_window() -> None:
     assert "By their intervals, no layer is measurably less sensitive than 0 up_proj" in chart.summary({"rows": bare, "width": 3})
 
 
-def test_an_allocation_is_judged_by_window() -> None:
-    chart, windows = charts()["allocation"], [0.01, 0.2, 0.3, 0.05]
-    uniform, mixed = ({**p, "low": 0.0, "high": 0.4} for p in chart.example["points"])
-    told = {}
-    for name, move in (("wins", -0.01), ("better", 0.01), ("none", 0.0)):
-        ours = [w + move + (0.001 if i % 2 else -0.001) for i, w in enumerate(windows)]
-        points = [uniform | {"windows": windows, "kld": statistics.fmean(windows)}, mixed | {"windows": ours, "kld": statistics.fmean(ours)}]
-        told[name] = chart.summary({"points": points})
-    assert "spending the bits unevenly wins, paired over 4 windows" in told["wins"] and "here one width for all is better" in told["better"]
-    assert "paired by window no difference is shown" in told["none"] and "nothing tells whether" in chart.summary({"points": [uniform, mixed]})
-
-
 def test_every_value_of_an_8_bit_grid_is_drawn() -> None:
     eight = next(r for r in ALL if r.experiment.spec.get("bits") == 8)
     ticks = next(trace for trace in figures()["weights"].draw([eight], LAYER)["data"] if trace["name"].startswith("grid"))

@@ -89,6 +89,9 @@ def test_sweep_streams_a_report_each_and_passes_over_what_is_refused() -> None:
     assert [type(e) for e in events if not isinstance(e, Progress)] == [Report, Report, Answer]
     assert len(engine.asked) == 3 and events[-1].data["done"] == 2 and list(events[-1].data["failed"].values()) == ["This layer will not have it."]
     assert all(e.total == 3 for e in events if isinstance(e, Progress))
+    said = [event.detail for event in events if isinstance(event, Progress)]
+    assert said[1] == "16-bit baseline, quality 50%" and said[2] == "RTN 4-bit g64", "as the page names them"
+    assert list(events[-1].data["failed"]) == ["RTN 5-bit g64"]
 
 
 def test_a_sweep_says_that_it_waits_as_a_run_does() -> None:
@@ -103,7 +106,11 @@ def test_a_sweep_says_that_it_waits_as_a_run_does() -> None:
     told = [event for event in sweep.work(Busy(), "demo", ["rtn"], [4], [64]) if isinstance(event, Progress)]
     assert [event.stage for event in told] == ["sweep", "download", "waiting", "sweep"] * 2
     assert [(event.done, event.total) for event in told] == [(0, 2)] * 4 + [(1, 2)] * 4
-    assert [event.detail for event in told[1:4]] == ["none, download 25%", "none, 1 experiment ahead in line", "none, quality 50%"]
+    assert [event.detail for event in told[1:4]] == [
+        "16-bit baseline, download 25%",
+        "16-bit baseline, 1 experiment ahead in line",
+        "16-bit baseline, quality 50%",
+    ]
 
 
 def test_sweep_goes_on_where_memory_was_not_enough_and_hides_no_bug() -> None:

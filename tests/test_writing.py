@@ -82,6 +82,16 @@ def test_a_checkpoint_that_does_not_fit_is_exit_code_3_and_leaves_nothing(form: 
     assert left(tmp_path / "empty") == sorted(told["files"]) and told["bytes"] > 1_000_000
 
 
+@pytest.mark.parametrize("form", ["compressed-tensors", "gguf"])
+def test_a_checkpoint_can_be_read_by_whom_the_umask_lets(form: str, made: saving.Prepared, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        told = saving.save(made, saving.formats()[form], tmp_path / "out", "card", {})
+    finally:
+        os.umask(before)
+    assert {name: oct((tmp_path / "out" / name).stat().st_mode & 0o777) for name in told["files"]} == dict.fromkeys(told["files"], oct(0o640))
+
+
 def test_the_tokenizers_words_are_understood_too(made: saving.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "_write", lambda model, state, form, layers, rest, folder: folder.mkdir())
     with files_of(ROOM), pytest.raises(NotWritten, match=r"out could not be written \(File too large\)"):

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pkgutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -219,6 +220,10 @@ def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[st
                 subject.loaded.tokenizer.save_pretrained(made_at)
         (made_at / "README.md").write_text(words)
         (made_at / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
+        usual = (made_at / "README.md").stat().st_mode  # as the umask has it; the library that writes the weights leaves them to their owner alone
+        for path in made_at.rglob("*"):
+            if path.is_file():
+                path.chmod(stat.S_IMODE(usual))
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return {"format": form.name, "bytes": sum(files.values()), "files": files, "layers": len(layers), "kept": rest}
 

@@ -31,10 +31,12 @@ def work(
     failed: dict[str, str] = {}
     refused: list[dict[str, Any]] = []
     for done, (one, drawing) in enumerate(asked):
-        name = " ".join([one.method, *(f"{key}={value}" for key, value in (*one.params, *drawing.items()))])
+        given = (options or {}) | drawing | ({"kv_bits": 16, "head_bits": 16} if one.method == "none" else {})
+        label = named(one, given, drawing)["label"]  # of what its method refuses, the method's name alone
+        asked_for = [label] if label != one.method else [label, *(f"{key}={value}" for key, value in one.params)]
+        name = " ".join([*asked_for, *(f"{key} {value}" for key, value in drawing.items())])
         yield Progress("sweep", done, len(asked), name)
         try:
-            given = (options or {}) | drawing | ({"kv_bits": 16, "head_bits": 16} if one.method == "none" else {})
             for event in engine.run(model, one.method, dict(one.params), again=again, **given):
                 if isinstance(event, Progress):
                     share = event.done / max(1, event.total)

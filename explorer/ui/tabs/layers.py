@@ -16,7 +16,7 @@ from explorer.ui.asking import model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, report_figures
 from explorer.ui.page import OPTIONS, status
-from explorer.ui.sensitivities import Sensitivities
+from explorer.ui.sensitivities import EVERY, FILES, Sensitivities
 from explorer.ui.tab import QUIET, Shell, Tab, View
 
 RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
@@ -60,8 +60,8 @@ def build(shell: Shell) -> View:
     stop.by(cancel, line)
     for control in (width, what):
         control.input(handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
-    budget = allocator(shell, handlers, key, title)
-    shell.linked["layers"] = {"method": method, "group": group, "asymmetric": asymmetric, "width": width, "measure": what, "budget": budget}
+    budget, widths = allocator(shell, handlers, key, title)
+    shell.linked["layers"] = {"method": method, "group": group, "asymmetric": asymmetric, "width": width, "measure": what, "budget": budget, "widths": widths}
 
     def render(reports: Sequence[Report], layer: str, seen: str, key: str, width: int, what: str) -> list[Any]:
         return [*view.drawn(reports, layer), *handlers.arrived(model_of(reports), seen, key, width, what)]
@@ -69,12 +69,17 @@ def build(shell: Shell) -> View:
     return View([*view.outputs, line, key, *maps, seen], render, [seen, key, width, what])
 
 
-def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> Any:
-    """Lays out and wires the budget, its map, its rules and the comparison with one width for all; gives the budget's control. title: the heading of the
-    sensitivity.
+def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> tuple[Any, Any]:
+    """Lays out and wires the budget, its map, its rules and the comparison with one width for all; gives the controls of budget and widths.
+    title: the heading of the sensitivity.
     """
     own_title = gr.HTML(handlers.titles(key.value)[1])
     budget = gr.Slider(2.0, 8.5, BUDGET, step=0.05, label="Budget, stored bits a weight", info="Codes, scales and zeros counted.", elem_id="budget")
+    with gr.Row(elem_classes=["ly-bar"]):
+        choice = gr.Radio(
+            [("all measured", EVERY), ("4 and 8, which files hold", FILES)], value=EVERY, label="Widths", elem_id="widths",
+            info="Files: q, k and v alike, gate and up alike, as vLLM runs each as one matrix.",
+        )  # fmt: skip
     start = handlers.allocated(key.value, BUDGET) if key.value else {}
     outputs: list[Any] = []
     with gr.Row():
@@ -86,17 +91,16 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> An
     with gr.Row(elem_classes=["ly-bar"]):
         run = gr.Button("Run it", variant="primary", min_width=150, elem_id="allocation-run")
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
-    sentence = "Runs the allocation and the two nearest uniform widths on the evaluation text, and adds the allocation to Compare."
-    line = gr.HTML(status(sentence), padding=False, elem_id="allocation-status")
-    for event in (budget.change, key.change):  # a link moves the budget, too
-        event(handlers.solved, [key, budget], [*outputs, text, line], trigger_mode="always_last", **QUIET)
+    line = gr.HTML(handlers.offer(start), padding=False, elem_id="allocation-status")
+    for event in (budget.change, choice.change, key.change):  # a link moves the budget, too
+        event(handlers.solved, [key, budget, choice], [*outputs, text, line], trigger_mode="always_last", **QUIET)
     key.change(handlers.titles, key, [title, own_title], **QUIET)
     shared = [shell.compared, shell.layer]
-    asked = [key, budget, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
+    asked = [key, budget, choice, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
     stop = Cancel(status("Cancelled. What was measured before is kept."))
     stop.stops(run.click, handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16)
     stop.by(cancel, line)
-    return budget
+    return budget, choice
 
 
 TAB = Tab("layers", "Layers", build, order=30)
