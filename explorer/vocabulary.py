@@ -140,7 +140,7 @@ _TERMS = (
          "x", "speed-up of the first token", 2, more=True, bounds=ROUNDS, source=LOOP),
     Term("decode_tokens_per_second", "Decoding",
          "How many tokens (parts of words) are written a second, for one reader.", "tokens/s", digits=0, bounds=TOKENS, source=LOOP),
-    Term("decode_latency_p50", "Token latency, median", "The wait for a token: half of them come sooner.", "s", digits=1, read=MS, source=LOOP),
+    Term("decode_latency_p50", "Token latency, median", "The wait for a token: half of them come sooner.", "s", read=MS, source=LOOP),
     Term("decode_latency_p95", "Token latency, 95th percentile", "The wait for a token: 95 of 100 come sooner.", "s", digits=1, read=MS, source=LOOP),
     Term("decode_latencies", "Latency of each token", unit="s", short="single tokens", source=LOOP),
     Term("time_to_first_token", "Time to first token",
