@@ -32,21 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def e4m3_block_scales() -> Iterator[None]:
-    """Triton's interpreter takes every block scale of a scaled product for a power of two; E4M3 ones, as NVFP4 has, are read here as what they are."""
-    import torch
-    from triton import language
-    from triton.runtime import interpreter
-
-    powers = interpreter._dot_scaled_scale_to_f32
-
-    def read(handle, compute_type):
-        if handle.dtype is not language.float8e4nv:
-            return powers(handle, compute_type)
-        return torch.from_numpy(handle.data).view(torch.float8_e4m3fn).float().numpy()
+def interpreted() -> Iterator[None]:
+    """Kernels run in Triton's interpreter as tests/interpreter.py has it."""
+    from tests.interpreter import drop_idle_work, read_block_scales
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_dot_scaled_scale_to_f32", read)
+        read_block_scales(patch)
+        drop_idle_work(patch)
         yield
 
 
