@@ -116,7 +116,7 @@ def served(folder: Path, seconds: float = 0.3, auth: Path | None = None, factory
         address = f"http://127.0.0.1:{port}"
         (folder / "pid").write_text(str(process.pid))
         try:
-            for _ in range(240):
+            for _ in range(900):
                 try:
                     urllib.request.urlopen(f"{address}/healthz", timeout=1).close()
                     break
