@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -19,11 +20,20 @@ import pytest
 
 from explorer.store import Store
 
+gc.disable()  # until all tests are imported: what torch and gradio consist of stays, and looking through it again and again takes a fifth of the time
+
 # What takes longest comes first, so that at the end no core waits for a long file that was begun last.
 LONG = (
-    "experiment", "machine_code", "browser", "load", "laws", "browser_clicks", "models", "stories", "browser_weights", "browser_text", "learn_browser",
-    "worker", "door", "saving", "detectors", "browser_layers", "cli", "sweep", "properties",
+    "browser", "learn_browser", "machine_code", "browser_clicks", "browser_partial", "address", "offload", "load", "experiment", "browser_history",
+    "browser_weights", "browser_text", "stories", "speed", "laws", "models", "summation", "browser_layers", "browser_compared", "kernels", "worker",
+    "door", "detectors", "gguf", "wide", "saving", "cli", "sweep", "properties",
 )  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests of pages, queues and deadlines wait much of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,22 +41,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a run collects garbage, and would look through half a million objects of modules, a third of a second each time
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or extensions complain at the end of what they take for leaks
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After a file's last test, what its tests have imported stays as well."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def e4m3_block_scales() -> Iterator[None]:
-    """Triton's interpreter takes every block scale of a scaled product for a power of two; E4M3 ones, as NVFP4 has, are read here as what they are."""
-    import torch
-    from triton import language
-    from triton.runtime import interpreter
-
-    powers = interpreter._dot_scaled_scale_to_f32
-
-    def read(handle, compute_type):
-        if handle.dtype is not language.float8e4nv:
-            return powers(handle, compute_type)
-        return torch.from_numpy(handle.data).view(torch.float8_e4m3fn).float().numpy()
+def interpreted() -> Iterator[None]:
+    """Kernels run in Triton's interpreter as tests/interpreter.py has it."""
+    from tests.interpreter import drop_idle_work, read_block_scales
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_dot_scaled_scale_to_f32", read)
+        read_block_scales(patch)
+        drop_idle_work(patch)
         yield
 
 

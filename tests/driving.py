@@ -101,8 +101,9 @@ LOW_CONTRAST = """() => {
   const over = (top, below) => { const a = top.length > 3 ? top[3] : 1; return [0, 1, 2].map(i => a * top[i] + (1 - a) * below[i]) };
   const light = c => { const f = c.slice(0, 3).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2] };
-  const ground = e => { const up = []; for (; e; e = e.parentElement) up.push(parse(getComputedStyle(e).backgroundColor));
-    return up.reverse().reduce((below, top) => over(top, below), [255, 255, 255]) };
+  const grounds = new Map([[null, [255, 255, 255]]]); // of each element, because neighbours share all that is behind them
+  const ground = e => { if (!grounds.has(e)) grounds.set(e, over(parse(getComputedStyle(e).backgroundColor), ground(e.parentElement)));
+    return grounds.get(e) };
   const low = [];
   const look = (e, text) => {
     const style = getComputedStyle(e);

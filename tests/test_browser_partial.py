@@ -21,8 +21,8 @@ TABLE = """() => {
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app over a stand-in whose runs take some seconds."""
-    with served(tmp_path_factory.mktemp("app"), seconds=18.0) as url:
+    """The app over a stand-in whose runs take long enough to be cancelled, and little when they are begun again."""
+    with served(tmp_path_factory.mktemp("app"), seconds=60.0) as url:
         yield f"{url}/"
 
 

@@ -24,7 +24,7 @@ from explorer.records import InputError, Report, TextRef, report_from
 from explorer.saving import Prepared, choose, save
 from explorer.store import Store
 from tests import architectures
-from tests.measuring import drained
+from tests.measuring import drained, measuring
 
 CPU = torch.device("cpu")
 CALIBRATION = TextRef("bundled", "0", 256, 64)
@@ -60,7 +60,8 @@ def report(folder: Path, store: Path, method: str, **params: Any) -> Report:
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "nf4", "nvfp4"])
 def test_numbers_are_those_of_a_model_in_memory(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = report(folder, tmp_path / "a.db", method)
+    with measuring("quality", "layers", "integrity", "size", "depth"):
+        whole = report(folder, tmp_path / "a.db", method)
     monkeypatch.setattr(sizes, "whole", lambda weight, on_gpu: 1e15)
     apart = report(folder, tmp_path / "b.db", method)
     for name in ("kld_mean", "perplexity", "weight_error", "output_error", "integrity", "bits_per_weight", "residual_error"):
