@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from explorer import models, saving
-from explorer.docs import SEEDS
 from explorer.export import commands
 from explorer.hub import Hub
 from explorer.low_bit_files import in_compressed_tensors, in_gguf
 from explorer.methods import build, catalogue
+from explorer.recorded import SEEDS
 from explorer.records import InputError, QuantSpec, report_from
 from explorer.request import Request
 from explorer.saving.beforehand import check_asked, tried
