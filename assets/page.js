@@ -80,12 +80,15 @@
   });
 
   // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,
-  // and again after every choice.
+  // and again after every choice; of the question it names none.
+  const named = (fieldset) => { fieldset.ariaLabel = fieldset.querySelector("[data-testid=block-info]")?.textContent.trim() || null; };
   const grouped = (radio) => {
-    const all = [...(radio.closest("fieldset")?.querySelectorAll("input[type=radio]") ?? [])];
+    const fieldset = radio.closest("fieldset"), all = [...(fieldset?.querySelectorAll("input[type=radio]") ?? [])];
     all.forEach((other) => { other.name = all[0].name; });
+    if (fieldset) named(fieldset);
     return all;
   };
+  document.querySelectorAll("fieldset").forEach(named);
   document.addEventListener("keydown", (event) => {
     const on = event.target;
     if (event.key === "Tab" && on.matches?.("[role=combobox]")) {
@@ -111,10 +114,11 @@
     new MutationObserver(nameCrosses).observe(compared, { subtree: true, childList: true, characterData: true, attributeFilter: ["title"] });
     nameCrosses();
   }
-  // On a narrow page the bar of tabs scrolls: the open one is brought into it.
+  // On a narrow page the bar of tabs scrolls: the open one is brought into it. By keyboard it is one stop, walked with the arrow keys.
   const bar = document.querySelector("#tabs > .tab-wrapper > [role=tablist]");
   const bringOpen = () => {
     const open = bar.querySelector("[aria-selected=true]");
+    if (open) for (const tab of bar.querySelectorAll("[role=tab]")) tab.tabIndex = tab === open ? 0 : -1;
     if (open) bar.scrollLeft = open.offsetLeft - bar.offsetLeft - (bar.clientWidth - open.offsetWidth) / 2;
   };
   if (bar) {
@@ -127,6 +131,11 @@
     const on = event.target;
     if (event.key === "Escape") hide();
     if ((event.key === "Enter" || event.key === " ") && on.matches?.(sortable)) { event.preventDefault(); order(on); }
+    if (on.matches?.("[role=tab]") && on.parentElement === bar) {
+      const all = [...bar.querySelectorAll("[role=tab]")], by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const next = event.key === "Home" ? all[0] : event.key === "End" ? all.at(-1) : by && all[(all.indexOf(on) + by + all.length) % all.length];
+      if (next) { event.preventDefault(); next.focus(); }
+    }
     if (event.key.startsWith("Arrow") && on.matches?.("table .pv")) {
       const next = neighbour(on, event.key);
       if (next) { event.preventDefault(); on.tabIndex = -1; next.tabIndex = 0; next.focus(); }

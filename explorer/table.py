@@ -74,7 +74,8 @@ def written(row: Term, number: float, value: float) -> str:
 def batch_button(name: str, key: str) -> str:
     """A button beside a speed: the page's script asks for the batch sweep of the configuration of this name and key with it."""
     said = f"Sweep the batch of {name}: where other formats overtake it"
-    return f"<button type='button' class='act' data-pick='batch:{escape(key, quote=True)}' title='{escape(said, quote=True)}'>batch sweep</button>"
+    about = f"aria-label='batch sweep of {escape(name, quote=True)}' title='{escape(said, quote=True)}'"
+    return f"<button type='button' class='act' data-pick='batch:{escape(key, quote=True)}' {about}>batch sweep</button>"
 
 
 def verdict(row: Term, found: Measurement, report: Report, base: Report | None) -> tuple[str, str]:

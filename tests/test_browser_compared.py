@@ -49,6 +49,24 @@ def test_a_laptop_at_twice_its_size_has_no_column_beside_the_results(desk: tuple
     assert not wrong
 
 
+def test_tabs_are_one_stop_and_groups_have_names(desk: tuple) -> None:
+    """The open tab is the bar's only stop, arrows walk it, Enter opens; a group of choices is called by its question, a button by what it is about."""
+    page, wrong = desk
+    stops = "() => [...document.querySelectorAll('#tabs > .tab-wrapper > [role=tablist] [role=tab]')].filter(tab => tab.tabIndex === 0).map(tab => tab.id)"
+    assert page.evaluate(stops) == ["tab-compare-button"]
+    page.locator("#tab-compare-button").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator("#tab-weights").wait_for(state="visible", timeout=10_000)
+    page.wait_for_function(f"({stops})().join() === 'tab-weights-button'", timeout=10_000)
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
+    names = page.evaluate("[...document.querySelectorAll('#controls fieldset')].filter(group => group.offsetParent).map(group => group.ariaLabel)")
+    assert names == ["Bits", "Granularity", "Group size"] and page.get_by_role("button", name="batch sweep of RTN 4-bit g64").count() == 1
+    assert not wrong
+
+
 def test_the_address_is_written_at_once_when_one_is_taken_off(desk: tuple) -> None:
     page, wrong = desk
     settle(page)
