@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import explorer.experiment  # noqa: F401 - all that a run imports, so that imports are no part of the peak
 from explorer import models, sizes
 from explorer.checkpoint import check_config
 from explorer.data import bundled_text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 
 import pytest
@@ -121,7 +122,7 @@ def test_run_adds_a_column_and_returns_from_the_store_at_once(desk: tuple) -> No
     choose(page, "3")
     page.click("#run")
     page.locator("#status progress").wait_for(timeout=30_000)
-    wait_for_status(page, "RTN 3-bit g64: measured now")
+    page.locator("#status .status", has_text=re.compile("RTN 3-bit g64: (partly )?measured now")).wait_for(timeout=240_000)  # a cancelled run left a part
     heads = page.locator("#comparison table:not(.more) thead th").all_inner_texts()
     names = [" ".join(head.split()) for head in heads]
     assert len(names) == 6 and "RTN 3-bit g64" in names[2] and "16-bit baseline" in names[1] and "RTN 2-bit g64" in names[-1], "the others keep their places"
