@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -91,7 +92,7 @@ def test_the_libraries_that_compute_are_in_the_key(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_answer_on_the_bundled_text_belongs_to_that_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = lambda: tasks.task_key(tasks.tasks()["sensitivity"], {"model": "demo"}, Loader())  # noqa: E731
+    ask = partial(tasks.task_key, tasks.tasks()["sensitivity"], {"model": "demo"}, Loader())
     before = ask()
     monkeypatch.setattr(tasks.data, "bundled_digest", lambda: "another CPython's")
     assert ask() != before

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from kernels.floats import float_values
 from kernels.native_round import CODES, rounding
 from kernels.op import Activation, LowBitWeight, choose, dequantize, ops, round_activation
 from kernels.product import Case, exact_product, random_problem
+from tests.threads import give_back, share_nothing
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(not native.flavour() or not shutil.which("gcc"), reason="needs gcc on x86 with AVX2")
@@ -129,18 +129,8 @@ def test_every_code_at_every_place_has_its_exact_value(name: str, fresh: pytest.
 @needs_compiler
 def test_threads_do_not_share_their_packed_inputs() -> None:
     x, weight = random_problem(Case(48, 256, 512, 4, 64, False), torch.Generator().manual_seed(0))
-    packed, x, wrong = native.pack(weight), x.bfloat16(), []
-    expected = [native.run(x * i, packed) for i in range(4)]
-
-    def again(i: int) -> None:
-        wrong.extend(1 for _ in range(20) if not torch.equal(native.run(x * i, packed), expected[i]))
-
-    threads = [threading.Thread(target=again, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    packed, x = native.pack(weight), x.bfloat16()
+    share_nothing([partial(native.run, x * i, packed) for i in range(4)])
 
 
 @needs_compiler
@@ -240,18 +230,10 @@ def test_inputs_are_rounded_as_the_definition_rounds_them() -> None:
 
 
 def test_a_thread_gives_its_memory_back() -> None:
-    """A worker begins a thread for each job."""
     if native.library()[0] is None:
         pytest.skip("needs the compiled kernel")
     x, weight = random_problem(Case(1022, 16, 4096, 4, 64), torch.Generator().manual_seed(0))
-    packed, x, process = native.pack(weight), x.bfloat16(), psutil.Process()
-    sizes = []
-    for _ in range(30):  # each packs 8 MiB of inputs
-        thread = threading.Thread(target=native.run, args=(x, packed))
-        thread.start()
-        thread.join()
-        sizes.append(process.memory_info().rss)
-    assert sizes[-1] - sizes[5] < 60 * 2**20, sizes
+    give_back(partial(native.run, x.bfloat16(), native.pack(weight)))
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
+from functools import partial
 
-import psutil
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from kernels.low_bit_cache import GROUP, LowBitCache
 from kernels.native_attention import NATIVE
 from kernels.op import serving
 from tests.test_native import needs_compiler, supported
+from tests.threads import give_back, share_nothing
 
 CPU = torch.device("cpu")
 NEAR = 3e-4  # relative error allowed in float32: queries and weights are rounded to 16 bits
@@ -125,32 +125,15 @@ def test_what_is_no_number_stays_with_its_head_or_sequence() -> None:
 
 @needs_compiler
 def test_threads_do_not_share_their_sums() -> None:
-    cases, wrong = [Case(1, 2, 4, 64, tokens, 33, 4) for tokens in (96, 1024)], []
+    cases = [Case(1, 2, 4, 64, tokens, 33, 4) for tokens in (96, 1024)]
     problems = [_problem(case, torch.Generator().manual_seed(0)) for case in cases * 2]
-    held = [(q, NATIVE.pack(cache)) for q, cache in problems]
-    expected = [NATIVE.run(*one) for one in held]
-
-    def again(i: int) -> None:
-        wrong.extend(1 for _ in range(30) if not torch.equal(NATIVE.run(*held[i]), expected[i]))
-
-    running = [threading.Thread(target=again, args=(i,)) for i in range(4)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert not wrong
+    share_nothing([partial(NATIVE.run, q, NATIVE.pack(cache)) for q, cache in problems])
 
 
 @needs_compiler
 def test_a_thread_gives_its_memory_back() -> None:
     q, cache = _problem(Case(1, 128, 64, 256, 32, 1, 8), torch.Generator().manual_seed(0))
-    packed, process, sizes = NATIVE.pack(cache), psutil.Process(), []
-    for _ in range(30):  # each keeps 8 MiB of sums
-        thread = threading.Thread(target=NATIVE.run, args=(q, packed))
-        thread.start()
-        thread.join()
-        sizes.append(process.memory_info().rss)
-    assert sizes[-1] - sizes[5] < 60 * 2**20, sizes
+    give_back(partial(NATIVE.run, q, NATIVE.pack(cache)))
 
 
 @needs_compiler
