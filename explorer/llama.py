@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from explorer.packed_cache import PackedCache
 from explorer.products import Product, product
-from kernels import token_step
+from kernels import native_attention, token_step
+from kernels.low_bit_cache import attention
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 TABLE = 16 << 20  # bytes up to which the rotary table is kept for every head, which saves two small operations a token
@@ -97,7 +98,8 @@ class LlamaLoop:
         self.cache = weight.new_zeros(shape) if kv_bits == 16 else None
         self.packed = None if kv_bits == 16 else PackedCache((len(self.blocks), batch, self.keys, self.size), context, kv_bits, weight, static)
         self.static = self.packed.static if self.packed else weight.is_cuda if static is None else static
-        self.attention = self.packed.name if self.packed else "torch SDPA"
+        ours = self.packed is None and not self.static and native_attention.reads(self.cache[0, :, 0], self.cache[0, :, 1])
+        self.attention = self.packed.name if self.packed else "native attention" if ours else "torch SDPA"
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
         self.fused = weight.is_cuda and self.static
@@ -192,7 +194,7 @@ class LlamaLoop:
             else:
                 place, known = state
                 place.copy_(rows[queries:].view_as(place))
-                mixed = F.scaled_dot_product_attention(rows[:queries].view(1, keys, -1, size), *known.unbind(0))
+                mixed = _attention(rows[:queries].unsqueeze(0), *known.unbind(0), None)
             hidden += block.out.run(mixed.view(1, -1))
             torch.neg(hidden, out=minus)
             gate, up = block.gate_up.run(block.between.of_signed(self.signed)[:, :width]).chunk(2, -1)
@@ -270,9 +272,9 @@ class LlamaLoop:
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's attention of one token, queries [B, Q, D]; those that share a key are the rows of one product."""
-    rows = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
-    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).reshape(queries.shape)
+    """Attention of one token, queries [B, Q, D], over keys and values [B, KV, n, D] in 16 bits or float32."""
+    ours = mask is None and native_attention.reads(keys, values)
+    return native_attention.attend(queries, keys, values) if ours else attention(queries, keys, values, mask)
 
 
 def _block(layer: nn.Module, eps: float) -> Block:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from explorer.devices import spare_memory
+from explorer.models import Dense
 from explorer.qlinear import QuantizedLinear, join
+from kernels import linear16
 
 
 class Product(NamedTuple):
@@ -34,7 +36,7 @@ def product(layers: Sequence[nn.Module], after_norm: bool = False) -> Product:
     """One product of layers [N, K] with the same K; layers of different formats run one after the other. after_norm: whether a normalisation before
     can take the layers' input scale.
     """
-    if all(type(layer) is nn.Linear for layer in layers):
+    if all(type(layer) in (nn.Linear, Dense) for layer in layers):
         return _dense(layers)
     if len(layers) > 1 and all(type(layer) is QuantizedLinear for layer in layers) and (joined := join(layers)) is not None:
         size, *apart = (sum(layer.packed_bytes().values()) for layer in (joined, *layers))
@@ -46,7 +48,7 @@ def product(layers: Sequence[nn.Module], after_norm: bool = False) -> Product:
 
 
 def _apart(layers: Sequence[nn.Module]) -> Product:
-    names = dict.fromkeys(getattr(layer, "kernel", "torch linear") for layer in layers)
+    names = dict.fromkeys(getattr(layer, "kernel", linear16.name() if type(layer) is Dense else "torch linear") for layer in layers)
     runs = [layer.rows if type(layer) is QuantizedLinear else layer for layer in layers]
     shapes = [_shape(layer) for layer in layers]
     read = sum(sum(layer.packed_bytes().values()) if hasattr(layer, "packed_bytes") else layer.weight.nbytes for layer in layers)
@@ -61,15 +63,19 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def _dense(layers: Sequence[nn.Linear]) -> Product:
-    """16-bit layers. On a CPU a copy in oneDNN's own layout, which reads a single row's weights three times faster, where there is memory for it."""
+    """16-bit layers. On a CPU with bfloat16 units a copy in oneDNN's own layout, which reads a single row's weights three times faster, where there is memory
+    for it.
+    """
     first = layers[0].weight
     size = sum(layer.weight.nbytes for layer in layers)
     shape = (sum(layer.weight.shape[0] for layer in layers), first.shape[1])
     bias = _biases(layers)
     if first.device.type != "cpu" or first.dtype != torch.bfloat16:
         return Product(partial(F.linear, weight=_shared(layers), bias=bias), "torch linear", shape, size)
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported() or size > spare_memory(first.device):
-        return _apart(layers)  # on a CPU one product more costs little, and weights may be mapped from a file: sharing would copy them
+    if size > spare_memory(first.device):
+        return _apart(layers)  # weights may be mapped from a file: sharing would copy them
+    if not linear16.has_units():
+        return Product(partial(linear16.linear, weight=_shared(layers), bias=bias), linear16.name(), shape, size)
     weight = first if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.detach(), 1)
     linear = torch.ops.mkldnn._linear_pointwise.default

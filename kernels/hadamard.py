@@ -309,6 +309,6 @@ OP = Op(
     problem=_problem,
     reference=_reference,
     flops=lambda case: 2.0 * case.m * case.runs * case.p * case.q * (case.p + case.q),
-    baseline=lambda case, generator: Baseline("copy", {}, lambda x, tensors: x.clone()),
+    baselines=lambda case, generator: [Baseline("copy", {}, lambda x, tensors: x.clone())],
     value=lambda result: value(result) if isinstance(result, tuple) else result,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels import table
 from kernels.codes import assembly, constraints, plane_code, planes_by_assembly, to_float
 from kernels.low_bit_cache import GROUP, LowBitCache, attention, dequantize, pack, run, unpacked
-from kernels.native_attention import NATIVE
+from kernels.native_attention import NATIVE, attend, reads
 from kernels.op import Baseline, Form, Op, Packed
 from kernels.table import Tile
 
@@ -263,10 +263,13 @@ def _problem(case: Case, generator: torch.Generator) -> tuple[Tensor, LowBitCach
     return q, LowBitCache(keys, scales["key"], lows["key"], values, scales["value"], lows["value"], *newest, case.bits, counts)
 
 
-def _baseline(case: Case, generator: torch.Generator) -> Baseline:
+def _baselines(case: Case, generator: torch.Generator) -> list[Baseline]:
     shape = (case.batch, case.kv_heads, case.tokens + case.newest, case.size)
     tensors = {name: torch.randn(shape, generator=generator).bfloat16() for name in ("keys", "values")}
-    return Baseline("bf16 SDPA", tensors, lambda q, t: attention(q, t["keys"], t["values"]))
+    made = [Baseline("bf16 SDPA", tensors, lambda q, t: attention(q, t["keys"], t["values"]))]
+    if reads(*tensors.values()):
+        made.append(Baseline("native bf16 attention", tensors, lambda q, t: attend(q, t["keys"], t["values"]), "cpu"))
+    return made
 
 
 def _triton_run(q: Tensor, packed: Packed) -> Tensor:
@@ -294,5 +297,5 @@ OP = Op(
     problem=_problem,
     reference=_reference,
     flops=lambda case: 4.0 * case.batch * case.kv_heads * case.heads * case.size * (case.tokens + case.newest),
-    baseline=_baseline,
+    baselines=_baselines,
 )  # fmt: skip

@@ -59,10 +59,10 @@ def dequantize(cache: LowBitCache) -> tuple[Tensor, Tensor]:
     return torch.cat([key, cache.keys.float()], 2), torch.cat([value, cache.values.float()], 2)
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """torch's attention; the queries that share a key head are the rows of one product, which is its fastest way."""
+def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """torch's attention of one token, q [B, Q, D] over keys and values [B, H, n, D]; the queries that share a key head are the rows of one product, which is its fastest way."""
     rows = q.view(len(q), keys.shape[1], -1, q.shape[-1])
-    return torch.nn.functional.scaled_dot_product_attention(rows, keys, values).reshape(q.shape)
+    return torch.nn.functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).reshape(q.shape)
 
 
 def pack(cache: LowBitCache) -> Packed:

@@ -114,6 +114,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     found.low_bit_product.argtypes = [pointer, pointer, number, pointer, pointer, flag]
     found.round_rows.argtypes = [pointer, flag, number, number, pointer, pointer, flag, pointer]
     found.low_bit_attention.argtypes = [pointer, pointer, flag, pointer, number, number]
+    found.product16.argtypes = [pointer, pointer, pointer, pointer, number, number, number]
     found.turn_rows.argtypes = [pointer, flag, number, pointer, pointer, pointer, pointer]
     if "vnni" in " ".join(FLAVOURS[name]):
         found.low_bit_int8.argtypes = [pointer, flag, pointer, number, pointer, pointer, pointer, pointer]

@@ -1,4 +1,4 @@
-/* Attention of one new token over the cache of kernels/low_bit_cache.py: older keys and values as codes, the newest in float32 or bfloat16.
+/* Attention of one new token over the cache of kernels/low_bit_cache.py: older keys and values as codes, the newest, or all, in float32 or bfloat16.
  *
  * Codes are multiplied as they are, in pairs of 16-bit integers whose sums in 32 bits are exact. A group of 32 keys shares its scales, so these multiply the
  * query, which is rounded to 16 bits for each group; tokens lie in the lanes, and the minima make one sum a query. Of values, the weights of a block of
@@ -6,33 +6,13 @@
  * Whatever is unpacked serves all query heads of its key head. Softmax goes block by block, as powers of two. A context is cut into spans, which threads
  * share and a last step joins; the last span has the newest tokens too.
  */
-#include "native_cache.h"
+#include "native_newest.h"
 
-#define HEADS (LANES / 4) /* query heads at once: eight sums in registers */
 #define SPAN 512 /* tokens of a span, where there are as many of them as threads; else fewer, down to a block */
 #define LARGEST 32767 /* of a query and of a weight in 16 bits */
 #define LEAST 1e-30f /* magnitudes below it are taken as zero, so that no quotient overflows */
 
 int omp_get_max_threads(void);
-
-struct cache {
-    const uint8_t *key_codes;
-    const void *key_scale, *key_low;
-    const uint8_t *value_codes;
-    const void *value_scale, *value_low, *keys, *values;
-    const int64_t *counts; /* how many older and newest tokens are there; none: the caller says it */
-    long rows, heads, size, older, newest; /* key heads of all sequences, query heads for each, channels; tokens that a row has room for */
-    int bits, wide; /* wide: its numbers are float32 */
-};
-
-/* What a thread needs for one span. */
-struct work {
-    float *query, *scale, *low; /* [heads, size] over the root of size, times log2 e; of a group of keys [size] */
-    float *unit, *least, *factor, *carried, *peak, *total; /* [heads]; carried: what the newest tokens' sums are still to be multiplied with */
-    float *score, *value_scale, *value_low; /* [heads, BLOCK], then weights; [groups, BLOCK] */
-    float *sums, *lows, *newest; /* [heads, groups, 8, LANES]; [heads, groups]; [heads, size] */
-    uint32_t *codes, *pairs, *weights; /* one group of keys or a part of values, unpacked; [heads, size / 2]; [heads, BLOCK / LANES, 2, LANES] */
-};
 
 /* The queries as one group of keys meets them: in 16 bits with a unit each, and times its minima. */
 INLINE void meet(const struct cache *c, const struct work *w, long group, const int width, const int wide)
@@ -86,27 +66,6 @@ INLINE void score(const struct cache *c, const struct work *w, long h, float *to
                 all += (whole)sum[i + j][v];
             put(to + (h + i / apart) * BLOCK + v * LANES, __builtin_convertvector(all, vec) * w->unit[h + i / apart] + w->least[h + i / apart]);
         }
-}
-
-/* Turns the scores of a block into weights; in `factor` what was summed before is to be multiplied with. */
-INLINE void weigh(const struct cache *c, const struct work *w, long vectors)
-{
-    for (long h = 0; h < c->heads; h++) {
-        float *here = w->score + h * BLOCK;
-        vec most = at(here), sum = {0};
-        for (long v = 1; v < vectors; v++)
-            most = larger(most, at(here + v * LANES));
-        const float top = largest_in(most), higher = top > w->peak[h] ? top : w->peak[h];
-        for (long v = 0; v < vectors; v++) {
-            const vec weight = power(at(here + v * LANES) - higher);
-            put(here + v * LANES, weight);
-            sum += weight;
-        }
-        const float factor = power_of(w->peak[h] - higher);
-        w->total[h] = w->total[h] * factor + sum_of(sum);
-        w->factor[h] = factor;
-        w->peak[h] = higher;
-    }
 }
 
 /* Weights times the scales of one group of channels, in 16 bits with a unit a head: for each LANES tokens the pairs that `open_values` makes of them. */
@@ -210,68 +169,14 @@ INLINE void over_codes(const struct cache *c, const struct work *w, long row, lo
     }
 }
 
-/* Products of a key with N queries, or the weighted sum of values into N rows, for heads from h on. */
-INLINE void score_newest(const struct cache *c, const struct work *w, long from, long h, float *to, const int N, const int wide)
-{
-    vec sum[HEADS] = {{0}};
-    for (long d = 0; d < c->size; d += LANES) {
-        const vec key = load_numbers(c->keys, from + d, wide);
-#pragma GCC unroll 4
-        for (int i = 0; i < N; i++)
-            sum[i] += key * at(w->query + (h + i) * c->size + d);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < N; i++)
-        to[(h + i) * BLOCK] = sum_of(sum[i]);
-}
-
-INLINE void add_newest(const struct cache *c, const struct work *w, long from, long tokens, long h, const int N, const int wide)
-{
-    for (long d = 0; d < c->size; d += LANES) {
-        vec sum[HEADS];
-#pragma GCC unroll 4
-        for (int i = 0; i < N; i++)
-            sum[i] = at(w->newest + (h + i) * c->size + d) * w->factor[h + i];
-        for (long t = 0; t < tokens; t++) {
-            const vec value = load_numbers(c->values, from + t * c->size + d, wide);
-#pragma GCC unroll 4
-            for (int i = 0; i < N; i++)
-                sum[i] += value * w->score[(h + i) * BLOCK + t];
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < N; i++)
-            put(w->newest + (h + i) * c->size + d, sum[i]);
-    }
-}
-
-INLINE void over_newest(const struct cache *c, const struct work *w, long row, long count, const int wide)
-{
-    for (long start = 0; start < count; start += BLOCK) {
-        const long tokens = count - start < BLOCK ? count - start : BLOCK, from = (row * c->newest + start) * c->size, vectors = (tokens + LANES - 1) / LANES;
-        for (long h = 0; h < c->heads; h++)
-            for (long t = tokens; t < vectors * LANES; t++)
-                w->score[h * BLOCK + t] = -1e30f;
-        long h = 0;
-        for (; h + HEADS <= c->heads; h += HEADS)
-            for (long t = 0; t < tokens; t++)
-                score_newest(c, w, from + t * c->size, h, w->score + t, HEADS, wide);
-        for (; h < c->heads; h++)
-            for (long t = 0; t < tokens; t++)
-                score_newest(c, w, from + t * c->size, h, w->score + t, 1, wide);
-        weigh(c, w, vectors);
-        for (h = 0; h + HEADS <= c->heads; h += HEADS)
-            add_newest(c, w, from, tokens, h, HEADS, wide);
-        for (; h < c->heads; h++)
-            add_newest(c, w, from, tokens, h, 1, wide);
-    }
-}
-
 /* What a span gives: sums of weighted values [heads, size], then peaks and totals [heads] each. */
 static void sum_up(const struct cache *c, const struct work *w, const int width, float *to)
 {
     const long groups = c->size / GROUP;
     const int planes = 8 / width;
-    for (long h = 0; h < c->heads; h++)
+    if (c->bits == 16)
+        memcpy(to, w->newest, c->heads * c->size * sizeof *to);
+    for (long h = 0; h < c->heads && c->bits < 16; h++)
         for (long g = 0; g < groups; g++) {
             const float *from = w->sums + (h * groups + g) * 8 * LANES, low = w->lows[h * groups + g], carried = w->carried[h];
             for (int word = 0; word < 8 / planes; word++)
@@ -287,8 +192,8 @@ static void sum_up(const struct cache *c, const struct work *w, const int width,
     memcpy(to + c->heads * (c->size + 1), w->total, c->heads * sizeof *to);
 }
 
-/* One span of one row: older tokens first to last and so many of the newest. */
-static void span(const struct cache *c, const struct work *w, const void *q, int wide_q, long row, long first, long last, long newest, float *to)
+/* One span of one row: older tokens first to last and the newest from `from` to `end`. */
+static void span(const struct cache *c, const struct work *w, const void *q, int wide_q, long row, long first, long last, long from, long end, float *to)
 {
     const long numbers = c->heads * c->size;
     const float root = 1.44269504f / __builtin_sqrtf(c->size);
@@ -303,12 +208,12 @@ static void span(const struct cache *c, const struct work *w, const void *q, int
     memset(w->lows, 0, numbers / GROUP * sizeof(float));
     memset(w->newest, 0, numbers * sizeof(float));
 #define BOTH(NAME, ...) (c->wide ? NAME(__VA_ARGS__, 1) : NAME(__VA_ARGS__, 0))
-    BOTH(over_newest, c, w, row, newest);
+    BOTH(over_newest, c, w, row, from, end);
     if (c->bits == 2)
         BOTH(over_codes, c, w, row, first, last, 2);
     else if (c->bits == 4)
         BOTH(over_codes, c, w, row, first, last, 4);
-    else
+    else if (c->bits == 8)
         BOTH(over_codes, c, w, row, first, last, 8);
     sum_up(c, w, c->bits, to);
 }
@@ -330,19 +235,21 @@ static long places(const struct cache *c, struct work *w, float *from)
     return next;
 }
 
-/* Spans of one query head [spans, heads, ...] of `each` numbers a span -> y [size]. */
-static void join(const struct cache *c, const float *from, long spans, long each, long h, void *y, int wide, long to)
+/* Spans of one query head [spans, heads, ...] of `each` numbers a span -> y [size]. In place of its peaks comes what the spans are multiplied with. */
+static void join(const struct cache *c, float *from, long spans, long each, long h, void *y, int wide, long to)
 {
-    const float *peaks = from + c->heads * c->size + h, *totals = peaks + c->heads;
+    float *peaks = from + c->heads * c->size + h, *totals = peaks + c->heads;
     float peak = peaks[0], total = 0;
     for (long s = 1; s < spans; s++)
         peak = peaks[s * each] > peak ? peaks[s * each] : peak;
-    for (long s = 0; s < spans; s++)
-        total += totals[s * each] * power_of(peaks[s * each] - peak);
+    for (long s = 0; s < spans; s++) {
+        peaks[s * each] = power_of(peaks[s * each] - peak);
+        total += totals[s * each] * peaks[s * each];
+    }
     for (long d = 0; d < c->size; d += LANES) {
         vec sum = {0};
         for (long s = 0; s < spans; s++)
-            sum += at(from + s * each + h * c->size + d) * power_of(peaks[s * each] - peak);
+            sum += at(from + s * each + h * c->size + d) * peaks[s * each];
         sum /= total;
         if (wide)
             put((float *)y + to + d, sum);
@@ -356,8 +263,9 @@ int low_bit_attention(const struct cache *c, const void *q, int wide, void *y, l
 {
     older = c->counts ? c->counts[0] : older;
     newest = c->counts ? c->counts[1] : newest;
-    const long groups = older / GROUP, blocks = (older + BLOCK - 1) / BLOCK, threads = (omp_get_max_threads() + c->rows - 1) / c->rows;
-    const long wanted = (older + SPAN - 1) / SPAN > threads ? (older + SPAN - 1) / SPAN : threads < blocks ? threads : blocks;
+    const long read = c->bits == 16 ? newest : older; /* what spans share */
+    const long groups = (read + GROUP - 1) / GROUP, blocks = (read + BLOCK - 1) / BLOCK, threads = (omp_get_max_threads() + c->rows - 1) / c->rows;
+    const long wanted = (read + SPAN - 1) / SPAN > threads ? (read + SPAN - 1) / SPAN : threads < blocks ? threads : blocks;
     const int small = c->rows * (older + newest) * c->heads * c->size < 1 << 17; /* threads are not worth waking */
     const long spans = small || wanted < 1 ? 1 : wanted, every = (groups + spans - 1) / spans;
     const long each = c->heads * (c->size + 2);
@@ -373,9 +281,11 @@ int low_bit_attention(const struct cache *c, const void *q, int wide, void *y, l
         places(c, &w, mine);
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < c->rows * spans; i++) {
-            const long row = i / spans, first = i % spans * every, last = first + every < groups ? first + every : groups;
-            if (!lacking)
-                span(c, &w, q, wide, row, first * GROUP, last * GROUP, i % spans == spans - 1 ? newest : 0, parts + i * each);
+            const long row = i / spans, first = i % spans * every * GROUP, last = first + every * GROUP < read ? first + every * GROUP : read;
+            if (!lacking && c->bits == 16)
+                span(c, &w, q, wide, row, 0, 0, first, last, parts + i * each);
+            else if (!lacking)
+                span(c, &w, q, wide, row, first, last, 0, i % spans == spans - 1 ? newest : 0, parts + i * each);
         }
 #pragma omp for schedule(static)
         for (long i = 0; i < c->rows * c->heads; i++)

@@ -1,4 +1,4 @@
-"""The CPU form in C of attention over a low-bit cache: how a cache is told to native_attention.c. Knows no Op."""
+"""Attention of one token in C, over a low-bit cache and over one in 16 bits: how a cache is told to native_attention.c. Knows no Op."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Cache(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (*LowBitCache._fields[:8], "counts")),
-        *((name, ctypes.c_long) for name in ("rows", "heads", "size", "older", "newest")), ("bits", ctypes.c_int), ("wide", ctypes.c_int),
+        *((name, ctypes.c_long) for name in ("rows", "heads", "size", "older", "newest", "shared", "sequence")),
+        ("bits", ctypes.c_int), ("wide", ctypes.c_int),
     ]  # fmt: skip
 
 
@@ -69,12 +70,36 @@ def run(q: Tensor, packed: Packed) -> Tensor:
     pointers = [tensor.data_ptr() for tensor in t.values()]
     if len(pointers) == 8:
         pointers.append(None)
-    cache = described(
-        *pointers, batch * rows, q.shape[1] // rows, size, apart(codes) // codes.shape[3], apart(keys) // size, packed.meta[0], keys.dtype is torch.float32
-    )
-    if native.library()[0].low_bit_attention(cache, read.data_ptr(), read.dtype is torch.float32, y.data_ptr(), older, newest):
-        raise MemoryError("no memory for the sums of an attention")
+    rooms = (apart(codes) // codes.shape[3], apart(keys) // size)
+    cache = described(*pointers, batch * rows, q.shape[1] // rows, size, *rooms, rows, rows * apart(keys), packed.meta[0], keys.dtype is torch.float32)
+    _run(cache, read, y, older, newest)
     return y if y.dtype is q.dtype else y.to(q.dtype)
+
+
+def _run(cache: Any, q: Tensor, y: Tensor, older: int, newest: int) -> None:
+    if native.library()[0].low_bit_attention(cache, q.data_ptr(), q.dtype is torch.float32, y.data_ptr(), older, newest):
+        raise MemoryError("no memory for the sums of an attention")
+
+
+def reads(keys: Tensor, values: Tensor) -> bool:
+    """Whether `attend` serves keys and values [B, H, n, D] that are not in low bits: a CPU's, in bfloat16 or float32, a token's channels in one piece."""
+    size = keys.shape[3]
+    if keys.device.type != "cpu" or keys.dtype not in (torch.bfloat16, torch.float32) or native.library()[0] is None:
+        return False
+    return size % 16 == 0 and keys.stride() == values.stride() and keys.stride()[2:] == (size, 1) and keys.stride(1) % size == 0
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q K^T / sqrt D) V for one token: q [B, Q, D] in the dtype of keys and values [B, H, n, D], which `reads` says yes to -> [B, Q, D]. Queries
+    that share a key head lie together. Sums in float32.
+    """
+    q, (batch, rows, count, size) = q.contiguous(), keys.shape
+    between, row, _, _ = keys.stride()
+    pointers = (None,) * 6 + (keys.data_ptr(), values.data_ptr(), None)
+    cache = described(*pointers, batch * rows, q.shape[1] // rows, size, 0, row // size, rows, between, 16, q.dtype is torch.float32)
+    y = torch.empty_like(q)
+    _run(cache, q, y, 0, count)
+    return y
 
 
 NATIVE = Form("native", refuses, pack_even, run, "codes in 16-bit integer products, queries and weights rounded to 16 bits for each group")

@@ -43,6 +43,12 @@ INLINE float sum_of(vec v)
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
+/* Of four vectors. */
+INLINE __m128 sums_of(const vec *v)
+{
+    return _mm_hadd_ps(_mm_hadd_ps(quarters(v[0]), quarters(v[1])), _mm_hadd_ps(quarters(v[2]), quarters(v[3])));
+}
+
 INLINE vec at(const float *x)
 {
     vec v;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -115,11 +115,12 @@ class Form:
 
 
 class Baseline(NamedTuple):
-    """The 16-bit operation an op is timed against: its name, its own operand in bfloat16, and how it runs."""
+    """A 16-bit operation an op is timed against: its name, its own operand in bfloat16, and how it runs."""
 
     name: str
     tensors: dict[str, Tensor]
     run: Callable[[Tensor, dict[str, Tensor]], Any]
+    only: str = ""  # the device's type, where it runs on no other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ class Op:
     gpu, cpu: its forms, the preferred one first. cases: shapes and formats that it is checked on; timed: those that it is timed on.
     problem(case, generator) -> (x float32, operand): random and complete. reference(x, operand) -> float64: what the op means, in plain
     PyTorch. value(result) -> Tensor: the numbers a result stands for, when it is codes. flops(case): floating-point operations.
-    baseline(case, generator): the 16-bit operation it replaces. bits: where the operand is a weight, the widths of codes it stores without
+    baselines(case, generator): ways to do the 16-bit operation it replaces, of which the fastest counts. bits: where the operand is a weight, the widths of codes it stores without
     loss, narrowest and widest. activation: the kind of rounded inputs it multiplies ("int8", "fp8" or "block float"), "" for 16-bit ones.
     """
 
@@ -142,7 +143,7 @@ class Op:
     problem: Callable[[Any, torch.Generator], tuple[Tensor, Any]]
     reference: Callable[[Tensor, Any], Tensor]
     flops: Callable[[Any], float]
-    baseline: Callable[[Any, torch.Generator], Baseline]
+    baselines: Callable[[Any, torch.Generator], Sequence[Baseline]]
     value: Callable[[Any], Tensor] = lambda result: result
     bits: tuple[int, int] | None = None
     activation: str = ""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import linear16, native
 from kernels.floats import float_values
 from kernels.op import BLOCK, FLOAT8, REFERENCE, Activation, Baseline, Form, LowBitWeight, Nested, Op, dequantize, multiply
 
@@ -44,7 +45,7 @@ def product_op(name: str, title: str, gpu: tuple[Form, ...], cpu: tuple[Form, ..
     """An Op that multiplies inputs [M, K] with a LowBitWeight; the reference is its last form on either side."""
     return Op(
         name=name, title=title, gpu=(*gpu, REFERENCE), cpu=(*cpu, REFERENCE), problem=random_problem, reference=exact_product,
-        flops=lambda case: 2.0 * case.m * case.n * case.k, baseline=bf16_linear, **fields,
+        flops=lambda case: 2.0 * case.m * case.n * case.k, baselines=bf16_linear, **fields,
     )  # fmt: skip
 
 
@@ -96,7 +97,11 @@ def exact_product(x: Tensor, w: LowBitWeight) -> Tensor:
     return multiply(x, w).double() if w.activation else x.double() @ dequantize(w).double().T
 
 
-def bf16_linear(case: Case, generator: torch.Generator) -> Baseline:
-    """torch's linear on a bfloat16 weight of the same shape."""
-    weight = torch.randn(case.n, case.k, generator=generator).bfloat16()
-    return Baseline("bf16 linear", {"w": weight}, lambda x, tensors: torch.nn.functional.linear(x, tensors["w"]))
+def bf16_linear(case: Case, generator: torch.Generator) -> list[Baseline]:
+    """A bfloat16 weight of the same shape in torch's linear, and on a CPU in what 16-bit layers take here: where bfloat16 has no units torch's loops are slow."""
+    weight = {"w": torch.randn(case.n, case.k, generator=generator).bfloat16()}
+    made = [Baseline("bf16 linear", weight, lambda x, t: torch.nn.functional.linear(x, t["w"]))]
+    if linear16.has_units() or native.library()[0] is None:
+        return made
+    own = Baseline("native bf16 linear", weight, lambda x, t: linear16.few(x, t["w"]), "cpu")
+    return [*made, own, Baseline("bf16 linear by float32", weight, lambda x, t: linear16.many(x, t["w"]), "cpu")]

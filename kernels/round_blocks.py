@@ -173,5 +173,5 @@ OP = Op(
     problem=_problem,
     reference=_reference,
     flops=lambda case: 3.0 * case.m * case.k,
-    baseline=lambda case, generator: Baseline("copy", {}, lambda x, tensors: x.clone()),
+    baselines=lambda case, generator: [Baseline("copy", {}, lambda x, tensors: x.clone())],
 )  # fmt: skip

@@ -144,6 +144,6 @@ OP = Op(
     problem=_problem,
     reference=lambda x, a: value(round_activation(x, a)),
     flops=lambda case: 3.0 * case.m * case.k,
-    baseline=lambda case, generator: Baseline("copy", {}, lambda x, tensors: x.clone()),
+    baselines=lambda case, generator: [Baseline("copy", {}, lambda x, tensors: x.clone())],
     value=value,
 )  # fmt: skip

@@ -263,8 +263,8 @@ def test_16_bit_layers_become_views_of_one_weight_without_a_copy() -> None:
 
 def test_16_bit_copies_are_made_only_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nn.Linear(32, n, bias=n > 8, dtype=torch.bfloat16).requires_grad_(False) for n in (8, 16)]
-    x, places = torch.randn(3, 32).bfloat16(), [layer.weight.data_ptr() for layer in layers]
-    roomy = product(layers)
+    x, roomy = torch.randn(3, 32).bfloat16(), product(layers)
+    places = [layer.weight.data_ptr() for layer in layers]
     monkeypatch.setattr(products, "spare_memory", lambda device: 0)
     tight = product(layers)
     assert tight.copied == 0 and places == [layer.weight.data_ptr() for layer in layers]

@@ -11,7 +11,7 @@ from torch import nn
 from explorer import models
 from explorer.hub import Hub
 from explorer.models import Dense
-from kernels import linear16
+from kernels import linear16, native
 
 
 @pytest.fixture(autouse=True)
@@ -20,16 +20,46 @@ def no_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "has_units", lambda: False)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 8, 50])
-@pytest.mark.parametrize(("n", "k"), [(96, 64), (37, 33)])
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 13, 50])
+@pytest.mark.parametrize(("n", "k"), [(96, 64), (37, 33), (1, 1), (9, 5000)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_it_is_the_product_to_a_rounding(rows: int, n: int, k: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_product_to_a_rounding(built: bool, rows: int, n: int, k: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not built:
+        monkeypatch.setattr(native, "library", lambda: (None, "not built"))
+    elif native.library()[1]:
+        pytest.skip(f"needs the C library: {native.library()[1]}")
     monkeypatch.setattr(linear16, "PART", 10 * k)  # several parts, the last one shorter
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((2, rows, k), (n, k), (n,)))
     y = linear16.linear(x, weight, bias if biased else None)
     exact = nn.functional.linear(x.double(), weight.double(), bias.double() if biased else None)
     assert y.shape == exact.shape and y.dtype == torch.bfloat16 and ((y - exact).norm() / exact.norm()).item() < 4e-3
+
+
+@pytest.mark.skipif(bool(native.library()[1]), reason=f"needs the C library: {native.library()[1]}")
+def test_c_reads_no_number_beyond_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies around inputs and weights is NaN, and so is what is not written."""
+    new = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *size, **options: new(x, *size, **options).fill_(torch.nan))
+    generator = torch.Generator().manual_seed(0)
+    for rows, n, k in ((1, 5, 7), (4, 3, 47), (6, 17, 129)):
+        x, weight = (torch.full((m + 2, k), torch.nan, dtype=torch.bfloat16) for m in (rows, n))
+        for t in (x, weight):
+            t[1:-1] = torch.randn(len(t) - 2, k, generator=generator)
+        y, exact = linear16.few(x[1:-1], weight[1:-1]), x[1:-1].double() @ weight[1:-1].double().T
+        assert ((y - exact).norm() / exact.norm()).item() < 4e-3
+
+
+def test_what_c_does_not_serve_goes_to_torch() -> None:
+    x, weight = torch.randn(2, 8).bfloat16(), torch.randn(8, 4).bfloat16()
+    assert (
+        not linear16.fits(x, weight.T) and not linear16.fits(x, weight.T.contiguous().requires_grad_()) and not linear16.fits(x[:, :4], weight.T.contiguous())
+    )
+    assert torch.equal(linear16.linear(x, weight.T), nn.functional.linear(x, weight.T))
+    with pytest.raises(RuntimeError):
+        linear16.linear(x[:, :4], weight.T.contiguous())
+    assert linear16.linear(x[:0], weight.T.contiguous()).shape == (0, 4)
 
 
 def test_gradients_are_those_of_the_product() -> None:

@@ -67,6 +67,30 @@ def test_every_flavour_means_what_the_reference_means(flavour: str, threads: int
         assert error(q.bfloat16(), cache) < 4e-3 and error(q.half(), cache) < 1e-3, case
 
 
+def test_tokens_in_16_bits_or_float32_mean_softmax_of_products(flavour: str, threads: int) -> None:
+    """Cut out of a cache of several sequences and with room for more; what is beyond its tokens is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    for batch, rows, heads, size, count in ((1, 2, 7, 64, 1200), (2, 3, 1, 80, 37), (3, 1, 4, 48, 1), (2, 2, 4, 96, 1025), (1, 1, 9, 16, 129)):
+        cache = torch.randn(batch, 2, rows, count + 3, size, generator=generator)
+        cache[..., count:, :] = torch.nan
+        q = torch.randn(batch, rows * heads, size, generator=generator)
+        for dtype, near in ((torch.bfloat16, 4e-3), (torch.float32, 1e-6)):
+            keys, values = (t[..., :count, :] for t in cache.to(dtype).unbind(1))
+            assert native_attention.reads(keys, values)
+            found = native_attention.attend(q.to(dtype), keys, values)
+            scores = q.to(dtype).double().view(batch, rows, heads, size) @ keys.double().mT / size**0.5
+            expected = (scores.softmax(-1) @ values.double()).view(q.shape)
+            assert found.dtype is dtype and ((found.double() - expected).norm() / expected.norm()).item() < near, (batch, rows, heads, size, count)
+
+
+@needs_compiler
+def test_attention_reads_what_lies_as_it_expects() -> None:
+    keys, values = torch.randn(2, 1, 2, 5, 32)
+    assert native_attention.reads(keys, values) and native_attention.reads(keys.bfloat16(), values.bfloat16())
+    assert not native_attention.reads(keys.half(), values.half()) and not native_attention.reads(keys[..., :24], values[..., :24])
+    assert not native_attention.reads(keys.mT.contiguous().mT, values) and not native_attention.reads(keys, values.expand(3, -1, -1, -1))
+
+
 def test_any_shape(flavour: str) -> None:
     """Heads of all multiples of 32, any number of heads, spans that end anywhere; two more rows' worth of room than is filled."""
     choose = random.Random(0)

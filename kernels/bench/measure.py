@@ -55,10 +55,13 @@ def time_form(form: Form, x: Tensor, packed: Packed, device: torch.device, sampl
 
 
 def time_baseline(op: Op, case: Any, x: Tensor, device: torch.device, samples: int) -> tuple[str, Timing]:
-    """(name, seconds of one call) of the 16-bit operation."""
-    base = op.baseline(case, torch.Generator().manual_seed(1))
-    calls = [lambda x=x, t=t: base.run(x, t) for x, t in rotated(x, base.tensors, device)]
-    return base.name, time_call(calls, device, samples)
+    """(name, seconds of one call) of the fastest way to do the 16-bit operation on this device."""
+    found = []
+    for base in op.baselines(case, torch.Generator().manual_seed(1)):
+        if base.only in ("", device.type):
+            calls = [lambda x=x, t=t, run=base.run: run(x, t) for x, t in rotated(x, base.tensors, device)]
+            found.append((base.name, time_call(calls, device, samples)))
+    return min(found, key=lambda each: each[1].median)
 
 
 def rate(timing: Timing, moved: int, flops: float, copy: float) -> dict[str, float]:
