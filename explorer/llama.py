@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from explorer.packed_cache import PackedCache
 from explorer.products import Product, product
-from kernels import native_attention, token_step
-from kernels.low_bit_cache import attention
+from kernels import token_step
+from kernels.native_attention import attention16, reads
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 TABLE = 16 << 20  # bytes up to which the rotary table is kept for every head, which saves two small operations a token
@@ -98,7 +98,7 @@ class LlamaLoop:
         self.cache = weight.new_zeros(shape) if kv_bits == 16 else None
         self.packed = None if kv_bits == 16 else PackedCache((len(self.blocks), batch, self.keys, self.size), context, kv_bits, weight, static)
         self.static = self.packed.static if self.packed else weight.is_cuda if static is None else static
-        ours = self.packed is None and not self.static and native_attention.reads(self.cache[0, :, 0], self.cache[0, :, 1])
+        ours = self.packed is None and not self.static and reads(self.cache[0, :, 0], self.cache[0, :, 1])
         self.attention = self.packed.name if self.packed else "native attention" if ours else "torch SDPA"
         self.length = 0
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
@@ -146,7 +146,7 @@ class LlamaLoop:
         if self.packed:
             return [partial(self.packed.form.run, packed=seen) for seen in self.packed.seen(self.length)]
         mask, seen = self._mask(1), self.cache[:, : self.batch, ..., : self.context if self.static else self.length, :]
-        return [partial(_attention, keys=keys, values=values, mask=mask) for keys, values in (pair.unbind(1) for pair in seen.unbind(0))]
+        return [partial(attention16, keys=keys, values=values, mask=mask) for keys, values in (pair.unbind(1) for pair in seen.unbind(0))]
 
     def seen_bytes(self) -> int:
         """Bytes of the cache that a step reads: of the tokens that are there, static in 16 bits of all there is room for."""
@@ -194,7 +194,7 @@ class LlamaLoop:
             else:
                 place, known = state
                 place.copy_(rows[queries:].view_as(place))
-                mixed = _attention(rows[:queries].unsqueeze(0), *known.unbind(0), None)
+                mixed = attention16(rows[:queries].unsqueeze(0), *known.unbind(0), None)
             hidden += block.out.run(mixed.view(1, -1))
             torch.neg(hidden, out=minus)
             gate, up = block.gate_up.run(block.between.of_signed(self.signed)[:, :width]).chunk(2, -1)
@@ -244,7 +244,7 @@ class LlamaLoop:
         batch, q, kv = self.batch, self.queries, self.keys
         if turns is None:
             queries = token_step.turn_and_store(rows, self.table, self.position, state[0], q)
-            return _attention(queries, *state[1:], mask).reshape(batch, -1)
+            return attention16(queries, *state[1:], mask).reshape(batch, -1)
         rows = rows.view(batch, new, q + 2 * kv, 2, self.size // 2)
         if block.head_norms is not None:
             rows = _norm_heads(rows.flatten(3), q, kv, block.head_norms, self.eps).view_as(rows)
@@ -254,7 +254,7 @@ class LlamaLoop:
             return self.packed.attend(state, rows[:, 0, :q], pair[:, 0].transpose(0, 1)).reshape(batch, -1)
         keys, values = self._remember(state, pair, new)
         if new == 1:
-            return _attention(rows[:, 0, :q], keys, values, mask).reshape(batch, -1)
+            return attention16(rows[:, 0, :q], keys, values, mask).reshape(batch, -1)
         mixed = F.scaled_dot_product_attention(rows[:, :, :q].transpose(1, 2), keys, values, is_causal=True, enable_gqa=q != kv)
         return mixed.transpose(1, 2).reshape(batch * new, -1)
 
@@ -269,12 +269,6 @@ class LlamaLoop:
         else:
             place.copy_(pair)
         return keys, values
-
-
-def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one token, queries [B, Q, D], over keys and values [B, KV, n, D] in 16 bits or float32."""
-    ours = mask is None and native_attention.reads(keys, values)
-    return native_attention.attend(queries, keys, values) if ours else attention(queries, keys, values, mask)
 
 
 def _block(layer: nn.Module, eps: float) -> Block:

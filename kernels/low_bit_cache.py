@@ -60,7 +60,9 @@ def dequantize(cache: LowBitCache) -> tuple[Tensor, Tensor]:
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """torch's attention of one token, q [B, Q, D] over keys and values [B, H, n, D]; the queries that share a key head are the rows of one product, which is its fastest way."""
+    """torch's attention of one token, q [B, Q, D] over keys and values [B, H, n, D]; the queries that share a key head are the rows of one product, which is
+    its fastest way.
+    """
     rows = q.view(len(q), keys.shape[1], -1, q.shape[-1])
     return torch.nn.functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).reshape(q.shape)
 

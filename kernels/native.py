@@ -116,8 +116,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     found.low_bit_attention.argtypes = [pointer, pointer, flag, pointer, number, number]
     found.product16.argtypes = [pointer, pointer, pointer, pointer, number, number, number]
     found.turn_rows.argtypes = [pointer, flag, number, pointer, pointer, pointer, pointer]
-    if "vnni" in " ".join(FLAVOURS[name]):
-        found.low_bit_int8.argtypes = [pointer, flag, pointer, number, pointer, pointer, pointer, pointer]
+    found.low_bit_int8.argtypes = [pointer, flag, pointer, number, pointer, pointer, pointer, pointer]
     return found, ""
 
 
@@ -265,12 +264,6 @@ def product(x: Tensor, packed: Packed, rounding: Any = None) -> Tensor:
     if library()[0].low_bit_product(x.data_ptr(), y.data_ptr(), x.shape[0], weight, rounding, x.dtype is torch.float32):
         raise MemoryError("no memory for the packed inputs of a product")
     return y
-
-
-def has_int8() -> bool:
-    """Whether this CPU multiplies bytes four at a time and adds in 32 bits, so that int8 products come out exactly."""
-    found, _ = library()
-    return found is not None and "avx512_vnni" in FLAVOURS[flavour()]
 
 
 def int8_pack(codes: Tensor, scale: Tensor) -> Packed:

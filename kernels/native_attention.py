@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import native
-from kernels.low_bit_cache import GROUP, LowBitCache, pack
+from kernels.low_bit_cache import GROUP, LowBitCache, attention, pack
 from kernels.native_round import readable
 from kernels.op import Form, Packed
 
@@ -100,6 +100,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     y = torch.empty_like(q)
     _run(cache, q, y, 0, count)
     return y
+
+
+def attention16(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`attend` where it serves, else torch's; mask: what is added to the scores, for torch only."""
+    return attend(q, keys, values) if mask is None and reads(keys, values) else attention(q, keys, values, mask)
 
 
 NATIVE = Form("native", refuses, pack_even, run, "codes in 16-bit integer products, queries and weights rounded to 16 bits for each group")

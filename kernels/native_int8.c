@@ -1,11 +1,16 @@
-/* Products of int8 inputs with int8 weights, on a CPU that adds four products of bytes in 32 bits; see native.c for strips, words and tiles. Empty on others.
- * Columns of inputs that are outliers, named beforehand or found at each call, are left out of the rounding and multiplied in float32 with the same codes. */
-#include "native.h"
+/* Products of int8 inputs with int8 weights; see native.c for strips, words and tiles. With VNNI one instruction adds four products of bytes in 32 bits; without
+ * it bytes become pairs of 16 bits, whose products are added in 32: the byte product of such CPUs adds in 16 bits and saturates. Columns of inputs that are outliers, named beforehand or found at each call, are left out of the rounding and multiplied in float32 with the same codes. */
+#include "native_cache.h"
 
+/* Products of int8 inputs with weights in unsigned bytes, 128 for zero: sum (w + 128) x - 128 sum x, in int32. */
 #if defined(__AVX512VNNI__)
-/* Products of int8 inputs with weights in unsigned bytes, 128 for zero: sum (w + 128) x - 128 sum x, in int32. Weights as above, four inputs a word. */
+#define PIECES 1 /* words that hold four inputs: all four; else the first and the third, then the second and the fourth */
+#else
+#define PIECES 2
+#endif
+
 struct inputs {
-    const uint32_t *codes; /* [pack of four][R] */
+    const uint32_t *codes; /* [pack of four][PIECES][R] */
     const int32_t *less; /* [R] 128 times the sum of a row */
     const float *scale; /* [R], or none: then y is the sums themselves, float32 */
     const float *kept; /* [count][R], inputs of the outlier columns */
@@ -20,31 +25,50 @@ struct outliers {
     float threshold;
 };
 
-/* In assembly, because GCC 12 keeps sums of the intrinsic twice, and most of them in memory. */
-INLINE void dot8(__m512i *sum, __m512i code, __m512i x) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(code), "v"(x)); }
+/* sum += four inputs of each row times V vectors of weights. */
+#if PIECES == 1
+INLINE void add8(raw sum[][4], const raw *code, const uint32_t *x, const int R, const int V)
+{
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) /* in assembly, because GCC 12 keeps sums of the intrinsic twice, and most of them in memory */
+            __asm__("vpdpbusd %2, %1, %0" : "+v"(sum[r][v]) : "v"(code[v]), "v"(OF(set1_epi32)(x[r])));
+}
+#else
+INLINE void add8(raw sum[][4], const raw *code, const uint32_t *x, const int R, const int V)
+{
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+        const raw even = (raw)((words)code[v] & 0x00ff00ffu), odd = (raw)(((words)code[v] >> 8) & 0x00ff00ffu);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+            sum[r][v] = pairs_added(pairs_added(sum[r][v], even, OF(set1_epi32)(x[r])), odd, OF(set1_epi32)(x[R + r]));
+    }
+}
+#endif
 
 INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long rows, long first, const int R, const int V)
 {
-    const long last = (w->n + 15) / 16 - 1, length = w->groups * w->steps * 16;
+    const int parts = 16 / LANES;
+    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * 16;
     const uint32_t *from[4], *in = x->codes;
-    __m512i sum[ROWS][4];
+    raw sum[ROWS][4];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
-            sum[r][v] = _mm512_set1_epi32(-x->less[r]);
-    for (int v = 0; v < V; v++)
-        from[v] = w->codes + (first + v < last ? first + v : last) * length;
-    for (long s = 0; s < w->steps; s++, in += R) {
-        __m512i code[4];
+            sum[r][v] = OF(set1_epi32)(-x->less[r]);
+    for (int v = 0; v < V; v++) {
+        const long at = first + v < last ? first + v : last;
+        from[v] = w->codes + at / parts * length + at % parts * LANES;
+    }
+    for (long s = 0; s < w->steps; s++, in += PIECES * R) {
+        raw code[4];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
-            code[v] = _mm512_loadu_si512(from[v] + 16 * s);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++)
-                dot8(&sum[r][v], code[v], _mm512_set1_epi32(in[r]));
+            code[v] = load(from[v] + 16 * s);
+        add8(sum, code, in, R, V);
     }
     vec total[ROWS][4]; /* apart from the sums, which stay in registers as long as no index of theirs varies */
 #pragma GCC unroll 16
@@ -62,7 +86,7 @@ INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long
         vec code[4];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            const words four = (words)_mm512_loadu_si512(from[v] + x->columns[c] / 4 * 16);
+            const words four = (words)load(from[v] + x->columns[c] / 4 * 16);
             code[v] = __builtin_convertvector((whole)((four >> (x->columns[c] % 4 * 8)) & 255u) - 128, vec);
         }
 #pragma GCC unroll 16
@@ -73,7 +97,9 @@ INLINE void block8(const struct weight *w, const struct inputs *x, void *y, long
     }
     for (int r = 0; r < R && r < rows; r++)
         for (int v = 0; v < V && first + v <= last; v++) {
-            const long n = (first + v) * 16, left = w->n - n < 16 ? w->n - n : 16;
+            const long n = (first + v) * LANES, left = w->n - n < LANES ? w->n - n : LANES;
+            if (left <= 0)
+                break;
             const vec result = x->scale ? total[r][v] * load_numbers(w->scale, n, w->wide) : total[r][v];
             if (x->wide)
                 memcpy((float *)y + r * w->n + n, &result, 4 * left);
@@ -148,8 +174,8 @@ int low_bit_int8(const void *x, int wide, void *y, long m, const struct weight *
     while (sizes[which] < rows)
         which++;
     const int R = sizes[which], V = WIDTH(R);
-    const long strips = (w->n + 15) / 16, blocks = (strips + V - 1) / V;
-    uint32_t *packed = room(PACKED8, tiles * w->steps * R * sizeof *packed);
+    const long vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V, each = w->steps * PIECES * R;
+    uint32_t *packed = room(PACKED8, tiles * each * sizeof *packed);
     int8_t *codes = room(CODES8, m * padded);
     float *scale = room(SCALES8, tiles * R * (sizeof *scale + sizeof(int32_t)));
     int32_t *columns = o ? room(COLUMNS8, w->k * (sizeof *columns + 1)) : NULL;
@@ -187,11 +213,16 @@ int low_bit_int8(const void *x, int wide, void *y, long m, const struct weight *
                     sum += own[i];
             }
             less[at] = 128 * sum;
-            for (long s = 0; s < w->steps; s++) {
-                uint32_t four = 0;
+            uint32_t *to = packed + t * each + line;
+            for (long s = 0; s < w->steps; s++, to += PIECES * R) {
+                int8_t four[4] = {0};
                 if (there)
-                    memcpy(&four, own + 4 * s, 4);
-                packed[(t * w->steps + s) * R + line] = four;
+                    memcpy(four, own + 4 * s, 4);
+                if (PIECES == 1)
+                    memcpy(to, four, 4);
+                else
+                    for (int i = 0; i < PIECES; i++)
+                        to[i * R] = (uint16_t)four[i] | (uint32_t)(uint16_t)four[i + 2] << 16;
             }
             for (long c = 0; c < count; c++)
                 kept[(t * count + c) * R + line] = there ? number_at(x, row * w->k + columns[c], wide) : 0;
@@ -199,10 +230,9 @@ int low_bit_int8(const void *x, int wide, void *y, long m, const struct weight *
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             for (long t = 0; t < tiles; t++) {
-                const struct inputs in = {packed + t * w->steps * R, less + t * R, r || scales ? scale + t * R : NULL, kept + t * count * R, columns, count, wide};
+                const struct inputs in = {packed + t * each, less + t * R, r || scales ? scale + t * R : NULL, kept + t * count * R, columns, count, wide};
                 run(w, &in, (char *)y + t * rows * w->n * (wide ? 4 : 2), m - t * rows < rows ? m - t * rows : rows, b * V);
             }
     }
     return 0;
 }
-#endif

@@ -130,8 +130,9 @@ class Op:
     gpu, cpu: its forms, the preferred one first. cases: shapes and formats that it is checked on; timed: those that it is timed on.
     problem(case, generator) -> (x float32, operand): random and complete. reference(x, operand) -> float64: what the op means, in plain
     PyTorch. value(result) -> Tensor: the numbers a result stands for, when it is codes. flops(case): floating-point operations.
-    baselines(case, generator): ways to do the 16-bit operation it replaces, of which the fastest counts. bits: where the operand is a weight, the widths of codes it stores without
-    loss, narrowest and widest. activation: the kind of rounded inputs it multiplies ("int8", "fp8" or "block float"), "" for 16-bit ones.
+    baselines(case, generator): ways to do the 16-bit operation it replaces, of which the fastest counts. bits: where the operand is a weight, the widths of
+    codes it stores without loss, narrowest and widest. activation: the kind of rounded inputs it multiplies ("int8", "fp8" or "block float"), "" for
+    16-bit ones.
     """
 
     name: str

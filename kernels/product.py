@@ -98,7 +98,7 @@ def exact_product(x: Tensor, w: LowBitWeight) -> Tensor:
 
 
 def bf16_linear(case: Case, generator: torch.Generator) -> list[Baseline]:
-    """A bfloat16 weight of the same shape in torch's linear, and on a CPU in what 16-bit layers take here: where bfloat16 has no units torch's loops are slow."""
+    """A bfloat16 weight of the same shape in torch's linear, and where a CPU has no units for bfloat16 in what 16-bit layers take there."""
     weight = {"w": torch.randn(case.n, case.k, generator=generator).bfloat16()}
     made = [Baseline("bf16 linear", weight, lambda x, t: torch.nn.functional.linear(x, t["w"]))]
     if linear16.has_units() or native.library()[0] is None:

@@ -130,7 +130,7 @@ def _cpu_form(name: str, product: Product, refuses: Callable[[LowBitWeight], str
 
 
 def _native_refuses(w: LowBitWeight) -> str:
-    return _refuses(w) or native.library()[1] or ("" if native.has_int8() else "this CPU has no AVX-512 VNNI")
+    return _refuses(w) or native.library()[1]
 
 
 def _native_pack(w: LowBitWeight) -> Packed:

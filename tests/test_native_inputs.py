@@ -180,8 +180,6 @@ def test_a_turned_row_that_is_not_finite_stays_alone_and_what_does_not_fit_is_re
 @pytest.mark.parametrize("per", ["token", "tensor"])
 def test_outlier_columns_stay_in_16_bits_and_sums_are_exact(m: int, per: str, flavour: str) -> None:
     """Columns found by a threshold and named ones, none, some and all; against integer sums and the outliers' product in float64."""
-    if not native.has_int8():
-        pytest.skip("needs AVX-512 VNNI")
     form = FORMS["w8a8_int8_matmul"]
     for n, k in ((64, 128), (37, 90), (1, 5)):
         generator = torch.Generator().manual_seed(m)
@@ -213,8 +211,6 @@ def test_outlier_columns_stay_in_16_bits_and_sums_are_exact(m: int, per: str, fl
 
 @needs_compiler
 def test_outliers_that_are_not_finite_break_their_row_alone(flavour: str) -> None:
-    if not native.has_int8():
-        pytest.skip("needs AVX-512 VNNI")
     form, w = FORMS["w8a8_int8_matmul"], random_weight(Case(3, 48, 256, 8, 0, activation=Activation("int8", threshold=6.0)), torch.Generator().manual_seed(0))
     others = [0, *range(2, 20)]
     for bad in (torch.nan, torch.inf, -torch.inf):
