@@ -12,180 +12,7 @@
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
  * holds exactly; where a row of them has a scale, the row of results is multiplied with it.
  */
-#include "native.h"
-
-/* A step of codes for as many outputs as a vector has lanes. */
-typedef struct { words word[3]; } codes_t;
-
-INLINE int is_float(const int kind) { return kind == FLOAT6 || kind == FLOAT8; }
-INLINE int bits_of(const int kind) { return (const int[]){2, 3, 4, 5, 6, 6, 8, 8}[kind]; }
-INLINE int step_codes(const int kind) { return kind == TABLE4 ? 8 : bits_of(kind) == 8 ? 4 : 16; }
-INLINE int step_words(const int kind) { return bits_of(kind) * step_codes(kind) / 2; } /* of a strip */
-
-/* from: a vector's words of a step; bytes: where 3 or 5 bits have them, two an output. */
-INLINE codes_t read_codes(const uint32_t *from, const uint16_t *bytes, const int kind)
-{
-    const int whole_words = step_words(kind) / 16;
-    codes_t codes;
-#pragma GCC unroll 3
-    for (int i = 0; i < whole_words; i++)
-        memcpy(&codes.word[i], from + 16 * i, sizeof codes.word[i]);
-    if (step_words(kind) % 16) {
-#if PAIRS
-        codes.word[whole_words] = (words)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)bytes));
-#else
-        halves two;
-        memcpy(&two, bytes, sizeof two);
-        const words wide = __builtin_convertvector(two, words);
-        codes.word[whole_words] = (wide & 255u) | (wide & 0xff00u) << 8;
-#endif
-    }
-    return codes;
-}
-
-/* The lowest bits of `low`, others of `high`. */
-INLINE words joined(words low, words high, const int bits)
-{
-    const uint32_t mask = ((1u << bits) - 1) * 0x10001u;
-#if LANES == 16
-    return (words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)low, (__m512i)high, 0xCA);
-#else
-    return (low & mask) | (high & ~mask);
-#endif
-}
-
-/* Half `odd` of each word, both with PAIRS, moved right. */
-INLINE words moved(words w, int by, int odd)
-{
-#if PAIRS
-    (void)odd;
-    return by ? (words)_mm512_srli_epi16((__m512i)w, by) : w;
-#else
-    return w >> (by + 16 * odd);
-#endif
-}
-
-/* Code i of halves `odd`, in the lowest bits; what lies above is any. Codes 0 to 7 as letters a to h, the lowest bit to the right, as PLACES of
- * kernels/native.py has them:
- *   3 bits  word h eee ddd ccc bbb aaa, byte hh ggg fff
- *   5 bits  words h ccccc bbbbb aaaaa, h fffff eeeee ddddd, byte hhh ggggg
- *   6 bits  words gggg bbbbbb aaaaaa, hhhh dddddd cccccc, hh gg ffffff eeeeee
- */
-INLINE words place(codes_t codes, int i, int odd, const int kind)
-{
-    const words *w = codes.word;
-    const int bits = bits_of(kind), each = 16 / bits;
-    if (kind == TABLE3 && i == 7)
-        return joined(moved(w[0], 15, odd), moved(w[1], 5, odd), 1);
-    if (kind == INTEGER5 && i == 7)
-        return joined(moved(w[0], 15, odd), joined(moved(w[1], 14, odd), moved(w[2], 3, odd), 2), 1);
-    if (bits == 6 && i >= 6)
-        return joined(moved(w[i - 6], 12, odd), moved(w[2], 2 * i - 4, odd), 4);
-    return moved(w[i / each], i % each * bits, odd);
-}
-
-/* The value of the code of some bits that lies from bit `at` of each word on. */
-INLINE vec value_at(words w, int at, const int bits, const int kind, vec factor, int mantissa)
-{
-    if (!is_float(kind))
-        return __builtin_convertvector((whole)(w << (32 - bits - at)) >> (32 - bits), vec);
-    words sign = (w << (32 - bits - at)) & 0x80000000u, rest = ((w >> at) & ((1u << (bits - 1)) - 1)) << (23 - mantissa);
-    return number(sign | rest) * factor;
-}
-
-#if PAIRS
-typedef struct { __m512i part[4]; } table_t; /* 32 bfloat16 each: the table twice or more, of a small float in a byte 128 magnitudes */
-typedef __m512i weight_t; /* 16 outputs, two inputs each */
-typedef uint32_t input_t; /* two bfloat16 */
-#define INPUTS(codes) ((codes) / 2)
-
-/* The value of a code; of a small float in a byte without its sign. */
-INLINE float entry(const float *t, int code, const int kind, int mantissa)
-{
-    const int half = 1 << (bits_of(kind) - 1);
-    if (kind == INTEGER5 || kind == INTEGER6)
-        return (code ^ half) - half;
-    if (kind == FLOAT6)
-        return as_float((uint32_t)(code & half) << 26 | (uint32_t)(code % half) << (23 - mantissa)) * t[0];
-    return kind == FLOAT8 ? as_float((uint32_t)code << (23 - mantissa)) * t[0] : t[code % (2 * half)];
-}
-
-INLINE table_t read_table(const float *t, const int kind, int mantissa)
-{
-    const int parts = kind == FLOAT8 ? 4 : kind == TABLE3 ? 3 : bits_of(kind) == 6 ? 2 : 1;
-    uint16_t narrow[128];
-    table_t table;
-    for (int i = 0; i < 32 * parts; i++) { /* cut off exactly: the caller rounds */
-        const int code = kind == TABLE3 && i >= 32 ? (i - 32) >> 3 : i;
-        narrow[i] = kind == INTEGER8 ? 0 : as_bits(entry(t, code, kind, mantissa)) >> 16;
-    }
-    for (int p = 0; p < 4; p++)
-        table.part[p] = _mm512_loadu_si512(narrow + 32 * (p % parts));
-    return table;
-}
-
-INLINE weight_t pick(codes_t codes, int i, const int kind, const int R, table_t table, vec factor, int mantissa)
-{
-    const words w = codes.word[0];
-    const __m512i code = (__m512i)w;
-    if (kind == FLOAT8) {
-        const __m512i size = i ? _mm512_srli_epi16(code, 8) : code, sign = i ? code : _mm512_slli_epi16(code, 8);
-        const __m512i low = _mm512_permutex2var_epi16(table.part[0], size, table.part[1]), high = _mm512_permutex2var_epi16(table.part[2], size, table.part[3]);
-        const __m512i found = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(size, _mm512_set1_epi16(64)), low, high);
-        return _mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(-32768), found, 0xEA); /* the sign's bit or what was found */
-    }
-    if (kind == INTEGER8) {
-        words low = bits(value_at(w, 16 * i, 8, kind, factor, mantissa)), high = bits(value_at(w, 16 * i + 8, 8, kind, factor, mantissa));
-        return (__m512i)((high & 0xffff0000u) | (low >> 16));
-    }
-    if (kind == TABLE3 && R == 1 && (i == 1 || i == 3 || i == 6)) /* the upper of two codes in six bits; more rows need the registers, and shifts cost less */
-        return _mm512_permutex2var_epi16(table.part[1], (__m512i)place(codes, i - 1, 0, kind), table.part[2]);
-    const __m512i index = (__m512i)place(codes, i, 0, kind);
-    return bits_of(kind) == 6 ? _mm512_permutex2var_epi16(table.part[0], index, table.part[1]) : _mm512_permutexvar_epi16(index, table.part[0]);
-}
-
-INLINE vec dot(vec sum, weight_t w, input_t x) { return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(x)); }
-#else
-typedef vec weight_t;
-typedef float input_t;
-#define INPUTS(codes) (codes)
-typedef struct { vec part[16 / LANES]; } table_t; /* the table, again where it is shorter */
-
-INLINE table_t read_table(const float *t, const int kind, int mantissa)
-{
-    float all[16];
-    table_t table;
-    (void)mantissa;
-    for (int i = 0; i < 16; i++)
-        all[i] = t[i % (1 << (bits_of(kind) < 4 ? bits_of(kind) : 4))];
-    memcpy(&table, all, sizeof table);
-    return table;
-}
-
-INLINE vec look_up(words w, const int kind, table_t table)
-{
-#if LANES == 16
-    (void)kind;
-    return (vec)_mm512_permutexvar_ps((__m512i)w, (__m512)table.part[0]);
-#else
-    const __m256 low = _mm256_permutevar8x32_ps((__m256)table.part[0], (__m256i)w);
-    if (kind != TABLE4)
-        return (vec)low;
-    return (vec)_mm256_blendv_ps(low, _mm256_permutevar8x32_ps((__m256)table.part[1], (__m256i)w), (__m256)(w << 28));
-#endif
-}
-
-INLINE weight_t pick(codes_t codes, int i, const int kind, const int R, table_t table, vec factor, int mantissa)
-{
-    (void)R;
-    if (bits_of(kind) == 8)
-        return value_at(codes.word[0], 8 * (kind == FLOAT8 && (i == 1 || i == 2) ? 3 - i : i), 8, kind, factor, mantissa);
-    const words code = place(codes, i / 2, i % 2, kind);
-    return bits_of(kind) > 4 ? value_at(code, 0, bits_of(kind), kind, factor, mantissa) : look_up(code, kind, table);
-}
-
-INLINE vec dot(vec sum, weight_t w, input_t x) { return sum + w * x; }
-#endif
+#include "native_codes.h"
 
 /* V vectors of outputs from vector `first` on, for the R rows of a tile, of which `rows` are there. */
 INLINE void block(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first,
@@ -280,6 +107,105 @@ EACH(KERNELS)
 static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2),   ROW(table3), ROW(table4),   ROW(integer5),
                                                                 ROW(integer6), ROW(float6), ROW(integer8), ROW(float8)};
 
+/* Without products of pairs, from MANY rows on: weights of BROAD vectors become numbers once, PART inputs after the others in the first cache, and serve all
+ * tiles of TALL rows. */
+#define MANY (PAIRS ? 1l << 62 : 3 * ROWS)
+#define PART 256
+#define TALL (LANES == 16 ? 12 : 6)
+#define BROAD 2
+
+#if PAIRS
+static void all_rows(const struct weight *w, const table_t *values, const input_t *x, const float *by_row, uint16_t *y, long m, long first, float *work)
+{
+    (void)w, (void)values, (void)x, (void)by_row, (void)y, (void)m, (void)first, (void)work;
+}
+#else
+
+/* Weights of inputs of `steps` steps from `step` on -> [inputs][BROAD][LANES] float32. */
+INLINE void open(const struct weight *w, const table_t *values, long first, long step, long steps, float *to, const int kind)
+{
+    const int parts = 16 / LANES, next = kind == TABLE3 ? 16 : step_words(kind);
+    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
+    const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16;
+    const table_t table = *values;
+    const vec factor = w->table[0] - (vec){0};
+    for (int v = 0; v < BROAD; v++) {
+        const long at = first + v < last ? first + v : last, lane = at % parts * LANES, scales = at / parts * w->groups * 16 + lane;
+        const uint32_t *strip = w->codes + at / parts * length;
+        vec scale = {0}, shift = {0};
+        for (long s = step, i = 0; s < step + steps; s++) {
+            if (s == step || s % w->steps == 0) {
+                scale = load_numbers(w->scale, scales + s / w->steps * 16, w->wide);
+                shift = w->shift ? scale * load_numbers(w->shift, scales + s / w->steps * 16, w->wide) : shift;
+            }
+            const codes_t code = read_codes(strip + lane + s * next, (const uint16_t *)(strip + tail) + lane + s * (kind == TABLE3 ? 16 : 2 * next), kind);
+#pragma GCC unroll 16
+            for (int c = 0; c < step_codes(kind); c++, i++) {
+                const vec value = pick(code, c, kind, 2, table, factor, w->mantissa) * scale + shift;
+                memcpy(to + (i * BROAD + v) * LANES, &value, sizeof value);
+            }
+        }
+    }
+}
+
+typedef void opener(const struct weight *, const table_t *, long first, long step, long steps, float *to);
+#define OPENER(NAME, KIND)                                                                                                                                    \
+    static void open_##NAME(const struct weight *w, const table_t *values, long first, long step, long steps, float *to)                                      \
+    {                                                                                                                                                         \
+        open(w, values, first, step, steps, to, KIND);                                                                                                        \
+    }
+OPENER(table2, TABLE2) OPENER(table3, TABLE3) OPENER(table4, TABLE4) OPENER(integer5, INTEGER5) OPENER(integer6, INTEGER6) OPENER(float6, FLOAT6)
+OPENER(integer8, INTEGER8) OPENER(float8, FLOAT8)
+static opener *const openers[] = {open_table2, open_table3, open_table4, open_integer5, open_integer6, open_float6, open_integer8, open_float8};
+
+/* sum [TALL][BROAD][LANES] += inputs [count][TALL] times weights [count][BROAD][LANES]. */
+static void add(const float *x, const float *weights, float *sum, long count)
+{
+    vec total[TALL][BROAD];
+#pragma GCC unroll 16
+    for (int r = 0; r < TALL; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < BROAD; v++)
+            total[r][v] = load_numbers(sum, (r * BROAD + v) * LANES, 1);
+    for (long i = 0; i < count; i++, x += TALL, weights += BROAD * LANES) {
+        vec value[BROAD];
+#pragma GCC unroll 4
+        for (int v = 0; v < BROAD; v++)
+            value[v] = load_numbers(weights, v * LANES, 1);
+#pragma GCC unroll 16
+        for (int r = 0; r < TALL; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < BROAD; v++)
+                total[r][v] += value[v] * x[r];
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < TALL; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < BROAD; v++)
+            memcpy(sum + (r * BROAD + v) * LANES, &total[r][v], sizeof total[r][v]);
+}
+
+/* BROAD vectors of outputs from vector `first` on for all m rows; x: their tiles; work: PART weights and a sum for each row of a tile. */
+static void all_rows(const struct weight *w, const table_t *values, const float *x, const float *by_row, uint16_t *y, long m, long first, float *work)
+{
+    const long each = step_codes(w->kind), all = w->groups * w->steps, tiles = (m + TALL - 1) / TALL;
+    float *sums = work + PART * BROAD * LANES;
+    memset(sums, 0, tiles * TALL * BROAD * LANES * sizeof *sums);
+    for (long step = 0; step < all; step += PART / each) {
+        const long steps = all - step < PART / each ? all - step : PART / each;
+        openers[w->kind](w, values, first, step, steps, work);
+        for (long t = 0; t < tiles; t++)
+            add(x + (t * all + step) * each * TALL, work, sums + t * TALL * BROAD * LANES, steps * each);
+    }
+    for (long r = 0; r < m; r++)
+        for (long n = first * LANES, v = 0; v < BROAD && n < w->n; v++, n += LANES) {
+            vec sum;
+            memcpy(&sum, sums + (r * BROAD + v) * LANES, sizeof sum);
+            store(y + r * w->n + n, by_row ? sum * by_row[r] : sum, w->n - n);
+        }
+}
+#endif
+
 /* The inputs of a tile, [pairs or inputs][R], zero beyond rows and k; and their sums by group, [groups][R]. */
 static void pack(const uint16_t *x, long rows, const struct weight *w, long size, int R, input_t *to, float *sums)
 {
@@ -321,24 +247,27 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     if (m == 0)
         return 0;
     const long size = w->steps * step_codes(w->kind), padded = w->groups * size;
-    const long tiles = (m + ROWS - 1) / ROWS, rows = (m + tiles - 1) / tiles;
-    int which = 0;
-    while (sizes[which] < rows)
+    const int spread = m >= MANY;
+    const long tiles = spread ? (m + TALL - 1) / TALL : (m + ROWS - 1) / ROWS, rows = spread ? TALL : (m + tiles - 1) / tiles;
+    int which = 0, lacking = 0;
+    while (!spread && sizes[which] < rows)
         which++;
-    const int R = sizes[which], V = WIDTH(R);
+    const int R = spread ? TALL : sizes[which], V = spread ? BROAD : WIDTH(R);
     const long each = INPUTS(padded) * R, vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V;
     input_t *packed = room(INPUT, tiles * each * sizeof *packed);
-    float *sums = w->shift ? room(TOTALS, tiles * w->groups * R * sizeof *sums) : NULL;
+    float *sums = w->shift && !spread ? room(TOTALS, tiles * w->groups * R * sizeof *sums) : NULL;
     float *by_row = r ? room(BY_ROW, m * (sizeof *by_row + w->k * sizeof(uint16_t))) : NULL;
-    if (!packed || (w->shift && !sums) || (r && !by_row))
+    if (!packed || (w->shift && !spread && !sums) || (r && !by_row))
         return 1;
     uint16_t *rounded = (uint16_t *)(by_row + m);
     const uint16_t *from = r ? rounded : x;
     const float all = r && r->per == ALL ? largest_of(x, wide, m * w->k, r) : 0, *scales = r && r->form == ELEMENTS ? by_row : NULL;
     const table_t values = read_table(w->table, w->kind, w->mantissa);
     kernel *run = kernels[w->kind][which];
-#pragma omp parallel if (m * w->n * padded > 1 << 17)
+#pragma omp parallel if (m * w->n * padded > 1 << 17) reduction(| : lacking)
     {
+        float *work = spread ? room(WORK, (PART + tiles * TALL) * BROAD * LANES * sizeof *work) : NULL;
+        lacking |= spread && !work;
         if (r) {
 #pragma omp for schedule(static)
             for (long i = 0; i < m; i++)
@@ -349,9 +278,12 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
             pack(from + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, R, packed + t * each, sums ? sums + t * w->groups * R : NULL);
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
-            for (long t = 0; t < tiles; t++)
-                run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL, y + t * rows * w->n,
-                    m - t * rows < rows ? m - t * rows : rows, b * V);
+            if (work)
+                all_rows(w, &values, packed, scales, y, m, b * V, work);
+            else
+                for (long t = 0; t < tiles && !spread; t++)
+                    run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL,
+                        y + t * rows * w->n, m - t * rows < rows ? m - t * rows : rows, b * V);
     }
-    return 0;
+    return lacking;
 }
