@@ -13,10 +13,10 @@ from explorer.docs import CATALOGUE
 from explorer.recorded import SEEDS, survey
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
 from explorer.ui.asking import configuration
-from explorer.ui.points import Held, Points
-from explorer.ui.sensitivities import EVERY, FILES, Sensitivities
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.layers.handlers import EVERY, FILES, Sensitivities
+from explorer.ui.tabs.tradeoffs.handlers import Held, Points
 
 SEED = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
 METHODS = json.loads(CATALOGUE.read_text())["methods"]

@@ -13,11 +13,11 @@ from explorer.learn.evidence import BEARS, bears
 from explorer.learn.interview import BROKEN, cards
 from explorer.learn.runs import recorded
 from explorer.records import key_of, significant
-from explorer.ui import interviewer
 from explorer.ui.page import OPTIONS
-from explorer.ui.plans import first
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import first
+from explorer.ui.tabs.trainer import interviewer
 from tests.learn_data import NONSENSE
 
 CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]

@@ -23,14 +23,14 @@ from explorer.records import Answer, Event, InputError, Measurement, Partial, Pr
 from explorer.store import Store
 from explorer.table import comparison
 from explorer.ui import going
-from explorer.ui.interviewer import Interviewer
 from explorer.ui.pace import Pace
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Clock, Page
-from explorer.ui.points import Held
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
+from explorer.ui.tabs.tradeoffs.handlers import Held
 from explorer.ui.tabs.trainer import attachable
+from explorer.ui.tabs.trainer.interviewer import Interviewer
 from explorer.verdict import judged
 from tests.serving import untimed
 from tests.test_worker import Service

@@ -30,9 +30,9 @@ from explorer.presets import configurations, presets
 from explorer.recorded import on_record, survey
 from explorer.records import Answer, InputError
 from explorer.saving import gguf
-from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, first
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import FLOAT8, Plans, as_typed, bars, first
 
 METHODS = {
     "awq": ("awq", {"bits": 4, "group_size": 128}), "mxfp4": ("mxfp", {"element": "e2m1"}), "nvfp4": ("nvfp4", {}), "q4_k": ("kquant", {"format": "q4_k"}),
@@ -106,7 +106,7 @@ def test_zero_is_free_and_only_an_empty_box_is_the_list_price() -> None:
 
 
 def test_what_groups_do_not_divide_is_said_to_stay_in_16_bits() -> None:
-    from explorer.ui.plans import width
+    from explorer.ui.tabs.planner.handlers import width
 
     def said(name: str, **plan: int) -> str:
         return width(presets()[name], Plan(**plan), need(presets()[name], Plan(**plan)))

@@ -22,9 +22,9 @@ from explorer.planner import Plan, need, step_weights
 from explorer.presets import configurations, presets
 from explorer.records import InputError
 from explorer.store import Store
-from explorer.ui.plans import Plans, first, follows
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import Plans, first, follows
 from tests.test_plan_formats import solved
 
 AS_IT_IS = Plan(format="published")

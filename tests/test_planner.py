@@ -22,7 +22,7 @@ from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_byt
 from explorer.presets import configurations, presets
 from explorer.records import InputError
 from explorer.ui.page import many
-from explorer.ui.plans import Plans, as_typed, first
+from explorer.ui.tabs.planner.handlers import Plans, as_typed, first
 
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,
 # DeepSeek-V3 without its layer that predicts a second token.

@@ -16,10 +16,10 @@ from explorer.records import Partial, Progress
 from explorer.table import comparison
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS, Clock, Page
-from explorer.ui.points import Points
 from explorer.ui.session import Shelf, arrange, keys_of
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.speed import recorded, swept
+from explorer.ui.tabs.tradeoffs.handlers import Points
 
 SEED = list(seeds())
 OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16, 16)

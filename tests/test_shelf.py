@@ -20,9 +20,9 @@ from explorer.table import comparison
 from explorer.ui import share
 from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
-from explorer.ui.points import Held, Points
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
+from explorer.ui.tabs.tradeoffs.handlers import Held, Points
 from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)

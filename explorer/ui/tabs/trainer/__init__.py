@@ -17,16 +17,16 @@ from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
 from explorer.records import Report
 from explorer.ui.cancel import Cancel
-from explorer.ui.diagnosis import START, Diagnosis
 from explorer.ui.frame import chart, frame
-from explorer.ui.interviewer import Interviewer, shown_card
 from explorer.ui.notes import notes
 from explorer.ui.page import status
-from explorer.ui.results import sheet
 from explorer.ui.session import is_baseline, keys_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS
-from explorer.ui.trainer import FIELDS, Trainer
+from explorer.ui.tabs.trainer.diagnosis import START, Diagnosis
+from explorer.ui.tabs.trainer.handlers import FIELDS, Trainer
+from explorer.ui.tabs.trainer.interviewer import Interviewer, shown_card
+from explorer.ui.tabs.trainer.results import sheet
 
 # Gradio puts its own classes before the rules of a page's @media print, where no rule of body matches any more; so this style is put in while printing.
 PRINT = """() => {

@@ -21,9 +21,9 @@ from explorer.table import model_of, source
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
-from explorer.ui.points_table import START, points_table, report_card
 from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
 from explorer.ui.tab import Shell, picked, settings
+from explorer.ui.tabs.tradeoffs.points_table import START, points_table, report_card
 
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
 

@@ -12,9 +12,9 @@ from explorer.records import InputError
 from explorer.ui.asking import LIVE, asked, found, subject_of
 from explorer.ui.controls import Control, build_controls, component_for, parameters, plain
 from explorer.ui.frame import chart, chart_values
-from explorer.ui.microscope import microscope
 from explorer.ui.page import failure
 from explorer.ui.tab import QUIET, Shell
+from explorer.ui.tabs.weights.microscope import microscope
 
 EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
 OWN = "As the microscope has it, until you move it."

@@ -13,8 +13,8 @@ from explorer.layouts import LAYOUTS
 from explorer.presets import presets
 from explorer.published import PUBLISHED
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, follows, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.planner.handlers import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, follows, price_of
 
 FORMATS = [("integers: bits, group", ""), ("as published", PUBLISHED), *((kept.title, name) for name, kept in LAYOUTS.items())]
 # A link sets many controls, each of which tells: they are answered once, when all are set.

@@ -14,11 +14,11 @@ from explorer.bugs import BUGS
 from explorer.learn.evidence import bears
 from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
 from explorer.records import Report
-from explorer.ui.diagnosis import Diagnosis
 from explorer.ui.page import failure, many, status
-from explorer.ui.plans import Plans
-from explorer.ui.results import see
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import Plans
+from explorer.ui.tabs.trainer.diagnosis import Diagnosis
+from explorer.ui.tabs.trainer.results import see
 
 ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold
 

@@ -16,12 +16,12 @@ from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answ
 from explorer.learn.stories import Predict, Step, Story, conclude, fraction, judge, stories
 from explorer.records import Answer, Report
 from explorer.table import source
-from explorer.ui.closing import closing
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
 from explorer.ui.page import OPTIONS, Clock, failure, status, watched
 from explorer.ui.session import COMPARED
 from explorer.ui.tab import Runner, Shell, tabs
+from explorer.ui.tabs.learn.closing import closing
 
 Done = dict[str, list[int]]
 CLOSE = 0.5  # a score: a number within a factor of about 1.5, a count within one

@@ -16,10 +16,10 @@ from explorer.ui.asking import model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, report_figures
 from explorer.ui.page import OPTIONS, status
-from explorer.ui.sensitivities import EVERY, FILES, Sensitivities
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.layers.handlers import EVERY, FILES, Sensitivities
 
-RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
+RECORDED = Path(__file__).parents[4] / "assets" / "sensitivity.json"
 METHODS = [("RTN", "rtn"), ("HQQ", "hqq"), ("GPTQ", "gptq"), ("AWQ", "awq")]
 MEASURES = [("KL divergence", "kld"), ("perplexity change", "delta"), ("the layer's output error", "output_error")]
 WIDTH, BUDGET = 3, 3.3  # what a new page shows: bits of the map, bits a weight to spend
