@@ -25,8 +25,9 @@ from explorer.table import comparison
 from explorer.ui import going
 from explorer.ui.pace import Pace
 from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Clock, Page
+from explorer.ui.page import Page
 from explorer.ui.session import Shelf, keys_of, seats
+from explorer.ui.status import Clock
 from explorer.ui.tab import Shell, View
 from explorer.ui.tabs.tradeoffs.handlers import Held
 from explorer.ui.tabs.trainer import attachable

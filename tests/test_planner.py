@@ -21,7 +21,7 @@ from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
 from explorer.presets import configurations, presets
 from explorer.records import InputError
-from explorer.ui.page import many
+from explorer.ui.status import many
 from explorer.ui.tabs.planner.handlers import Plans, as_typed, first
 
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,

@@ -15,8 +15,9 @@ from explorer.recorded import seeds, survey
 from explorer.records import Partial, Progress
 from explorer.table import comparison
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import OPTIONS, Clock, Page
+from explorer.ui.page import OPTIONS, Page
 from explorer.ui.session import Shelf, arrange, keys_of
+from explorer.ui.status import Clock
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.speed import recorded, swept
 from explorer.ui.tabs.tradeoffs.handlers import Points
@@ -69,7 +70,7 @@ def test_a_recorded_example_leaves_before_what_was_measured() -> None:
 
 def test_work_that_stalls_says_nothing_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("explorer.ui.page.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("explorer.ui.status.time.monotonic", lambda: now[0])
     clock, left = Clock(), {}
     for done, second in ((0, 0), (1, 4), (2, 8), (2, 9), (2, 11), (2, 30), (3, 31)):
         now[0] = 100.0 + second

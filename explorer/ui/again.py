@@ -16,8 +16,9 @@ import gradio as gr
 from explorer.link import LONGEST, OPTIONS, completed, fields_of, parse
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Page, status
+from explorer.ui.page import Page
 from explorer.ui.share import control_updates
+from explorer.ui.status import status
 
 GOES_ON = "The page was loaded anew while a run was on: it goes on from what is stored."
 CUT = "The page was loaded anew while a run was on, which stopped it. {} to go on: what it had measured is stored."

@@ -1,4 +1,4 @@
-"""The page as a whole: controls on the left, tabs on the right. Handlers are in page.py, tabs in tabs/."""
+"""The page as a whole: controls on the left, tabs on the right. What the controls do is in page.py, each tab with its handlers in tabs/."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from explorer.ui import address, again, share
 from explorer.ui.blocks import LeanBlocks
 from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
-from explorer.ui.page import Page, status
+from explorer.ui.page import Page
 from explorer.ui.session import TEXTS, Shelf
+from explorer.ui.status import status
 from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"

@@ -19,8 +19,9 @@ from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Clock, Page, failure, status, watched
+from explorer.ui.page import Page
 from explorer.ui.session import at, bare, specs_by_place
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, picked, tabs
 from explorer.wide import layer_names
 

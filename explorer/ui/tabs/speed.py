@@ -19,8 +19,8 @@ from explorer.records import Answer, InputError, Report
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
-from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import keys_of, usual
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile, us", "GB/s", "of a copy, %", "times as fast as")  # columns of the kernels' table that were measured

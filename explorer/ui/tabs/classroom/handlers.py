@@ -12,7 +12,7 @@ from explorer.learn.pose import grade, pose
 from explorer.learn.room import Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError
-from explorer.ui.page import status
+from explorer.ui.status import status
 from explorer.ui.tabs.classroom.stage import answer, counted, first_asked, invitation, named, shown, staged
 from explorer.ui.tabs.learn.handlers import place
 from explorer.ui.visitor import address, session

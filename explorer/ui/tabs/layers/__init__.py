@@ -15,7 +15,8 @@ from explorer.records import Report
 from explorer.ui.asking import model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, report_figures
-from explorer.ui.page import OPTIONS, status
+from explorer.ui.page import OPTIONS
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.layers.handlers import EVERY, FILES, Sensitivities
 

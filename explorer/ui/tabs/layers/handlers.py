@@ -18,7 +18,8 @@ from explorer.paired import windows_of
 from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
 from explorer.ui.kept import Kept
-from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.page import OPTIONS
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell
 
 EVERY, FILES = "all", "files"  # which widths a budget is spent on: all that were measured, or those of integers in files

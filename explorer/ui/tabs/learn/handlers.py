@@ -18,8 +18,9 @@ from explorer.records import Answer, Report
 from explorer.table import source
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
-from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.page import OPTIONS
 from explorer.ui.session import COMPARED
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
 from explorer.ui.tabs.learn.closing import closing
 

@@ -23,7 +23,7 @@ from explorer.published import PUBLISHED, published
 from explorer.recorded import on_record
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
-from explorer.ui.page import failure, many, status
+from explorer.ui.status import failure, many, status
 from explorer.ui.tab import Shell
 
 FLOAT8 = "fp8"  # among the bits of the cache

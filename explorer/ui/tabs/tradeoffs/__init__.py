@@ -11,8 +11,9 @@ from explorer.figures import difference, tradeoffs
 from explorer.records import Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading
-from explorer.ui.page import OPTIONS, status
+from explorer.ui.page import OPTIONS
 from explorer.ui.session import keys_of
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.tradeoffs.handlers import Held, Points, group_choices, method_choices
 from explorer.ui.tabs.tradeoffs.points_table import START

@@ -20,8 +20,9 @@ from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.table import model_of, source
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
-from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.page import OPTIONS
 from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell, picked, settings
 from explorer.ui.tabs.tradeoffs.points_table import START, points_table, report_card
 

@@ -19,8 +19,8 @@ from explorer.records import Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, frame
 from explorer.ui.notes import notes
-from explorer.ui.page import status
 from explorer.ui.session import is_baseline, keys_of
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS
 from explorer.ui.tabs.trainer.diagnosis import START, Diagnosis

@@ -13,7 +13,7 @@ import gradio as gr
 from explorer.bugs import BUGS
 from explorer.learn.case import SETUPS, diagnosed, draw
 from explorer.records import InputError, Report
-from explorer.ui.page import Clock, failure, status
+from explorer.ui.status import Clock, failure, status
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.failures import PLOTS, both, drawn, report
 from explorer.ui.tabs.learn.handlers import controls_for

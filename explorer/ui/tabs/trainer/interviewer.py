@@ -14,7 +14,7 @@ from explorer.bugs import BUGS
 from explorer.learn.evidence import bears
 from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
 from explorer.records import Report
-from explorer.ui.page import failure, many, status
+from explorer.ui.status import failure, many, status
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.planner.handlers import Plans
 from explorer.ui.tabs.trainer.diagnosis import Diagnosis

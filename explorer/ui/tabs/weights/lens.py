@@ -12,7 +12,7 @@ from explorer.records import InputError
 from explorer.ui.asking import LIVE, asked, found, subject_of
 from explorer.ui.controls import Control, build_controls, component_for, parameters, plain
 from explorer.ui.frame import chart, chart_values
-from explorer.ui.page import failure
+from explorer.ui.status import failure
 from explorer.ui.tab import QUIET, Shell
 from explorer.ui.tabs.weights.microscope import microscope
 
