@@ -74,9 +74,9 @@ def test_the_planner_s_answer_is_evidence(mode: interviewer.Interviewer) -> None
     notes, _, page, said = mode.record([], "seventy", "Four bits.", 60, [key], "", None, None, True, *first())
     assert "with 1 run and the Planner" in said and "70.554 billion parameters" in notes[0]["planned"] and notes[0]["planned"].split(".")[0] in page
     assert interviewer.checked(json.loads(json.dumps(notes))) == notes and interviewer.checked([notes[0] | {"planned": 7}]) == []
-    small = ["demo", *first()[1:]]
+    small = first()._replace(model="demo")
     assert "nothing attached bears" in mode.record([], "seventy", "Four bits.", 60, [], "", None, None, True, *small)[-1], "a plan of another model"
-    unpriced = [*first()[:8], "no such card", *first()[9:]]
+    unpriced = first()._replace(device="no such card")
     assert "Choose an accelerator" in mode.record([], "seventy", "Four bits.", 60, [], "", None, None, True, *unpriced)[-1]
 
 

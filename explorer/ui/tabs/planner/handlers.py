@@ -6,25 +6,27 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, Fit, fit, widths
-from explorer.chips import chip, reachable
+from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, fit, widths
+from explorer.chips import chip
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
 from explorer.figures.plan import CHART
 from explorer.goal import Words, called, goal, own_width, usual_format
 from explorer.layouts import LAYOUTS
-from explorer.planner import Need, Plan, gigabytes, layout_of, matrix_bits, need
+from explorer.planner import Plan, need
 from explorer.presets import presets
-from explorer.published import PUBLISHED, published
+from explorer.published import PUBLISHED
 from explorer.recorded import on_record
 from explorer.records import Answer, InputError
 from explorer.ui.frame import chart_values
-from explorer.ui.status import failure, many, status
+from explorer.ui.status import failure, status
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.table import table
+from explorer.ui.tabs.planner.words import sentence, whole
 
 FLOAT8 = "fp8"  # among the bits of the cache
 CONTEXT, USERS, SHARE = (512, 131072), (1, 256), (5, 100)  # tokens, users and percent that the sliders go from and to
@@ -48,10 +50,29 @@ def as_typed(control: Any) -> Any:
     return control
 
 
-class Plans:
-    """`asked` are the values of the tab's controls: preset, config, bits, group, everything, KV bits ("fp8": float8), context, users, device, price
-    (None: the list price, 0: free), share, format ("": integers of the bits and groups), cards one has.
+class Inputs(NamedTuple):
+    """The tab's controls in their order, or their values; all but config by the names that a link has. config: pasted, "" for the model of this name.
+    kv_bits: "fp8" is float8. price: of one device, $ an hour, None the list price, 0 free. reached: percent of the bound. format: "" is integers of the bits
+    and groups. cards: that one has.
     """
+
+    model: Any
+    config: Any
+    bits: Any
+    group: Any
+    everything: Any
+    kv_bits: Any
+    context: Any
+    users: Any
+    device: Any
+    price: Any
+    reached: Any
+    format: Any
+    cards: Any
+
+
+class Plans:
+    """Handlers of the tab over the shell. Values are as a browser sends them: anything."""
 
     def __init__(self, shell: Shell) -> None:
         self.shell = shell
@@ -64,33 +85,38 @@ class Plans:
             raise InputError("Choose an architecture from the list, or paste a config.json.")
         return presets()[preset]
 
-    def read(self, *asked: Any) -> tuple[Architecture, Plan, Accelerator, float]:
+    def read(self, asked: Inputs) -> tuple[Architecture, Plan, Accelerator, float]:
         """(architecture, plan, accelerator, share of the bound). Raises InputError."""
-        preset, config, bits, group, everything, kept, context, users, device, _, reached, form, _ = asked
-        chosen = next((one for one in ACCELERATORS if one.name == device), None)
+        chosen = next((one for one in ACCELERATORS if one.name == asked.device), None)
         if chosen is None:
             raise InputError("Choose an accelerator from the list.")
-        kv_bits = 8 if kept == FLOAT8 else kept
-        widths = [integer(value, what) for value, what in ((bits, "Bits"), (group, "The group"), (kv_bits, "KV bits"))]
+        float8 = asked.kv_bits == FLOAT8
         plan = Plan(
-            *widths, integer(context, "Context", *CONTEXT), integer(users, "Users", *USERS), everything=bool(everything), format=form or "",
-            kv_float=kept == FLOAT8,
-        )  # fmt: skip
-        return self.model(preset, config), plan, chosen, integer(reached, "The share", *SHARE) / 100
+            bits=integer(asked.bits, "Bits"),
+            group=integer(asked.group, "The group"),
+            kv_bits=integer(8 if float8 else asked.kv_bits, "KV bits"),
+            context=integer(asked.context, "Context", *CONTEXT),
+            users=integer(asked.users, "Users", *USERS),
+            everything=bool(asked.everything),
+            format=asked.format or "",
+            kv_float=float8,
+        )
+        return self.model(asked.model, asked.config), plan, chosen, integer(asked.reached, "The share", *SHARE) / 100
 
-    def told(self, *asked: Any) -> tuple[str, float]:
+    def told(self, asked: Inputs) -> tuple[str, float]:
         """(the answer in words, the model's parameters). Raises InputError."""
-        model, plan, chosen, share = self.read(*asked)
-        return sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked[9], share), share), model.parameters
+        model, plan, chosen, share = self.read(asked)
+        return sentence(model, plan, need(model, plan), fit(model, plan, chosen, asked.price, share), share), model.parameters
 
-    def solved(self, *asked: Any) -> list[Any]:
-        """[first answer and status, table, chart, words]."""
+    def solved(self, *values: Any) -> list[Any]:
+        """[first answer and status, table, chart, words]. values: of Inputs."""
+        asked = Inputs(*values)
         try:
-            model, plan, chosen, share = self.read(*asked)
-            have = integer(asked[12], "The number of cards", 1, OWNED)
+            model, plan, chosen, share = self.read(asked)
+            have = integer(asked.cards, "The number of cards", 1, OWNED)
             first_of_all = self.first_answer(model, plan, chosen, have)
-            fits = [fit(model, plan, one, asked[9] if one is chosen else None, share) for one in ACCELERATORS]
-            drawn, said = chart_values(CHART, bars(model, plan, chosen)), f"In the format set above ({called(plan)}): {self.told(*asked)[0]}"
+            fits = [fit(model, plan, one, asked.price if one is chosen else None, share) for one in ACCELERATORS]
+            drawn, said = chart_values(CHART, bars(model, plan, chosen)), f"In the format set above ({called(plan)}): {self.told(asked)[0]}"
         except InputError as error:
             return [status(str(error), "error"), *[gr.skip()] * 3]
         return [first_of_all + status(said, "done", chips=chip("estimated")), table(fits, chosen.name, plan, share), *drawn]
@@ -142,126 +168,6 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}, "note": note}
 
 
-def width(model: Architecture, plan: Plan, found: Need) -> str:
-    """In which width the weights are stored, in words; nothing for 16 bits."""
-    own = published(model) if plan.format == PUBLISHED else None
-    kept = own.layout if own else plan.layout()
-    if kept is None:
-        return " (as published, in 16 bits)" if plan.format else ""
-    outside = [] if plan.everything else ["embedding"] if model.tied or (own and own.head) else ["embedding", "head"]
-    replaced = kept.fallback is not None and any(one.inputs % kept.block for one in model.matrices())
-    name = f"{kept.title}{f', {kept.fallback.title} where {kept.block} does not divide a row' if replaced else ''}: " if plan.format else ""
-    rest = f"; {' and '.join(outside)} in 16" if outside else ""
-    return f" ({'as published, ' if own else ''}{name}{found.bits_per_weight:.3f} bits a weight{rest}{whole(model, plan)})"
-
-
-def whole(model: Architecture, plan: Plan) -> str:
-    """How much of the layers stays in 16 bits, and where groups or blocks do not divide their rows which rows; "" where none does."""
-    stay = [one for one in model.matrices() if matrix_bits(model, plan, one) == 16 * one.parameters]
-    if not stay:
-        return ""
-    share, rows = sum(one.parameters for one in stay) / sum(one.parameters for one in model.matrices()), sorted({one.inputs for one in stay})
-    kept = layout_of(model, plan, stay[0])
-    why = f", because {kept.block} does not divide rows of {' and '.join(f'{k:,}' for k in rows)}" if kept else ""
-    return f"; {share:.0%} of the layers' weights stay in 16{why}"
-
-
-def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
-    """What the plan needs, in words."""
-    kind = f" and uses {model.active} of {model.experts} experts a token" if model.experts > 1 else ""
-    text = (
-        f"{model.name} has {model.parameters / 1e9:,.3f} billion parameters{kind}. Weights {gigabytes(found.weight_bytes)}{width(model, plan, found)}, "
-        f"KV cache {gigabytes(found.kv_user)} a user at {many(plan.context, 'token')}, {gigabytes(found.kv)} for {plan.users:,}, "
-        f"activations {gigabytes(found.activations)}. "
-    )
-    if model.window and plan.context > model.window:
-        where = "" if model.windowed == model.layers else f" in {model.windowed} of {model.layers} layers"
-        text += f"Attention looks back {model.window:,} tokens{where}, so the cache stops growing there. "
-    if model.context and plan.context > model.context:
-        text += f"The model was made for {model.context:,} tokens. "
-    return text
-
-
-def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: float) -> str:
-    """The answer in words. share: of the bound, that the price of a token is for."""
-    text, name = asked_for(model, plan, found), chosen.accelerator.name
-    if not chosen.count:
-        why = "" if chosen.accelerator.linked else ", and no link joins them"
-        return f"{text}More than {chosen.most} × {name} would be needed{why}."
-    text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {many(chosen.users, 'user')}; "
-    busy = "memory bandwidth" if chosen.limit == "bandwidth" else "compute"
-    text += f"it decodes at most {chosen.bound:,.0f} tokens/s in all, bound by {busy} (estimated bound)"
-    if chosen.dollars is None:
-        return f"{text}. Give a price to see what a token costs."
-    return (
-        f"{text}, ${chosen.dollars:,.2f} a million decoded tokens at {share:.0%} of that bound and ${chosen.dollars_hour:,.2f} an hour; "
-        f"a million tokens of prompt cost another ${chosen.prompt_dollars:,.2f}."
-    )
-
-
-def groups(one: Fit) -> str:
-    """How many copies of the weights the devices hold, where it is more than one."""
-    return "" if one.together == one.count else f" ({one.count // one.together} copies of the weights, each on {one.together})"
-
-
-HEADS = (
-    "accelerator",
-    "needed",
-    "users that fit",
-    "decoded tokens/s, at most",
-    "$ a million tokens, decoded + prompt, at {share}",
-    "$ an hour",
-    "tokens/s, each user",
-    "prompt tokens/s, at most",
-    "memory, GB",
-    "GB/s",
-    "TFLOP/s, 16 bits",
-    "FP8, FP4 units",
-)  # what decides comes first: a narrow page shows no more
-SHEET = 8  # where the columns begin that a data sheet says
-NOTE = (
-    "Estimated: memory, bandwidth and dense 16-bit compute are those of data sheets (the source is under each name). A driver reports less memory than the "
-    "name says (79.1 GiB of 80 GB, 14.6 GiB of a T4's 16 GB); 90% of that may be filled, of unified memory 75%, on small machines 67%. Devices are counted in "
-    "powers of two. They share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or each group of them "
-    "holds a copy of the weights for some of the users, whichever has the higher bound. The bound on decoded tokens/s counts the time to read weights and "
-    "cache, or to multiply in 16 bits, whichever is longer (named beside it), and nothing else: no transfer between devices, no gaps. Formats that multiply "
-    "in 8 bits (W8A8) can pass a bound by compute, at most twice, in 4 bits (W4A4, where FP4 is named) by more. Prompt tokens/s are bound by compute alone. A "
-    "million tokens are priced at {share} of the bounds, the share set above: first decoded ones, then those of prompts. Prices are public list prices of the "
-    "date under the name; what is bought has none. Computers with unified memory are counted once, because no link joins several."
-)
-
-
-def cells(one: Fit, plan: Plan) -> list[str]:
-    """A row of the table, without its name."""
-    a = one.accelerator
-    sheet = [f"{a.memory:,}", f"{a.bandwidth:,}", f"{a.compute:,}", "&nbsp;".join([*["FP8"] * a.fp8, *["FP4"] * a.fp4]) or "none"]
-    if not one.count:
-        return [f"more than {one.most}", *[""] * 6, *sheet]
-    needed = f"{one.count}" if one.together == one.count else f"{one.count} = {one.count // one.together}&nbsp;×&nbsp;{one.together}"
-    busy = "read" if one.limit == "bandwidth" else "compute"
-    price = ["", ""] if one.dollars_hour is None else [f"{one.dollars:,.2f}&nbsp;+&nbsp;{one.prompt_dollars:,.2f}", f"{one.dollars_hour:,.2f}"]
-    return [needed, f"{one.users:,}", f"{one.bound:,.0f}&nbsp;({busy})", *price, f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}", *sheet]
-
-
-def table(fits: list[Fit], chosen: str, plan: Plan, share: float) -> str:
-    """The accelerators as HTML. share: as in `sentence`."""
-    rows = []
-    for one in fits:
-        a = one.accelerator
-        mark = " class='chosen'" if a.name == chosen else ""
-        rows.append(
-            f"<tr{mark}><th scope='row' title='{escape(a.source, quote=True)}'>{escape(a.name)}</th>"
-            + "".join(f"<td>{cell}</td>" for cell in cells(one, plan))
-            + "</tr>"
-        )
-    note = NOTE.format(share=f"{share:.0%}")
-    sheet, sums = (chip("estimated", f"{how}, not measured", reached=False) for how in ("from the data sheet under each name", note))
-    heads = [head.format(share=f"{share:.0%}") for head in HEADS]
-    head = "".join(f"<th scope='col'>{name} {sheet if i >= SHEET else sums if i else ''}</th>" for i, name in enumerate(heads))
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<div class='scroll' tabindex='0'><table class='compare plan'>{reachable(body)}</table></div><p class='hint'>{note}</p>"
-
-
 def price_of(device: str) -> Any:
     """The list price of a device, or nothing where none is known."""
     return next((one.price for one in ACCELERATORS if one.name == device), None)
@@ -273,7 +179,7 @@ def follows(own: Mapping[str, Any]) -> dict[str, Any]:
     return {"price": price_of(own.get("device", DEVICE)), "format": "" if integers else usual_format(presets()[own.get("model", FIRST)])}
 
 
-def first() -> list[Any]:
+def first() -> Inputs:
     """The values of a new page's controls."""
     plan = dataclasses.replace(Plan(), bits=4, users=10)
-    return [FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), 50, "", 1]
+    return Inputs(FIRST, "", plan.bits, plan.group, False, plan.kv_bits, plan.context, plan.users, DEVICE, price_of(DEVICE), reached=50, format="", cards=1)
