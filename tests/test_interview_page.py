@@ -8,25 +8,20 @@ from urllib.parse import unquote
 
 import pytest
 
-import app
 from explorer.learn.evidence import BEARS, bears
 from explorer.learn.interview import BROKEN, cards
 from explorer.learn.runs import recorded
 from explorer.records import key_of, significant
-from explorer.ui.page import OPTIONS
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.planner.handlers import first
 from explorer.ui.tabs.trainer import interviewer
-from tests.learn_data import NONSENSE
-
-CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
+from tests.learn_data import CATALOGUE, NONSENSE, PANEL
 
 
 @pytest.fixture
 def mode() -> interviewer.Interviewer:
-    width = 2 + len(OPTIONS) + sum(len(m["fields"]) for m in CATALOGUE)
-    return interviewer.Interviewer(Shell(None, Shelf([recorded()["none"]]), CATALOGUE, ["demo"], controls=[object()] * width))
+    return interviewer.Interviewer(Shell(None, Shelf([recorded()["none"]]), CATALOGUE, ["demo"], panel=PANEL))
 
 
 def test_interviews_take_the_runs_on_the_page_as_evidence(mode: interviewer.Interviewer) -> None:

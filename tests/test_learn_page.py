@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-import app
 from explorer import link
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
@@ -19,7 +18,6 @@ from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import conclude, judge, stories
 from explorer.records import InputError, Progress, Report, key_of
-from explorer.ui.page import OPTIONS
 from explorer.ui.session import Shelf, seats
 from explorer.ui.share import wrong_step
 from explorer.ui.tab import Shell
@@ -28,9 +26,7 @@ from explorer.ui.tabs.learn.closing import last_run
 from explorer.ui.tabs.learn.revisited import reloaded, step_of
 from explorer.ui.tabs.trainer import handlers as trainer
 from explorer.ui.tabs.trainer.results import today
-from tests.learn_data import NONSENSE, STEPS
-
-CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
+from tests.learn_data import CATALOGUE, NONSENSE, PANEL, STEPS
 
 
 class Recorded:
@@ -54,8 +50,7 @@ class Recorded:
 
 @pytest.fixture
 def shell() -> Shell:
-    width = 2 + len(OPTIONS) + sum(len(m["fields"]) for m in CATALOGUE)
-    return Shell(Recorded(), Shelf([recorded()["none"]]), CATALOGUE, ["demo"], controls=[object()] * width)
+    return Shell(Recorded(), Shelf([recorded()["none"]]), CATALOGUE, ["demo"], panel=PANEL)
 
 
 @pytest.mark.parametrize(("story", "at"), STEPS)

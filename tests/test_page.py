@@ -18,7 +18,8 @@ from explorer.recorded import SEEDS, seeds
 from explorer.records import InputError, Measurement, Progress, Report, report_from
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import in_rows
-from explorer.ui.page import OPTIONS, Page
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View, tabs
 from explorer.ui.tabs import failures
@@ -51,7 +52,7 @@ class FakeRunner:
 @pytest.fixture
 def page() -> Page:
     """Two tabs: the open one shows names, the layer and its own input; the other must not be drawn."""
-    shell = Shell(FakeRunner(), Shelf(SEED), [], ["demo"], controls=[object()] * (2 + len(OPTION_VALUES)))
+    shell = Shell(FakeRunner(), Shelf(SEED), [], ["demo"])
     shell.views[OPEN] = View([object(), object()], lambda reports, layer, own: [[r.name for r in reports], (layer, own)], [object()])
     shell.views["second"] = View([object()], lambda reports, layer: pytest.fail("a tab that is not open was drawn"))
     return Page(shell)
@@ -257,7 +258,7 @@ def test_run_measures_disturbed_times_again(page: Page) -> None:
     asked: list[tuple[str, bool]] = []
     page.shell.runner.run = run
     params = dict(next(r for r in SEED if r.experiment.spec.method == "gptq").experiment.spec.params)
-    page.asked = lambda values: ("demo", "gptq", params, dict(zip(OPTIONS, OPTION_VALUES, strict=True)))
+    page.asked = lambda values: ("demo", "gptq", params, dict(zip(RUN_OPTIONS, OPTION_VALUES, strict=True)))
     busy = ran(page, "gptq", keys_of(SEED[:1]))[-1]
     assert "Run measures it again" in busy[0]
     calm = ran(page, "gptq", busy[1].value)[-1]

@@ -15,7 +15,8 @@ from explorer.recorded import seeds, survey
 from explorer.records import Partial, Progress
 from explorer.table import comparison
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import OPTIONS, Page
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, arrange, keys_of
 from explorer.ui.status import Clock
 from explorer.ui.tab import Shell
@@ -36,8 +37,8 @@ class Slowly:
 
 @pytest.fixture
 def page() -> Page:
-    page = Page(Shell(Slowly(), Shelf(SEED), catalogue(), ["demo"], controls=[object()] * (2 + len(OPTION_VALUES))))
-    page.asked = lambda values: ("demo", "rtn", {"bits": 3, "group_size": 32}, dict(zip(OPTIONS, OPTION_VALUES, strict=True)))
+    page = Page(Shell(Slowly(), Shelf(SEED), catalogue(), ["demo"]))
+    page.asked = lambda values: ("demo", "rtn", {"bits": 3, "group_size": 32}, dict(zip(RUN_OPTIONS, OPTION_VALUES, strict=True)))
     return page
 
 

@@ -18,8 +18,8 @@ from explorer.recorded import seeds, survey
 from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
 from explorer.table import comparison
 from explorer.ui import share
-from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
 from explorer.ui.tabs.tradeoffs.handlers import Held, Points
@@ -51,7 +51,7 @@ class Here:
 
 def opened(runner: Here) -> Page:
     """A page whose one tab shows (name, whether it was recorded) of what is compared."""
-    shell = Shell(runner, Shelf(SEEDS), [], ["demo"], controls=[object()] * (2 + len(OPTIONS)))
+    shell = Shell(runner, Shelf(SEEDS), [], ["demo"])
     shell.views[NAMES] = View([object()], lambda reports, layer: [[(r.name, bool(r.provenance.get("recorded"))) for r in reports]])
     return Page(shell)
 
@@ -80,7 +80,7 @@ def test_what_one_visitor_opens_changes_no_new_page(page: Page) -> None:
 
 
 def run(page: Page, method: str, keys: list[str], **params: object) -> list[list]:
-    page.asked = lambda values: ("demo", method, params, dict(zip(ORDER, OPTIONS, strict=True)))
+    page.asked = lambda values: ("demo", method, params, dict(zip(RUN_OPTIONS, OPTIONS, strict=True)))
     return list(page.run(keys, None, NAMES, *[None] * len(page.shell.controls)))
 
 

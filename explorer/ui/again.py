@@ -15,8 +15,8 @@ import gradio as gr
 
 from explorer.link import LONGEST, OPTIONS, completed, fields_of, parse
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.share import control_updates
 from explorer.ui.status import status
 
@@ -55,7 +55,7 @@ def gone_on(page: Page, told: str, keys: list[str], layer: str | None, active: s
         return
     whole = replace(wanted, params=completed(fields, wanted.params), options=OPTIONS | wanted.options)
     yield [status(GOES_ON, "busy"), *same, *(control_updates(page, whole) if how == "reload" else untouched)]
-    asked = whole.model, whole.method, whole.params, {name: whole.options.get(name) for name in ORDER}
+    asked = whole.model, whole.method, whole.params, {name: whole.options.get(name) for name in RUN_OPTIONS}
     for update in page.measured(keys, layer, active, asked, own, again=True):
         yield [*update, *untouched]
 

@@ -14,15 +14,14 @@ from explorer.link import WHOLE, query
 from explorer.recorded import survey
 from explorer.records import Partial, QuantSpec, Report
 from explorer.table import dated
-from explorer.ui.controls import Control, parameters
+from explorer.ui.controls import parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
 from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell, picked
 from explorer.wide import layer_names
-
-OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
 
 GROUPED = re.compile(r"(.+?) \d+-bit g\d+")  # a name that says bits and group
 AGAIN = "The machine was busy while it was timed: Run measures it again."
@@ -39,15 +38,16 @@ def runs_of(title: str, method: str, params: dict[str, Any], options: dict[str, 
 
 
 class Page:
-    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls; `runs` knows who runs what."""
+    """Handlers of one app over its shell. `runs` knows who runs what."""
 
     def __init__(self, shell: Shell) -> None:
-        self.shell, self.fields, self.runs, self.pace = shell, list[Control](), Runs(), Pace()
+        self.shell, self.runs, self.pace = shell, Runs(), Pace()
 
     def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-        """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
+        """(model, method, params, options) from the values of the shell's controls: model, method, the RUN_OPTIONS, then the fields."""
         model, method, *rest = values
-        return str(model or ""), str(method), parameters(method, self.fields, tuple(rest[len(OPTIONS) :])), dict(zip(OPTIONS, rest, strict=False))
+        options = dict(zip(RUN_OPTIONS, rest, strict=False))
+        return str(model or ""), str(method), parameters(method, self.shell.panel.fields, tuple(rest[len(options) :])), options
 
     def view(self, reports: Sequence[Report], layer: str | None, active: str, values: Sequence[Any]) -> list[Any]:
         """Updates of compared, layer and the outputs of all tabs."""

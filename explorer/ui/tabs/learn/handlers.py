@@ -18,7 +18,7 @@ from explorer.records import Answer, Report
 from explorer.table import source
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
-from explorer.ui.page import OPTIONS
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import COMPARED
 from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
@@ -291,7 +291,7 @@ class Walk:
 def controls_for(shell: Shell, method: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
     """Values of the shell's controls for a run of the bundled model: model, method, options, then the fields of every method in the catalogue's order."""
     defaults = {"text": "", **link.OPTIONS}
-    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
+    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in RUN_OPTIONS)]
     for known in shell.catalogue:
         for field in known["fields"]:
             values.append(params.get(field["name"], field["default"]) if known["name"] == method else gr.skip())

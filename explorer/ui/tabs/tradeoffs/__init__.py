@@ -11,7 +11,6 @@ from explorer.figures import difference, tradeoffs
 from explorer.records import Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading
-from explorer.ui.page import OPTIONS
 from explorer.ui.session import keys_of
 from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
@@ -61,15 +60,13 @@ def build(shell: Shell) -> View:
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
     table = gr.HTML(handlers.table(start), elem_id="points-table")
     filled = [where, *plotted, table, held]
-    model = shell.controls[0]
-    asked = [model, methods, bits, groups]
+    asked = [shell.panel.model, methods, bits, groups]
     for control in asked:
         control.change(handlers.count, asked, line, trigger_mode="always_last", **QUIET)
     for control in (view, quality):
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
-    options = shell.controls[2 : 2 + len(OPTIONS)]
     stop = Cancel(status("Cancelled. Run the sweep again to go on."))
-    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *filled], concurrency_limit=16)
+    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *shell.panel.options.values()], [line, *filled], concurrency_limit=16)
     stop.by(cancel, line)
     clicked, into = shell.picks["report"], shell.picks["compare"]
     clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET).then(None, None, None, js=SHOW, api_visibility="private")

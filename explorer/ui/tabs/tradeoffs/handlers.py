@@ -20,7 +20,7 @@ from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.table import model_of, source
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
-from explorer.ui.page import OPTIONS
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
 from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell, picked, settings
@@ -131,11 +131,11 @@ class Points:
     def sweep(
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
     ) -> Iterator[list[Any]]:
-        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
+        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the RUN_OPTIONS."""
         clock, own, same = Clock(), Held.of(held), [gr.skip()] * 6
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
-            asked |= {"options": dict(zip(OPTIONS, options, strict=True))}
+            asked |= {"options": dict(zip(RUN_OPTIONS, options, strict=True))}
             self.configurations(methods, bits, groups)
             for event in watched(self.shell.runner.do("sweep", asked), clock):
                 if isinstance(event, str):
