@@ -34,7 +34,7 @@ def test_interviews_take_the_runs_on_the_page_as_evidence(mode: interviewer.Inte
     ticked, _ = mode.tick(notes, [0, 2, 99])
     assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
     for junk in NONSENSE:
-        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.turn(str(junk))
+        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.choose(str(junk))
     assert all(interviewer.shown_card(name) for name in cards())
 
 

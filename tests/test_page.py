@@ -237,14 +237,14 @@ def test_no_failure_does_not_read_as_good_quality() -> None:
 
 def test_what_a_control_does_is_said_for_whoever_has_never_quantized() -> None:
     from explorer.docs import CATALOGUE
-    from explorer.ui.controls import PLAIN, plain
+    from explorer.ui.controls import PLAIN, info_of
 
     methods = json.loads(CATALOGUE.read_text())["methods"]
     fields = {(method["name"], field["name"]): field for method in methods for field in method["fields"]}
     assert {key for key in PLAIN if isinstance(key, tuple)} <= fields.keys() and {key for key in PLAIN if isinstance(key, str)} <= {name for _, name in fields}
-    assert not any("2^b" in (plain(method, field) or "") for (method, _), field in fields.items())
+    assert not any("2^b" in (info_of(method, field) or "") for (method, _), field in fields.items())
     coming = {"name": "bits", "help": "A code of b bits names 2^b grid points, of which this method uses half."}
-    assert plain("coming", coming) == PLAIN["bits"], "a new method with bits needs no sentence of its own, whatever its help says"
+    assert info_of("coming", coming) == PLAIN["bits"], "a new method with bits needs no sentence of its own, whatever its help says"
 
 
 def test_run_measures_disturbed_times_again(page: Page) -> None:

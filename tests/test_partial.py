@@ -29,7 +29,7 @@ from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.status import Clock
 from explorer.ui.tab import Shell, View
-from explorer.ui.tabs.tradeoffs.handlers import Held
+from explorer.ui.tabs.tradeoffs.handlers import TabState
 from explorer.ui.tabs.trainer import attachable
 from explorer.ui.tabs.trainer.interviewer import Interviewer
 from explorer.verdict import judged
@@ -231,7 +231,7 @@ def test_nobody_finds_a_part_on_the_shelf() -> None:
     shelf.add(WHOLE)
     assert len({LATER.key, *keys_of(shelf.stopped([LATER])), WHOLE.key}) == 3 and shelf.find("demo", WHOLE.experiment.spec, GIVEN) is not None
     assert shelf.stopped([LATER])[0] is shelf.stopped([LATER])[0] and shelf.stopped([WHOLE]) == [WHOLE]
-    assert not Held().after([LATER]).keys and Held().after([WHOLE]).keys and not attachable([LATER]).choices
+    assert not TabState().after([LATER]).keys and TabState().after([WHOLE]).keys and not attachable([LATER]).choices
 
 
 def test_a_part_is_no_evidence() -> None:

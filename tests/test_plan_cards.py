@@ -12,7 +12,7 @@ pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
 
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit, held, spread
-from explorer.goal import answer
+from explorer.goal import placement
 from explorer.planner import Plan
 from explorer.presets import presets
 from explorer.records import InputError
@@ -23,7 +23,7 @@ LLAMA = presets()["llama-3.1-70b"]
 
 
 def test_more_cards_take_a_wider_format() -> None:
-    names = [answer(LLAMA, Plan(users=10), CARDS["A100 80 GB"], have).width.name for have in (1, 2, 4)]
+    names = [placement(LLAMA, Plan(users=10), CARDS["A100 80 GB"], have).width.name for have in (1, 2, 4)]
     assert names == ["AWQ (4-bit g128)", "INT8 (a scale a row)", "BF16"], "141 GB of weights and 27 of cache: 76 GB a card hold 16 bits on four"
     for have, words in ((1, "One A100 80 GB holds "), (2, "2 × A100 80 GB hold "), (4, "4 × A100 80 GB hold ")):
         said = goal_of(cards=have)

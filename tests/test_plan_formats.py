@@ -132,7 +132,7 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
 def test_each_width_has_a_recorded_run_and_a_command() -> None:
     for width in {one.name: one for card in ACCELERATORS for one in goal.widths(card)}.values():
         bits = need(presets()["llama-3.1-8b"], dataclasses.replace(Plan(), **width.plan)).bits_per_weight
-        assert width is goal.WHOLE or "KL" in goal.plain(goal.cost(width, bits, on_record())), width.name
+        assert width is goal.BF16 or "KL" in goal.as_text(goal.cost(width, bits, on_record())), width.name
         if width.save:
             args, usual = (parser().parse_args(["save", *shlex.split(words), "--to", "x"]) for words in (width.save, ""))
             method = build(args.method, parameters(args))
@@ -151,7 +151,7 @@ def test_the_nearest_run_is_near_in_stored_bits() -> None:
     assert goal.nearest(goal.Q6_K, 6.5625, survey()) is None
     said = goal_of(model="qwen2.5-72b", device="H100", users=1)
     assert "the nearest recorded run, RTN 7-bit g64 (7.25 bits stored), changed" in said and "in Q6_K, the most bits per weight that llama.cpp can load" in said
-    nothing = goal.plain(goal.quality(LLAMA, goal.Answer(goal.Q6_K, Plan(format="q6_k"), None), None, survey(), 11))
+    nothing = goal.as_text(goal.quality(LLAMA, goal.Placement(goal.Q6_K, Plan(format="q6_k"), None), None, survey(), 11))
     assert nothing.startswith("No run that stores about 6.6 bits so is recorded here. python -m explorer save")
 
 
@@ -173,12 +173,12 @@ def test_the_command_names_the_model_that_is_planned() -> None:
     pasted = json.dumps(qwen() | {"_name_or_path": "/home/author/run 7"})
     known = {("qwen2.5-7b", ""): "Qwen/Qwen2.5-7B", ("", fetched): "someone/a-model@v1", ("", pasted): "MODEL", ("gemma-3-27b", ""): "MODEL"}
     for asked, name in known.items():
-        said = goal.plain(goal.written(plans.model(*asked), goal.INT8))
+        said = goal.as_text(goal.written(plans.model(*asked), goal.INT8))
         assert f"save --model {name} --bits 8 --granularity channel --to my-model writes" in said and ("its hub id or folder for MODEL" in said) == (
             name == "MODEL"
         )
     assert (
-        "explorer save --bits 8 --granularity channel --to my-model writes" in goal.plain(goal.written(presets()["demo"], goal.INT8))
+        "explorer save --bits 8 --granularity channel --to my-model writes" in goal.as_text(goal.written(presets()["demo"], goal.INT8))
         and "someone/a-model@v1:" in line
     )
 

@@ -22,7 +22,7 @@ from explorer.ui.page import Page
 from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
-from explorer.ui.tabs.tradeoffs.handlers import Held, Points
+from explorer.ui.tabs.tradeoffs.handlers import Points, TabState
 from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
@@ -116,7 +116,7 @@ def test_a_recording_is_shown_while_it_is_measured_here(page: Page) -> None:
 def test_ones_own_point_stands_for_the_recorded_one(page: Page) -> None:
     point = next(r for r in survey().values() if r.name == "RTN 3-bit g64")
     own = page.shell.shelf.add(measured(point))
-    held = Held().after([SEEDS[0], *page.shell.shelf.pick([own])])
+    held = TabState().after([SEEDS[0], *page.shell.shelf.pick([own])])
     shown = [r for r in Points(page.shell).reports(held.text()) if r.experiment == point.experiment]
     assert held.keys == (own,) and [r.key for r in shown] == [own]
 

@@ -43,7 +43,7 @@ def kept(page: Page, handler: Callable[..., Iterator[list[Any]]]) -> Callable[..
 def gone_on(page: Page, told: str, keys: list[str], layer: str | None, active: str, *own: Any) -> Iterator[list[Any]]:
     """Yields what `Page.run` does, and an update for each of the shell's controls, which show what goes on where the same page was loaded anew.
 
-    told: "reload", or how else the page came to be, and the link of a `Turn`.
+    told: "reload", or how else the page came to be, and the link of a `SessionRun`.
     """
     how, _, link = told.partition(" ")
     shell, wanted = page.shell, parse(parse_qsl(link), page.shell.catalogue, [])

@@ -75,9 +75,9 @@ class Page:
         title = self.title(method, spec_of(method, params, options))
         asked = runs_of(title, method, params, options, ", going on after a reload" if again else "")
         try:
-            with self.runs.turn(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as turn:
-                turn.coming += [ready] if ready is not None else []
-                if turn.ahead():
+            with self.runs.join(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as run:
+                run.coming += [ready] if ready is not None else []
+                if run.ahead():
                     yield [status(f"{title}: waits for your run before it; Cancel stops both.", "busy"), *same]
                 for what, name, chosen, given in asked:
                     kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
@@ -85,25 +85,25 @@ class Page:
                     anew = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
                     for event in watched(self.shell.runner.run(model, name, chosen, **given, **anew), clock, what):
                         if isinstance(event, Report):
-                            shown, note = self.placed(shown, [*turn.before, event])
-                            turn.done(event)
+                            shown, note = self.placed(shown, [*run.before, event])
+                            run.done(event)
                             self.pace.note(kind, clock.begun)
                             left = clock.note = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
                             sentence += f" {AGAIN}" if busy(event) else ""
                         elif isinstance(event, Partial):
-                            turn.expect(event.report, shown)
+                            run.expect(event.report, shown)
                             self.shell.shelf.add(event.report)  # for Cancel, which may come before the next drawing
-                        elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
-                            due = turn.due()
+                        elif isinstance(event, str) and not run.ahead():  # the line on the page is that of the run before
+                            due = run.due()
                             shown, note = self.placed(shown, due)
                             left = clock.note = note or left
-                            yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
-                shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
-            yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
+                            yield [event, *(self.view(shown, run.layer, run.tab, own) if due else same)]
+                shown = self.shell.shelf.stopped(shown) if run.alone() else shown
+            yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, run.layer, run.tab, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
-            shown, _ = self.placed(shown, [r for r in turn.coming if r.missing])
-            yield [failure(error), *self.left(shown, turn.layer, turn.tab, own)]
+            shown, _ = self.placed(shown, [r for r in run.coming if r.missing])
+            yield [failure(error), *self.left(shown, run.layer, run.tab, own)]
 
     def placed(self, shown: list[Report], new: Sequence[Report]) -> tuple[list[Report], str]:
         """(the page with the new reports on it, what left it in a sentence or ""); they go onto the shelf."""

@@ -26,7 +26,7 @@ from explorer.ui.tabs.learn.closing import closing
 
 Done = dict[str, list[int]]
 CLOSE = 0.5  # a score: a number within a factor of about 1.5, a count within one
-WHOLE = "This is a count: set a whole number."
+NO_COUNT = "This is a count: set a whole number."
 
 
 def checked(done: Any) -> Done:
@@ -229,7 +229,7 @@ class Walk:
         own = found.steps[at]
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
         if fraction(own, prediction):
-            return [gr.skip(), gr.skip(), status(WHOLE, "error"), *[gr.skip()] * 4]
+            return [gr.skip(), gr.skip(), status(NO_COUNT, "error"), *[gr.skip()] * 4]
         return self._told(found, at, prediction, recorded(), recorded_answers(), done, right, seen)
 
     def _told(
@@ -249,7 +249,7 @@ class Walk:
         reports, answers = dict[str, Report](), dict[str, Answer]()
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
         if fraction(own, prediction):
-            yield [gr.HTML(status(WHOLE, "error"), visible=True), *kept]
+            yield [gr.HTML(status(NO_COUNT, "error"), visible=True), *kept]
             return
         try:
             for name in own.runs:

@@ -14,7 +14,7 @@ from explorer.ui.frame import chart, heading
 from explorer.ui.session import keys_of
 from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
-from explorer.ui.tabs.tradeoffs.handlers import Held, Points, group_choices, method_choices
+from explorer.ui.tabs.tradeoffs.handlers import Points, TabState, group_choices, method_choices
 from explorer.ui.tabs.tradeoffs.points_table import START
 from explorer.vocabulary import term
 
@@ -38,7 +38,7 @@ METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would
 
 def build(shell: Shell) -> View:
     handlers = Points(shell)
-    start = Held().after(shell.shelf.first()).text()
+    start = TabState().after(shell.shelf.first()).text()
     held = gr.Textbox(start, visible="hidden", elem_id="points")
     where = gr.HTML(handlers.where(start), padding=False, elem_id="points-of")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
@@ -75,7 +75,7 @@ def build(shell: Shell) -> View:
     pair = told_apart(shell, handlers, held, start)
 
     def render(reports: Sequence[Report], layer: str, held: str, view: str, quality: str, *chosen: str | None) -> list[Any]:
-        names = handlers.names(Held.of(held).after(reports).text(), keys_of(reports))
+        names = handlers.names(TabState.of(held).after(reports).text(), keys_of(reports))
         known = {key for _, key in names}
         lists = [gr.Dropdown(names, value=value if value in known else None) for value in chosen]
         return [*handlers.arrived(held, view, quality, reports), *lists]

@@ -126,7 +126,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
     line = gr.HTML("", padding=False, elem_id="card-status")
     transcript = gr.HTML("", elem_id="transcript")
     quick = QUIET | {"queue": False}
-    card.input(mode.turn, card, [shown, answer, met, broken], **quick)
+    card.input(mode.choose, card, [shown, answer, met, broken], **quick)
     add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step, plans, *shell.planned], [kept, met, transcript, line], **QUIET)
     met.input(mode.tick, [kept, met], [kept, transcript], **quick)
     clear.click(lambda: ([], ""), None, [kept, transcript], **quick)

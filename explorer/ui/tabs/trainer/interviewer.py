@@ -93,7 +93,7 @@ class Interviewer:
     def __init__(self, shell: Shell) -> None:
         self.shell, self.diagnosis = shell, Diagnosis(shell)
 
-    def turn(self, card: Any) -> list[Any]:
+    def choose(self, card: Any) -> list[Any]:
         """Another card: its text, an empty answer, no list, and the broken model's part where the card is about one."""
         name = card if card in cards() else next(iter(cards()))
         return [shown_card(name), "", gr.update(visible=False), gr.update(visible=name == BROKEN)]
