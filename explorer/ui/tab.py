@@ -1,4 +1,4 @@
-"""Tab: one view of the page, one file in explorer/ui/tabs. The Shell is what all of them share: runner, shelf, the compared reports, the layer.
+"""Tab: one view of the page, one file or folder in explorer/ui/tabs. The Shell is what all of them share: runner, shelf, the compared reports, the layer.
 
 A tab builds its components once and gives back a View. `render` is called when the tab is opened, when the compared reports or the layer change
 while it is open, and after a run; what a tab's own buttons and sliders do, it wires itself. Nothing here holds the state of a session.
