@@ -55,7 +55,7 @@ INTEGERS = (
     Width("3-bit g128", {"format": "", "bits": 3, "group": 128, "zeros": False}, run("gptq", bits=3, symmetric=True, full_range=False, rotate=False)),
     Width("2-bit g128", {"format": "", "bits": 2, "group": 128, "zeros": False}, run("gptq", bits=2, symmetric=True, full_range=False, rotate=False)),
 )
-WHOLE = Width("BF16", {"format": "", "bits": 16}, run("none"))
+BF16 = Width("BF16", {"format": "", "bits": 16}, run("none"))
 FLOAT8 = Width("FP8", {"format": "fp8"}, run("fp8", element="e4m3", granularity="channel"), "--method fp8")
 INT8 = Width("INT8 (a scale a row)", {"format": "", "bits": 8, "group": 0, "zeros": False}, run("absmax"), "--bits 8 --granularity channel")
 FILES = (
@@ -71,7 +71,7 @@ Words = list[str | Mark]
 ESTIMATED: Mark = ("chip", "estimated")
 
 
-class Answer(NamedTuple):
+class Placement(NamedTuple):
     """A format that the cards hold, the plan in it, and how that lies on them."""
 
     width: Width
@@ -81,7 +81,7 @@ class Answer(NamedTuple):
 
 def widths(card: Accelerator) -> tuple[Width, ...]:
     """The formats that a card's usual software loads, those of the most bits a weight first."""
-    return (WHOLE, *FILES, *INTEGERS[-2:]) if not card.linked else (WHOLE, FLOAT8 if card.fp8 else INT8, *INTEGERS)
+    return (BF16, *FILES, *INTEGERS[-2:]) if not card.linked else (BF16, FLOAT8 if card.fp8 else INT8, *INTEGERS)
 
 
 def own_width(model: Architecture) -> tuple[Width | None, str]:
@@ -116,9 +116,9 @@ def tried(model: Architecture, plan: Plan, card: Accelerator) -> list[tuple[Widt
     return [(own, dataclasses.replace(plan, **own.plan)), *found]
 
 
-def answer(model: Architecture, plan: Plan, card: Accelerator, have: int) -> Answer | None:
+def placement(model: Architecture, plan: Plan, card: Accelerator, have: int) -> Placement | None:
     """The widest format that fits on so many cards; None where none does. Raises InputError as `held` does."""
-    found = (Answer(width, asked, held(model, asked, card, have)) for width, asked in tried(model, plan, card))
+    found = (Placement(width, asked, held(model, asked, card, have)) for width, asked in tried(model, plan, card))
     return next((one for one in found if one.fit.count), None)
 
 
@@ -170,7 +170,7 @@ def cost(width: Width, bits: float, recorded: Mapping[str, Report]) -> Words:
 
 def goal(model: Architecture, plan: Plan, card: Accelerator, have: int, recorded: Mapping[str, Report], size: float) -> Words:
     """Two to four sentences. recorded: the survey of the bundled model, of `size` million parameters. Raises InputError as `held` does."""
-    found, (own, uncounted) = answer(model, plan, card, have), own_width(model)
+    found, (own, uncounted) = placement(model, plan, card, have), own_width(model)
     who = f"{model.name} for {plan.users:,} user{'' if plan.users == 1 else 's'} at {plan.context:,} tokens"
     start, one = "One " if have == 1 else f"{have} × ", have == 1
     if found is None:
@@ -196,12 +196,12 @@ def software(width: Width, card: Accelerator) -> str:
     return "vLLM" if card.linked and "gguf" not in width.save else "llama.cpp"
 
 
-def quality(model: Architecture, found: Answer, own: Width | None, recorded: Mapping[str, Report], size: float) -> Words:
+def quality(model: Architecture, found: Placement, own: Width | None, recorded: Mapping[str, Report], size: float) -> Words:
     """What the width costs, and how the model comes to it. own: the format that it is published in."""
     width, bits = found.width, need(model, found.plan).bits_per_weight
     if own and width == own:
         return ["Use it as published; more bits would add nothing."]
-    if width is WHOLE:
+    if width is BF16:
         return [f"It is published in {own.name}, of which this is a wider copy." if own else "No quantization is needed: the weights fit in 16 bits."]
     paid = cost(width, bits, recorded)
     said: Words = [f"It is published in {own.name}, which this rounds once more. "] if own else []
@@ -227,6 +227,6 @@ def loadable(model: Architecture) -> str:
     return model.name if model.name == DEMO or ID.fullmatch(model.name) else came[1] if came else ""
 
 
-def plain(words: Words) -> str:
+def as_text(words: Words) -> str:
     """As a line of text: of a chip its word, in brackets."""
     return "".join(one if isinstance(one, str) else f"({one[1]})" if one[0] == "chip" else one[1] for one in words)

@@ -58,7 +58,7 @@ def read(model: Architecture) -> Published | str | None:
     name = said.get("quant_method") if isinstance(said, dict) else None
     try:
         layout, names, head = METHODS[name](said)
-        kept = Kept(names, model.layers)
+        kept = Unquantized(names, model.layers)
         whole = {one.name for one in model.matrices() if (name == "mxfp4" and not one.routed) or kept.holds(paths(model, one))}
         if all(one.name in whole for one in model.matrices()):
             raise ValueError("nothing would be quantized")
@@ -156,7 +156,7 @@ def paths(model: Architecture, one: Matrix) -> list[str]:
     return [f"model.layers.{layer}.{block}{linear}" for layer in range(first, last)]
 
 
-class Kept:
+class Unquantized:
     """The modules that a configuration leaves in 16 bits: by name or a part of it between dots, with "*" for anything, or as a regular expression of which
     dots, ".*", "^" and "$" are read. Raises ValueError for any other, and where matching them with all layers would take long.
     """

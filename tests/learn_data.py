@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
+import app
 from explorer.learn import progress
 from explorer.learn.bank import questions
 from explorer.learn.stories import stories
+from explorer.ui.controls import Control
+from explorer.ui.panel import Panel
 
+CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
+PANEL = Panel(fields=[Control(method["name"], field, None) for method in CATALOGUE for field in method["fields"]])
 STEPS = [(story.name, at) for story in stories().values() for at in range(len(story.steps))]
 NONSENSE = (None, "x", -1, 99, float("nan"), [], {}, [1, "2"], {"a": 1}, True)
 

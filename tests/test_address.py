@@ -16,7 +16,8 @@ from explorer.link import parse
 from explorer.recorded import SEEDS
 from explorer.records import ModelRef, report_from
 from explorer.ui.address import address_of
-from explorer.ui.page import OPTIONS, Page
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS, Panel
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell, tabs
 from tests.driving import browser_test, choose, open_tab, settle, visit, wait_for_status
@@ -29,7 +30,7 @@ ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
 @pytest.fixture(scope="module")
 def page() -> Page:
     """The handlers of a page with the shell's controls, a method without parameters, and two tabs."""
-    shell = Shell(None, Shelf(ALL), METHODS, ["demo"], controls=[gr.Textbox(USUAL["method"]) for _ in ("model", "method", *OPTIONS)])
+    shell = Shell(None, Shelf(ALL), METHODS, ["demo"], panel=Panel(method=gr.Textbox(USUAL["method"])))
     shell.linked["text"] = {"prompt": gr.Textbox("Once"), "new": gr.Number(60)}
     shell.layer = gr.Dropdown(["layers.3.mlp.down_proj"], value="layers.3.mlp.down_proj")
     return Page(shell)
@@ -37,7 +38,7 @@ def page() -> Page:
 
 def told(page: Page, keys: list[str], tab: str = "compare", own: dict | None = None, **changes: object) -> str:
     """The address of a page that starts as usual, with `changes` to its controls and `own` to those of the tab Text."""
-    values = [(USUAL | changes)[name] for name in ("model", "method", *OPTIONS)]
+    values = [(USUAL | changes)[name] for name in ("model", "method", *RUN_OPTIONS)]
     values += [(own or {}).get(name, part.value) for name, part in page.shell.linked["text"].items()]
     return address_of(page, keys, page.shell.layer.value, tab, *values)
 

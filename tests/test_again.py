@@ -12,7 +12,8 @@ from explorer.docs import CATALOGUE
 from explorer.recorded import seeds
 from explorer.records import InputError, Progress
 from explorer.ui.again import gone_on, kept
-from explorer.ui.page import OPTIONS, Page
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, seats
 from explorer.ui.tab import Shell
 
@@ -36,8 +37,8 @@ class Gives:
 
 def opened(error: Exception | None = None) -> Page:
     catalogue = json.loads(CATALOGUE.read_text())["methods"]
-    page = Page(Shell(Gives(error), Shelf(SEEDS), catalogue, ["demo"], controls=[object()] * (2 + len(USUAL))))
-    page.asked = lambda values: (values[0], values[1], {"bits": 3, "group_size": 64}, dict(zip(OPTIONS, values[2:], strict=True)))
+    page = Page(Shell(Gives(error), Shelf(SEEDS), catalogue, ["demo"]))
+    page.asked = lambda values: (values[0], values[1], {"bits": 3, "group_size": 64}, dict(zip(RUN_OPTIONS, values[2:], strict=True)))
     return page
 
 

@@ -17,13 +17,13 @@ from explorer.learn import progress
 from explorer.recorded import SEEDS
 from explorer.records import report_from
 from explorer.table import comparison
-from explorer.ui.microscope import microscope
-from explorer.ui.plans import Plans, first
-from explorer.ui.points_table import points_table, report_card
-from explorer.ui.results import sheet
 from explorer.ui.session import keys_of
-from explorer.ui.steps import grid
+from explorer.ui.tabs.planner.handlers import Plans, first
 from explorer.ui.tabs.speed import kernel_tables
+from explorer.ui.tabs.stepper.steps import grid
+from explorer.ui.tabs.tradeoffs.points_table import points_table, report_card
+from explorer.ui.tabs.trainer.results import sheet
+from explorer.ui.tabs.weights.microscope import microscope
 from explorer.verdict import questions
 
 SEED = [report_from(data) for data in json.loads(SEEDS.read_text())]

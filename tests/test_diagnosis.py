@@ -17,11 +17,11 @@ from explorer.learn.interview import BROKEN, markdown
 from explorer.learn.runs import recorded, recorded_answers
 from explorer.methods import build
 from explorer.records import Answer, Progress, Report, key_of, plain, report_from
-from explorer.ui import interviewer
-from explorer.ui.diagnosis import EVIDENCE
 from explorer.ui.kept import TICKETS, Kept, Sealed
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.trainer import interviewer
+from explorer.ui.tabs.trainer.diagnosis import EVIDENCE
 
 HEALTHY, SICK = (report_from(recorded_answers()[name].data["report"]) for name in ("lab_healthy", "lab_zero"))
 

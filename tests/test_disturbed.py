@@ -59,7 +59,7 @@ def test_nothing_is_concluded_from_disturbed_times() -> None:
 def test_every_row_and_export_of_a_disturbed_speed_says_so() -> None:
     pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
     from explorer.table import SECTIONS, cell
-    from explorer.ui.points_table import numbers
+    from explorer.ui.tabs.tradeoffs.points_table import numbers
 
     timed = [row for row in SECTIONS["Speed"] if row.metric != "quantize_seconds" and BUSY.find(row.metric)]
     assert len(timed) == 5
@@ -103,7 +103,7 @@ def test_a_disturbed_point_is_no_winner_and_beats_none() -> None:
 
 def test_a_ratio_is_shown_from_low_to_high() -> None:
     pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
-    from explorer.ui.points_table import numbers
+    from explorer.ui.tabs.tradeoffs.points_table import numbers
 
     shown = numbers(tradeoffs.point_of(raced(FOUR, 0.45, 12.88), "a", "measured now"))[3][1]
     assert "0.45 to 12.88" in shown and "±" not in shown

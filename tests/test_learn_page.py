@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-import app
 from explorer import link
 from explorer.learn import progress
 from explorer.learn.bank import Question, areas, questions
@@ -19,17 +18,15 @@ from explorer.learn.pose import amount, pose
 from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answers
 from explorer.learn.stories import conclude, judge, stories
 from explorer.records import InputError, Progress, Report, key_of
-from explorer.ui import classroom, learn, trainer
-from explorer.ui.closing import last_run
-from explorer.ui.page import OPTIONS
-from explorer.ui.results import today
-from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.session import Shelf, seats
 from explorer.ui.share import wrong_step
 from explorer.ui.tab import Shell
-from tests.learn_data import NONSENSE, STEPS
-
-CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
+from explorer.ui.tabs.learn import handlers as learn
+from explorer.ui.tabs.learn.closing import last_run
+from explorer.ui.tabs.learn.revisited import reloaded, step_of
+from explorer.ui.tabs.trainer import handlers as trainer
+from explorer.ui.tabs.trainer.results import today
+from tests.learn_data import CATALOGUE, NONSENSE, PANEL, STEPS
 
 
 class Recorded:
@@ -53,8 +50,7 @@ class Recorded:
 
 @pytest.fixture
 def shell() -> Shell:
-    width = 2 + len(OPTIONS) + sum(len(m["fields"]) for m in CATALOGUE)
-    return Shell(Recorded(), Shelf([recorded()["none"]]), CATALOGUE, ["demo"], controls=[object()] * width)
+    return Shell(Recorded(), Shelf([recorded()["none"]]), CATALOGUE, ["demo"], panel=PANEL)
 
 
 @pytest.mark.parametrize(("story", "at"), STEPS)
@@ -278,7 +274,6 @@ def test_a_conclusion_says_which_configuration_its_numbers_are_of(shell: Shell) 
     walk = learn.Walk(shell)
     assert "GPTQ 3-bit g64 asymmetric; RTN 4-bit g64 asymmetric" in walk.reveal("gptq", 2, 0, 0, "", {})[2]
     assert "1 window, 4 windows, 16 windows, 64 windows: GPTQ 3-bit g64 asymmetric." in learn.provenance(stories()["calibration"].steps[0], recorded(), {})
-    assert "<b>The answer:</b>" in classroom.Classroom().reveal({}, "gptq", 0)[2], "a class is not told that it made no prediction"
 
 
 def test_what_one_ticked_oneself_is_not_called_measured(shell: Shell) -> None:

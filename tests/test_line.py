@@ -7,7 +7,7 @@ from pathlib import Path
 
 from explorer.limits import Limits
 from explorer.records import Answer, Progress
-from explorer.ui.page import Clock
+from explorer.ui.status import Clock
 from tests.test_worker import Service, until
 
 

@@ -22,11 +22,11 @@ from explorer.records import Answer, Event, InputError, Progress, report_from
 from explorer.store import Store
 from explorer.tasks.error_map import digits, reduced
 from explorer.ui.asking import asked, subject_of
-from explorer.ui.lens import lens_methods
-from explorer.ui.microscope import microscope
 from explorer.ui.session import Shelf, keys_of
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.weights import Maps
+from explorer.ui.tabs.weights.lens import lens_methods
+from explorer.ui.tabs.weights.microscope import microscope
 
 LAYER = "layers.1.mlp.down_proj"
 RTN = {"method": "rtn", "params": {"bits": 4, "group_size": 64}}

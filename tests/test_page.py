@@ -18,7 +18,8 @@ from explorer.recorded import SEEDS, seeds
 from explorer.records import InputError, Measurement, Progress, Report, report_from
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import in_rows
-from explorer.ui.page import OPTIONS, Page
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View, tabs
 from explorer.ui.tabs import failures
@@ -51,7 +52,7 @@ class FakeRunner:
 @pytest.fixture
 def page() -> Page:
     """Two tabs: the open one shows names, the layer and its own input; the other must not be drawn."""
-    shell = Shell(FakeRunner(), Shelf(SEED), [], ["demo"], controls=[object()] * (2 + len(OPTION_VALUES)))
+    shell = Shell(FakeRunner(), Shelf(SEED), [], ["demo"])
     shell.views[OPEN] = View([object(), object()], lambda reports, layer, own: [[r.name for r in reports], (layer, own)], [object()])
     shell.views["second"] = View([object()], lambda reports, layer: pytest.fail("a tab that is not open was drawn"))
     return Page(shell)
@@ -236,14 +237,14 @@ def test_no_failure_does_not_read_as_good_quality() -> None:
 
 def test_what_a_control_does_is_said_for_whoever_has_never_quantized() -> None:
     from explorer.docs import CATALOGUE
-    from explorer.ui.controls import PLAIN, plain
+    from explorer.ui.controls import PLAIN, info_of
 
     methods = json.loads(CATALOGUE.read_text())["methods"]
     fields = {(method["name"], field["name"]): field for method in methods for field in method["fields"]}
     assert {key for key in PLAIN if isinstance(key, tuple)} <= fields.keys() and {key for key in PLAIN if isinstance(key, str)} <= {name for _, name in fields}
-    assert not any("2^b" in (plain(method, field) or "") for (method, _), field in fields.items())
+    assert not any("2^b" in (info_of(method, field) or "") for (method, _), field in fields.items())
     coming = {"name": "bits", "help": "A code of b bits names 2^b grid points, of which this method uses half."}
-    assert plain("coming", coming) == PLAIN["bits"], "a new method with bits needs no sentence of its own, whatever its help says"
+    assert info_of("coming", coming) == PLAIN["bits"], "a new method with bits needs no sentence of its own, whatever its help says"
 
 
 def test_run_measures_disturbed_times_again(page: Page) -> None:
@@ -257,7 +258,7 @@ def test_run_measures_disturbed_times_again(page: Page) -> None:
     asked: list[tuple[str, bool]] = []
     page.shell.runner.run = run
     params = dict(next(r for r in SEED if r.experiment.spec.method == "gptq").experiment.spec.params)
-    page.asked = lambda values: ("demo", "gptq", params, dict(zip(OPTIONS, OPTION_VALUES, strict=True)))
+    page.asked = lambda values: ("demo", "gptq", params, dict(zip(RUN_OPTIONS, OPTION_VALUES, strict=True)))
     busy = ran(page, "gptq", keys_of(SEED[:1]))[-1]
     assert "Run measures it again" in busy[0]
     calm = ran(page, "gptq", busy[1].value)[-1]

@@ -23,14 +23,15 @@ from explorer.records import Answer, Event, InputError, Measurement, Partial, Pr
 from explorer.store import Store
 from explorer.table import comparison
 from explorer.ui import going
-from explorer.ui.interviewer import Interviewer
 from explorer.ui.pace import Pace
-from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Clock, Page
-from explorer.ui.points import Held
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
+from explorer.ui.status import Clock
 from explorer.ui.tab import Shell, View
+from explorer.ui.tabs.tradeoffs.handlers import TabState
 from explorer.ui.tabs.trainer import attachable
+from explorer.ui.tabs.trainer.interviewer import Interviewer
 from explorer.verdict import judged
 from tests.serving import untimed
 from tests.test_worker import Service
@@ -117,14 +118,14 @@ class Growing:
 def page(monkeypatch: pytest.MonkeyPatch) -> Page:
     """A page whose one tab shows (name, numbers of the whole model, what is missing, whether that was stopped) of what is compared."""
     monkeypatch.setattr(going, "REDRAWN", 0.0)
-    shell = Shell(Growing(), Shelf(SEEDS), [], ["demo"], controls=[object()] * (2 + len(OPTIONS)))
+    shell = Shell(Growing(), Shelf(SEEDS), [], ["demo"])
 
     def render(reports: list[Report], layer: str) -> list:
         return [[(r.name, len(r.measurements), r.missing, r.stopped) for r in reports]]
 
     shell.views |= {TAB: View([object()], render), "other": View([object()], render)}
     made = Page(shell)
-    made.asked = lambda values: ("demo", "rtn", {"bits": 3}, dict(zip(ORDER, OPTIONS, strict=True)))
+    made.asked = lambda values: ("demo", "rtn", {"bits": 3}, dict(zip(RUN_OPTIONS, OPTIONS, strict=True)))
     return made
 
 
@@ -174,7 +175,7 @@ def test_what_was_measured_stays_after_a_failure(page: Page, error: Exception) -
 def test_a_run_that_waited_for_one_that_failed_shows_it_as_stopped(page: Page) -> None:
     first = run(page)
     part = next(step for step in first if isinstance(step[3], list))
-    page.asked = lambda values: ("demo", "none", {}, dict(zip(ORDER, OPTIONS, strict=True)))
+    page.asked = lambda values: ("demo", "none", {}, dict(zip(RUN_OPTIONS, OPTIONS, strict=True)))
     later = run(page, part[1].value)
     assert "waits for your run before it" in next(later)[0]
     page.shell.runner.error = InputError("odd")
@@ -230,7 +231,7 @@ def test_nobody_finds_a_part_on_the_shelf() -> None:
     shelf.add(WHOLE)
     assert len({LATER.key, *keys_of(shelf.stopped([LATER])), WHOLE.key}) == 3 and shelf.find("demo", WHOLE.experiment.spec, GIVEN) is not None
     assert shelf.stopped([LATER])[0] is shelf.stopped([LATER])[0] and shelf.stopped([WHOLE]) == [WHOLE]
-    assert not Held().after([LATER]).keys and Held().after([WHOLE]).keys and not attachable([LATER]).choices
+    assert not TabState().after([LATER]).keys and TabState().after([WHOLE]).keys and not attachable([LATER]).choices
 
 
 def test_a_part_is_no_evidence() -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
 
 from explorer.__main__ import main
 from explorer.accelerators import ACCELERATORS, fit, held, spread
-from explorer.goal import answer
+from explorer.goal import placement
 from explorer.planner import Plan
 from explorer.presets import presets
 from explorer.records import InputError
@@ -23,12 +23,12 @@ LLAMA = presets()["llama-3.1-70b"]
 
 
 def test_more_cards_take_a_wider_format() -> None:
-    names = [answer(LLAMA, Plan(users=10), CARDS["A100 80 GB"], have).width.name for have in (1, 2, 4)]
+    names = [placement(LLAMA, Plan(users=10), CARDS["A100 80 GB"], have).width.name for have in (1, 2, 4)]
     assert names == ["AWQ (4-bit g128)", "INT8 (a scale a row)", "BF16"], "141 GB of weights and 27 of cache: 76 GB a card hold 16 bits on four"
     for have, words in ((1, "One A100 80 GB holds "), (2, "2 × A100 80 GB hold "), (4, "4 × A100 80 GB hold ")):
-        said = goal_of(_12=have)
+        said = goal_of(cards=have)
         assert words in said and f" in {names[(1, 2, 4).index(have)]}, the most bits per weight that vLLM can load there" in said
-    assert "; 2 of them hold it in INT8" in goal_of() and "; 4 of them hold it in BF16" in goal_of(_12=2) and "of them" not in goal_of(_12=4)
+    assert "; 2 of them hold it in INT8" in goal_of() and "; 4 of them hold it in BF16" in goal_of(cards=2) and "of them" not in goal_of(cards=4)
 
 
 def test_on_so_many_cards_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_on_so_many_cards_by_hand() -> None:
     weights = inside + 2 * rows + 2 * (70_553_706_496 - inside)
     cache, step = 10 * 8192 * 320 * 1024, 2 * 2048 * (3 * 8192 + 3 * 28672 // 2) + 10 * 4 * 128256
     free = 79.14 * 2**30 * 0.9 - (weights + cache) / 2 - step
-    assert f"{free / 1e9:.1f} GB of what may be filled stay free on each" in goal_of(_12=2)
+    assert f"{free / 1e9:.1f} GB of what may be filled stay free on each" in goal_of(cards=2)
 
 
 def test_three_cards_are_two_or_three_copies() -> None:
@@ -51,9 +51,9 @@ def test_three_cards_are_two_or_three_copies() -> None:
     assert alone.bound > held(small, Plan(users=64), card, 2).bound, "the third reads a third of the cache"
     shared = held(LLAMA, Plan(bits=8, group=0, users=10), CARDS["A100 80 GB"], 3)
     assert (shared.count, shared.together) == (2, 2)
-    assert "(2 share a copy of the weights, 1 stays idle: a copy takes a power of two of cards)" in goal_of(_12=3)
-    assert "(each holds a copy of the weights for its part of the users)" in goal_of(_0="llama-3.1-8b", _8="H100", _7=64, _12=3)
-    assert "(3 copies of the weights, 2 cards to each)" in goal_of(_8="H200", _7=100, _6=16384, _12=6)
+    assert "(2 share a copy of the weights, 1 stays idle: a copy takes a power of two of cards)" in goal_of(cards=3)
+    assert "(each holds a copy of the weights for its part of the users)" in goal_of(model="llama-3.1-8b", device="H100", users=64, cards=3)
+    assert "(3 copies of the weights, 2 cards to each)" in goal_of(device="H200", users=100, context=16384, cards=6)
 
 
 @pytest.mark.parametrize("have", range(1, 17))
@@ -66,8 +66,8 @@ def test_more_never_hold_less(have: int) -> None:
 
 def test_what_is_no_number_of_cards_is_a_sentence() -> None:
     for have in (0, 17, 2.5, None, float("nan")):
-        assert re.search(r"The number of cards (takes a whole number from 1 to 16|needs a number)", solved(_12=have)[0]), have
-    mac, alone = (solved(_8="Apple M3 Ultra 512 GB", _12=have) for have in (8, 1))
+        assert re.search(r"The number of cards (takes a whole number from 1 to 16|needs a number)", solved(cards=have)[0]), have
+    mac, alone = (solved(device="Apple M3 Ultra 512 GB", cards=have) for have in (8, 1))
     assert mac == (alone[0], f"{alone[1]} No link joins several Apple M3 Ultra 512 GB, so this is for one.") and alone[1].startswith("One Apple M3 Ultra")
     for have in (True, 0, "2"):
         with pytest.raises(InputError, match="a whole number from 1 to 16"):
@@ -75,15 +75,15 @@ def test_what_is_no_number_of_cards_is_a_sentence() -> None:
 
 
 def test_none_of_so_many_holds_it() -> None:
-    deep = goal_of(_0="deepseek-v3", _8="A100 80 GB", _12=2, _7=1)
+    deep = goal_of(model="deepseek-v3", device="A100 80 GB", cards=2, users=1)
     assert "2 × A100 80 GB do not hold deepseek-v3 for 1 user at 8,192 tokens in any format here; 4 of them hold it in " in deep
-    assert "and no link joins several" in goal_of(_0="deepseek-v3", _8="Apple M4 16 GB")
+    assert "and no link joins several" in goal_of(model="deepseek-v3", device="Apple M4 16 GB")
 
 
 def test_the_command_says_the_same(capsys: pytest.CaptureFixture) -> None:
     for have, name in ((1, "llama-3.1-70b"), (3, "llama-3.1-70b"), (4, "gpt-oss-120b")):
         assert main(["plan", "--model", name, "--users", "10", "--accelerator", "a100 80 gb", "--cards", str(have)]) == 0
-        said, page = capsys.readouterr().out.splitlines()[1], goal_of(_0=name, _12=have)
+        said, page = capsys.readouterr().out.splitlines()[1], goal_of(model=name, cards=have)
         assert re.sub(r" \((estimated|recorded)\)", "", said).replace(" ", "") == re.sub(r" [ER](?=[;.])", "", page).replace(" ", "")
     assert main(["plan", "--cards", "2", "--json"]) == 0
     goal = json.loads(capsys.readouterr().out)["goal"]

@@ -30,9 +30,9 @@ from explorer.presets import configurations, presets
 from explorer.recorded import on_record, survey
 from explorer.records import Answer, InputError
 from explorer.saving import gguf
-from explorer.ui.plans import FLOAT8, Plans, as_typed, bars, first
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import FLOAT8, Plans, as_typed, bars, first
 
 METHODS = {
     "awq": ("awq", {"bits": 4, "group_size": 128}), "mxfp4": ("mxfp", {"element": "e2m1"}), "nvfp4": ("nvfp4", {}), "q4_k": ("kquant", {"format": "q4_k"}),
@@ -40,15 +40,11 @@ METHODS = {
     "fp8": ("fp8", {"granularity": "channel"}),
 }  # fmt: skip
 LLAMA = presets()["llama-3.1-8b"]
-PRICE, USERS, DEVICE, KV, FORM = 9, 7, 8, 5, 11
 
 
 def solved(**changes: Any) -> tuple[str, str]:
-    """(status, first answer) as text, of the first plan with some boxes changed, by their place."""
-    asked = first()
-    for at, value in changes.items():
-        asked[int(at[1:])] = value
-    answer, _, line = Plans(None).solved(*asked)[0].rpartition("<div class='status")
+    """(status, first answer) as text, of the first plan with some boxes changed, by their names."""
+    answer, _, line = Plans(None).solved(*first()._replace(**changes))[0].rpartition("<div class='status")
     return tuple(unescape(re.sub("<[^>]+>", "", part)) for part in (f"<div class='{line}", answer))
 
 
@@ -75,9 +71,9 @@ def test_k_quants_of_a_model_whose_rows_256_does_not_divide() -> None:
     """Qwen2.5-72B's down-projections become Q8_0, not 16 bits: as Q6_K it takes 67 GB, which an H100 holds."""
     assert need(presets()["qwen2.5-72b"], Plan(format="q6_k")).weight_bytes == pytest.approx(67.28e9, rel=1e-3)
     assert need(presets()["gpt-oss-20b"], Plan(format="q4_k")).weight_bytes == pytest.approx(15.88e9, rel=1e-3)
-    assert "for 1 user at 8,192 tokens in Q6_K" in solved(_0="qwen2.5-72b", _8="H100", _7=1)[1]
-    assert "Q6_K (GGUF), Q8_0 where 256 does not divide a row: 7.097 bits a weight" in solved(_0="qwen2.5-72b", _11="q6_k")[0]
-    assert "Q6_K (GGUF): 6.562 bits a weight" in solved(_0="llama-3.1-70b", _11="q6_k")[0]
+    assert "for 1 user at 8,192 tokens in Q6_K" in solved(model="qwen2.5-72b", device="H100", users=1)[1]
+    assert "Q6_K (GGUF), Q8_0 where 256 does not divide a row: 7.097 bits a weight" in solved(model="qwen2.5-72b", format="q6_k")[0]
+    assert "Q6_K (GGUF): 6.562 bits a weight" in solved(model="llama-3.1-70b", format="q6_k")[0]
 
 
 def test_formats_in_bits_a_weight() -> None:
@@ -91,22 +87,22 @@ def test_formats_in_bits_a_weight() -> None:
 
 
 def test_the_tab_plans_formats_and_a_float8_cache() -> None:
-    said, _ = solved(_11="mxfp4", _5=FLOAT8)
+    said, _ = solved(format="mxfp4", kv_bits=FLOAT8)
     assert "MXFP4: 4.250 bits a weight" in said and "KV cache 1.3 GB a user" in said
-    chart = json.loads(Plans(None).solved(*[*first()[:FORM], "nvfp4", *first()[FORM + 1 :]])[2].plot)
+    chart = json.loads(Plans(None).solved(*first()._replace(format="nvfp4"))[2].plot)
     assert "NVFP4" in chart["data"][0]["y"]
 
 
 def test_zero_is_free_and_only_an_empty_box_is_the_list_price() -> None:
-    listed = next(one.price for one in ACCELERATORS if one.name == first()[DEVICE])
-    assert f"${listed:,.2f} an hour" in solved(_9=None)[0] and "$0.00 an hour" in solved(_9=0)[0] and "$7.00 an hour" in solved(_9=7)[0]
-    assert "from 0 to 10,000" in solved(_9=-3)[0]
+    listed = next(one.price for one in ACCELERATORS if one.name == first().device)
+    assert f"${listed:,.2f} an hour" in solved(price=None)[0] and "$0.00 an hour" in solved(price=0)[0] and "$7.00 an hour" in solved(price=7)[0]
+    assert "from 0 to 10,000" in solved(price=-3)[0]
     box = as_typed(gr.Number(2.5, minimum=0, maximum=10_000))
     assert [box.preprocess(value) for value in (-3, 0, 2.5, None, float("nan"))] == [-3, 0, 2.5, None, None], "nothing becomes another price"
 
 
 def test_what_groups_do_not_divide_is_said_to_stay_in_16_bits() -> None:
-    from explorer.ui.plans import width
+    from explorer.ui.tabs.planner.words import width
 
     def said(name: str, **plan: int) -> str:
         return width(presets()[name], Plan(**plan), need(presets()[name], Plan(**plan)))
@@ -119,7 +115,7 @@ def test_what_groups_do_not_divide_is_said_to_stay_in_16_bits() -> None:
 def test_the_first_answer_is_the_widest_format_that_fits() -> None:
     card, plan = next(one for one in ACCELERATORS if one.name == "T4"), Plan(users=1)
     model = presets()["llama-3.1-8b"]
-    _, said = solved(_0="llama-3.1-8b", _8="T4", _7=1)
+    _, said = solved(model="llama-3.1-8b", device="T4", users=1)
     assert (
         "llama-3.1-8b for 1 user at 8,192 tokens in INT8 (a scale a row), the most bits per weight that vLLM can load there" in said
         and " save --model meta-llama/Llama-3.1-8B --bits 8 --gran" in said
@@ -127,16 +123,16 @@ def test_the_first_answer_is_the_widest_format_that_fits() -> None:
     assert not any(fit(model, dataclasses.replace(plan, **one.plan), card).count == 1 for one in goal.widths(card)[:1]), "16 bits do not fit"
     bound = fit(model, dataclasses.replace(plan, **goal.INT8.plan), card).bound
     assert f"at most {bound:,.0f} tokens/s" in said and re.search(r"perplexity by \+0\.0\d%", said) and "11 M model" in said
-    assert "No quantization is needed" in solved(_0="llama-3.1-8b")[1]
-    assert "does not write deepseek_v3 models so" in solved(_0="deepseek-v3", _8="H200", _12=4)[1]
-    assert "; 2 of them hold it in 2-bit" in solved(_0="deepseek-v3", _8="H200")[1]
-    assert "no link joins several" in solved(_0="deepseek-v3", _8="Apple M4 16 GB")[1]
+    assert "No quantization is needed" in solved(model="llama-3.1-8b")[1]
+    assert "does not write deepseek_v3 models so" in solved(model="deepseek-v3", device="H200", cards=4)[1]
+    assert "; 2 of them hold it in 2-bit" in solved(model="deepseek-v3", device="H200")[1]
+    assert "no link joins several" in solved(model="deepseek-v3", device="Apple M4 16 GB")[1]
 
 
 def test_each_width_has_a_recorded_run_and_a_command() -> None:
     for width in {one.name: one for card in ACCELERATORS for one in goal.widths(card)}.values():
         bits = need(presets()["llama-3.1-8b"], dataclasses.replace(Plan(), **width.plan)).bits_per_weight
-        assert width is goal.WHOLE or "KL" in goal.plain(goal.cost(width, bits, on_record())), width.name
+        assert width is goal.BF16 or "KL" in goal.as_text(goal.cost(width, bits, on_record())), width.name
         if width.save:
             args, usual = (parser().parse_args(["save", *shlex.split(words), "--to", "x"]) for words in (width.save, ""))
             method = build(args.method, parameters(args))
@@ -153,9 +149,9 @@ def test_the_nearest_run_is_near_in_stored_bits() -> None:
     assert {name: run.name for name, run in found.items()} == {"Q6_K": "RTN 6-bit g64", "Q5_K": "RTN 5-bit g64", "Q4_K": "RTN 4-bit g64 asymmetric"}
     assert goal.nearest(goal.Q6_K, 8.1, {key: one for key, one in runs.items() if one.experiment.spec.method == "kquant"}).name.startswith("GGUF q6_k")
     assert goal.nearest(goal.Q6_K, 6.5625, survey()) is None
-    said = goal_of(_0="qwen2.5-72b", _8="H100", _7=1)
+    said = goal_of(model="qwen2.5-72b", device="H100", users=1)
     assert "the nearest recorded run, RTN 7-bit g64 (7.25 bits stored), changed" in said and "in Q6_K, the most bits per weight that llama.cpp can load" in said
-    nothing = goal.plain(goal.quality(LLAMA, goal.Answer(goal.Q6_K, Plan(format="q6_k"), None), None, survey(), 11))
+    nothing = goal.as_text(goal.quality(LLAMA, goal.Placement(goal.Q6_K, Plan(format="q6_k"), None), None, survey(), 11))
     assert nothing.startswith("No run that stores about 6.6 bits so is recorded here. python -m explorer save")
 
 
@@ -177,12 +173,12 @@ def test_the_command_names_the_model_that_is_planned() -> None:
     pasted = json.dumps(qwen() | {"_name_or_path": "/home/author/run 7"})
     known = {("qwen2.5-7b", ""): "Qwen/Qwen2.5-7B", ("", fetched): "someone/a-model@v1", ("", pasted): "MODEL", ("gemma-3-27b", ""): "MODEL"}
     for asked, name in known.items():
-        said = goal.plain(goal.written(plans.model(*asked), goal.INT8))
+        said = goal.as_text(goal.written(plans.model(*asked), goal.INT8))
         assert f"save --model {name} --bits 8 --granularity channel --to my-model writes" in said and ("its hub id or folder for MODEL" in said) == (
             name == "MODEL"
         )
     assert (
-        "explorer save --bits 8 --granularity channel --to my-model writes" in goal.plain(goal.written(presets()["demo"], goal.INT8))
+        "explorer save --bits 8 --granularity channel --to my-model writes" in goal.as_text(goal.written(presets()["demo"], goal.INT8))
         and "someone/a-model@v1:" in line
     )
 

@@ -22,9 +22,9 @@ from explorer.planner import Plan, need, step_weights
 from explorer.presets import configurations, presets
 from explorer.records import InputError
 from explorer.store import Store
-from explorer.ui.plans import Plans, first, follows
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import Plans, first, follows
 from tests.test_plan_formats import solved
 
 AS_IT_IS = Plan(format="published")
@@ -131,8 +131,8 @@ def test_what_is_not_counted_is_said(said: object) -> None:
     with pytest.raises(InputError, match=r"a-model is published quantized.* in a way that is not counted"):
         need(model, AS_IT_IS)
     text = json.dumps(LLAMA | {"quantization_config": said, "_name_or_path": "a-model"})
-    assert "in a way that is not counted. It is planned as if it were in 16 bits." in solved(_1=text)[1]
-    assert "in a way that is not counted" in solved(_1=text, _11="published")[0]
+    assert "in a way that is not counted. It is planned as if it were in 16 bits." in solved(config=text)[1]
+    assert "in a way that is not counted" in solved(config=text, format="published")[0]
 
 
 @pytest.mark.parametrize(("layers", "names"), [(10**6, ["lm_head"]), (999, [f"re:.*{i}.*a.*b.*c.*" for i in range(300)])])
@@ -145,25 +145,25 @@ def test_a_hostile_configuration_takes_no_time(layers: int, names: list[str]) ->
 
 
 def test_the_first_answer_takes_a_model_as_it_is_published() -> None:
-    _, said = solved(_0="gpt-oss-120b", _8="H100", _7=1)
+    _, said = solved(model="gpt-oss-120b", device="H100", users=1)
     assert "in MXFP4 as it is published" in said and "Use it as published; more bits would add nothing." in said
-    assert "16 bits" not in said and "no quantization is needed" not in solved(_0="llama-3.1-70b")[1].lower()
-    wide = solved(_0="gpt-oss-20b", _8="H200")[1]
+    assert "16 bits" not in said and "no quantization is needed" not in solved(model="llama-3.1-70b")[1].lower()
+    wide = solved(model="gpt-oss-20b", device="H200")[1]
     assert "MXFP4 as it is published" in wide and "fit in 16 bits" not in wide, "16 bits fit, but were never published"
-    deep = solved(_0="deepseek-v3", _8="H200", _7=1)[1]
+    deep = solved(model="deepseek-v3", device="H200", users=1)[1]
     assert "; 2 of them hold it in 3-bit g128" in deep
-    eight = solved(_0="deepseek-v3", _8="H200", _7=1, _12=8)[1]
+    eight = solved(model="deepseek-v3", device="H200", users=1, cards=8)[1]
     assert "8 × H200 hold " in eight and "in FP8 in blocks of 128 × 128 as it is published (8 share" in eight
-    assert "It is published in FP8 in blocks of 128 × 128, which this rounds once more." in solved(_0="deepseek-v3", _8="H200", _12=4)[1]
-    assert "No quantization is needed: the weights fit in 16 bits." in solved(_0="llama-3.1-8b")[1]
+    assert "It is published in FP8 in blocks of 128 × 128, which this rounds once more." in solved(model="deepseek-v3", device="H200", cards=4)[1]
+    assert "No quantization is needed: the weights fit in 16 bits." in solved(model="llama-3.1-8b")[1]
 
 
 def test_as_published_is_a_format() -> None:
-    said, _ = solved(_0="gpt-oss-120b", _11="published")
+    said, _ = solved(model="gpt-oss-120b", format="published")
     assert "Weights 65.2 GB (as published, MXFP4: " in said and "embedding and head in 16; 1% of the layers' weights stay in 16)" in said
-    assert "Weights 141 GB (as published, in 16 bits)" in solved(_11="published")[0], "most models are"
-    assert "do not ask to quantize them too" in solved(_11="published", _4=True)[0]
-    bars = {name: json.loads(Plans(None).solved(*[name, *first()[1:]])[2].plot)["data"][0]["y"] for name in ("gpt-oss-20b", "llama-3.1-8b")}
+    assert "Weights 141 GB (as published, in 16 bits)" in solved(format="published")[0], "most models are"
+    assert "do not ask to quantize them too" in solved(format="published", everything=True)[0]
+    bars = {name: json.loads(Plans(None).solved(*first()._replace(model=name))[2].plot)["data"][0]["y"] for name in ("gpt-oss-20b", "llama-3.1-8b")}
     assert "published" in bars["gpt-oss-20b"] and "published" not in bars["llama-3.1-8b"]
 
 
@@ -184,10 +184,15 @@ def test_what_is_published_quantized_is_planned_so_unless_another_format_is_chos
         assert plans.form(preset, config, "") == "published" == plans.form(preset, config, "q4_k")
     assert plans.form("llama-3.1-8b", "", "published") == "", "as published is 16 bits there"
     assert plans.form("llama-3.1-8b", "", "q4_k") == plans.form("llama-3.1-8b", "{", "published") == gr.skip()
-    same, goal = solved(_0="gpt-oss-120b", _8="H100", _7=1, _11=plans.form("gpt-oss-120b", "", ""))
+    same, goal = solved(model="gpt-oss-120b", device="H100", users=1, format=plans.form("gpt-oss-120b", "", ""))
     assert "In the format set above (as published): gpt-oss-120b has 116.829 billion parameters" in same and "It needs 1 × H100," in same
     assert "One H100 holds gpt-oss-120b" in goal
-    for changes, words in (({}, "4-bit, groups of 128"), ({"_3": 0}, "4-bit, a scale a channel"), ({"_2": 16}, "16 bits"), ({"_11": "q6_k"}, "Q6_K (GGUF)")):
+    for changes, words in (
+        ({}, "4-bit, groups of 128"),
+        ({"group": 0}, "4-bit, a scale a channel"),
+        ({"bits": 16}, "16 bits"),
+        ({"format": "q6_k"}, "Q6_K (GGUF)"),
+    ):
         assert f"In the format set above ({words}): " in solved(**changes)[0]
 
 

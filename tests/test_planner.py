@@ -21,8 +21,8 @@ from explorer.methods import build
 from explorer.planner import Plan, activation_bytes, copies, decode_work, kv_bytes, need, prompt_work, step_bytes
 from explorer.presets import configurations, presets
 from explorer.records import InputError
-from explorer.ui.page import many
-from explorer.ui.plans import Plans, as_typed, first
+from explorer.ui.status import many
+from explorer.ui.tabs.planner.handlers import Plans, as_typed, first
 
 # As the models' publishers count them (safetensors metadata of each repository); Gemma 3 less its tower for images and the projector behind it,
 # DeepSeek-V3 without its layer that predicts a second token.
@@ -250,33 +250,30 @@ def test_the_tab_answers_or_says_why_not() -> None:
         and (many(1, "user"), many(2, "user")) == ("1 user", "2 users")
     )
     evil = json.dumps({**SMALL, "model_type": "llama", "_name_or_path": "<img src=x>"})
-    assert "<img" not in "".join(str(part) for part in plans.solved(*[*first()[:1], evil, *first()[2:]])[:2])
+    assert "<img" not in "".join(str(part) for part in plans.solved(*first()._replace(config=evil))[:2])
     rows = re.findall("<tr.*?</tr>", table)
     assert len({len(re.findall("<t[hd]", row)) for row in rows}) == 1 and "4.38&nbsp;+&nbsp;0.66" in table
-    for position, value, said in (
-        (1, "{", "no JSON"),
-        (6, None, "Context needs a number"),
-        (7, float("nan"), "Users needs"),
-        (9, -3, "dollars"),
-        (8, "X", "Choose"),
+    for name, value, said in (
+        ("config", "{", "no JSON"),
+        ("context", None, "Context needs a number"),
+        ("users", float("nan"), "Users needs"),
+        ("price", -3, "dollars"),
+        ("device", "X", "Choose"),
     ):
-        asked = first()
-        asked[position] = value
-        assert said in plans.solved(*asked)[0], (position, value)
+        assert said in plans.solved(*first()._replace(**{name: value}))[0], (name, value)
 
 
 def test_a_number_outside_a_slider_is_refused_as_it_was_typed() -> None:
     """The page sends what is typed before it moves it to the bound: until then no answer of another number stands beside it."""
     slider = as_typed(gr.Slider(512, 131072, 8192, step=512))
     assert [slider.preprocess(value) for value in (-5, 1000, 10**9, None, float("nan"))] == [-5, 1000, 10**9, None, None]
-    for position, value, said in (
-        (6, 100, "Context takes a whole number from 512 to 131,072, not 100."), (6, 1000.5, "131,072, not 1,000.5."), (7, 1.7, "from 1 to 256, not 1.7."),
-        (7, 257, "from 1 to 256, not 257."), (10, 33.3, "The share takes a whole number from 5 to 100, not 33.3."), (10, 4, "not 4."),
+    for name, value, said in (
+        ("context", 100, "Context takes a whole number from 512 to 131,072, not 100."), ("context", 1000.5, "131,072, not 1,000.5."),
+        ("users", 1.7, "from 1 to 256, not 1.7."), ("users", 257, "from 1 to 256, not 257."),
+        ("reached", 33.3, "The share takes a whole number from 5 to 100, not 33.3."), ("reached", 4, "not 4."),
     ):  # fmt: skip
-        asked = first()
-        asked[position] = value
-        line, *rest = Plans(None).solved(*asked)
-        assert said in line and all(part == gr.skip() for part in rest), (position, value)
+        line, *rest = Plans(None).solved(*first()._replace(**{name: value}))
+        assert said in line and all(part == gr.skip() for part in rest), (name, value)
 
 
 def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

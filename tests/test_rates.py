@@ -70,7 +70,7 @@ def test_beyond_a_hundred_percent_a_change_is_a_factor() -> None:
 def test_times_of_another_device_are_blank_in_the_tables() -> None:
     pytest.importorskip("gradio", reason="needs gradio, which the page is made of")
     from explorer.table import comparison
-    from explorer.ui.points_table import points_table
+    from explorer.ui.tabs.tradeoffs.points_table import points_table
 
     other = dataclasses.replace(FOUR, provenance=FOUR.provenance | {"device": "another CPU"})
     points = [tradeoffs.point_of(FOUR, "a", "recorded"), tradeoffs.point_of(other, "b", "measured now")]

@@ -15,11 +15,13 @@ from explorer.recorded import seeds, survey
 from explorer.records import Partial, Progress
 from explorer.table import comparison
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import OPTIONS, Clock, Page
-from explorer.ui.points import Points
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, arrange, keys_of
+from explorer.ui.status import Clock
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.speed import recorded, swept
+from explorer.ui.tabs.tradeoffs.handlers import Points
 
 SEED = list(seeds())
 OPTION_VALUES = ("bundled", "", "bundled", 16, 0, 16, 16)
@@ -35,8 +37,8 @@ class Slowly:
 
 @pytest.fixture
 def page() -> Page:
-    page = Page(Shell(Slowly(), Shelf(SEED), catalogue(), ["demo"], controls=[object()] * (2 + len(OPTION_VALUES))))
-    page.asked = lambda values: ("demo", "rtn", {"bits": 3, "group_size": 32}, dict(zip(OPTIONS, OPTION_VALUES, strict=True)))
+    page = Page(Shell(Slowly(), Shelf(SEED), catalogue(), ["demo"]))
+    page.asked = lambda values: ("demo", "rtn", {"bits": 3, "group_size": 32}, dict(zip(RUN_OPTIONS, OPTION_VALUES, strict=True)))
     return page
 
 
@@ -69,7 +71,7 @@ def test_a_recorded_example_leaves_before_what_was_measured() -> None:
 
 def test_work_that_stalls_says_nothing_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("explorer.ui.page.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("explorer.ui.status.time.monotonic", lambda: now[0])
     clock, left = Clock(), {}
     for done, second in ((0, 0), (1, 4), (2, 8), (2, 9), (2, 11), (2, 30), (3, 31)):
         now[0] = 100.0 + second

@@ -18,11 +18,11 @@ from explorer.recorded import seeds, survey
 from explorer.records import BUSY, InputError, Measurement, ModelRef, Progress, Report, disturbed
 from explorer.table import comparison
 from explorer.ui import share
-from explorer.ui.page import OPTIONS as ORDER
 from explorer.ui.page import Page
-from explorer.ui.points import Held, Points
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell, View
+from explorer.ui.tabs.tradeoffs.handlers import Points, TabState
 from explorer.ui.visitor import owner
 
 OPTIONS = ("bundled", "", "bundled", 16, 0, 16, 16)
@@ -51,7 +51,7 @@ class Here:
 
 def opened(runner: Here) -> Page:
     """A page whose one tab shows (name, whether it was recorded) of what is compared."""
-    shell = Shell(runner, Shelf(SEEDS), [], ["demo"], controls=[object()] * (2 + len(OPTIONS)))
+    shell = Shell(runner, Shelf(SEEDS), [], ["demo"])
     shell.views[NAMES] = View([object()], lambda reports, layer: [[(r.name, bool(r.provenance.get("recorded"))) for r in reports]])
     return Page(shell)
 
@@ -80,7 +80,7 @@ def test_what_one_visitor_opens_changes_no_new_page(page: Page) -> None:
 
 
 def run(page: Page, method: str, keys: list[str], **params: object) -> list[list]:
-    page.asked = lambda values: ("demo", method, params, dict(zip(ORDER, OPTIONS, strict=True)))
+    page.asked = lambda values: ("demo", method, params, dict(zip(RUN_OPTIONS, OPTIONS, strict=True)))
     return list(page.run(keys, None, NAMES, *[None] * len(page.shell.controls)))
 
 
@@ -116,7 +116,7 @@ def test_a_recording_is_shown_while_it_is_measured_here(page: Page) -> None:
 def test_ones_own_point_stands_for_the_recorded_one(page: Page) -> None:
     point = next(r for r in survey().values() if r.name == "RTN 3-bit g64")
     own = page.shell.shelf.add(measured(point))
-    held = Held().after([SEEDS[0], *page.shell.shelf.pick([own])])
+    held = TabState().after([SEEDS[0], *page.shell.shelf.pick([own])])
     shown = [r for r in Points(page.shell).reports(held.text()) if r.experiment == point.experiment]
     assert held.keys == (own,) and [r.key for r in shown] == [own]
 

@@ -13,7 +13,7 @@ from explorer.hub import Hub
 from explorer.records import InputError
 from explorer.store import Store
 from explorer.tasks.kernel_steps import packed_of, steps_of, tile_of
-from explorer.ui.steps import step_html, verdict
+from explorer.ui.tabs.stepper.steps import step_html, verdict
 from kernels.op import multiply, ops
 from kernels.packing import swizzle
 from tests.planes import unpack_planar

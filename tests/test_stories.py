@@ -24,8 +24,8 @@ from explorer.planner import Plan, decode_work, need
 from explorer.presets import presets
 from explorer.records import Answer
 from explorer.store import Store
-from explorer.ui.learn import Walk
 from explorer.ui.tab import tabs
+from explorer.ui.tabs.learn.handlers import Walk
 from tests.measuring import measuring
 
 STEPS = [(name, i, step) for name, story in stories().items() for i, step in enumerate(story.steps)]

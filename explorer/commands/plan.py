@@ -10,7 +10,7 @@ from pathlib import Path
 from explorer.accelerators import ACCELERATORS, OWNED, REACHED, USUAL, Accelerator, Fit, fit, widths
 from explorer.commands import Command
 from explorer.families import Architecture, pasted
-from explorer.goal import answer, called, goal, own_width, plain, usual_format
+from explorer.goal import as_text, called, goal, own_width, placement, usual_format
 from explorer.layouts import LAYOUTS
 from explorer.planner import Plan, gigabytes, need
 from explorer.presets import configurations, presets
@@ -64,8 +64,8 @@ def card(name: str) -> Accelerator:
 def first(model: Architecture, plan: Plan, args: argparse.Namespace) -> dict[str, object]:
     """The first answer for the cards one has: in words, and the format and how it lies on them, None where none fits. Raises InputError."""
     device = card(args.accelerator)
-    found = answer(model, plan, device, args.cards)
-    words = plain(goal(model, plan, device, args.cards, on_record(), named("demo").parameters / 1e6))
+    found = placement(model, plan, device, args.cards)
+    words = as_text(goal(model, plan, device, args.cards, on_record(), named("demo").parameters / 1e6))
     return {
         "cards": args.cards,
         "accelerator": device.name,

@@ -18,7 +18,7 @@ NATS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3)
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-class Runner(Protocol):
+class Watched(Protocol):
     """What is watched."""
 
     def healthy(self) -> bool: ...
@@ -54,7 +54,7 @@ class Metrics:
                 if isinstance(value := finished.event.value(metric), float):
                     histogram.labels(finished.name).observe(value)
 
-    def watch(self, runner: Runner) -> None:
+    def watch(self, runner: Watched) -> None:
         """Adds gauges of what a runner does now."""
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "queue_length": ("Jobs that wait", runner.waiting), "jobs_active": ("Jobs that compute", runner.active),
@@ -64,7 +64,7 @@ class Metrics:
             Gauge(name, text, namespace="explorer", registry=self.registry).set_function(read)
 
 
-def routes(runner: Runner, metrics: Metrics) -> list[Route]:
+def routes(runner: Watched, metrics: Metrics) -> list[Route]:
     """/healthz for everyone; /metrics for this machine alone, and never through a proxy."""
 
     async def healthz(request: Request) -> Response:

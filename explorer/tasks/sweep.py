@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from explorer.grid import LIMIT, Configuration, grid
+from explorer.link import WHOLE
 from explorer.methods import build, catalogue, spec_of
 from explorer.provenance import name_of
 from explorer.records import Answer, Event, InputError, Progress
@@ -31,7 +32,7 @@ def work(
     failed: dict[str, str] = {}
     refused: list[dict[str, Any]] = []
     for done, (one, drawing) in enumerate(asked):
-        given = (options or {}) | drawing | ({"kv_bits": 16, "head_bits": 16} if one.method == "none" else {})
+        given = (options or {}) | drawing | (WHOLE if one.method == "none" else {})
         label = named(one, given, drawing)["label"]  # of what its method refuses, the method's name alone
         asked_for = [label] if label != one.method else [label, *(f"{key}={value}" for key, value in one.params)]
         name = " ".join([*asked_for, *(f"{key} {value}" for key, value in drawing.items())])

@@ -38,7 +38,7 @@ def address_of(page: Page, keys: list[str], layer: str | None, active: str, *val
     told = {"layer": layer or "", "model": model, "tab": active}
     told = {name: "" if value == usual[name] else value for name, value in told.items()}
     made = query(told["tab"], told["layer"], told["model"], spec, options, shown, shell.catalogue, own)
-    return "" if made == f"method={shell.controls[1].value}" else f"?{made}"
+    return "" if made == f"method={shell.panel.method.value}" else f"?{made}"
 
 
 def model_is(report: Report, asked: str) -> bool:

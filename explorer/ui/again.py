@@ -15,9 +15,10 @@ import gradio as gr
 
 from explorer.link import LONGEST, OPTIONS, completed, fields_of, parse
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Page, status
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.share import control_updates
+from explorer.ui.status import status
 
 GOES_ON = "The page was loaded anew while a run was on: it goes on from what is stored."
 CUT = "The page was loaded anew while a run was on, which stopped it. {} to go on: what it had measured is stored."
@@ -42,7 +43,7 @@ def kept(page: Page, handler: Callable[..., Iterator[list[Any]]]) -> Callable[..
 def gone_on(page: Page, told: str, keys: list[str], layer: str | None, active: str, *own: Any) -> Iterator[list[Any]]:
     """Yields what `Page.run` does, and an update for each of the shell's controls, which show what goes on where the same page was loaded anew.
 
-    told: "reload", or how else the page came to be, and the link of a `Turn`.
+    told: "reload", or how else the page came to be, and the link of a `SessionRun`.
     """
     how, _, link = told.partition(" ")
     shell, wanted = page.shell, parse(parse_qsl(link), page.shell.catalogue, [])
@@ -54,7 +55,7 @@ def gone_on(page: Page, told: str, keys: list[str], layer: str | None, active: s
         return
     whole = replace(wanted, params=completed(fields, wanted.params), options=OPTIONS | wanted.options)
     yield [status(GOES_ON, "busy"), *same, *(control_updates(page, whole) if how == "reload" else untouched)]
-    asked = whole.model, whole.method, whole.params, {name: whole.options.get(name) for name in ORDER}
+    asked = whole.model, whole.method, whole.params, {name: whole.options.get(name) for name in RUN_OPTIONS}
     for update in page.measured(keys, layer, active, asked, own, again=True):
         yield [*update, *untouched]
 

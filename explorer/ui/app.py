@@ -1,4 +1,4 @@
-"""The page as a whole: controls on the left, tabs on the right. Handlers are in page.py, tabs in tabs/."""
+"""The page as a whole: controls on the left, tabs on the right. What the controls do is in page.py, each tab with its handlers in tabs/."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from explorer.ui import address, again, share
 from explorer.ui.blocks import LeanBlocks
 from explorer.ui.cancel import Cancel
 from explorer.ui.controls import build_controls
-from explorer.ui.page import Page, status
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS, Panel
 from explorer.ui.session import TEXTS, Shelf
+from explorer.ui.status import status
 from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
@@ -68,14 +70,14 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
                 gr.HTML(FOLDS, padding=False)
                 if login:
                     gr.LoginButton("Log in for gated models", logout_value="Log out ({})", size="sm", elem_id="hub-login")
-                run, cancel = _controls(page)
+                run, cancel = _controls(shell)
             with gr.Column(scale=4, min_width=320, elem_id="results"):
                 whose = _compared(shell)
                 shared = share.build(page)
                 selects = _tabs(shell)
         stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
-        for told in (shell.controls[0], shell.compared):
-            told.change(page.whose, [shell.controls[0], shell.compared], whose, queue=False, **QUIET)
+        for told in (shell.panel.model, shell.compared):
+            told.change(page.whose, [shell.panel.model, shell.compared], whose, queue=False, **QUIET)
         _wire(page, stop, run, going[0], shared["reset"], selects)
         address.wire(page, boxes)
         again.wire(page, stop, going, share.wire(blocks, page, stop, shared, run))
@@ -90,9 +92,9 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
     return blocks
 
 
-def _controls(page: Page) -> tuple[Any, Any]:
-    """Lays out model, method, parameters and options; fills shell.controls and shell.status. Gives the Run and Cancel buttons."""
-    shell, catalogue = page.shell, page.shell.catalogue
+def _controls(shell: Shell) -> tuple[Any, Any]:
+    """Lays out model, method, parameters and options; fills shell.panel and shell.status. Gives the Run and Cancel buttons."""
+    catalogue = shell.catalogue
     model = gr.Dropdown(
         shell.models,
         value=shell.models[0],
@@ -104,7 +106,7 @@ def _controls(page: Page) -> tuple[Any, Any]:
     method = gr.Dropdown([(m["title"], m["name"]) for m in catalogue], value=DEFAULT, label="Method", elem_id="method", filterable=False,
         info="How weights are rounded to few bits. RTN, rounding to the nearest value, is the simplest.",
     )  # fmt: skip
-    page.fields = build_controls(catalogue, method, DEFAULT)
+    fields = build_controls(catalogue, method, DEFAULT)
     with gr.Accordion("Text, calibration, KV cache, head", open=False, elem_id="more"):
         evaluation = gr.Radio(TEXTS, value="bundled", label="Evaluation text", elem_id="evaluation")
         reading = {m["name"] for m in catalogue if m["needs_inputs"]}
@@ -124,7 +126,8 @@ def _controls(page: Page) -> tuple[Any, Any]:
             run = gr.Button("Run", variant="primary", elem_id="run", min_width=100, interactive=False)  # until the link has been read
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=100)
         shell.status = gr.HTML(status("Recorded results. Change a control and press Run to measure here.", "first"), elem_id="status", padding=False)
-    shell.controls = [model, method, evaluation, text, calibration, sequences, seed, kv_bits, head_bits, *(control.component for control in page.fields)]
+    options = dict(zip(RUN_OPTIONS, (evaluation, text, calibration, sequences, seed, kv_bits, head_bits), strict=True))
+    shell.panel = Panel(model, method, options, fields)
     return run, cancel
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from explorer.records import Answer, Report
-from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Runner, settings
 
 LIVE = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 16}

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.ui.page import status
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET
 from explorer.ui.visitor import session
 

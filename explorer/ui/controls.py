@@ -36,7 +36,7 @@ class Control:
     component: gr.components.Component
 
 
-def plain(method: str, field: dict[str, Any]) -> str | None:
+def info_of(method: str, field: dict[str, Any]) -> str | None:
     """What a method's field does, as the page says it."""
     name = field["name"]
     return PLAIN.get((method, name)) or PLAIN.get(name) or field["help"] or None
@@ -44,7 +44,7 @@ def plain(method: str, field: dict[str, Any]) -> str | None:
 
 def component_for(method: str, field: dict[str, Any]) -> gr.components.Component:
     """The component that fits the kind of a method's field."""
-    shared = {"label": field["title"], "info": plain(method, field), "elem_classes": ["field"]}
+    shared = {"label": field["title"], "info": info_of(method, field), "elem_classes": ["field"]}
     if field["kind"] == "bool":
         return gr.Checkbox(field["default"], **shared)
     if field["kind"] == "choice":

@@ -19,7 +19,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class Cancel(_Strict):
+class CancelRequest(_Strict):
     """Asks for the end of an event of one's own session."""
 
     session_hash: Session
@@ -80,7 +80,7 @@ def forms(blocks: gr.Blocks) -> Forms:
 
     def cancel(body: bytes) -> Any:
         try:
-            return Cancel.model_validate_json(body)
+            return CancelRequest.model_validate_json(body)
         except ValidationError as error:
             raise ValueError(sentence(error)) from error
 

@@ -17,13 +17,13 @@ REMEMBERED = 1000  # sessions whose closed runs are known
 
 
 @dataclass(eq=False)
-class Turn:
+class SessionRun:
     """One run of a session among those it has going. `before` gets the reports of runs that were pressed before and ended meanwhile. tab, layer: what is
     open, which may change while it runs. link: what is asked for, as a query string. coming: reports that the next line of status brings onto the page.
     found: by experiment the key of the newest report that it has measured. told: whether Cancel has asked for those.
     """
 
-    going: list[Turn]
+    going: list[SessionRun]
     tab: str
     layer: str | None
     link: str = ""
@@ -67,7 +67,7 @@ class Runs:
     """The runs that each session has going, in the order in which they were pressed, and what those had measured that were closed."""
 
     def __init__(self) -> None:
-        self._going: dict[str, list[Turn]] = {}
+        self._going: dict[str, list[SessionRun]] = {}
         self._closed: OrderedDict[str, list[str]] = OrderedDict()
 
     def on(self) -> bool:
@@ -76,41 +76,41 @@ class Runs:
 
     def links(self) -> list[str]:
         """What the session whose request this is has going, in the order in which it was asked for."""
-        return [turn.link for turn in self._going.get(session(), [])]
+        return [run.link for run in self._going.get(session(), [])]
 
     def sees(self, tab: str = "", layer: str | None = None) -> None:
         """The session whose request this is has opened a tab or chosen a layer."""
-        for turn in self._going.get(session(), []):
-            turn.tab, turn.layer = tab or turn.tab, layer or turn.layer
+        for run in self._going.get(session(), []):
+            run.tab, run.layer = tab or run.tab, layer or run.layer
 
     def found(self) -> list[str]:
         """Keys of what the session whose request this is has measured and may not have drawn: in runs that go on or were just closed. Told once."""
         keys = self._closed.pop(session(), [])
-        for turn in self._going.get(session(), []):
-            keys, turn.told = [*keys, *turn.found.values()], True
+        for run in self._going.get(session(), []):
+            keys, run.told = [*keys, *run.found.values()], True
         return list(dict.fromkeys(keys))
 
     @contextmanager
-    def turn(self, tab: str, layer: str | None, link: str) -> Iterator[Turn]:
+    def join(self, tab: str, layer: str | None, link: str) -> Iterator[SessionRun]:
         """Joins the runs of the session whose request this is; leaves them at the end."""
         whose = session()
-        turn = Turn(self._going.setdefault(whose, []), tab, layer, link)
-        turn.going.append(turn)
-        if turn.alone():
+        run = SessionRun(self._going.setdefault(whose, []), tab, layer, link)
+        run.going.append(run)
+        if run.alone():
             self._closed.pop(whose, None)
         try:
-            yield turn
+            yield run
         except GeneratorExit:
-            self._close(whose, turn)
+            self._close(whose, run)
             raise
         finally:
-            turn.going.remove(turn)
-            if not turn.going:
+            run.going.remove(run)
+            if not run.going:
                 self._going.pop(whose, None)
 
-    def _close(self, whose: str, turn: Turn) -> None:
+    def _close(self, whose: str, run: SessionRun) -> None:
         """A run ends before its last drawing, by Cancel or because its page is gone. Gradio may close it before or after the button is heard."""
-        if not turn.told:
-            self._closed[whose] = [*self._closed.pop(whose, []), *turn.found.values()]
+        if not run.told:
+            self._closed[whose] = [*self._closed.pop(whose, []), *run.found.values()]
         while len(self._closed) > REMEMBERED:
             self._closed.popitem(last=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from explorer.learn.runs import named_runs, recorded
 from explorer.records import InputError, Report
-from explorer.ui.page import Clock, watched
+from explorer.ui.status import Clock, watched
 from explorer.ui.tab import Shell
 
 NOT_WAITED = "you did not wait for the run"

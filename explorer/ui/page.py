@@ -1,12 +1,9 @@
-"""What happens on the page: handlers as plain functions and generators over a runner. They hold nothing of a session."""
+"""Page: the handlers of the panel and of what all tabs share, such as Run and Compare, over a runner. They hold nothing of a session."""
 
 from __future__ import annotations
 
-import logging
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,70 +12,19 @@ import gradio as gr
 from explorer.findings import busy
 from explorer.link import WHOLE, query
 from explorer.recorded import survey
-from explorer.records import Event, InputError, Partial, Progress, QuantSpec, Report
+from explorer.records import Partial, QuantSpec, Report
 from explorer.table import dated
-from explorer.ui.controls import Control, parameters
+from explorer.ui.controls import parameters
 from explorer.ui.going import Runs
 from explorer.ui.pace import Pace
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import disturbed, is_baseline, keys_of, spec_of
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell, picked
 from explorer.wide import layer_names
 
-OPTIONS = ("evaluation", "text", "calibration", "sequences", "seed", "kv_bits", "head_bits")  # of a run, beside model, method and its parameters
-
-STALLED = 1.5  # times what a step of a stage usually takes, from which on nothing says how long the rest takes
 GROUPED = re.compile(r"(.+?) \d+-bit g\d+")  # a name that says bits and group
 AGAIN = "The machine was busy while it was timed: Run measures it again."
-
-
-def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
-    """The status line; `text` is escaped here, `chips` (of explorer.chips) are HTML."""
-    bar = f"<progress max='1' value='{share:.3f}' aria-label='progress'></progress>" if share is not None else ""
-    return f"<div class='status {kind}' role='status'>{bar}<span>{chips} {escape(text)}</span></div>"
-
-
-class Clock:
-    """Turns progress into status lines, at most five a second, with the time left once it can be told: to the end of the run where the last one of its
-    kind says it, else in the stage, and only while that goes on: work that stalls would add to it. begun: when each stage of the run began. note: a
-    sentence that every line ends with.
-    """
-
-    def __init__(self) -> None:
-        self.started = self._stage_started = self._moved = time.monotonic()
-        self._stage, self._shown, self._done, self.note = "", 0.0, 0, ""
-        self.follow({})
-
-    def follow(self, known: Mapping[str, float]) -> None:
-        """A run begins. known: seconds from each stage to the end, as `Pace` has them."""
-        self._known, self.begun = known, dict[str, float]()
-
-    def seconds(self) -> float:
-        """Since the run was pressed."""
-        return time.monotonic() - self.started
-
-    def line(self, event: Progress, what: str = "") -> str | None:
-        """The status line for an event of `what`, or None when it is too soon for another."""
-        now, stage = time.monotonic(), self._stage if event.stage == "waiting" and event.total > 1 else event.stage  # a sweep that waits is still one
-        if stage == self._stage and now - self._shown < 0.2:
-            return None
-        self._stage_started = now if stage != self._stage else self._stage_started
-        self._moved = now if (stage, event.done) != (self._stage, self._done) else self._moved
-        self.begun.setdefault(event.stage, now)
-        self._stage, self._shown, self._done = stage, now, event.done
-        share, spent, stalled = event.done / max(1, event.total), now - self._stage_started, now - self._moved
-        took = spent - stalled  # for what is done
-        told = share > 0.1 and took > 1 and stalled < max(1.0, STALLED * took / event.done)
-        left = f", about {max(0.0, took * (1 - share) / share - stalled):.0f} s left in this stage" if told else ""
-        if (rest := self._known.get(event.stage, 0.0) - spent) > 0.5:
-            left = f", about {rest:.0f} s left, by the last such run"
-        count = f" {event.done} of {event.total}" if event.total > 1 else ""
-        note = f". {self.note}" if self.note else ""
-        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left}){note}", "busy", share)
-
-
-def many(number: int, thing: str) -> str:
-    """A number with its noun: 1 user, 13 users."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def runs_of(title: str, method: str, params: dict[str, Any], options: dict[str, Any], on: str = "") -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
@@ -91,37 +37,17 @@ def runs_of(title: str, method: str, params: dict[str, Any], options: dict[str, 
     return [(first, "none", {}, options | WHOLE), (f"2 of 2: {title}{on}: ", method, params, options)]
 
 
-def failure(error: Exception) -> str:
-    """The status line for what went wrong: a person's own input in one sentence, anything else with what to do; the log gets the rest."""
-    if isinstance(error, InputError):
-        return status(str(error), "error")
-    logging.getLogger(__name__).error("a run failed", exc_info=error)
-    kept = "What was measured before is kept; try a smaller model or other parameters."
-    return status(f"The run failed ({type(error).__name__}: {str(error)[:200]}). {kept}", "error")
-
-
-def watched(events: Iterator[Event], clock: Clock, what: str = "") -> Iterator[str | Event]:
-    """Events of a run or a task: Progress as status lines, thinned out, everything else as it is. Closes the events at the end."""
-    try:
-        for event in events:
-            if not isinstance(event, Progress):
-                yield event
-            elif line := clock.line(event, what):
-                yield line
-    finally:
-        events.close()
-
-
 class Page:
-    """Handlers of one app over its shell. `fields` are the parameters' controls, in the order of the shell's controls; `runs` knows who runs what."""
+    """Handlers of one app over its shell. `runs` knows who runs what."""
 
     def __init__(self, shell: Shell) -> None:
-        self.shell, self.fields, self.runs, self.pace = shell, list[Control](), Runs(), Pace()
+        self.shell, self.runs, self.pace = shell, Runs(), Pace()
 
     def asked(self, values: Sequence[Any]) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-        """(model, method, params, options) from the values of the shell's controls: model, method, the OPTIONS, then the fields."""
+        """(model, method, params, options) from the values of the shell's controls: model, method, the RUN_OPTIONS, then the fields."""
         model, method, *rest = values
-        return str(model or ""), str(method), parameters(method, self.fields, tuple(rest[len(OPTIONS) :])), dict(zip(OPTIONS, rest, strict=False))
+        options = dict(zip(RUN_OPTIONS, rest, strict=False))
+        return str(model or ""), str(method), parameters(method, self.shell.panel.fields, tuple(rest[len(options) :])), options
 
     def view(self, reports: Sequence[Report], layer: str | None, active: str, values: Sequence[Any]) -> list[Any]:
         """Updates of compared, layer and the outputs of all tabs."""
@@ -149,9 +75,9 @@ class Page:
         title = self.title(method, spec_of(method, params, options))
         asked = runs_of(title, method, params, options, ", going on after a reload" if again else "")
         try:
-            with self.runs.turn(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as turn:
-                turn.coming += [ready] if ready is not None else []
-                if turn.ahead():
+            with self.runs.join(active, layer, query("", "", model, spec_of(method, params, options), options, [], self.shell.catalogue)) as run:
+                run.coming += [ready] if ready is not None else []
+                if run.ahead():
                     yield [status(f"{title}: waits for your run before it; Cancel stops both.", "busy"), *same]
                 for what, name, chosen, given in asked:
                     kind = (model, name, given["evaluation"], given["kv_bits"], given["head_bits"])
@@ -159,25 +85,25 @@ class Page:
                     anew = {"again": True} if chosen is params and disturbed(shown, model, spec_of(name, chosen, given), given) else {}
                     for event in watched(self.shell.runner.run(model, name, chosen, **given, **anew), clock, what):
                         if isinstance(event, Report):
-                            shown, note = self.placed(shown, [*turn.before, event])
-                            turn.done(event)
+                            shown, note = self.placed(shown, [*run.before, event])
+                            run.done(event)
                             self.pace.note(kind, clock.begun)
                             left = clock.note = note or left
                             sentence = f"{event.name}: {dated(event)}, {clock.seconds():.1f} s. {left}"
                             sentence += f" {AGAIN}" if busy(event) else ""
                         elif isinstance(event, Partial):
-                            turn.expect(event.report, shown)
+                            run.expect(event.report, shown)
                             self.shell.shelf.add(event.report)  # for Cancel, which may come before the next drawing
-                        elif isinstance(event, str) and not turn.ahead():  # the line on the page is that of the run before
-                            due = turn.due()
+                        elif isinstance(event, str) and not run.ahead():  # the line on the page is that of the run before
+                            due = run.due()
                             shown, note = self.placed(shown, due)
                             left = clock.note = note or left
-                            yield [event, *(self.view(shown, turn.layer, turn.tab, own) if due else same)]
-                shown = self.shell.shelf.stopped(shown) if turn.alone() else shown
-            yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, turn.layer, turn.tab, own)]
+                            yield [event, *(self.view(shown, run.layer, run.tab, own) if due else same)]
+                shown = self.shell.shelf.stopped(shown) if run.alone() else shown
+            yield [status(f"{sentence} It went on after a reload." if again else sentence, "done"), *self.view(shown, run.layer, run.tab, own)]
         except Exception as error:  # the outermost boundary: whoever pressed Run gets a sentence
-            shown, _ = self.placed(shown, [r for r in turn.coming if r.missing])
-            yield [failure(error), *self.left(shown, turn.layer, turn.tab, own)]
+            shown, _ = self.placed(shown, [r for r in run.coming if r.missing])
+            yield [failure(error), *self.left(shown, run.layer, run.tab, own)]
 
     def placed(self, shown: list[Report], new: Sequence[Report]) -> tuple[list[Report], str]:
         """(the page with the new reports on it, what left it in a sentence or ""); they go onto the shelf."""

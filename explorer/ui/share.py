@@ -18,9 +18,10 @@ from explorer.link import OPTIONS, WHOLE, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
-from explorer.ui.page import OPTIONS as ORDER
-from explorer.ui.page import Clock, Page, failure, status, watched
+from explorer.ui.page import Page
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import at, bare, specs_by_place
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, picked, tabs
 from explorer.wide import layer_names
 
@@ -108,8 +109,8 @@ def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
 def control_updates(page: Page, wanted: Wanted) -> list[Any]:
     """An update for each of the shell's controls: what the link asks for, everything else as it is."""
     updates = [gr.update(value=wanted.model) if wanted.model else gr.skip(), gr.update(value=wanted.method) if wanted.method else gr.skip()]
-    updates += [gr.update(value=wanted.options[name]) if name in wanted.options else gr.skip() for name in ORDER]
-    for control in page.fields:
+    updates += [gr.update(value=wanted.options[name]) if name in wanted.options else gr.skip() for name in RUN_OPTIONS]
+    for control in page.shell.panel.fields:
         asked = control.method == wanted.method and control.field["name"] in wanted.params
         updates.append(gr.update(value=wanted.params[control.field["name"]]) if asked else gr.skip())
     return updates

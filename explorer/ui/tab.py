@@ -1,4 +1,4 @@
-"""Tab: one view of the page, one file in explorer/ui/tabs. The Shell is what all of them share: runner, shelf, the compared reports, the layer.
+"""Tab: one view of the page, one file or folder in explorer/ui/tabs. The Shell is what all of them share: runner, shelf, the compared reports, the layer.
 
 A tab builds its components once and gives back a View. `render` is called when the tab is opened, when the compared reports or the layer change
 while it is open, and after a run; what a tab's own buttons and sliders do, it wires itself. Nothing here holds the state of a session.
@@ -21,6 +21,7 @@ import gradio as gr
 from explorer.figures import short_layer
 from explorer.records import Event, Report
 from explorer.ui.kept import Sealed
+from explorer.ui.panel import Panel
 from explorer.ui.session import Shelf, seats
 from explorer.wide import layer_names
 
@@ -94,7 +95,7 @@ class Shell:
     """What tabs share. runner, shelf: where results come from. catalogue: methods and their fields as JSON. models: names offered.
 
     Components: compared (the reports on the page as `seats` gives them), layer (the layer shown everywhere), active (name of the open tab), status (a line of
-    HTML), bar (the gr.Tabs), controls (model, method, options, parameters: see Page.asked), picks (by PICKS: what was clicked in a figure or table),
+    HTML), bar (the gr.Tabs), panel (the controls of a run), picks (by PICKS: what was clicked in a figure or table),
     cleared (set when all that was compared left at once).
     sealed: what pages may not know yet. linked: by tab, the components of its own whose values a link carries, by name.
     follows: by tab, from what of those is set, the values of others that are left out of a link.
@@ -112,7 +113,7 @@ class Shell:
     status: Any = None
     bar: Any = None
     cleared: Any = None
-    controls: list[Any] = field(default_factory=list)
+    panel: Panel = field(default_factory=Panel)
     picks: dict[str, Any] = field(default_factory=dict)
     sealed: Sealed = field(default_factory=Sealed)
     linked: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -120,6 +121,11 @@ class Shell:
     planned: list[Any] = field(default_factory=list)
     stops: list[tuple[Any, Any]] = field(default_factory=list)
     views: dict[str, View] = field(default_factory=dict)
+
+    @property
+    def controls(self) -> list[Any]:
+        """The panel's components, in the order in which handlers get their values."""
+        return self.panel.components()
 
     def outputs(self) -> list[Any]:
         """The outputs of all tabs, in order."""

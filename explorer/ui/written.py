@@ -44,16 +44,16 @@ def texts(data: dict[str, Any], at: Sequence[int] = ()) -> str:
         return "<p class='hint'>No text generated yet.</p>"
     p = data.get("provenance", {})
     how = chip("measured", "; ".join(filter(None, (str(p.get("device") or "on this machine"), "stored" if p.get("from_store") else ""))))
-    cards = [card(i, run, runs[0], data["done"], how) for i, run in zip(at or range(len(runs)), runs, strict=True)]
+    columns = [column(i, run, runs[0], data["done"], how) for i, run in zip(at or range(len(runs)), runs, strict=True)]
     legend = (
         "<p class='hint'>Shade: how unlikely the 16-bit model finds the token in this text, from <span class='tk' style='--u:0'>certain</span> to "
         "<span class='tk' style='--u:1'>below 0.1%</span>. A frame marks the first token that is not the baseline's.</p>"
     )
     prompt = "".join(map(shown, data.get("prompt", [])))
-    return f"<p class='asked' dir='auto'>{prompt}</p><div class='samples written'>{''.join(cards)}</div>{legend}"
+    return f"<p class='asked' dir='auto'>{prompt}</p><div class='samples written'>{''.join(columns)}</div>{legend}"
 
 
-def card(i: int, run: dict[str, Any], base: dict[str, Any], done: bool, how: str = "") -> str:
+def column(i: int, run: dict[str, Any], base: dict[str, Any], done: bool, how: str = "") -> str:
     """One configuration's text, with where it leaves the baseline and how much it repeats itself, the baseline's number beside it. how: their chip."""
     tokens = "".join(token(run, k, done) for k in range(len(run["ids"])))
     head = f"<h3><span class='swatch s{i % 5}'></span>{escape(run['label'])} {how}</h3>"

@@ -14,7 +14,7 @@ from explorer.records import Answer, Report
 from explorer.ui.asking import LIVE, after_paint, asked, model_of, subject_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
-from explorer.ui.page import Clock, failure, status, watched
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Shell, Tab, View, settings
 
 TRANSFORMS = [("as it is", "none"), ("SmoothQuant", "smooth"), ("Hadamard rotation", "rotate")]

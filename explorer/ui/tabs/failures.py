@@ -22,8 +22,8 @@ from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, figure_values, frame, heading
 from explorer.ui.frame import told as in_words
-from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import is_baseline, keys_of
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples
 from explorer.verdict import findings, verdict

@@ -19,8 +19,8 @@ from explorer.records import Answer, InputError, Report
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
-from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import keys_of, usual
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile, us", "GB/s", "of a copy, %", "times as fast as")  # columns of the kernels' table that were measured
@@ -90,8 +90,8 @@ def _table(device: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> str
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "operation"]
     how = chip("recorded", f"{device}; {', '.join(f'{key} {data[key]}' for key in ('triton', 'date', 'command') if data.get(key))}", reached=False)
     head = "".join(f"<th scope='col'>{escape(column)} {how if column in TIMED else ''}</th>" for column in columns)
-    origin = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
-    parts = [f"<p class='hint'>{escape(device)}: {escape(origin)}</p>"]
+    made = ", ".join(f"{key} {data[key]}" for key in ("torch", "triton", "date", "command") if data.get(key))
+    parts = [f"<p class='hint'>{escape(device)}: {escape(made)}</p>"]
     for name in dict.fromkeys(row["operation"] for row in rows):
         chosen = [row for row in rows if row["operation"] == name]
         body = "".join("<tr>" + "".join(_cell(column, row.get(column, "")) for column in columns) + "</tr>" for row in chosen)

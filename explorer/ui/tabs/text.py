@@ -14,8 +14,8 @@ from explorer.records import Answer, Report
 from explorer.ui.asking import data_of, with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, heading
-from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import TEXTS, is_baseline
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.written import samples, texts
 from explorer.verdict import guard

@@ -10,10 +10,10 @@ from gradio.context import Context
 from explorer.learn.bank import areas
 from explorer.learn.room import LENGTH, WORDS
 from explorer.learn.stories import stories
-from explorer.ui.classroom import Classroom, borrowed, keys_script
 from explorer.ui.notes import notes
-from explorer.ui.stage import question
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.classroom.handlers import Classroom, borrowed, keys_script
+from explorer.ui.tabs.classroom.stage import question
 
 FOLLOW = 4.0  # seconds after which a student's page looks for the next question, or for the answer
 QUICK = QUIET | {"queue": False}

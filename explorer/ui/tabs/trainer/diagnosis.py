@@ -13,10 +13,10 @@ import gradio as gr
 from explorer.bugs import BUGS
 from explorer.learn.case import SETUPS, diagnosed, draw
 from explorer.records import InputError, Report
-from explorer.ui.learn import controls_for
-from explorer.ui.page import Clock, failure, status
+from explorer.ui.status import Clock, failure, status
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.failures import PLOTS, both, drawn, report
+from explorer.ui.tabs.learn.handlers import controls_for
 
 EVIDENCE = 2 + 2 + 2 * len(PLOTS) + 2  # status and ticket; table and column, the plots with their words, the chart of groups alike
 START = "Draw a model: a bug is planted in a copy of a quantized run, and both are measured here."

@@ -11,11 +11,11 @@ from explorer.figures import difference, tradeoffs
 from explorer.records import Report
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, heading
-from explorer.ui.page import OPTIONS, status
-from explorer.ui.points import Held, Points, group_choices, method_choices
-from explorer.ui.points_table import START
 from explorer.ui.session import keys_of
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.tradeoffs.handlers import Points, TabState, group_choices, method_choices
+from explorer.ui.tabs.tradeoffs.points_table import START
 from explorer.vocabulary import term
 
 AXES = [
@@ -38,7 +38,7 @@ METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would
 
 def build(shell: Shell) -> View:
     handlers = Points(shell)
-    start = Held().after(shell.shelf.first()).text()
+    start = TabState().after(shell.shelf.first()).text()
     held = gr.Textbox(start, visible="hidden", elem_id="points")
     where = gr.HTML(handlers.where(start), padding=False, elem_id="points-of")
     with gr.Row(equal_height=False, elem_classes=["to-bar"]):
@@ -60,15 +60,13 @@ def build(shell: Shell) -> View:
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
     table = gr.HTML(handlers.table(start), elem_id="points-table")
     filled = [where, *plotted, table, held]
-    model = shell.controls[0]
-    asked = [model, methods, bits, groups]
+    asked = [shell.panel.model, methods, bits, groups]
     for control in asked:
         control.change(handlers.count, asked, line, trigger_mode="always_last", **QUIET)
     for control in (view, quality):
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
-    options = shell.controls[2 : 2 + len(OPTIONS)]
     stop = Cancel(status("Cancelled. Run the sweep again to go on."))
-    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *filled], concurrency_limit=16)
+    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *shell.panel.options.values()], [line, *filled], concurrency_limit=16)
     stop.by(cancel, line)
     clicked, into = shell.picks["report"], shell.picks["compare"]
     clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET).then(None, None, None, js=SHOW, api_visibility="private")
@@ -77,7 +75,7 @@ def build(shell: Shell) -> View:
     pair = told_apart(shell, handlers, held, start)
 
     def render(reports: Sequence[Report], layer: str, held: str, view: str, quality: str, *chosen: str | None) -> list[Any]:
-        names = handlers.names(Held.of(held).after(reports).text(), keys_of(reports))
+        names = handlers.names(TabState.of(held).after(reports).text(), keys_of(reports))
         known = {key for _, key in names}
         lists = [gr.Dropdown(names, value=value if value in known else None) for value in chosen]
         return [*handlers.arrived(held, view, quality, reports), *lists]

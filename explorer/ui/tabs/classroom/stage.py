@@ -18,8 +18,8 @@ from explorer.learn.room import Asked
 from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Predict, Step, conclude, judge, stories
 from explorer.ui.frame import plotted
-from explorer.ui.learn import chips, concluded, drawn, place
-from explorer.ui.page import many, status
+from explorer.ui.status import many, status
+from explorer.ui.tabs.learn.handlers import chips, concluded, drawn, place
 
 CLOSED = "<b>The votes are in.</b> No run answers this one: it is your teacher's."
 BELOW = 600  # pixels that a presented plot has below its question, of the 900 that the stage is laid out for

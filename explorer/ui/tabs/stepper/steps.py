@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from explorer.chips import chip
-from explorer.ui.microscope import TONES
+from explorer.ui.tabs.weights.microscope import TONES
 
 TITLES = {
     "load": "Load the packed bytes", "unpack": "Unpack one plane", "multiply": "Multiply with the inputs", "scale": "Apply the group's scale",

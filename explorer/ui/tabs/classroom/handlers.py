@@ -12,9 +12,9 @@ from explorer.learn.pose import grade, pose
 from explorer.learn.room import Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError
-from explorer.ui.learn import place
-from explorer.ui.page import status
-from explorer.ui.stage import answer, counted, first_asked, invitation, named, shown, staged
+from explorer.ui.status import status
+from explorer.ui.tabs.classroom.stage import answer, counted, first_asked, invitation, named, shown, staged
+from explorer.ui.tabs.learn.handlers import place
 from explorer.ui.visitor import address, session
 
 NO_CODE = "Enter the room's code first: five letters, on the screen of whoever leads the class."

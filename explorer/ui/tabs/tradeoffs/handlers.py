@@ -20,10 +20,11 @@ from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.table import model_of, source
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.frame import chart_values
-from explorer.ui.page import OPTIONS, Clock, failure, status, watched
-from explorer.ui.points_table import START, points_table, report_card
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import ground, is_baseline, is_recorded, keys_of
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell, picked, settings
+from explorer.ui.tabs.tradeoffs.points_table import START, points_table, report_card
 
 OVERHEAD = 3.5  # seconds of one report of the bundled model beside quantizing it, measured by `make timings`
 
@@ -34,7 +35,7 @@ def ground_key(report: Report) -> str:
 
 
 @dataclass(frozen=True)
-class Held:
+class TabState:
     """What a page holds of the tab, as JSON text: the keys of its own points, the ground whose points are shown, and the ground last seen in Compare."""
 
     keys: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ class Held:
     seen: str = ""
 
     @classmethod
-    def of(cls, text: str) -> Held:
+    def of(cls, text: str) -> TabState:
         """From a page's text; the parts that are none are passed over."""
         found = settings(text)
         keys, *grounds = found.get("keys"), found.get("shown"), found.get("seen")
@@ -52,23 +53,23 @@ class Held:
         """The JSON text."""
         return json.dumps({"keys": list(self.keys), "shown": self.shown, "seen": self.seen})
 
-    def after(self, compared: Sequence[Report]) -> Held:
+    def after(self, compared: Sequence[Report]) -> TabState:
         """With what Compare shows: its model's points are shown from when it comes to Compare until another model is swept. What no survey holds is a point."""
         whole = keys_of(r for r in compared if not r.missing)
         new = [key for key in whole if key not in self.keys and key not in survey()]
         now = ground_key(compared[0]) if compared else self.seen
-        return Held((*self.keys, *new), now if now != self.seen else self.shown, now)
+        return TabState((*self.keys, *new), now if now != self.seen else self.shown, now)
 
 
 class Points:
-    """What the tab does. A page holds its points as the text of a Held; the reports are on the shelf."""
+    """What the tab does. A page holds its points as the text of a TabState; the reports are on the shelf."""
 
     def __init__(self, shell: Shell) -> None:
         self.shell = shell
 
     def reports(self, held: str) -> list[Report]:
         """The recorded survey and a page's own reports, which take the recorded one's place: those of the model and text that are shown."""
-        own = Held.of(held)
+        own = TabState.of(held)
         mine = [report for key in own.keys for report in self.shell.shelf.pick([key])]
         here = {report.experiment for report in mine}
         every = [*(r for r in survey().values() if r.experiment not in here), *mine]
@@ -105,7 +106,7 @@ class Points:
 
     def arrived(self, held: str, view: str, quality: str, compared: Sequence[Report]) -> list[Any]:
         """[*filled, card] after Compare changed; nothing new where its model and points are shown already."""
-        old, new = Held.of(held), Held.of(held).after(compared)
+        old, new = TabState.of(held), TabState.of(held).after(compared)
         if new == old:
             return [gr.skip()] * 7
         return [*self.filled(new.text(), view, quality), START if new.shown != old.shown else gr.skip()]
@@ -130,11 +131,11 @@ class Points:
     def sweep(
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
     ) -> Iterator[list[Any]]:
-        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the page's OPTIONS."""
-        clock, own, same = Clock(), Held.of(held), [gr.skip()] * 6
+        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the RUN_OPTIONS."""
+        clock, own, same = Clock(), TabState.of(held), [gr.skip()] * 6
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
-            asked |= {"options": dict(zip(OPTIONS, options, strict=True))}
+            asked |= {"options": dict(zip(RUN_OPTIONS, options, strict=True))}
             self.configurations(methods, bits, groups)
             for event in watched(self.shell.runner.do("sweep", asked), clock):
                 if isinstance(event, str):

@@ -13,10 +13,10 @@ from explorer.docs import CATALOGUE
 from explorer.recorded import SEEDS, survey
 from explorer.records import Answer, InputError, Measurement, ModelRef, Progress, Report, report_from
 from explorer.ui.asking import configuration
-from explorer.ui.points import Held, Points
-from explorer.ui.sensitivities import EVERY, FILES, Sensitivities
 from explorer.ui.session import Shelf, keys_of, seats
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.layers.handlers import EVERY, FILES, Sensitivities
+from explorer.ui.tabs.tradeoffs.handlers import Points, TabState
 
 SEED = [report_from(entry) for entry in json.loads(SEEDS.read_text())]
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
@@ -79,7 +79,7 @@ def test_a_sweep_draws_each_report_and_keeps_its_key(shell: Shell) -> None:
     points = Points(shell)
     outputs = list(points.sweep("demo", ["rtn"], [4], [64], "[]", "bits", "kld_mean", *OPTIONS))
     held = [output[-1] for output in outputs if isinstance(output[-1], str)]
-    assert Held.of(held[-1]).keys == tuple(keys_of([SEED[0], SEED[2]])) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
+    assert TabState.of(held[-1]).keys == tuple(keys_of([SEED[0], SEED[2]])) and "It cannot." in outputs[-1][0] and "done" in outputs[-1][0]
     assert shell.runner.asked[0][1]["options"]["kv_bits"] == 4 and shell.runner.closed == 1
     rows = points.table(held[-1]).split("<tr>")[2:]
     assert len(rows) == len(survey()) - 1 and sum("aria-label='recorded'" not in one for one in rows) == 1, "its own point stands for the recorded one"
@@ -114,7 +114,7 @@ def of_another_model(report: Report) -> Report:
 
 
 def test_points_follow_the_model_that_is_compared(shell: Shell) -> None:
-    points, demo = Points(shell), Held().after(SEED)
+    points, demo = Points(shell), TabState().after(SEED)
     assert points.arrived(demo.text(), "bits", "kld_mean", SEED) == [gr.skip()] * 7, "what is drawn is not drawn again"
     page = [of_another_model(SEED[0]), of_another_model(SEED[2])]
     for report in page:

@@ -12,9 +12,9 @@ from explorer.figures import short_layer
 from explorer.records import Report
 from explorer.ui.asking import LIVE, asked, model_of, subject_of
 from explorer.ui.frame import headed
-from explorer.ui.page import status
-from explorer.ui.steps import step_html, verdict
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.stepper.steps import step_html, verdict
 
 HINT = (
     "<p class='hint'>Mirrored in PyTorch, in the kernel's order and precision, on the layer's own weights and two rows of random inputs (seed 0). A test "

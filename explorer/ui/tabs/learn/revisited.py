@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from explorer.learn.runs import recorded, recorded_answers
-from explorer.ui.learn import Walk, ended, place, place_of, predicted, revealed
+from explorer.ui.tabs.learn.handlers import Walk, ended, place, place_of, predicted, revealed
 
 
 def step_of(name: str) -> tuple[str, int]:

@@ -10,11 +10,11 @@ import gradio as gr
 from explorer.figures import charts
 from explorer.records import InputError
 from explorer.ui.asking import LIVE, asked, found, subject_of
-from explorer.ui.controls import Control, build_controls, component_for, parameters, plain
+from explorer.ui.controls import Control, build_controls, component_for, info_of, parameters
 from explorer.ui.frame import chart, chart_values
-from explorer.ui.microscope import microscope
-from explorer.ui.page import failure
+from explorer.ui.status import failure
 from explorer.ui.tab import QUIET, Shell
+from explorer.ui.tabs.weights.microscope import microscope
 
 EACH = (("Tensor", "tensor"), ("Row", "channel"), ("Group", "group"))
 OWN = "As the microscope has it, until you move it."
@@ -30,7 +30,7 @@ def slider_or(method: str, field: dict[str, Any]) -> gr.components.Component:
     """A slider where a field's choices are consecutive whole numbers, to be dragged; else the usual component."""
     choices = list(field.get("choices") or ())
     if field["kind"] == "choice" and len(choices) > 3 and all(isinstance(c, int) for c in choices) and choices == list(range(choices[0], choices[-1] + 1)):
-        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=plain(method, field), elem_classes=["field"])
+        return gr.Slider(choices[0], choices[-1], field["default"], step=1, label=field["title"], info=info_of(method, field), elem_classes=["field"])
     return component_for(method, field)
 
 

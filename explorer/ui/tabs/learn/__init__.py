@@ -10,10 +10,10 @@ from gradio.context import Context
 from explorer.learn.handout import handout_link
 from explorer.learn.stories import stories
 from explorer.ui.cancel import Cancel
-from explorer.ui.learn import Walk, heading, listed, place, widgets
 from explorer.ui.notes import notes
-from explorer.ui.revisited import reloaded, step_of
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
+from explorer.ui.tabs.learn.handlers import Walk, heading, listed, place, widgets
+from explorer.ui.tabs.learn.revisited import reloaded, step_of
 
 # On a phone header and bar come first: a link leads to the bar, with what it names below.
 TO_TAB = """() => { if (new URLSearchParams(window.location.search).get('tab'))

@@ -14,7 +14,7 @@ from explorer.learn.bank import areas, questions
 from explorer.learn.pose import Posed, grade, pose
 from explorer.learn.runs import recorded
 from explorer.records import Report
-from explorer.ui.learn import titled
+from explorer.ui.tabs.learn.handlers import titled
 
 OWN = chip("measured", "counted from your own answers, in this browser", reached=False)
 State = dict[str, Any]

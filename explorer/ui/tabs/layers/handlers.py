@@ -18,7 +18,8 @@ from explorer.paired import windows_of
 from explorer.records import Answer, InputError, Measurement, Report
 from explorer.ui.frame import chart_values
 from explorer.ui.kept import Kept
-from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.panel import RUN_OPTIONS
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell
 
 EVERY, FILES = "all", "files"  # which widths a budget is spent on: all that were measured, or those of integers in files
@@ -192,11 +193,11 @@ class Sensitivities:
     def ran(self, key: str, budget: float, choice: str, keys: list[str], layer: str | None, *options: Any) -> Iterator[list[Any]]:
         """Streams [status, chart, words, compared, layer]: the allocation and uniform widths, measured on the evaluation text.
 
-        options: the values of the page's OPTIONS.
+        options: the values of the RUN_OPTIONS.
         """
         same, clock, shown = [gr.skip()] * 4, Clock(), self.shell.shelf.pick(keys)
         try:
-            data, given = self.allocated(key, budget, choice), dict(zip(OPTIONS, options, strict=True))
+            data, given = self.allocated(key, budget, choice), dict(zip(RUN_OPTIONS, options, strict=True))
             for what, method, params, point in self.asked(key, data):
                 for event in watched(self.shell.runner.run(self.kept.get(key)["model"], method, params, **(given if point else given | WHOLE)), clock, what):
                     if isinstance(event, str):

@@ -17,16 +17,16 @@ from explorer.learn.bank import areas, questions
 from explorer.learn.interview import cards
 from explorer.records import Report
 from explorer.ui.cancel import Cancel
-from explorer.ui.diagnosis import START, Diagnosis
 from explorer.ui.frame import chart, frame
-from explorer.ui.interviewer import Interviewer, shown_card
 from explorer.ui.notes import notes
-from explorer.ui.page import status
-from explorer.ui.results import sheet
 from explorer.ui.session import is_baseline, keys_of
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.failures import PLOTS
-from explorer.ui.trainer import FIELDS, Trainer
+from explorer.ui.tabs.trainer.diagnosis import START, Diagnosis
+from explorer.ui.tabs.trainer.handlers import FIELDS, Trainer
+from explorer.ui.tabs.trainer.interviewer import Interviewer, shown_card
+from explorer.ui.tabs.trainer.results import sheet
 
 # Gradio puts its own classes before the rules of a page's @media print, where no rule of body matches any more; so this style is put in while printing.
 PRINT = """() => {
@@ -126,7 +126,7 @@ def _interviewer(shell: Shell, ticket: Any) -> Any:
     line = gr.HTML("", padding=False, elem_id="card-status")
     transcript = gr.HTML("", elem_id="transcript")
     quick = QUIET | {"queue": False}
-    card.input(mode.turn, card, [shown, answer, met, broken], **quick)
+    card.input(mode.choose, card, [shown, answer, met, broken], **quick)
     add.click(mode.record, [kept, card, answer, sure, evidence, ticket, named, step, plans, *shell.planned], [kept, met, transcript, line], **QUIET)
     met.input(mode.tick, [kept, met], [kept, transcript], **quick)
     clear.click(lambda: ([], ""), None, [kept, transcript], **quick)

@@ -9,7 +9,8 @@ import gradio as gr
 import pytest
 
 from explorer.learn.stories import stories
-from explorer.ui import classroom, stage
+from explorer.ui.tabs.classroom import handlers as classroom
+from explorer.ui.tabs.classroom import stage
 from tests.learn_data import NONSENSE, STEPS
 
 
@@ -21,6 +22,7 @@ def test_a_class_can_vote_on_every_step(story: str, at: int) -> None:
     assert "The answer:</b> ✓" in stage.answer(stage.first_asked(story, at)[0])
     votes, plot, conclusion = classroom.Classroom().reveal({}, story, at)
     assert votes.count("class='right'") == 1 and (plot.visible or not (step.figure or step.chart)) and "Keep in mind" in conclusion
+    assert "<b>The answer:</b>" in conclusion, "a class is not told that it made no prediction"
 
 
 def test_a_room_from_opening_to_the_next_question() -> None:

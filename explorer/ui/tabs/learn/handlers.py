@@ -16,16 +16,17 @@ from explorer.learn.runs import named_runs, named_tasks, recorded, recorded_answ
 from explorer.learn.stories import Predict, Step, Story, conclude, fraction, judge, stories
 from explorer.records import Answer, Report
 from explorer.table import source
-from explorer.ui.closing import closing
 from explorer.ui.frame import plotted, told
 from explorer.ui.measuring import run_named
-from explorer.ui.page import OPTIONS, Clock, failure, status, watched
+from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.session import COMPARED
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Runner, Shell, tabs
+from explorer.ui.tabs.learn.closing import closing
 
 Done = dict[str, list[int]]
 CLOSE = 0.5  # a score: a number within a factor of about 1.5, a count within one
-WHOLE = "This is a count: set a whole number."
+NO_COUNT = "This is a count: set a whole number."
 
 
 def checked(done: Any) -> Done:
@@ -228,7 +229,7 @@ class Walk:
         own = found.steps[at]
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
         if fraction(own, prediction):
-            return [gr.skip(), gr.skip(), status(WHOLE, "error"), *[gr.skip()] * 4]
+            return [gr.skip(), gr.skip(), status(NO_COUNT, "error"), *[gr.skip()] * 4]
         return self._told(found, at, prediction, recorded(), recorded_answers(), done, right, seen)
 
     def _told(
@@ -248,7 +249,7 @@ class Walk:
         reports, answers = dict[str, Report](), dict[str, Answer]()
         prediction = predicted(own, choice, amount, moved == place_of(found.name, at))
         if fraction(own, prediction):
-            yield [gr.HTML(status(WHOLE, "error"), visible=True), *kept]
+            yield [gr.HTML(status(NO_COUNT, "error"), visible=True), *kept]
             return
         try:
             for name in own.runs:
@@ -290,7 +291,7 @@ class Walk:
 def controls_for(shell: Shell, method: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
     """Values of the shell's controls for a run of the bundled model: model, method, options, then the fields of every method in the catalogue's order."""
     defaults = {"text": "", **link.OPTIONS}
-    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in OPTIONS)]
+    values: list[Any] = ["demo", method, *(options.get(name, defaults.get(name, 16)) for name in RUN_OPTIONS)]
     for known in shell.catalogue:
         for field in known["fields"]:
             values.append(params.get(field["name"], field["default"]) if known["name"] == method else gr.skip())

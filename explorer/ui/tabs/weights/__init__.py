@@ -15,10 +15,10 @@ from explorer.records import Report
 from explorer.ui.asking import LIVE, after_paint, asked, configuration, model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, chart_values, report_figures
-from explorer.ui.lens import Lens
-from explorer.ui.page import status
 from explorer.ui.session import keys_of, usual
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View, settings
+from explorer.ui.tabs.weights.lens import Lens
 
 NAMES = ("error_map", "scales")
 

@@ -13,8 +13,8 @@ from explorer.layouts import LAYOUTS
 from explorer.presets import presets
 from explorer.published import PUBLISHED
 from explorer.ui.frame import chart, heading
-from explorer.ui.plans import CONTEXT, FLOAT8, SHARE, USERS, Plans, as_typed, bars, first, follows, price_of
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.planner.handlers import CONTEXT, FLOAT8, SHARE, USERS, Inputs, Plans, as_typed, bars, first, follows, price_of
 
 FORMATS = [("integers: bits, group", ""), ("as published", PUBLISHED), *((kept.title, name) for name, kept in LAYOUTS.items())]
 # A link sets many controls, each of which tells: they are answered once, when all are set.
@@ -36,21 +36,21 @@ def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
     return name, fetch, config
 
 
-def hardware(start: list[Any]) -> tuple[Any, ...]:
+def hardware(start: Inputs) -> tuple[Any, ...]:
     """The controls of what it runs on: (accelerator, cards one has, price, share of the bound). start: as `first` gives it."""
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
-        device = gr.Dropdown([one.name for one in ACCELERATORS], value=start[8], label="Accelerator", min_width=200, filterable=False, scale=4)
+        device = gr.Dropdown([one.name for one in ACCELERATORS], value=start.device, label="Accelerator", min_width=200, filterable=False, scale=4)
         cards = as_typed(
-            gr.Number(start[12], label="Cards you have", minimum=1, maximum=OWNED, step=1, precision=0, scale=2, min_width=140, elem_id="plan-cards")
+            gr.Number(start.cards, label="Cards you have", minimum=1, maximum=OWNED, step=1, precision=0, scale=2, min_width=140, elem_id="plan-cards")
         )  # fmt: skip
         price = as_typed(
             gr.Number(
-                start[9], label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=180, scale=3, elem_id="plan-price",
+                start.price, label="Price of one, $ an hour", minimum=0, maximum=10_000, min_width=180, scale=3, elem_id="plan-price",
                 info="0: free; empty: the list price.",
             )
         )  # fmt: skip
         reached = as_typed(
-            gr.Slider(*SHARE, start[10], step=5, label="Share of the bound, %", min_width=220, scale=5, info="Public runs on an H100 reach 27 to 67.")
+            gr.Slider(*SHARE, start.reached, step=5, label="Share of the bound, %", min_width=220, scale=5, info="Public runs on an H100 reach 27 to 67.")
         )
     return device, cards, price, reached
 
@@ -69,33 +69,30 @@ def build(shell: Shell) -> View | None:
     )
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
         choices = [(f"{name} ({model.parameters / 1e9:.3g} B)", name) for name, model in presets().items()]
-        preset = gr.Dropdown(choices, value=start[0], label="Architecture", min_width=240, elem_id="plan-model")
-        form = gr.Dropdown(FORMATS, value=start[11], label="Format", min_width=220, filterable=False, elem_id="plan-format")
-        bits = gr.Radio([16, 8, 6, 5, 4, 3, 2], value=start[2], label="Weight bits", min_width=320)
-        group = gr.Radio([("channel", 0), ("32", 32), ("64", 64), ("128", 128)], value=start[3], label="Group", min_width=260)
+        preset = gr.Dropdown(choices, value=start.model, label="Architecture", min_width=240, elem_id="plan-model")
+        form = gr.Dropdown(FORMATS, value=start.format, label="Format", min_width=220, filterable=False, elem_id="plan-format")
+        bits = gr.Radio([16, 8, 6, 5, 4, 3, 2], value=start.bits, label="Weight bits", min_width=320)
+        group = gr.Radio([("channel", 0), ("32", 32), ("64", 64), ("128", 128)], value=start.group, label="Group", min_width=260)
     with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
-        context = as_typed(gr.Slider(*CONTEXT, start[6], step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
-        users = as_typed(gr.Slider(*USERS, start[7], step=1, label="Users at once", min_width=240))
-        kv_bits = gr.Radio([16, ("FP8", FLOAT8), 8, 4, 2], value=start[5], label="KV cache bits", min_width=220)
-        everything = gr.Checkbox(start[4], label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
+        context = as_typed(gr.Slider(*CONTEXT, start.context, step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
+        users = as_typed(gr.Slider(*USERS, start.users, step=1, label="Users at once", min_width=240))
+        kv_bits = gr.Radio([16, ("FP8", FLOAT8), 8, 4, 2], value=start.kv_bits, label="KV cache bits", min_width=220)
+        everything = gr.Checkbox(start.everything, label="Embedding and head too", info="Most checkpoints keep them in 16 bits.", min_width=260)
     device, cards, price, reached = hardware(start)
     name, fetch, config = another()
-    asked = [preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form, cards]
-    shell.planned = asked
-    shell.linked["planner"] = {
-        "model": preset, "bits": bits, "group": group, "everything": everything, "kv_bits": kv_bits, "context": context, "users": users, "device": device,
-        "price": price, "reached": reached, "format": form, "cards": cards,
-    }  # fmt: skip
+    asked = Inputs(preset, config, bits, group, everything, kv_bits, context, users, device, price, reached, form, cards)
+    shell.planned = [*asked]
+    shell.linked["planner"] = {name: part for name, part in asked._asdict().items() if name != "config"}
     shell.follows["planner"] = follows
     words, fits, *_ = handlers.solved(*start)
     line = gr.HTML(words, padding=False, elem_id="plan-status")
-    drawn = chart(CHART, bars(*handlers.read(*start)[:3]))
+    drawn = chart(CHART, bars(*handlers.read(start)[:3]))
     heading("Where it fits", "See which rows need a single device, and how few users are left where the weights only just fit.")
     outputs = [line, gr.HTML(fits, elem_id="plan-table"), *drawn]
     changed = gr.Textbox("", visible="hidden")
     for control in asked:
         control.change(None, None, changed, js=TOGETHER, api_visibility="private")
-    changed.change(handlers.solved, asked, outputs, trigger_mode="always_last", **QUIET)
+    changed.change(handlers.solved, [*asked], outputs, trigger_mode="always_last", **QUIET)
     preset.input(lambda name, form: ("", handlers.form(name, "", form)), [preset, form], [config, form], queue=False, **QUIET)
     config.change(handlers.form, [preset, config, form], form, queue=False, **QUIET)
     form.change(settled, form, [bits, group, everything], queue=False, **QUIET)

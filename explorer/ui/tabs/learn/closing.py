@@ -10,7 +10,7 @@ from explorer import link
 from explorer.learn.runs import recorded, recorded_answers
 from explorer.learn.stories import Story, conclude, stories
 from explorer.records import Report
-from explorer.ui.page import many
+from explorer.ui.status import many
 
 
 def closing(

@@ -20,9 +20,9 @@ from explorer.records import InputError, Report, change, significant
 from explorer.table import source
 from explorer.ui.frame import plotted
 from explorer.ui.measuring import NOT_WAITED, Graded, by_record, measured
-from explorer.ui.page import Clock, failure, status, watched
-from explorer.ui.results import chips, finished, see, sheet, today
+from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.trainer.results import chips, finished, see, sheet, today
 
 FIELDS = 4  # choices of a configuration at most
 KINDS = {"choice": "choose", "figure": "read the figure", "numeric": "predict the number", "order": "order", "configure": "configure", "explain": "explain"}

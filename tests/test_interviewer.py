@@ -8,25 +8,20 @@ from urllib.parse import unquote
 
 import pytest
 
-import app
 from explorer.learn.evidence import BEARS, bears
 from explorer.learn.interview import BROKEN, cards
 from explorer.learn.runs import recorded
 from explorer.records import key_of, significant
-from explorer.ui import interviewer
-from explorer.ui.page import OPTIONS
-from explorer.ui.plans import first
 from explorer.ui.session import Shelf
 from explorer.ui.tab import Shell
-from tests.learn_data import NONSENSE
-
-CATALOGUE = json.loads((app.ASSETS / "methods.json").read_text())["methods"]
+from explorer.ui.tabs.planner.handlers import first
+from explorer.ui.tabs.trainer import interviewer
+from tests.learn_data import CATALOGUE, NONSENSE, PANEL
 
 
 @pytest.fixture
 def mode() -> interviewer.Interviewer:
-    width = 2 + len(OPTIONS) + sum(len(m["fields"]) for m in CATALOGUE)
-    return interviewer.Interviewer(Shell(None, Shelf([recorded()["none"]]), CATALOGUE, ["demo"], controls=[object()] * width))
+    return interviewer.Interviewer(Shell(None, Shelf([recorded()["none"]]), CATALOGUE, ["demo"], panel=PANEL))
 
 
 def test_interviews_take_the_runs_on_the_page_as_evidence(mode: interviewer.Interviewer) -> None:
@@ -39,7 +34,7 @@ def test_interviews_take_the_runs_on_the_page_as_evidence(mode: interviewer.Inte
     ticked, _ = mode.tick(notes, [0, 2, 99])
     assert ticked[0]["met"] == [0, 2] and interviewer.checked(json.loads(json.dumps(ticked))) == ticked
     for junk in NONSENSE:
-        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.turn(str(junk))
+        assert interviewer.checked(junk) == [] and mode.tick(junk, junk) and mode.show(junk) == "" and mode.choose(str(junk))
     assert all(interviewer.shown_card(name) for name in cards())
 
 
@@ -74,9 +69,9 @@ def test_the_planner_s_answer_is_evidence(mode: interviewer.Interviewer) -> None
     notes, _, page, said = mode.record([], "seventy", "Four bits.", 60, [key], "", None, None, True, *first())
     assert "with 1 run and the Planner" in said and "70.554 billion parameters" in notes[0]["planned"] and notes[0]["planned"].split(".")[0] in page
     assert interviewer.checked(json.loads(json.dumps(notes))) == notes and interviewer.checked([notes[0] | {"planned": 7}]) == []
-    small = ["demo", *first()[1:]]
+    small = first()._replace(model="demo")
     assert "nothing attached bears" in mode.record([], "seventy", "Four bits.", 60, [], "", None, None, True, *small)[-1], "a plan of another model"
-    unpriced = [*first()[:8], "no such card", *first()[9:]]
+    unpriced = first()._replace(device="no such card")
     assert "Choose an accelerator" in mode.record([], "seventy", "Four bits.", 60, [], "", None, None, True, *unpriced)[-1]
 
 

@@ -14,11 +14,11 @@ from explorer.bugs import BUGS
 from explorer.learn.evidence import bears
 from explorer.learn.interview import BROKEN, TEXT_LIMIT, cards, entry, markdown
 from explorer.records import Report
-from explorer.ui.diagnosis import Diagnosis
-from explorer.ui.page import failure, many, status
-from explorer.ui.plans import Plans
-from explorer.ui.results import see
+from explorer.ui.status import failure, many, status
 from explorer.ui.tab import Shell
+from explorer.ui.tabs.planner.handlers import Inputs, Plans
+from explorer.ui.tabs.trainer.diagnosis import Diagnosis
+from explorer.ui.tabs.trainer.results import see
 
 ENTRIES, SIZE = 30, 40_000  # answers of a transcript, and its bytes as JSON: what a request may hold
 
@@ -93,7 +93,7 @@ class Interviewer:
     def __init__(self, shell: Shell) -> None:
         self.shell, self.diagnosis = shell, Diagnosis(shell)
 
-    def turn(self, card: Any) -> list[Any]:
+    def choose(self, card: Any) -> list[Any]:
         """Another card: its text, an empty answer, no list, and the broken model's part where the card is about one."""
         name = card if card in cards() else next(iter(cards()))
         return [shown_card(name), "", gr.update(visible=False), gr.update(visible=name == BROKEN)]
@@ -103,8 +103,8 @@ class Interviewer:
     ) -> list[Any]:
         """Puts an answer on record with what is attached as evidence: notes, the interviewer's list, the transcript, a status line.
 
-        ticket, named, step: of a broken model, whose diagnosis is graded. plans: whether the Planner's answer to `asked` is evidence as well. The same
-        answer to the same card again takes the place of the last one.
+        ticket, named, step: of a broken model, whose diagnosis is graded. plans: whether the Planner's answer to `asked`, the values of its Inputs, is
+        evidence as well. The same answer to the same card again takes the place of the last one.
         """
         if card not in cards():
             return [gr.skip(), gr.skip(), gr.skip(), status("Choose a card first.", "error")]
@@ -115,7 +115,7 @@ class Interviewer:
         confidence = min(1.0, max(0.0, float(sure) / 100)) if isinstance(sure, int | float) and sure == sure else 0.5
         known, found = checked(notes), None
         try:
-            plan, parameters = Plans(self.shell).told(*asked) if plans is True else ("", 0.0)
+            plan, parameters = Plans(self.shell).told(Inputs(*asked)) if plans is True else ("", 0.0)
             if card == BROKEN:
                 found = self.diagnosis.grade(ticket, named, step, confidence, runs)
         except Exception as error:  # the outermost boundary: whoever answers gets a sentence

@@ -15,11 +15,11 @@ from explorer.records import Report
 from explorer.ui.asking import model_of
 from explorer.ui.cancel import Cancel
 from explorer.ui.frame import chart, report_figures
-from explorer.ui.page import OPTIONS, status
-from explorer.ui.sensitivities import EVERY, FILES, Sensitivities
+from explorer.ui.status import status
 from explorer.ui.tab import QUIET, Shell, Tab, View
+from explorer.ui.tabs.layers.handlers import EVERY, FILES, Sensitivities
 
-RECORDED = Path(__file__).parents[3] / "assets" / "sensitivity.json"
+RECORDED = Path(__file__).parents[4] / "assets" / "sensitivity.json"
 METHODS = [("RTN", "rtn"), ("HQQ", "hqq"), ("GPTQ", "gptq"), ("AWQ", "awq")]
 MEASURES = [("KL divergence", "kld"), ("perplexity change", "delta"), ("the layer's output error", "output_error")]
 WIDTH, BUDGET = 3, 3.3  # what a new page shows: bits of the map, bits a weight to spend
@@ -54,7 +54,7 @@ def build(shell: Shell) -> View:
         for item, share in ((sensitivity.MAP, 2), (sensitivity.RANKING, 3)):  # the ranking names every layer
             with gr.Column(min_width=320, scale=share):
                 maps += chart(item, (handlers.kept.get(start) or {}) | {"width": WIDTH, "what": "kld"})
-    asked = [shell.controls[0], method, group, asymmetric, width, what, key]
+    asked = [shell.panel.model, method, group, asymmetric, width, what, key]
     stop = Cancel(status("Cancelled. The layers measured so far are kept."))
     stop.stops(measure.click, handlers.measured, asked, [line, key, *maps], concurrency_limit=16)
     stop.by(cancel, line)
@@ -96,7 +96,7 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> tu
         event(handlers.solved, [key, budget, choice], [*outputs, text, line], trigger_mode="always_last", **QUIET)
     key.change(handlers.titles, key, [title, own_title], **QUIET)
     shared = [shell.compared, shell.layer]
-    asked = [key, budget, choice, *shared, *shell.controls[2 : 2 + len(OPTIONS)]]
+    asked = [key, budget, choice, *shared, *shell.panel.options.values()]
     stop = Cancel(status("Cancelled. What was measured before is kept."))
     stop.stops(run.click, handlers.ran, asked, [line, *outputs[2:], *shared], concurrency_limit=16)
     stop.by(cancel, line)
