@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explorer.docs import CATALOGUE
-from explorer.export import as_csv, as_html, as_json, command_of, commands, saving_of
-from explorer.hub import Hub
+from explorer.export import as_csv, as_json
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.recorded import SEEDS
-from explorer.records import ModelRef, QuantSpec, Report, report_from
+from explorer.records import ModelRef, QuantSpec, report_from
+from explorer.report_page import as_html
 from explorer.table import source
 from explorer.ui.session import Shelf
 from explorer.ui.share import file_of, settable
@@ -131,54 +131,6 @@ def test_csv_and_json_hold_every_number() -> None:
     assert on_page(unsaved="not stored: disk full") == "measured now, not stored: disk full"
     read = json.loads(as_json(ALL))
     assert [report_from({k: d[k] for k in ("experiment", "measurements", "provenance")}) for d in read] == ALL
-
-
-def variations() -> list[Report]:
-    """The recorded reports, and one with every flag away from its default."""
-    report = ALL[3]
-    spec = dataclasses.replace(report.experiment.spec, kv_bits=4, head_bits=8)
-    texts = {name: dataclasses.replace(getattr(report.experiment, name), length=256) for name in ("evaluation", "calibration")}
-    evaluation = dataclasses.replace(texts["evaluation"], tokens=4096)
-    calibration = dataclasses.replace(texts["calibration"], tokens=8 * 256, seed=7)
-    return [*ALL, dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, spec=spec, evaluation=evaluation, calibration=calibration))]
-
-
-def test_the_command_repeats_the_experiment_and_spells_no_default_out() -> None:
-    import shlex
-
-    from explorer.__main__ import parser
-    from explorer.commands.run import OPTIONS as FLAGS
-    from explorer.commands.run import circumstances, parameters
-    from explorer.request import Request
-
-    for report in variations():
-        command = command_of(report)
-        args = parser().parse_args(shlex.split(command)[3:])
-        made, _, _ = Request(args.model, args.method, parameters(args), **circumstances(args)).prepare(Hub())
-        theirs = report.experiment
-        assert dataclasses.replace(made, model=theirs.model) == dataclasses.replace(theirs, model=theirs.model), command
-        assert not set(FLAGS) - set(circumstances(args))
-    assert command_of(ALL[2]) == "python -m explorer run" and saving_of(ALL[2]) == "python -m explorer save --to my-model"
-    assert command_of(ALL[0]) == "python -m explorer run --method none"
-    given = command_of(variations()[-1]).split(" --")[2:]
-    assert [part.split(" ")[0] for part in given] == ["kv-bits", "head-bits", "sequences", "seed", "length", "tokens"]
-
-
-def test_the_command_that_saves_quantizes_the_same() -> None:
-    import shlex
-
-    from explorer.__main__ import parser
-    from explorer.commands.run import parameters
-    from explorer.methods import build, spec_of
-
-    assert saving_of(ALL[0]) == "" and ALL[0].experiment.spec.is_baseline
-    for report in ALL[1:4]:
-        args = parser().parse_args(shlex.split(saving_of(report))[3:])
-        assert spec_of(build(args.method, parameters(args))) == report.experiment.spec and str(args.to) == "my-model"
-        calibration = report.experiment.calibration
-        assert (args.calibration, args.sequences * calibration.length, args.seed) == (calibration.source, calibration.tokens, calibration.seed)
-    shown = commands(ALL[:2])
-    assert shown.count("explorer save") == 1 and shown.count("explorer run") == 2
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "html"])

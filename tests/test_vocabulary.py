@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer import closure, export, vocabulary
+from explorer import closure, export, report_page, vocabulary
 from explorer.chips import kind_of
 from explorer.closure import modules_in
 from explorer.findings import counted, doubt
@@ -105,7 +105,7 @@ def test_a_new_metric_with_its_words_is_in_every_view(monkeypatch: pytest.Monkey
     row = next(part for part in page.split("<tr>") if "became zero" in part)
     assert "How many weights are lost." in row and "became zero <small>%</small>" in row and "<span>+1.5</span>" in row and "1.0 to 2.0" in row
     assert "20th to 80th percentile 1.0 to 2.0 % over 7 values" in row and "threads waited 33%" in row
-    assert row in export.as_html([SEED[0], measured], "", page, "")
+    assert row in report_page.as_html([SEED[0], measured], "", page, "")
     line = next(line for line in csv.DictReader(io.StringIO(export.as_csv([measured]))) if line["metric"] == "zeros")
     assert (line["unit"], line["interval"], line["windows"]) == ("%", "20th to 80th percentile of tokens", "") and "threads waited" in line["note"]
     assert "zeros_percent,zeros_percent_low,zeros_percent_high" in table(rows([measured]))
