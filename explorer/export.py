@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from explorer.findings import awaited, doubt, doubts, origin
+from explorer.findings import awaited, dated, doubt, doubts, origin
 from explorer.link import unusual
 from explorer.low_bit_files import in_gguf
 from explorer.records import Experiment, Measurement, Report, Scalar, plain
-from explorer.version import version
-from explorer.vocabulary import WINDOWS, term
+from explorer.version import version, written_by
+from explorer.vocabulary import FAMILY, WINDOWS, term
 
 ALL = 10**9  # tokens that mean the whole text
 DEMO, METHOD, TOKENS, DEMO_LENGTH = "demo", "rtn", 8192, 512  # of `run` without flags
@@ -27,12 +27,16 @@ ASSETS = Path(__file__).parent.parent / "assets"
 METHODS = ASSETS / "methods.json"
 COPY = "<button type='button' class='act' data-copy>Copy</button>"
 USUAL = "all defaults: RTN, 4 bits, groups of 64"  # beside a command without a flag
-SHORT = "In a checkout of the project, version VERSION, whose defaults are left out; the commands in Report and JSON spell them out, to be kept."
+SHORT = "In a checkout of the project, version VERSION, whose defaults are left out; those in Report, CSV and JSON spell them out, to be kept."
 WHOLE = "In a checkout of the project; this was written by version VERSION. Defaults are spelled out, because another version may have others."
 OWN = "TEXT.txt stands for a file with your own text, whose SHA-256 begins with DIGEST."
-HELD = "The files of a checkpoint hold codes in the widths of their format, 2 and 3 bits often as 4; the card in it says how many bits that is."
-COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how", "note",
-           "origin", "device", "date", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed")  # fmt: skip
+HELD = (
+    "The files of a checkpoint hold codes in the widths of their format, 2 and 3 bits often as 4, and 16-bit weights where no format holds the codes exactly; "
+    "the card in it says how many bits that is, and why."
+)
+COLUMNS = ("configuration", "model", "revision", "metric", "layer", "value", "words", "unit", "low", "high", "interval", "windows", "n", "not_finite", "how",
+           "note", "origin", "device", "date", "kernel", "method", "params", "kv_bits", "head_bits", "text", "calibration", "seed", "torch", "transformers",
+           "written_by", "command")  # fmt: skip
 
 
 def command_of(report: Report, whole: bool = False) -> str:
@@ -107,25 +111,34 @@ def _words(command: str, report: Report, whole: bool = False) -> list[str]:
 
 
 def as_csv(reports: Sequence[Report]) -> str:
-    """One row a number, those of the whole model first; histograms and other arrays stay out, the JSON has them. interval: what low and high are;
-    windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were averaged; note: why nothing
-    is concluded from the number; seed: of the calibration text, where one was read; origin: as in `findings`, of a report that is not whole what it lacks.
+    """One row a number, those of the whole model first; histograms and other arrays stay out, the JSON has them. value: a number; words: what is none, such
+    as the sample text. interval: what low and high are; windows: how many of the evaluation text it is over; n: how many tokens, weights or runs were
+    averaged; note: why nothing is concluded from the number; origin: as in `findings`, of a report that is not whole what it lacks; date: of this number;
+    seed: of the calibration text, where one was read; command: what repeats the configuration.
     """
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(COLUMNS)
+    about = {id(report): _about(report) for report in reports}
     for of_layers in (False, True):
         for report in reports:
-            model, spec, p = report.experiment.model, report.experiment.spec, report.provenance
-            params = " ".join(f"{name}={value}" for name, value in spec.params)
-            seed = report.experiment.calibration.seed if p.get("calibration_tokens") else ""
-            asked = (spec.method, params, spec.kv_bits, spec.head_bits, p.get("text", ""), p.get("calibration", ""), seed)
+            model, p = report.experiment.model, report.provenance
             for m in report.measurements:
                 if not isinstance(m.value, list | dict) and bool(m.layer) == of_layers:
-                    found = (m.metric, m.layer, m.value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how, doubt(report, m.metric))
-                    where = (f"incomplete, {rest}" if (rest := awaited(report)) else origin(p), p.get("device", ""), p.get("date", ""))
-                    rows.writerow(map(harmless, (report.name, model.name, model.revision, *found, *where, *asked)))
+                    value = ("", m.value) if isinstance(m.value, str) else (m.value, "")
+                    found = (m.metric, m.layer, *value, m.unit, m.low, m.high, *interval(m, report), m.n, m.bad, m.how, doubt(report, m.metric))
+                    told = f"incomplete, {rest}" if (rest := awaited(report)) else origin(p, FAMILY.get(m.metric, "")) or origin(p)
+                    where = (told, p.get("device", ""), dated(report, m.metric))
+                    rows.writerow(map(harmless, (report.name, model.name, model.revision, *found, *where, *about[id(report)])))
     return out.getvalue()
+
+
+def _about(report: Report) -> tuple[object, ...]:
+    """The columns that all rows of a report share, from its kernels on."""
+    spec, p = report.experiment.spec, report.provenance
+    params, seed = " ".join(f"{name}={value}" for name, value in spec.params), report.experiment.calibration.seed if p.get("calibration_tokens") else ""
+    asked = (spec.method, params, spec.kv_bits, spec.head_bits, p.get("text", ""), p.get("calibration", ""), seed)
+    return (p.get("kernel_summary", ""), *asked, p.get("torch", ""), p.get("transformers", ""), written_by(), command_of(report, whole=True))
 
 
 def interval(found: Measurement, report: Report) -> tuple[str, int | str]:
@@ -147,8 +160,11 @@ def as_json(reports: Sequence[Report]) -> str:
 
 
 def noted(report: Report) -> dict[str, Any]:
-    """A report as JSON-ready data, and in "notes" why nothing is concluded from some of its numbers."""
-    return plain(report) | {"notes": doubts(report)}
+    """A report as JSON-ready data; in "notes" why nothing is concluded from some of its numbers, in "intervals" by metric what low and high are, and what
+    wrote it.
+    """
+    bounds = {m.metric: term(m.metric).bounds.column for m in report.measurements if m.low is not None and term(m.metric).bounds}
+    return plain(report) | {"notes": doubts(report), "intervals": bounds, "written_by": written_by()}
 
 
 def commands(reports: Sequence[Report], live: bool = False) -> str:

@@ -170,6 +170,9 @@ def test_what_no_codes_hold_is_saved_in_16_bits_and_says_why(load: Loader, folde
     made = prepared(load, folder, method, params)
     reasons = saving.why_not_exact(made)
     assert set(reasons) == {"compressed-tensors", "bitsandbytes", "GGUF"} and all(reasons.values())
+    said = saving.note(saving.choose(made), made)
+    assert "No format of codes holds it exactly, so its files have 16-bit weights: the quality of the quantized model and the size of the original" in said
+    assert all(f"{title} cannot hold it, {why}" in said for title, why in reasons.items())
     model, told = written(made, "auto", tmp_path / "out")
     assert told["format"] == "bfloat16" and not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
     for name, q in made.layers.items():

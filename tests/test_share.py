@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explorer.docs import CATALOGUE
-from explorer.export import as_csv, as_json
+from explorer.export import as_csv, as_json, command_of
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.recorded import SEEDS
 from explorer.records import ModelRef, QuantSpec, report_from
@@ -25,6 +25,7 @@ from explorer.report_page import as_html
 from explorer.table import source
 from explorer.ui.session import Shelf
 from explorer.ui.share import file_of, settable
+from explorer.version import written_by
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -116,6 +117,12 @@ def test_csv_and_json_hold_every_number() -> None:
     assert "seed 0" in of["kld_max"]["calibration"]
     assert of["perplexity"]["method"] == "gptq" and "bits=4" in of["perplexity"]["params"] and "group_size=64" in of["perplexity"]["params"]
 
+    for row in rows:
+        numbers = [row[name] for name in ("value", "low", "high", "windows", "n", "kv_bits") if row[name]]
+        assert [float(number) for number in numbers] and bool(row["value"]) != bool(row["words"]), "a column of numbers holds nothing else"
+        assert all(row[name] for name in ("model", "revision", "device", "date", "kernel", "method", "text", "torch", "transformers", "origin"))
+        assert row["written_by"] == written_by() and row["command"] == command_of(next(r for r in ALL if r.name == row["configuration"]), whole=True)
+
     def shown(**provenance: bool) -> str:
         return next(csv.DictReader(io.StringIO(as_csv([dataclasses.replace(ALL[2], provenance=provenance)]))))["origin"]
 
@@ -130,6 +137,8 @@ def test_csv_and_json_hold_every_number() -> None:
     assert all(shown(**p) == on_page(**p) for p in both), "the page and the file say the same"
     assert on_page(unsaved="not stored: disk full") == "measured now, not stored: disk full"
     read = json.loads(as_json(ALL))
+    assert read[3]["written_by"] == written_by() and read[3]["command"] == command_of(ALL[3], whole=True)
+    assert set(read[3]["intervals"]) == {m.metric for m in ALL[3].measurements if m.low is not None} and read[3]["intervals"]["kld_mean"] == "95%"
     assert [report_from({k: d[k] for k in ("experiment", "measurements", "provenance")}) for d in read] == ALL
 
 
