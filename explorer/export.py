@@ -27,7 +27,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 METHODS = ASSETS / "methods.json"
 COPY = "<button type='button' class='act' data-copy>Copy</button>"
 USUAL = "all defaults: RTN, 4 bits, groups of 64"  # beside a command without a flag
-SHORT = "In a checkout of the project, version VERSION, whose defaults are left out; those in Report, CSV and JSON spell them out, to be kept."
+SHORT = "In a checkout of the project, version VERSION: what is at its default is left out. Report, CSV and JSON have the commands in full, to be kept."
 WHOLE = "In a checkout of the project; this was written by version VERSION. Defaults are spelled out, because another version may have others."
 OWN = "TEXT.txt stands for a file with your own text, whose SHA-256 begins with DIGEST."
 HELD = (

@@ -225,7 +225,7 @@ def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[st
             if subject.loaded.tokenizer is not None:
                 subject.loaded.tokenizer.save_pretrained(made_at)
         (made_at / "README.md").write_text(words)
-        (made_at / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
+        (made_at / "quantization_explorer.json").write_text(json.dumps(record | {"written_by": written_by()}, indent=1) + "\n")
         usual = (made_at / "README.md").stat().st_mode  # as the umask has it; the library that writes the weights leaves them to their owner alone
         for path in made_at.rglob("*"):
             if path.is_file():
