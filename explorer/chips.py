@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from explorer.figures import Chart, finite
-from explorer.findings import counted, doubt
+from explorer.findings import counted, dated, doubt
 from explorer.records import Measurement, Report
 from explorer.vocabulary import LOOP, term
 
@@ -54,7 +54,7 @@ def of_measurement(found: Measurement, report: Report, interval: str = "") -> st
     p = report.provenance
     kind = kind_of(found, report)
     over = counted(found, report)
-    facts = [" ".join(filter(None, (interval, over))), *(str(p.get(name, "")) for name in ("device", "kernel_summary", "date"))]
+    facts = [" ".join(filter(None, (interval, over))), *(str(p.get(name, "")) for name in ("device", "kernel_summary")), dated(report, found.metric)]
     facts += [doubt(report, found.metric), "no low-bit kernel serves it, so it says nothing about one" if kind == "simulated" else ""]
     return chip(kind, "; ".join(filter(None, facts)), reached=False)
 
@@ -68,7 +68,7 @@ def of_metrics(reports: Sequence[Report], metrics: Sequence[str]) -> str:
                 p = report.provenance
                 over = counted(found, report)
                 facts = behind.setdefault(kind_of(found, report), {})
-                told = [p.get("kernel_summary", ""), p.get("device", ""), p.get("date", ""), *filter(None, [doubt(report, found.metric)])]
+                told = [p.get("kernel_summary", ""), p.get("device", ""), dated(report, found.metric), *filter(None, [doubt(report, found.metric)])]
                 facts[f"{report.name}{f', {over}' if over else ''}: {', '.join(told)}"] = None
     return " ".join(chip(kind, "; ".join(list(facts)[:5])) for kind, facts in behind.items())
 

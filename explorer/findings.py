@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from explorer.records import BUSY, Measurement, QuantSpec, Report, change
-from explorer.vocabulary import CALIBRATION, FAMILIES, LOOP, MEMORY, ROUNDS, TEXT, term
+from explorer.vocabulary import CALIBRATION, FAMILIES, FAMILY, LOOP, MEMORY, ROUNDS, TEXT, term
 
 OK, UNSURE, SUSPICIOUS, BROKEN = "ok", "unknown", "suspicious", "broken"
 WORST = (BROKEN, SUSPICIOUS, UNSURE, OK)
@@ -82,6 +82,12 @@ def origin(told: Mapping[str, Any], family: str = "") -> str:
     if told.get("from_store") or (made and not made & now):
         return "stored"
     return "measured now" if made <= now else "partly measured now, partly stored"
+
+
+def dated(report: Report, metric: str) -> str:
+    """When a metric of a report was measured: others of it may have been at another time, and are stored apart."""
+    p = report.provenance
+    return str(p.get("dates", {}).get(FAMILY.get(metric, "")) or p.get("date", ""))
 
 
 def awaited(report: Report) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from explorer.loader import Loader
 from explorer.products import Product
 from explorer.records import InputError, Progress
 from explorer.request import Request
-from explorer.writing import UNFINISHED, NotWritten, refused
+from explorer.writing import NotWritten, refused, unfinished
 
 PARTS = ("qkv", "out", "gate_up", "down")
 
@@ -64,11 +63,16 @@ def profile(request: Request, load: Loader, context: int, steps: int, output: Pa
 
 
 def write_trace(trace: torch.profiler.profile, output: Path) -> None:
-    """Writes a trace, with gzip where the file's name ends in .gz. Raises NotWritten, which torch does not, and then leaves nothing."""
-    with refused(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=UNFINISHED) as beside:
-        made = Path(beside) / output.name
-        trace.export_chrome_trace(str(made))
-        if not ended(made):
+    """Writes a trace, with gzip where the file's name ends in .gz. Raises NotWritten, which torch does not, and then leaves nothing. torch writes its path
+    into it, which is another at the end.
+    """
+    with refused(output), unfinished(output.parent) as beside:
+        raw, made = beside / "raw.json", beside / "whole"
+        trace.export_chrome_trace(str(raw))
+        whole = ended(raw)
+        with raw.open("rb") as lines, (gzip.open if output.suffix == ".gz" else open)(made, "wb") as out:
+            out.writelines(line.replace(str(raw).encode(), output.name.encode()) for line in lines)
+        if not whole:
             raise NotWritten(f"{output} could not be written whole; free some space, or choose another place.")
         made.replace(output)
 
@@ -76,9 +80,9 @@ def write_trace(trace: torch.profiler.profile, output: Path) -> None:
 def ended(trace: Path) -> bool:
     """Whether a file is a trace to its last brace."""
     try:
-        with (gzip.open if trace.suffix == ".gz" else open)(trace, "rb") as file:
+        with trace.open("rb") as file:
             return deque(file, 1)[0].rstrip().endswith(b"}")
-    except (OSError, EOFError, IndexError):
+    except (OSError, IndexError):
         return False
 
 

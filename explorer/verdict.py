@@ -94,11 +94,12 @@ def answer(given: Answered) -> str:
     return f"<p><b>{escape(given.text)}</b></p><ul>{facts}</ul>" if facts else f"<p>{escape(given.text)}</p>"
 
 
-def questions(report: Report, base: Report | None, others: Sequence[Report] = ()) -> str:
-    """The three questions of one configuration as a card."""
+def questions(report: Report, base: Report | None, others: Sequence[Report] = (), live: bool = True) -> str:
+    """The three questions of one configuration as a card. live: as in `comparison`."""
     report = one_rate([report, *others])[0]
     told = answers(report, base, rungs(report, others))
     rows = (f"<h4>{escape(a.question)} {mark(report, a.level) if a.level else ''}</h4><div>{answer(a)}</div>" for a in told)
     how = of_metrics([report], ("kld_mean", "decode_speedup", "decode_tokens_per_second", "decode_limit"))
-    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{source(report)}</span> {batch_button(report.name, report.key)}</h3>"
+    swept = f" {batch_button(report.name, report.key)}" if live else ""
+    head = f"<h3>{escape(report.name)} {how} <span class='chip'>{source(report)}</span>{swept}</h3>"
     return f"<article class='three'>{head}{''.join(rows)}</article>" if told else ""

@@ -171,6 +171,24 @@ _TERMS = (
 )  # fmt: skip
 TERMS = {term.metric: term for term in _TERMS}
 
+# Which file of metrics measures what: those of one file are measured and stored together, at one time.
+TOGETHER = {
+    "quality": "perplexity perplexity_delta kld_mean kld_p99 kld_median kld_max kld_windows nll_delta_windows top1_agreement clear_flips p_correct_change "
+    "p_correct_rms",
+    "floor": "kld_floor",
+    "size": "bits_per_weight bits_per_weight_resident weight_bytes head_bytes memory_codes memory_scales memory_copies memory_kept memory_kv_cache "
+    "quantize_seconds",
+    "speed": "decode_speedup first_token_speedup decode_tokens_per_second decode_latency_p50 decode_latency_p95 decode_latencies time_to_first_token "
+    "decode_limit decode_bandwidth decode_waited decode_bandwidth_waited decode_loop decode_attention decode_copies decode_cache_bytes",
+    "layers": "weight_error output_error weight_histogram",
+    "depth": "residual_error",
+    "integrity": "integrity calibration_perplexity",
+    "activations": "activation_histogram activation_absmax activation_kurtosis outlier_channels",
+    "sample": "sample_text",
+    "training": "training_loss",
+}
+FAMILY = {metric: family for family, names in TOGETHER.items() for metric in names.split()}
+
 # What one file of metrics measures together, where that is not called as the file is.
 FAMILIES = {
     "integrity": "the check of the weights",

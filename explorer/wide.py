@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from explorer.export import harmless
+from explorer.export import command_of, harmless
 from explorer.findings import doubts, origin
 from explorer.records import OUTSIDE, Measurement, Report
+from explorer.version import written_by
 from explorer.vocabulary import term
 
 WHAT = ("label", "method", "params", "kv_bits", "head_bits", "model", "revision", "evaluation", "evaluation_digest", "windows", "tokens", "length",
@@ -21,7 +22,8 @@ NUMBERS = (
 )  # fmt: skip
 SPREAD = ("kld_mean", "perplexity_delta", "perplexity", "top1_agreement")  # what differs with the calibration text
 WORDS = {"x": "", "%": "percent", "s": "seconds", "tokens/s": "tokens_per_second", "bytes/s": "bytes_per_second"}
-WHERE = ("origin", "speed_origin", "speed_note", "device", "date", "error")  # speed_note: why nothing is concluded from the times
+BY = {"device": "device", "date": "date", "kernel": "kernel_summary", "torch": "torch", "transformers": "transformers"}  # columns, as provenance calls them
+WHERE = ("origin", "speed_origin", "speed_note", *BY, "written_by", "command", "error")  # speed_note: why nothing is concluded from the times
 
 
 def column(metric: str, unit: str | None = None) -> str:
@@ -62,7 +64,8 @@ def rows(reports: Sequence[Report], refused: Sequence[Mapping[str, Any]] = ()) -
             row |= {name: m.value} | ({} if m.low is None else dict(zip(ends(name), (m.low, m.high), strict=True)))
         row |= spread.get(drawn(report), {}) | {"origin": origin_of(report, "quality"), "speed_origin": origin_of(report, "speed")}
         row |= {"speed_note": "; ".join(doubts(report))}
-        found.append(row | {name: report.provenance.get(name, "") for name in ("device", "date")})
+        row |= {"written_by": written_by(), "command": command_of(report, whole=True)}
+        found.append(row | {name: report.provenance.get(told, "") for name, told in BY.items()})
     for one in refused:
         same = {name: asked(reports[0])[name] for name in ("model", "revision", "evaluation", "evaluation_digest", "length")} if reports else {}
         found.append(dict.fromkeys(FIXED, "") | same | one | {"params": written(one["params"])})

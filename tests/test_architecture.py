@@ -16,7 +16,7 @@ LAYERS = tuple(
     layer.split()
     for layer in """
 kernels
-explorer.records explorer.closure explorer.vocabulary
+explorer.records explorer.closure explorer.version explorer.vocabulary
 explorer.boards explorer.cache_sizes explorer.grid explorer.families explorer.layouts explorer.presets explorer.published explorer.planner explorer.accelerators
     explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
@@ -28,7 +28,8 @@ explorer.held explorer.bugs explorer.faults explorer.repetition explorer.paired 
     explorer.detectors
 explorer.quantizing explorer.loader explorer.experiment explorer.provenance explorer.subjects explorer.request explorer.profiling explorer.reproduce
     explorer.folding explorer.saving explorer.tasks
-    explorer.figures explorer.chips explorer.export explorer.wide explorer.link explorer.table explorer.verdict
+    explorer.figures explorer.chips explorer.export explorer.report_page explorer.wide explorer.link explorer.table
+    explorer.verdict
 explorer.learn
 explorer.worker
 explorer.child explorer.zerogpu
@@ -61,6 +62,7 @@ FORBIDDEN = {
     "explorer.child": ("torch", "gradio", "explorer.experiment"),
     "explorer.jobs": ("torch", "gradio", "explorer.experiment"),
     "explorer.export": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
+    "explorer.report_page": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.wide": ("torch", "gradio", "explorer.methods", "explorer.experiment"),
     "explorer.table": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),
     "explorer.verdict": ("torch", "gradio", "plotly", "explorer.methods", "explorer.experiment"),

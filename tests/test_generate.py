@@ -17,7 +17,7 @@ from explorer.held import Held, held_bytes
 from explorer.loader import Loader
 from explorer.metrics import Subject
 from explorer.recorded import SEEDS
-from explorer.records import Answer, InputError, Progress, report_from
+from explorer.records import Answer, InputError, Progress, TextRef, report_from
 from explorer.store import Store
 from explorer.tasks.generate import Writer, forced
 from explorer.ui.session import Shelf, keys_of
@@ -168,7 +168,14 @@ def test_the_lab_hides_a_guess_and_reveals_it() -> None:
     assert failures.catalogue().count("<details>") == len(failures.BUGS) and f"<details><summary>What gives it away</summary><p>{seen}" in failures.catalogue()
     state = shell.sealed.open(last[-1])
     assert state["bug"] in failures.BUGS and len(last[-1]) == 32 and shell.sealed.open("no ticket") == shell.sealed.open(None) == {}
+    asked = failures.arguments(healthy)["options"]
+    assert "evaluation" not in asked, "what is stored of the bundled text stays found"
+    own = dataclasses.replace(healthy.experiment, evaluation=TextRef("pasted", "0", 8192, 256, "My own words."))
+    assert failures.arguments(dataclasses.replace(healthy, experiment=own))["options"] == asked | {
+        "evaluation": "pasted", "text": "My own words.", "length": 256, "bos": "window",
+    }  # fmt: skip
     html = failures.report([healthy, broken], state["bug"])
+    assert f"Scored on: {healthy.provenance['text']}." in html
     assert failures.BUGS[state["bug"]].title in html and "does not name it" in html
     assert failures.BUGS[state["bug"]].title not in failures.report([healthy, broken], "")
     assert "Plant a bug first" in failures.revealed(shell, "", None, "")[0]

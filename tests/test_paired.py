@@ -12,7 +12,7 @@ import torch
 
 from explorer import wide
 from explorer.commands.run import table
-from explorer.export import as_csv, as_html, as_json
+from explorer.export import as_csv, as_json
 from explorer.figures import divergence
 from explorer.learn.bank import questions
 from explorer.learn.facts import Facts
@@ -21,6 +21,7 @@ from explorer.metrics import mean_interval
 from explorer.paired import WINDOWS, beside, difference, mean_difference, ranked, why_not
 from explorer.recorded import SEEDS
 from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, report_from
+from explorer.report_page import as_html
 from explorer.table import comparison
 
 TEXT = TextRef("bundled", "digest", 2048, 512)

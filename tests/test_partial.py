@@ -14,12 +14,13 @@ import torch
 from explorer.answers import answers
 from explorer.detectors import sentence, verdicts
 from explorer.experiment import LocalRunner, metric_key
-from explorer.export import as_csv, as_html, as_json
+from explorer.export import as_csv, as_json
 from explorer.findings import UNSURE, level
 from explorer.loader import Loader
 from explorer.metrics import metrics
 from explorer.recorded import seeds
 from explorer.records import Answer, Event, InputError, Measurement, Partial, Progress, QuantSpec, Report
+from explorer.report_page import as_html
 from explorer.store import Store
 from explorer.table import comparison
 from explorer.ui import going

@@ -27,6 +27,7 @@ from explorer.saving.beforehand import check_asked
 from explorer.saving.compressed_tensors import pairs, words
 from explorer.store import Store
 from explorer.subjects import subject_of
+from explorer.version import written_by
 from kernels.op import multiply
 from tests.architectures import CONFIGS, make
 
@@ -170,6 +171,9 @@ def test_what_no_codes_hold_is_saved_in_16_bits_and_says_why(load: Loader, folde
     made = prepared(load, folder, method, params)
     reasons = saving.why_not_exact(made)
     assert set(reasons) == {"compressed-tensors", "bitsandbytes", "GGUF"} and all(reasons.values())
+    said = saving.note(saving.choose(made), made)
+    assert "No format of codes holds it exactly, so its files have 16-bit weights: the quality of the quantized model and the size of the original" in said
+    assert all(f"{title} cannot hold it, {why}" in said for title, why in reasons.items())
     model, told = written(made, "auto", tmp_path / "out")
     assert told["format"] == "bfloat16" and not (tmp_path / "out" / "config.json").read_text().count("quantization_config")
     for name, q in made.layers.items():
@@ -192,7 +196,7 @@ def test_the_model_is_left_as_it_was_and_nothing_is_overwritten(load: Loader, fo
     form = saving.choose(made)
     saving.save(made, form, tmp_path / "out", "card", {"a": 1})
     assert not hasattr(made.subject.loaded.model.config, "quantization_config")
-    assert json.loads((tmp_path / "out" / "quantization_explorer.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "out" / "quantization_explorer.json").read_text()) == {"a": 1, "written_by": written_by()}
     with pytest.raises(InputError, match="not an empty folder"):
         saving.save(made, form, tmp_path / "out", "card", {})
     (tmp_path / "file").write_text("")
@@ -211,7 +215,7 @@ def test_the_command_writes_a_card_with_measured_numbers(folder: Path, tmp_path:
     card = (tmp_path / "out" / "README.md").read_text()
     assert told["format"] == "compressed-tensors" and "| perplexity |" in card and "RTN 4-bit g64" in card
     record = json.loads((tmp_path / "out" / "quantization_explorer.json").read_text())
-    assert record["measurements"] and record["provenance"]["device"]
+    assert record["measurements"] and record["provenance"]["device"] and f"Made by the {record['written_by']}: `" in card
     assert main(["save", "--method", "rtn", "--bits", "4", *where]) == 2 and "nothing is overwritten" in capsys.readouterr().err
     assert main(["save", "--method", "rtn", "--kv-bits", "4", *where]) == 2
     assert main(["save", "--method", "none", "--no-measure", *where[:-1], str(tmp_path / "none")]) == 2

@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explorer.docs import CATALOGUE
-from explorer.export import as_csv, as_html, as_json, command_of, commands, saving_of
-from explorer.hub import Hub
+from explorer.export import as_csv, as_json, command_of
 from explorer.link import OPTIONS, completed, fields_of, parse, query, spec_from, words
 from explorer.recorded import SEEDS
-from explorer.records import ModelRef, QuantSpec, Report, report_from
+from explorer.records import ModelRef, QuantSpec, report_from
+from explorer.report_page import as_html
 from explorer.table import source
 from explorer.ui.session import Shelf
 from explorer.ui.share import file_of, settable
+from explorer.version import written_by
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
 ALL = [report_from(data) for data in json.loads(SEEDS.read_text())]
@@ -116,6 +117,12 @@ def test_csv_and_json_hold_every_number() -> None:
     assert "seed 0" in of["kld_max"]["calibration"]
     assert of["perplexity"]["method"] == "gptq" and "bits=4" in of["perplexity"]["params"] and "group_size=64" in of["perplexity"]["params"]
 
+    for row in rows:
+        numbers = [row[name] for name in ("value", "low", "high", "windows", "n", "kv_bits") if row[name]]
+        assert [float(number) for number in numbers] and bool(row["value"]) != bool(row["words"]), "a column of numbers holds nothing else"
+        assert all(row[name] for name in ("model", "revision", "device", "date", "kernel", "method", "text", "torch", "transformers", "origin"))
+        assert row["written_by"] == written_by() and row["command"] == command_of(next(r for r in ALL if r.name == row["configuration"]), whole=True)
+
     def shown(**provenance: bool) -> str:
         return next(csv.DictReader(io.StringIO(as_csv([dataclasses.replace(ALL[2], provenance=provenance)]))))["origin"]
 
@@ -130,55 +137,9 @@ def test_csv_and_json_hold_every_number() -> None:
     assert all(shown(**p) == on_page(**p) for p in both), "the page and the file say the same"
     assert on_page(unsaved="not stored: disk full") == "measured now, not stored: disk full"
     read = json.loads(as_json(ALL))
+    assert read[3]["written_by"] == written_by() and read[3]["command"] == command_of(ALL[3], whole=True)
+    assert set(read[3]["intervals"]) == {m.metric for m in ALL[3].measurements if m.low is not None} and read[3]["intervals"]["kld_mean"] == "95%"
     assert [report_from({k: d[k] for k in ("experiment", "measurements", "provenance")}) for d in read] == ALL
-
-
-def variations() -> list[Report]:
-    """The recorded reports, and one with every flag away from its default."""
-    report = ALL[3]
-    spec = dataclasses.replace(report.experiment.spec, kv_bits=4, head_bits=8)
-    texts = {name: dataclasses.replace(getattr(report.experiment, name), length=256) for name in ("evaluation", "calibration")}
-    evaluation = dataclasses.replace(texts["evaluation"], tokens=4096)
-    calibration = dataclasses.replace(texts["calibration"], tokens=8 * 256, seed=7)
-    return [*ALL, dataclasses.replace(report, experiment=dataclasses.replace(report.experiment, spec=spec, evaluation=evaluation, calibration=calibration))]
-
-
-def test_the_command_repeats_the_experiment_and_spells_no_default_out() -> None:
-    import shlex
-
-    from explorer.__main__ import parser
-    from explorer.commands.run import OPTIONS as FLAGS
-    from explorer.commands.run import circumstances, parameters
-    from explorer.request import Request
-
-    for report in variations():
-        command = command_of(report)
-        args = parser().parse_args(shlex.split(command)[3:])
-        made, _, _ = Request(args.model, args.method, parameters(args), **circumstances(args)).prepare(Hub())
-        theirs = report.experiment
-        assert dataclasses.replace(made, model=theirs.model) == dataclasses.replace(theirs, model=theirs.model), command
-        assert not set(FLAGS) - set(circumstances(args))
-    assert command_of(ALL[2]) == "python -m explorer run" and saving_of(ALL[2]) == "python -m explorer save --to my-model"
-    assert command_of(ALL[0]) == "python -m explorer run --method none"
-    given = command_of(variations()[-1]).split(" --")[2:]
-    assert [part.split(" ")[0] for part in given] == ["kv-bits", "head-bits", "sequences", "seed", "length", "tokens"]
-
-
-def test_the_command_that_saves_quantizes_the_same() -> None:
-    import shlex
-
-    from explorer.__main__ import parser
-    from explorer.commands.run import parameters
-    from explorer.methods import build, spec_of
-
-    assert saving_of(ALL[0]) == "" and ALL[0].experiment.spec.is_baseline
-    for report in ALL[1:4]:
-        args = parser().parse_args(shlex.split(saving_of(report))[3:])
-        assert spec_of(build(args.method, parameters(args))) == report.experiment.spec and str(args.to) == "my-model"
-        calibration = report.experiment.calibration
-        assert (args.calibration, args.sequences * calibration.length, args.seed) == (calibration.source, calibration.tokens, calibration.seed)
-    shown = commands(ALL[:2])
-    assert shown.count("explorer save") == 1 and shown.count("explorer run") == 2
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "html"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from explorer import closure, export, vocabulary
+from explorer import closure, export, report_page, vocabulary
 from explorer.chips import kind_of
 from explorer.closure import modules_in
 from explorer.findings import counted, doubt
@@ -20,7 +20,7 @@ from explorer.learn.charts import title
 from explorer.recorded import SEEDS, ladder, survey
 from explorer.records import Measurement, report_from
 from explorer.table import comparison
-from explorer.vocabulary import LOOP, TERMS, TEXT, TOKENS, WINDOWS, Term, term
+from explorer.vocabulary import FAMILY, LOOP, TERMS, TEXT, TOGETHER, TOKENS, WINDOWS, Term, term
 from explorer.wide import rows, table
 
 ROOT = Path(__file__).parent.parent / "explorer"
@@ -37,9 +37,9 @@ OWN = {  # where words stand beside a metric's name all the same
 }
 
 
-def yielded() -> set[str]:
+def yielded(files: str = "*") -> set[str]:
     """The names that the files of metrics give to what they measure."""
-    calls = [node for path in (ROOT / "metrics").glob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for path in (ROOT / "metrics").glob(f"{files}.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     named = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in ("Measurement", "found", "speedup")]
     return {c.args[0].value for c in named if isinstance(c.args[0], ast.Constant)}
 
@@ -48,6 +48,17 @@ def test_every_metric_that_is_measured_has_its_words_and_no_other() -> None:
     looped = {"kld_median", "kld_p99", "kld_windows", "nll_delta_windows"}  # named in a loop over them
     assert {m.metric for m in MEASURED} <= set(TERMS) and yielded() | looped == set(TERMS)
     assert len(TERMS) > 45 and len({one.title for one in TERMS.values()}) == len(TERMS)
+
+
+def test_every_metric_is_dated_by_the_file_that_measures_it() -> None:
+    assert set(FAMILY) == set(TERMS) and set(TOGETHER) == set(SEED[0].provenance["dates"])
+    assert all(set(names.split()) >= yielded(family) for family, names in TOGETHER.items())
+    dates = {family: f"2026-01-{day:02}" for day, family in enumerate(TOGETHER, 1)}
+    report = dataclasses.replace(SEED[3], provenance={"dates": dates, "date": "2026-02-01", "measured_now": ["speed"], "device": "cpu"})
+    rows = list(csv.DictReader(io.StringIO(export.as_csv([report]))))
+    assert rows and all(row["date"] == dates[FAMILY[row["metric"]]] for row in rows)
+    assert {(row["origin"], FAMILY[row["metric"]] == "speed") for row in rows} == {("measured now", True), ("stored", False)}
+    assert "2026-01-01" in comparison([report]) and "2026-01-04" in comparison([report]), "and so under the letters of the page"
 
 
 def test_numbers_of_the_model_are_told_to_whoever_has_never_quantized() -> None:
@@ -105,7 +116,7 @@ def test_a_new_metric_with_its_words_is_in_every_view(monkeypatch: pytest.Monkey
     row = next(part for part in page.split("<tr>") if "became zero" in part)
     assert "How many weights are lost." in row and "became zero <small>%</small>" in row and "<span>+1.5</span>" in row and "1.0 to 2.0" in row
     assert "20th to 80th percentile 1.0 to 2.0 % over 7 values" in row and "threads waited 33%" in row
-    assert row in export.as_html([SEED[0], measured], "", page, "")
+    assert row in report_page.as_html([SEED[0], measured], "", page, "")
     line = next(line for line in csv.DictReader(io.StringIO(export.as_csv([measured]))) if line["metric"] == "zeros")
     assert (line["unit"], line["interval"], line["windows"]) == ("%", "20th to 80th percentile of tokens", "") and "threads waited" in line["note"]
     assert "zeros_percent,zeros_percent_low,zeros_percent_high" in table(rows([measured]))

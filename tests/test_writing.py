@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +21,11 @@ from explorer.loader import Loader
 from explorer.records import InputError
 from explorer.server import login
 from explorer.tasks.checkpoint import zipped
-from explorer.writing import NotWritten, whole, write
+from explorer.writing import MARK, UNFINISHED, NotWritten, cleared, whole, write
 from tests.architectures import make
 from tests.test_saving import prepared
 
+ROOT = Path(__file__).parent.parent
 ROOM = 200_000  # bytes: less than the weights, the tokenizer and a trace have
 
 
@@ -110,6 +113,37 @@ def test_the_download_of_a_page_leaves_nothing_and_names_no_folder(made: saving.
         assert not left(tmp_path) and not isinstance(caught.value, NotWritten)
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from explorer.writing import whole
+with whole(Path(sys.argv[1])) as made:
+    made.mkdir(exist_ok=True)
+    (made / "model.safetensors").write_bytes(bytes(1000))
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_killed_save_left_is_named_and_removed_and_nothing_else(there: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    place, theirs = tmp_path / "model", tmp_path / f"{UNFINISHED}novel"
+    home = place if there else tmp_path
+    place.mkdir() if there else None
+    (theirs / "chapter").mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as writer:
+        assert writer.stdout.readline() == b"written\n"
+        assert cleared(place) == [] and len(list(home.glob(f"{UNFINISHED}*/{MARK}"))) == 1, "it lives"
+        writer.kill()
+    [left_over] = home.glob(f"{UNFINISHED}*/{MARK}")
+    if there:
+        with pytest.raises(InputError, match=rf"model is not an empty folder \(it holds {UNFINISHED}.*\); name a new one"):
+            saving.check(place)
+    assert main(["save", "--method", "none", "--to", str(place), "--model", "no/such/model"]) == 2
+    assert f"{left_over.parent} was left by an earlier command that was killed while it wrote, and is removed.\n" in capsys.readouterr().err
+    assert left(tmp_path) == [theirs.name, f"{theirs.name}/chapter", *(["model"] if there else [])]
+
+
 def test_what_somebody_else_made_meanwhile_stays(tmp_path: Path) -> None:
     for place in (tmp_path / "a" / "b", tmp_path / "c"):
         if place.name == "c":
@@ -172,7 +206,8 @@ def test_a_trace_that_does_not_fit_is_said(tiny_folder: Path, tmp_path: Path, ca
         assert f"{trace} could not be written" in err.splitlines()[-1] and "wrote" not in out
         assert left(tmp_path) == ["old.json"] and old.read_text() == "{}"
     packed = tmp_path / "new.json.gz"
-    assert main([*asked, str(packed)]) == 0 and json.loads(gzip.decompress(packed.read_bytes()))["traceEvents"]
+    assert main([*asked, str(packed)]) == 0 and json.loads(found := gzip.decompress(packed.read_bytes()))["traceEvents"]
+    assert json.loads(found)["traceName"] == "new.json.gz", "and no folder that is no more"
     assert left(tmp_path) == ["new.json.gz", "old.json"]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from explorer.records import Answer, Event, InputError, Progress, Report, plain
+from explorer.writing import cleared
 
 UNSAVED: list[str] = []  # of the command that runs: why each result that it gave is in no store
 
@@ -92,6 +93,12 @@ def writable(path: Path) -> None:
             tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise InputError(f"The file {path} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def tidied(path: Path) -> None:
+    """Removes what an earlier command left unfinished where a path is to be written, because it was killed, and says so on stderr."""
+    for left in cleared(path):
+        print(f"{left} was left by an earlier command that was killed while it wrote, and is removed.", file=sys.stderr)
 
 
 def shown(steps: Generator[Event, None, Any]) -> Any:

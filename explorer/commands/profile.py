@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from explorer.commands import Command, loader, shown, writable
+from explorer.commands import Command, loader, shown, tidied, writable
 from explorer.commands.run import add_method, parameters
 
 
@@ -28,6 +28,7 @@ def work(args: argparse.Namespace) -> None:
         raise InputError(f"There is no folder {str(args.output.parent)!r} to write the trace in.")
     if os.path.exists(args.output) and not os.path.isfile(args.output):  # which have no opinion of a name that is too long
         raise InputError(f"{args.output} is there and no file, and a trace takes the place of what is there; choose another one.")
+    tidied(args.output)
     writable(args.output)
     request = Request(args.model, args.method, parameters(args), kv_bits=args.kv_bits, head_bits=args.head_bits)
     print(shown(profile(request, loader(), args.context, args.new, args.output)))

@@ -147,7 +147,7 @@ def table(report: Report) -> str:
 
 def page_of(reports: list[Report]) -> str:
     """Reports as one self-contained page. Raises InputError where plotly is not installed."""
-    from explorer.export import report_page
+    from explorer.report_page import report_page
 
     layers = layer_names(reports)
     try:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from explorer.commands import Command, loader, runner_of, show, shown
+from explorer.commands import Command, loader, runner_of, show, shown, tidied
 from explorer.commands.run import add_circumstances, add_method, add_seed, circumstances, parameters, reads
 from explorer.records import InputError, plain
 
@@ -35,6 +35,7 @@ def work(args: argparse.Namespace) -> None:
 
     if args.kv_bits != 16 or args.head_bits != 16:
         raise InputError("A cache in low bits is a choice of the program that runs a model, and no format here holds a head in low bits; leave both at 16.")
+    tidied(args.to)
     check(args.to, args.form)
     options = circumstances(args, reads(args.method, given))
     load, report = loader(), None

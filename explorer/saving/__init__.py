@@ -22,6 +22,7 @@ from explorer.metrics import Subject
 from explorer.models import LoadedModel
 from explorer.qtensor import QuantizedTensor
 from explorer.records import InputError, Report
+from explorer.version import written_by
 from explorer.writing import whole
 
 SHOWN = {
@@ -88,8 +89,10 @@ def check(folder: Path, wanted: str = "auto") -> None:
     """What can be known before a model is named. Raises InputError for a folder in use or not writable and for a format that does not exist."""
     known(wanted)
     try:
-        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} is not an empty folder; name a new one, nothing is overwritten.")
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        if os.path.lexists(folder) and (not folder.is_dir() or inside):
+            held = f" (it holds {inside[0].name})" if inside else ""
+            raise InputError(f"{folder} is not an empty folder{held}; name a new one, nothing is overwritten.")
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
@@ -160,12 +163,15 @@ def layouts(form: Format, made: Prepared) -> str:
 
 def note(form: Format, made: Prepared) -> str:
     """As what a format holds a model, what it does not keep of it, and why no other does; "" where it holds the codes as they are and keeps all."""
-    reasons = "; ".join(f"{title} cannot hold it, {why}" for title, why in why_not_exact(made).items())
-    kept = "Its weights have the quality of the quantized model and the size of the original"
+    refused = why_not_exact(made)
+    alone = all(one.title in refused for one in formats().values() if one.exact)
+    kept = f"{'No format of codes holds it exactly, so its' if alone else 'Its'} files have 16-bit weights: the quality of the quantized model and the size of "
+    kept += "the original"
     if any(q.activation is not None for q in made.layers.values()):
         kept += "; its inputs are no longer rounded, so it is better than the measured numbers"
+    kept += f". {'; '.join(f'{title} cannot hold it, {why}' for title, why in refused.items())}" if alone else ""
     moved = "Its input scales are in the normalisations and layers before them, which rounds those to 16 bits once more. " if made.changed else ""
-    return (moved + layouts(form, made) + ("" if form.exact else f"{kept}. Why 16 bits: {reasons}.")).strip()
+    return (moved + layouts(form, made) + ("" if form.exact else f"{kept}.")).strip()
 
 
 def loads(form: Format, made: Prepared) -> str:
@@ -177,7 +183,7 @@ def card(form: Format, made: Prepared, title: str, how: str, report: Report | No
     """README.md of a checkpoint. how: the command that writes it; report: what was measured, None for nothing."""
     return f"""# {title} of {made.subject.loaded.ref.name}
 
-Made by the Quantization Explorer: `{how}`
+Made by the {written_by()}: `{how}`
 
 Format: {form.title}. It loads with {loads(form, made)}. {note(form, made)}
 
@@ -219,7 +225,7 @@ def save(made: Prepared, form: Format, folder: Path, words: str, record: dict[st
             if subject.loaded.tokenizer is not None:
                 subject.loaded.tokenizer.save_pretrained(made_at)
         (made_at / "README.md").write_text(words)
-        (made_at / "quantization_explorer.json").write_text(json.dumps(record, indent=1) + "\n")
+        (made_at / "quantization_explorer.json").write_text(json.dumps(record | {"written_by": written_by()}, indent=1) + "\n")
         usual = (made_at / "README.md").stat().st_mode  # as the umask has it; the library that writes the weights leaves them to their owner alone
         for path in made_at.rglob("*"):
             if path.is_file():

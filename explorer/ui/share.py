@@ -12,10 +12,11 @@ from typing import Any
 
 import gradio as gr
 
-from explorer.export import as_csv, as_json, commands, report_page, saving_of
+from explorer.export import as_csv, as_json, commands, saving_of
 from explorer.learn.stories import stories
 from explorer.link import OPTIONS, WHOLE, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
+from explorer.report_page import report_page
 from explorer.ui.asking import with_options
 from explorer.ui.cancel import Cancel
 from explorer.ui.page import Page
@@ -69,11 +70,11 @@ def settable(part: Any) -> dict[str, Any]:
     return {"kind": "int" if whole else "float", "low": part.minimum, "high": MOST if part.maximum is None else part.maximum}
 
 
-def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> Iterator[str]:
-    """Yields the path of a file with the compared reports, which is gone afterwards; kind: "csv", "json" or "html"."""
+def file_of(page: Page, kind: str, keys: list[str], layer: str | None, address: str = "") -> Iterator[str]:
+    """Yields the path of a file with the compared reports, which is gone afterwards; kind: "csv", "json" or "html"; address: of the page."""
     reports = page.shell.shelf.pick(keys)
     numbers = {"csv": as_csv, "json": as_json}
-    made = report_page(reports, layer or "") if kind == "html" else numbers[kind]([bare(report) for report in reports])
+    made = report_page(reports, layer or "", address) if kind == "html" else numbers[kind]([bare(report) for report in reports])
     with tempfile.TemporaryDirectory(prefix="quantization-") as folder:
         path = Path(folder) / f"quantization.{kind}"
         path.write_text(made, encoding="utf-8")
@@ -82,7 +83,7 @@ def file_of(page: Page, kind: str, keys: list[str], layer: str | None) -> Iterat
 
 def lines(page: Page, keys: list[str], before: str) -> str:
     """The compared configurations as commands, to repeat them or to save their models; nothing when they are on the page already."""
-    return "" if before else f"<p class='see'>In a checkout of the project:</p>{commands(page.shell.shelf.pick(keys), live=True)}"
+    return "" if before else commands(page.shell.shelf.pick(keys), live=True)
 
 
 def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
@@ -90,7 +91,7 @@ def checkpoint_of(page: Page, choice: str) -> Iterator[list[Any]]:
     try:
         form, _, key = picked(choice).rpartition("-")
         found = next(iter(page.shell.shelf.pick([key])), None)
-        command = saving_of(found, form or "auto") if found else ""
+        command = saving_of(found, form or "auto", whole=True) if found else ""
         if not command:
             raise InputError("That configuration is no longer on the page; run it again.")
         own = with_options(found)
@@ -220,7 +221,7 @@ def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run
     copied = parts["link"].click(lambda *values: link_of(page, *values), state, parts["text"], **QUIET)
     copied.then(None, parts["text"], shell.status, js=COPY, api_visibility="private")
     for kind in ("csv", "json", "html"):
-        made = parts[kind].click(partial(file_of, page, kind), [shell.compared, shell.layer], parts["file"], **QUIET)
+        made = parts[kind].click(partial(file_of, page, kind), [shell.compared, shell.layer, parts["text"]], parts["file"], js=HERE, **QUIET)
         made.then(None, None, None, js="() => document.querySelector('#save-file').click()", api_visibility="private")
     parts["commands"].click(partial(lines, page), [shell.compared, parts["lines"]], parts["lines"], **QUIET)
     stop.stops(shell.picks["save"].change, partial(checkpoint_of, page), shell.picks["save"], [shell.status, parts["model"]], concurrency_limit=8)
@@ -233,6 +234,7 @@ def wire(blocks: gr.Blocks, page: Page, stop: Cancel, parts: dict[str, Any], run
     return blocks.load(opened, None, shown, **QUIET)
 
 
+HERE = "(keys, layer) => [keys, layer, location.origin + location.pathname]"
 COPY = """async (query) => {
   const link = location.origin + location.pathname + query;
   const line = (text) => { const d = document.createElement('div'); d.className = 'status done'; d.textContent = text; return d.outerHTML; };

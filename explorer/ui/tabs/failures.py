@@ -30,6 +30,7 @@ from explorer.verdict import findings, verdict
 from explorer.vocabulary import terms
 
 GUESS = "?"
+USUAL = "bundled"  # text of the task, which is stored under what it is asked: of that one nothing is said
 CHOICES = [(bug.title, bug.name) for bug in BUGS.values()]
 SEE = {
     "layers": "See whether all layers lose alike, one stands out, or some lose nothing: that alone tells most bugs apart.",
@@ -49,7 +50,7 @@ def build(shell: Shell) -> View:
     heading(
         "Failure lab",
         "See how a real bug looks from outside: nothing crashes, and some bugs leave most numbers plausible. The copy with the bug is measured like any run, "
-        "on 2,048 tokens, beside the healthy one. Plant one that you know, to learn its marks; then a hidden one, to tell it by them.",
+        "on 2,048 tokens of its text, beside the healthy one. Plant one that you know, to learn its marks; then a hidden one, to tell it by them.",
     )
     with gr.Row(elem_id="lab-row"):
         which = gr.Dropdown(**offered(shell.shelf.first()), label="Configuration", elem_id="lab-run", filterable=False, min_width=200, scale=2)
@@ -154,8 +155,8 @@ def planted(shell: Shell, key: str, bug: str, layer: str) -> Iterator[list[Any]]
 
 
 def arguments(found: Report) -> dict[str, Any]:
-    """What the task is asked about a configuration, without the bug."""
-    return {"model": found.experiment.model.name, **with_options(found)}
+    """What the task is asked about a configuration, without the bug: on the text that it was scored on."""
+    return {"model": found.experiment.model.name, **with_options(found, scored=found.experiment.evaluation.source != USUAL)}
 
 
 def both(shell: Shell, asked: dict[str, Any], bug: str, clock: Clock) -> Iterator[str | Report]:
@@ -218,6 +219,7 @@ def report(reports: Sequence[Report], bug: str) -> str:
     lines = (f"<tr><th scope='row'>{row.title} <small>{row.shown}</small></th>{''.join(cell(row, r, None, False) for r in reports)}</tr>" for row in present)
     body = f"<thead><tr><th scope='col'>2,048 tokens</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
     table = f"<div class='scroll' tabindex='0'><table class='compare'>{reachable(body)}</table></div>"
+    table += f"<p class='hint'>Scored on: {escape(str(healthy.provenance.get('text', '')))}.</p>"
     told = ""
     if bug:
         says = named(found[1])
