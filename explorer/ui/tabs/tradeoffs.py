@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -15,6 +16,7 @@ from explorer.ui.page import OPTIONS, status
 from explorer.ui.points import Held, Points, group_choices, method_choices
 from explorer.ui.points_table import START
 from explorer.ui.session import keys_of
+from explorer.ui.swept import SWEEP, came, gone_on, keeping, noted
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.vocabulary import term
 
@@ -34,6 +36,7 @@ SHOW = """() => setTimeout(() => {
   if (top < 0 || top > window.innerHeight / 2) card.scrollIntoView();
 }, 50)"""
 METHODS, BITS, GROUPS = ["rtn", "hqq"], [2, 3, 4], [64]  # what a new page would sweep
+SIZES = [2, 3, 4, 5, 6, 8]  # bits that are offered
 
 
 def build(shell: Shell) -> View:
@@ -52,7 +55,7 @@ def build(shell: Shell) -> View:
         methods = gr.Dropdown(
             method_choices(shell.catalogue), value=METHODS, multiselect=True, label="Methods", min_width=300, scale=2, elem_id="sweep-methods"
         )
-        bits = gr.CheckboxGroup([2, 3, 4, 5, 6, 8], value=BITS, label="Bits", min_width=220)
+        bits = gr.CheckboxGroup(SIZES, value=BITS, label="Bits", min_width=220)
         groups = gr.CheckboxGroup(group_choices(), value=GROUPS, label="Groups", min_width=240)
     with gr.Row(elem_classes=["to-bar"]):
         run = gr.Button("Run sweep", variant="primary", min_width=150, elem_id="sweep-run")
@@ -62,13 +65,16 @@ def build(shell: Shell) -> View:
     filled = [where, *plotted, table, held]
     model = shell.controls[0]
     asked = [model, methods, bits, groups]
+    mark, told = keeping(SWEEP)
     for control in asked:
-        control.change(handlers.count, asked, line, trigger_mode="always_last", **QUIET)
+        control.change(partial(came, handlers), [mark, *asked], line, trigger_mode="always_last", **QUIET)
     for control in (view, quality):
         control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
     options = shell.controls[2 : 2 + len(OPTIONS)]
     stop = Cancel(status("Cancelled. Run the sweep again to go on."))
-    stop.stops(run.click, handlers.sweep, [*asked, held, view, quality, *options], [line, *filled], concurrency_limit=16)
+    stop.stops(run.click, noted(handlers), [*asked, held, view, quality, *options], [line, *filled, mark], concurrency_limit=16)
+    offered = [name for _, name in method_choices(shell.catalogue)], SIZES, [size for _, size in group_choices()]
+    stop.stops(told.change, gone_on(handlers, offered), [told, held, view, quality], [line, *filled, mark, methods, bits, groups], concurrency_limit=16)
     stop.by(cancel, line)
     clicked, into = shell.picks["report"], shell.picks["compare"]
     clicked.change(handlers.opened, [clicked, held, shell.compared], card, **QUIET).then(None, None, None, js=SHOW, api_visibility="private")
