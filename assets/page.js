@@ -92,11 +92,16 @@
     if (due || !before) heard.set(line.parentElement, { text, stage, at: now });
   };
   new MutationObserver((changes) => {
-    for (const { addedNodes } of changes) for (const node of addedNodes) {
-      if (node.nodeType !== 1) continue;
-      if (node.matches(".status")) speak(node); else node.querySelectorAll(".status").forEach(speak);
+    const lines = new Set(); // gradio changes texts and classes of a line, or puts in a new one
+    for (const { target, addedNodes } of changes) {
+      lines.add((target.nodeType === 1 ? target : target.parentElement)?.closest(".status"));
+      for (const node of addedNodes) if (node.nodeType === 1) for (const line of [node, ...node.querySelectorAll(".status")]) if (line.matches(".status")) lines.add(line);
     }
-  }).observe(document.querySelector("#page"), { subtree: true, childList: true });
+    lines.delete(null);
+    lines.delete(undefined);
+    lines.forEach(speak);
+  }).observe(document.querySelector("#page"), { subtree: true, childList: true, characterData: true });
+  document.querySelectorAll("#page .status").forEach(speak);
 
   // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,
   // and again after every choice; of the question it names none.

@@ -66,7 +66,8 @@ def of(text: str, methods: Sequence[str], bits: Sequence[int], groups: Sequence[
     if not {"model", "methods", "bits", "groups", "options", "done"} <= found.keys() or not isinstance(found["options"], dict):
         return {}
     known = {"methods": methods, "bits": bits, "groups": groups}
-    chosen = {name: [value for value in offered if value in found[name]] if isinstance(found[name], list) else [] for name, offered in known.items()}
+    given = {name: found[name][:100] if isinstance(found[name], list) else [] for name in known}
+    chosen = {name: list(dict.fromkeys(value for value in given[name] if value in offered)) for name, offered in known.items()}
     options = {name: found["options"].get(name) for name in OPTIONS}
     done = found["done"] if isinstance(found["done"], int) else 0
     return chosen | {"model": str(found["model"])[:200], "options": options, "done": done} if all(chosen.values()) else {}

@@ -18,7 +18,7 @@ from explorer.recorded import survey
 from explorer.records import Answer, InputError, Report
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
-from explorer.ui.frame import chart, chart_values, heading
+from explorer.ui.frame import chart, chart_values, fold, heading
 from explorer.ui.page import Clock, failure, status, watched
 from explorer.ui.session import keys_of, usual
 from explorer.ui.swept import BATCH, keeping
@@ -113,11 +113,12 @@ def _cell(column: str, value: Any) -> str:
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
     gr.HTML(f"<p class='see'>{ABOUT}</p>")
-    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+    fold("Measure: configuration, batches")
+    with gr.Row(equal_height=False, elem_classes=["to-bar", "folded"]):
         which = gr.Dropdown(**choices(shell, first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
         stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
     line = gr.HTML(status(at_first()), elem_id="speed-status", padding=False)
-    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+    with gr.Row(equal_height=False, elem_classes=["to-bar", "folded"]):
         sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
         largest = gr.Radio(SIZES, value=swept(recorded().get("batch")), label="Sequences at most", elem_id="speed-largest", min_width=200)
     shell.linked["speed"] = {"sequences": largest}

@@ -11,7 +11,7 @@ import gradio as gr
 from explorer.figures import difference, tradeoffs
 from explorer.records import Report
 from explorer.ui.cancel import Cancel
-from explorer.ui.frame import chart, heading
+from explorer.ui.frame import chart, fold, heading
 from explorer.ui.page import OPTIONS, status
 from explorer.ui.points import Held, Points, group_choices, method_choices
 from explorer.ui.points_table import START
@@ -44,7 +44,8 @@ def build(shell: Shell) -> View:
     start = Held().after(shell.shelf.first()).text()
     held = gr.Textbox(start, visible="hidden", elem_id="points")
     where = gr.HTML(handlers.where(start), padding=False, elem_id="points-of")
-    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+    fold("Axes of the figure")
+    with gr.Row(equal_height=False, elem_classes=["to-bar", "folded"]):
         view = gr.Radio(AXES, value="bits", label="Quality against", min_width=320, scale=2, elem_id="axes")
         quality = gr.Radio(QUALITY, value="kld_mean", label="Quality", min_width=260)
     shell.linked["tradeoffs"] = {"axes": view, "quality": quality}
