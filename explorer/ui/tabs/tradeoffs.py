@@ -51,16 +51,7 @@ def build(shell: Shell) -> View:
     shell.linked["tradeoffs"] = {"axes": view, "quality": quality}
     plotted = chart(tradeoffs.CHART, handlers.data(start, "bits", "kld_mean"))
     card = gr.HTML(START, elem_id="point-report")
-    heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
-    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
-        methods = gr.Dropdown(
-            method_choices(shell.catalogue), value=METHODS, multiselect=True, label="Methods", min_width=300, scale=2, elem_id="sweep-methods"
-        )
-        bits = gr.CheckboxGroup(SIZES, value=BITS, label="Bits", min_width=220)
-        groups = gr.CheckboxGroup(group_choices(), value=GROUPS, label="Groups", min_width=240)
-    with gr.Row(elem_classes=["to-bar"]):
-        run = gr.Button("Run sweep", variant="primary", min_width=150, elem_id="sweep-run")
-        cancel = gr.Button("Cancel", variant="stop", min_width=90, elem_id="sweep-cancel")
+    methods, bits, groups, run, cancel = grid_of(shell)
     line = gr.HTML(handlers.count("demo", METHODS, BITS, GROUPS), padding=False, elem_id="sweep-status")
     table = gr.HTML(handlers.table(start), elem_id="points-table")
     filled = [where, *plotted, table, held]
@@ -90,6 +81,21 @@ def build(shell: Shell) -> View:
         return [*handlers.arrived(held, view, quality, reports), *lists]
 
     return View([*filled, card, *pair], render, [held, view, quality, *pair])
+
+
+def grid_of(shell: Shell) -> tuple[Any, ...]:
+    """Lays out the controls of a sweep: (methods, bits, groups, the buttons that run and cancel it)."""
+    heading("Sweep", "Choose a grid; every result is drawn as it comes and kept, so a cancelled sweep goes on where it was.")
+    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+        methods = gr.Dropdown(
+            method_choices(shell.catalogue), value=METHODS, multiselect=True, label="Methods", min_width=300, scale=2, elem_id="sweep-methods"
+        )
+        bits = gr.CheckboxGroup(SIZES, value=BITS, label="Bits", min_width=220)
+        groups = gr.CheckboxGroup(group_choices(), value=GROUPS, label="Groups", min_width=240)
+    with gr.Row(elem_classes=["to-bar"]):
+        run = gr.Button("Run sweep", variant="primary", min_width=150, elem_id="sweep-run")
+        cancel = gr.Button("Cancel", variant="stop", min_width=90, elem_id="sweep-cancel")
+    return methods, bits, groups, run, cancel
 
 
 def told_apart(shell: Shell, handlers: Points, held: Any, start: str) -> list[Any]:
