@@ -46,6 +46,10 @@ def test_a_page_of_a_server_that_was_restarted_is_opened_again_by_its_address(br
     page.locator("#status", has_text="The server was restarted, and this page opened again").wait_for(timeout=30_000)
     assert page.locator("#tab-weights").is_visible() and page.locator("#method input").input_value() == "GPTQ" and "bits=3" in page.url
     assert page.locator("#compared .token").count() == 3 and not wrong
+    page.locator("#compared .token-remove").nth(1).click()
+    page.locator("#compared .token").nth(2).wait_for(state="detached", timeout=20_000)
+    own = "[...document.querySelectorAll('#compared .token')].map((token) => token.style.getPropertyValue('--own'))"
+    page.wait_for_function(f"String({own}) === 'var(--c0),var(--c2)'", timeout=10_000)  # who stays keeps the colour of its figures
     page.reload()
     page.locator("#status", has_text="Opened from a link").wait_for(timeout=20_000)
     assert not page.locator("#status", has_text="restarted").count(), "it is said once"
