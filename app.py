@@ -230,7 +230,7 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     remember_signatures(blocks)
     shapes = forms(blocks)
     keep_out = [Middleware(Login, names=names)] if names else []
-    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth), *keep_out, Middleware(Pages)]
+    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth, process=str(blocks.app_id)), *keep_out, Middleware(Pages)]
     for name in ("no_proxy", "NO_PROXY"):  # gradio asks its own server whether it is up, and a proxy need not know this machine
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", made.name]))
     try:

@@ -11,12 +11,29 @@
   const placeIn = (search) => search.get("story") && [search.get("story"), search.get("step") ?? "1"];
   let room = arrived.get("room"), place = placeIn(arrived); // the class that was joined; [story, step from 1] of the walkthrough, null for the first
   const write = (how, search) => {
+    if (leaving) return;
     const named = search.get("tab") ?? nameOf({ id: first });
     for (const [name, value] of new URLSearchParams(location.search)) if (name.startsWith("__")) search.set(name, value); // gradio's own, such as the theme
     if (named === "classroom") { if (room) search.set("room", room); else search.delete("room"); }
     if (named === "learn" && place) { search.set("story", place[0]); search.set("step", place[1]); }
     const text = search.toString();
     history[how](null, "", location.pathname + (text && `?${text}`) + location.hash);
+  };
+  // A server that was restarted knows nothing of what is on the page, so the page is opened again by its address; where gradio finds no server, it does so
+  // itself. Every answer names the process that gave it (explorer/server/guard.py), as gradio's configuration does.
+  const process = window.gradio_config?.app_id, last = sessionStorage.getItem("process"), [{ type }] = performance.getEntriesByType("navigation");
+  const restarted = type === "reload" && last !== null && last !== String(process);
+  if (process) sessionStorage.setItem("process", process);
+  const plain = window.fetch;
+  let leaving = false;
+  window.fetch = async (...asked) => {
+    const answer = await plain(...asked), told = answer.headers.get("x-process");
+    if (told && process && Number(told) !== process && sessionStorage.getItem("left") !== told) {
+      sessionStorage.setItem("left", told); // once, whatever stands between the two
+      leaving = true;
+      location.reload();
+    }
+    return leaving ? new Promise(() => {}) : answer;
   };
   const inAddress = () => new URLSearchParams(location.search).get("tab") ?? nameOf({ id: first });
 
@@ -91,9 +108,25 @@
   let pressed = "";
   document.addEventListener("click", (event) => { pressed = event.target.closest("#run, #cancel")?.id ?? pressed; });
   addEventListener("pagehide", () => { if (window.going && pressed !== "cancel") sessionStorage.setItem("going", window.going); });
-  window.goOn = () => {
-    const links = JSON.parse(sessionStorage.getItem("going") ?? "[]"), [{ type }] = performance.getEntriesByType("navigation");
+  // Sweeps (explorer/ui/swept.py): this tab keeps how far one came, and whether Cancel stopped it, until another page is opened here.
+  window.keep = (name, text) => { if (text) sessionStorage.setItem(`kept-${name}`, text); else sessionStorage.removeItem(`kept-${name}`); };
+  document.addEventListener("click", (event) => {
+    const id = event.target.closest("#sweep-run, #sweep-cancel, #speed-cancel")?.id;
+    if (id === "speed-cancel") window.keep("batch", "");
+    else if (id) window.keep("stopped", id === "sweep-cancel" ? "yes" : "");
+  });
+  const sweptBefore = () => {
+    const kept = (name) => sessionStorage.getItem(`kept-${name}`), how = restarted ? "restart" : type;
+    if (type !== "reload") for (const name of ["sweep", "batch", "stopped"]) window.keep(name, "");
+    if (kept("sweep")) ask("#go-on-sweep", `${kept("stopped") ? "stopped" : how} ${kept("sweep")}`);
+    if (kept("batch")) ask("#go-on-batch", `${how} ${Date.now()}`);
+    window.keep("batch", "");
+  };
+  window.goOn = (line, said) => { // gives the status line of the page: said, where the server was restarted and nothing goes on
+    const links = JSON.parse(sessionStorage.getItem("going") ?? "[]");
+    sweptBefore();
     sessionStorage.removeItem("going");
-    links.forEach((link, i) => setTimeout(() => ask("#go-on", `${type} ${link}`), i * QUIET));
+    links.forEach((link, i) => setTimeout(() => ask("#go-on", `${restarted ? "restart" : type} ${link}`), i * QUIET));
+    return restarted && !links.length && !line.includes("status error") ? said : line;
   };
 }

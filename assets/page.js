@@ -79,6 +79,30 @@
     else if (head || chip) { if (head) order(head); if (chip) tell(chip); }
   });
 
+  // What status lines say is read aloud from one place: a new line at once, of work that goes on each new stage and a line every ten seconds, as the lines
+  // themselves change several times a second. What a line says when it is first seen is no news.
+  const SOON = 2500, LONG = 10_000; // milliseconds from one line that is read to the next: of a new stage, of the same
+  const voice = Object.assign(document.createElement("div"), { id: "spoken" }), heard = new WeakMap();
+  voice.setAttribute("role", "status");
+  document.body.append(voice);
+  const speak = (line) => {
+    const before = heard.get(line.parentElement), text = line.textContent.trim(), stage = line.matches(".busy") ? line.dataset.stage : null, now = performance.now();
+    const due = before && (stage ? now - before.at > (stage === before.stage ? LONG : SOON) : text !== before.text);
+    if (due && line.getBoundingClientRect().width) voice.textContent = text;
+    if (due || !before) heard.set(line.parentElement, { text, stage, at: now });
+  };
+  new MutationObserver((changes) => {
+    const lines = new Set(); // gradio changes texts and classes of a line, or puts in a new one
+    for (const { target, addedNodes } of changes) {
+      lines.add((target.nodeType === 1 ? target : target.parentElement)?.closest(".status"));
+      for (const node of addedNodes) if (node.nodeType === 1) for (const line of [node, ...node.querySelectorAll(".status")]) if (line.matches(".status")) lines.add(line);
+    }
+    lines.delete(null);
+    lines.delete(undefined);
+    lines.forEach(speak);
+  }).observe(document.querySelector("#page"), { subtree: true, childList: true, characterData: true });
+  document.querySelectorAll("#page .status").forEach(speak);
+
   // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,
   // and again after every choice; of the question it names none.
   const named = (fieldset) => { fieldset.ariaLabel = fieldset.querySelector("[data-testid=block-info]")?.textContent.trim() || null; };
@@ -103,10 +127,16 @@
     const all = grouped(on);
     if (on.matches(":focus-visible") && !all.includes(event.relatedTarget)) all.find((radio) => radio.checked)?.focus();
   });
-  // The crosses that take a configuration off the page are named after it; gradio numbers them, and again when the list changes.
+  // What is compared: each name has the colour of its figures, by its place, which its key says ("key.place"). The crosses that take a configuration off the
+  // page are named after it; gradio numbers them, and again when the list changes.
   const compared = document.querySelector("#compared");
+  let places = [];
+  window.seated = (keys) => { places = keys.map((key) => key.split(".")[1]); nameCrosses(); setTimeout(nameCrosses); };
   const nameCrosses = () => {
-    for (const token of compared.querySelectorAll(".token")) called(token.querySelector(".token-remove"), `Remove ${token.innerText.trim()}`);
+    compared.querySelectorAll(".token").forEach((token, i) => {
+      called(token.querySelector(".token-remove"), `Remove ${token.innerText.trim()}`);
+      token.style.setProperty("--own", `var(--c${places[i] ?? i})`);
+    });
     called(compared.querySelector(".remove-all"), "Take all but the baseline off the page");
   };
   const called = (cross, name) => { if (cross && cross.title !== name) cross.title = cross.ariaLabel = name; };

@@ -86,6 +86,8 @@ def test_a_page_that_was_loaded_anew_goes_on_with_the_same_run() -> None:
     assert (given["seed"], given["kv_bits"], given["text"]) == (7, 8, None)
     assert "it goes on from what is stored" in steps[0][0] and [update.get("value") for update in steps[0][3:5]] == ["org/model", "gptq"]
     assert ", going on after a reload: " in steps[1][0] and "It went on after a reload" in steps[-1][0] and steps[-1][-1] == ""
+    after = reloaded(opened(), link, "restart")
+    assert "The server was restarted while a run was on" in after[0][0] and after[0][4].get("value") == "gptq"
     other = reloaded(opened(), link, "navigate")
     assert all("value" not in update for update in other[0][3:-1]), "a page that was opened by another link shows what that asks for"
     assert "done" in other[-1][0]

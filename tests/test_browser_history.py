@@ -36,6 +36,32 @@ def test_back_leaves_the_presenters_view(browser, address: str) -> None:
     page.close()
 
 
+def test_a_page_of_a_server_that_was_restarted_is_opened_again_by_its_address(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900, query="&method=gptq&bits=3&with=rtn&with=gptq")
+    page.locator("#status", has_text="Opened from a link").wait_for(timeout=20_000)
+    page.wait_for_function("sessionStorage.getItem('process')")
+    page.evaluate("sessionStorage.setItem('process', '1')")  # what is on the page is of another start
+    page.route("**/gradio_api/**", lambda route: answered(route, {"x-process": "2"}), times=1)
+    open_tab(page, "weights")
+    page.locator("#status", has_text="The server was restarted, and this page opened again").wait_for(timeout=30_000)
+    assert page.locator("#tab-weights").is_visible() and page.locator("#method input").input_value() == "GPTQ" and "bits=3" in page.url
+    assert page.locator("#compared .token").count() == 3 and not wrong
+    page.locator("#compared .token-remove").nth(1).click()
+    page.locator("#compared .token").nth(2).wait_for(state="detached", timeout=20_000)
+    own = "[...document.querySelectorAll('#compared .token')].map((token) => token.style.getPropertyValue('--own'))"
+    page.wait_for_function(f"String({own}) === 'var(--c0),var(--c2)'", timeout=10_000)  # who stays keeps the colour of its figures
+    page.reload()
+    page.locator("#status", has_text="Opened from a link").wait_for(timeout=20_000)
+    assert not page.locator("#status", has_text="restarted").count(), "it is said once"
+    page.close()
+
+
+def answered(route, headers: dict[str, str]) -> None:
+    """Lets a request through and changes headers of its answer."""
+    answer = route.fetch()
+    route.fulfill(response=answer, headers=answer.headers | headers)
+
+
 def test_a_typed_room_is_joined_again_after_a_reload(browser, address: str) -> None:
     teacher, wrong = visit(browser, address, 1440, 900, query="&tab=classroom")
     assert not teacher.locator("#open-room").is_visible(), "the teacher's side is folded for a student"

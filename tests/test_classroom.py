@@ -34,7 +34,9 @@ def test_a_room_from_opening_to_the_next_question() -> None:
     assert "Worse weights" in asked and len(choice.choices) == 3 and timer.active and room.follow(seen) == [gr.skip()] * 5
     votes = [value for _, value in choice.choices]
     assert "done" in room.voted(seen, "a" * 32, votes[1])[2] and "error" in room.voted(seen, "nobody", votes[1])[2]
-    assert "1 vote<" in room.watch(mine) and room.resume("http://lab.example/", mine)[1].active and not room.resume("", {"code": "ZZZZZ"})[1].active
+    assert "1 vote<" in room.watch(mine) and room.resume("http://lab.example/", mine)[1].active and not room.resume("", {})[1].active
+    gone = room.resume("", {"code": "ZZZZZ", "key": ""})
+    assert "This room has ended" in gone[0] and not gone[1].active and gone[-1].open, "after a restart of the server a teacher is told"
     assert "Worse weights" in room.resume("http://lab.example/", mine)[4], "a reloaded page shows what the class is asked"
     assert "0 votes" in (turned := room.turn(mine, "gptq", 1, 1))[3] and "error" in room.turn({"code": mine["code"], "key": "guess"}, "gptq", 1, 0)[3]
     late = room.voted(seen, "a" * 32, votes[1])
@@ -78,6 +80,7 @@ def test_a_reveal_reaches_the_students_and_closes_the_votes() -> None:
     right = stage.right_choice(stories()["gptq"].steps[1]) == 1
     assert f"You chose {escape(choice.choices[1][0])}: {'right' if right else 'not right'}." in line and "The answer:</b> ✓" in line
     assert "You chose" not in room.follow(seen)[2], "whoever did not vote is told the answer alone"
+    assert told[0] in line and told[0] in room.join(mine["code"])[2], "a phone sees how the class voted"
     late = room.voted(seen, "b" * 32, vote)
     assert "closed" in late[2] and "The answer:" in late[2] and "1 vote<" in room.watch(mine)
     assert "The answer:" in room.join(mine["code"])[2], "whoever comes late reads it as well"
@@ -132,6 +135,9 @@ def test_back_finds_the_votes_the_answer_and_a_student_s_choice(monkeypatch: pyt
     _, choice, _, seen, _ = room.join(mine["code"])
     room.voted(seen, "a" * 32, choice.choices[1][1])
     assert "1 vote, 1 phone in the room" in room.watch(mine)
+    reloaded = room.join(mine["code"], "", "a" * 32)
+    assert f"Voted: {escape(choice.choices[1][0])}." in reloaded[2] and reloaded[1].value == choice.choices[1][1], "a reload keeps the line and the choice"
+    assert not room.join(mine["code"], "", "b" * 32)[2], "and another phone has neither"
     told = room.reveal(mine, "gptq", 1)
     room.turn(mine, "gptq", 1, 1)
     later = room.follow(seen, "a" * 32)

@@ -52,6 +52,8 @@ def test_only_what_a_page_needs_is_open(address: str) -> None:
         assert page.headers["x-content-type-options"] == "nosniff" and page.headers["referrer-policy"] == "no-referrer"
         early = re.fullmatch(r"<\.(/assets/[\w.-]+\.js)>; rel=modulepreload", page.headers["link"])
         assert early and http.get(early[1]).status_code == 200  # what draws figures is fetched beside the page
+        [process] = re.findall(r'"app_id":(\d+)', page.text)
+        assert {http.get(path).headers["x-process"] for path in ("/", "/gradio_api/app_id")} == {process}, "a page knows an answer of a later start"
         for path in CLOSED:
             assert http.get(path).status_code in (403, 404), path
             assert http.post(path, json={}).status_code in (404, 405), path

@@ -24,7 +24,7 @@ from explorer.records import ModelRef, QuantSpec, report_from
 from explorer.report_page import as_html
 from explorer.table import source
 from explorer.ui.session import Shelf
-from explorer.ui.share import file_of, settable
+from explorer.ui.share import file_of, opened_line, settable
 from explorer.version import written_by
 
 METHODS = json.loads(CATALOGUE.read_text())["methods"]
@@ -89,6 +89,13 @@ def test_no_link_breaks_the_page(pairs: list[tuple[str, str]]) -> None:
 def test_what_a_link_must_not_ask_for_is_named(pair: tuple[str, str]) -> None:
     found = parse([("method", "rtn"), pair], METHODS, TABS)
     assert len(found.wrong) == 1 and pair[1] in found.wrong[0]
+
+
+def test_a_text_of_ones_own_is_no_mistake_of_a_link() -> None:
+    wrong = parse([("method", "rtn"), ("evaluation", "pasted")], METHODS, TABS).wrong
+    assert "paste it again" in (line := opened_line(wrong)) and "error" not in line and "does not exist" not in line
+    both = opened_line([*wrong, "bits '11'"])
+    assert "error" in both and "was ignored: bits" in both and "paste it again" in both and "paste it again" not in opened_line([])
 
 
 def test_words_are_read_back() -> None:

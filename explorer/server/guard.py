@@ -49,10 +49,11 @@ class Forms:
 class Guard:
     """Wraps an app. forms: the shapes of its handlers' inputs; login: whether there are /login and /logout; oauth: whether visitors log in on the hub;
     ahead: scripts that the page loads late,
-    which a browser is told to fetch with it."""
+    which a browser is told to fetch with it. process: names this start of the server in every answer, so that a page knows a later one."""
 
-    def __init__(self, app: App, forms: Forms, login: bool = False, ahead: Sequence[str] = (), oauth: bool = False) -> None:
+    def __init__(self, app: App, forms: Forms, login: bool = False, ahead: Sequence[str] = (), oauth: bool = False, process: str = "") -> None:
         self._app, self._forms, self._login, self._oauth = app, forms, login, oauth
+        self._process = [(b"x-process", process.encode())]
         self._links = [(b"link", f"<{path}>; rel=modulepreload".encode()) for path in ahead]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +65,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})  # no route needs a socket
             return
         method, path = scope["method"], scope["path"]
-        send = _with_headers(send, self._links if path == "/" else [])
+        send = _with_headers(send, self._process + (self._links if path == "/" else []))
         if self._oauth and method == "GET" and path in OAUTH:
             await self._app(scope, receive, send)
         elif path in ("/login", "/logout") and not self._login:
@@ -121,11 +122,11 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
             return b"".join(parts)
 
 
-def _with_headers(send: Send, links: list[tuple[bytes, bytes]]) -> Send:
+def _with_headers(send: Send, more: list[tuple[bytes, bytes]]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             names = {name for name, _ in HEADERS}
-            message = {**message, "headers": [(n, v) for n, v in message.get("headers", []) if n.lower() not in names] + HEADERS + links}
+            message = {**message, "headers": [(n, v) for n, v in message.get("headers", []) if n.lower() not in names] + HEADERS + more}
         await send(message)
 
     return sending

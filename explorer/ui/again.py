@@ -20,8 +20,10 @@ from explorer.ui.panel import RUN_OPTIONS
 from explorer.ui.share import control_updates
 from explorer.ui.status import status
 
-GOES_ON = "The page was loaded anew while a run was on: it goes on from what is stored."
-CUT = "The page was loaded anew while a run was on, which stopped it. {} to go on: what it had measured is stored."
+ANEW, RESTART = "The page was loaded anew while a run was on", "The server was restarted while a run was on"
+GOES_ON = "{}: it goes on from what is stored."
+CUT = "{}, which stopped it. {} to go on: what it had measured is stored."
+RESTARTED = "The server was restarted, and this page opened again from its address. Measured results are kept; press Run again for what was not finished."
 
 
 def kept(page: Page, handler: Callable[..., Iterator[list[Any]]]) -> Callable[..., Iterator[list[Any]]]:
@@ -43,18 +45,19 @@ def kept(page: Page, handler: Callable[..., Iterator[list[Any]]]) -> Callable[..
 def gone_on(page: Page, told: str, keys: list[str], layer: str | None, active: str, *own: Any) -> Iterator[list[Any]]:
     """Yields what `Page.run` does, and an update for each of the shell's controls, which show what goes on where the same page was loaded anew.
 
-    told: "reload", or how else the page came to be, and the link of a `SessionRun`.
+    told: "reload", "restart" of the server, or how else the page came to be, and the link of a `SessionRun`.
     """
     how, _, link = told.partition(" ")
+    what = RESTART if how == "restart" else ANEW
     shell, wanted = page.shell, parse(parse_qsl(link), page.shell.catalogue, [])
     untouched, fields = [gr.skip()] * len(shell.controls), fields_of(wanted.method, shell.catalogue)
     same = [gr.skip()] * (2 + len(shell.outputs()))
     if wanted.wrong or fields is None:
         press = "Your text is kept nowhere; paste it again and press Run" if "pasted" in link else "Press Run"
-        yield [status(CUT.format(press)), *same, *untouched]
+        yield [status(CUT.format(what, press)), *same, *untouched]
         return
     whole = replace(wanted, params=completed(fields, wanted.params), options=OPTIONS | wanted.options)
-    yield [status(GOES_ON, "busy"), *same, *(control_updates(page, whole) if how == "reload" else untouched)]
+    yield [status(GOES_ON.format(what), "busy"), *same, *(control_updates(page, whole) if how in ("reload", "restart") else untouched)]
     asked = whole.model, whole.method, whole.params, {name: whole.options.get(name) for name in RUN_OPTIONS}
     for update in page.measured(keys, layer, active, asked, own, again=True):
         yield [*update, *untouched]
@@ -73,4 +76,5 @@ def wire(page: Page, stop: Cancel, hidden: list[Any], loaded: Any) -> None:
     values = [told, *shown, shell.active, *shell.inputs()]
     outputs = [shell.status, *shown, *shell.outputs(), *shell.controls, going]
     stop.stops(told.change, kept(page, partial(gone_on, page)), values, outputs, concurrency_limit=64)
-    loaded.then(None, None, None, js="() => window.goOn?.()", api_visibility="private")
+    said = f"(line) => window.goOn?.(line, {json.dumps(status(RESTARTED))}) ?? line"
+    loaded.then(None, shell.status, shell.status, js=said, api_visibility="private")

@@ -29,8 +29,9 @@ FOLDS = (
     "<button type='button' class='fold' id='fold-shared' aria-expanded='false' aria-controls='compared-row share'>Compared, layer, files</button></div>"
 )
 COMPARED = "Compared: up to four beside the 16-bit baseline; × takes one off; with four, Run replaces the oldest, recorded ones first"
-# Gradio's cross that takes all off at once tells no input; the mark stays as it is while something is compared, so that nothing is asked then.
-CLEARED = "(keys) => keys.length ? (window.cleared ?? '') : (window.cleared = String(Date.now()))"
+# The page's script gives the names the colours of their places. Gradio's cross that takes all off at once tells no input; the mark stays as it is while
+# something is compared, so that nothing is asked then.
+CLEARED = "(keys) => { window.seated?.(keys); return keys.length ? (window.cleared ?? '') : (window.cleared = String(Date.now())); }"
 # A choice in gradio's list is told twice, on the click and as the list closes: the second tells nothing new.
 ONCE = """(layer) => {
   const last = window.lastLayer;

@@ -97,6 +97,14 @@ def figure_words(item: Figure, reports: Sequence[Report], layer: str) -> str:
     return told(f"{item.summary(reports, layer)} {absent(reports, item.needs)}".strip(), of_metrics(reports, item.needs))
 
 
+def fold(title: str) -> None:
+    """Lays out a button that unfolds, on a phone, what of a tab has the class "folded": there the first figure comes before the controls. A wide page shows
+    these and no button, as does a phone while something is measured.
+    """
+    button = f"<button type='button' class='fold' aria-expanded='false'>{escape(title)}</button>"
+    gr.HTML(button, padding=False, elem_classes=["tab-fold"])
+
+
 def in_rows(wanted: Sequence[Figure]) -> Iterator[list[Figure]]:
     """Figures by row of the page: a wide one alone, others in pairs; the order stays."""
     row: list[Figure] = []

@@ -14,7 +14,7 @@ import gradio as gr
 
 from explorer.export import as_csv, as_json, commands, saving_of
 from explorer.learn.stories import stories
-from explorer.link import OPTIONS, WHOLE, Wanted, parse, query
+from explorer.link import OPTIONS, TEXT_STAYS, WHOLE, Wanted, parse, query
 from explorer.records import Answer, InputError, QuantSpec, Report
 from explorer.report_page import report_page
 from explorer.ui.asking import with_options
@@ -26,6 +26,7 @@ from explorer.ui.status import Clock, failure, status, watched
 from explorer.ui.tab import QUIET, picked, tabs
 from explorer.wide import layer_names
 
+OWN_TEXT = "A text of your own is never part of it: paste it again and press Run; what was measured of it is stored."
 MOST = 2**31 - 1  # of a number without a limit of its own
 
 
@@ -145,9 +146,11 @@ def arrive(page: Page, request: gr.Request) -> Iterator[list[Any]]:
 
 def opened_line(ignored: Sequence[str]) -> str:
     """The status line of a page that a link has opened. ignored: what of the link was not taken, and why where that is not plain."""
-    if not ignored:
-        return status("Opened from a link.", "done")
-    return status(f"Opened from a link. Of it, this does not exist or is out of range and was ignored: {'; '.join(ignored)}.", "error")
+    wrong = [value for value in ignored if TEXT_STAYS not in value]
+    own = f" {OWN_TEXT}" if len(wrong) < len(ignored) else ""
+    if not wrong:
+        return status(f"Opened from a link.{own}", "done")
+    return status(f"Opened from a link. Of it, this does not exist or is out of range and was ignored: {'; '.join(wrong)}.{own}", "error")
 
 
 def wrong_step(asked: dict[str, str]) -> list[str]:

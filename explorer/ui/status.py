@@ -12,10 +12,12 @@ from explorer.records import Event, InputError, Progress
 STALLED = 1.5  # times what a step of a stage usually takes, from which on nothing says how long the rest takes
 
 
-def status(text: str, kind: str = "", share: float | None = None, chips: str = "") -> str:
-    """The status line; `text` is escaped here, `chips` (of explorer.chips) are HTML."""
+def status(text: str, kind: str = "", share: float | None = None, chips: str = "", stage: str = "") -> str:
+    """The status line; `text` is escaped here, `chips` (of explorer.chips) are HTML. stage: of work that goes on. assets/page.js has lines read aloud: what
+    changes at once, work that goes on by its stages.
+    """
     bar = f"<progress max='1' value='{share:.3f}' aria-label='progress'></progress>" if share is not None else ""
-    return f"<div class='status {kind}' role='status'>{bar}<span>{chips} {escape(text)}</span></div>"
+    return f"<div class='status {kind}' data-stage='{escape(stage, quote=True)}'>{bar}<span>{chips} {escape(text)}</span></div>"
 
 
 class Clock:
@@ -54,7 +56,7 @@ class Clock:
             left = f", about {rest:.0f} s left, by the last such run"
         count = f" {event.done} of {event.total}" if event.total > 1 else ""
         note = f". {self.note}" if self.note else ""
-        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left}){note}", "busy", share)
+        return status(f"{what}{event.stage}{count}: {event.detail} ({now - self.started:.0f} s{left}){note}", "busy", share, stage=event.stage)
 
 
 def many(number: int, thing: str) -> str:

@@ -18,9 +18,10 @@ from explorer.recorded import survey
 from explorer.records import Answer, InputError, Report
 from explorer.ui.asking import configuration, data_of
 from explorer.ui.cancel import Cancel
-from explorer.ui.frame import chart, chart_values, heading
+from explorer.ui.frame import chart, chart_values, fold, heading
 from explorer.ui.session import keys_of, usual
 from explorer.ui.status import Clock, failure, status, watched
+from explorer.ui.swept import BATCH, keeping
 from explorer.ui.tab import QUIET, Shell, Tab, View, picked
 
 TIMED = ("us", "80th percentile, us", "GB/s", "of a copy, %", "times as fast as")  # columns of the kernels' table that were measured
@@ -29,6 +30,7 @@ ABOUT = (
     "Choose a configuration and measure it on this machine; what was measured before comes back at once. Each button times a loop of its own. How many times "
     "as fast as 16 bits one sequence decodes stands in Compare: a machine's pace changes, and only there both loops ran in turn."
 )
+CUT = "{} while the batch was swept, which stopped it. Its loops run in turn, so a part of it is not kept: press Sweep the batch to start over."
 SIZES = (8, 32, 128)  # sequences at most
 BENCH, RECORDED = ASSETS / "bench", ASSETS / "speed.json"
 
@@ -111,11 +113,12 @@ def _cell(column: str, value: Any) -> str:
 def build(shell: Shell) -> View:
     first = shell.shelf.first()
     gr.HTML(f"<p class='see'>{ABOUT}</p>")
-    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+    fold("Measure: configuration, batches")
+    with gr.Row(equal_height=False, elem_classes=["to-bar", "folded"]):
         which = gr.Dropdown(**choices(shell, first, None), label="Configuration", elem_id="speed-which", filterable=False, scale=3, min_width=200)
         stop = gr.Button("Cancel", variant="stop", elem_id="speed-cancel", min_width=100)
     line = gr.HTML(status(at_first()), elem_id="speed-status", padding=False)
-    with gr.Row(equal_height=False, elem_classes=["to-bar"]):
+    with gr.Row(equal_height=False, elem_classes=["to-bar", "folded"]):
         sweep = gr.Button("Sweep the batch", variant="primary", elem_id="speed-sweep", min_width=140)
         largest = gr.Radio(SIZES, value=swept(recorded().get("batch")), label="Sequences at most", elem_id="speed-largest", min_width=200)
     shell.linked["speed"] = {"sequences": largest}
@@ -133,18 +136,22 @@ def build(shell: Shell) -> View:
     def limits(key: str) -> Iterator[list[Any]]:
         yield from measured(shell, "roofline", ("roofline", "token_times"), key)
 
+    mark, told = keeping(BATCH)
+
     def sweeps(key: str, most: int) -> Iterator[list[Any]]:
-        yield from measured(shell, "batch", ("batch",), picked(key), largest=int(most))
+        for update in measured(shell, "batch", ("batch",), picked(key), largest=int(most)):
+            yield [*update, "on" if "busy" in str(update[0])[:40] else ""]
 
     stopping = Cancel(status("Cancelled. Nothing half-measured is kept."))
     stopping.stops(limit.click, limits, which, [line, *roof, *times], concurrency_limit=8)
-    stopping.stops(sweep.click, sweeps, [which, largest], [line, *batch], concurrency_limit=8)
+    stopping.stops(sweep.click, sweeps, [which, largest], [line, *batch, mark], concurrency_limit=8)
     elsewhere = shell.picks["batch"]
     arrived = elsewhere.change(
         partial(brought, shell), [elsewhere, shell.compared, shell.layer], [shell.bar, shell.compared, shell.layer, which, line], **QUIET
     )
-    stopping.stops(arrived.then, sweeps, [elsewhere, largest], [line, *batch], concurrency_limit=8)
+    stopping.stops(arrived.then, sweeps, [elsewhere, largest], [line, *batch, mark], concurrency_limit=8)
     stopping.by(stop, line)
+    told.change(lambda told: status(CUT.format("The server was restarted" if told.startswith("restart") else "The page was loaded anew")), told, line, **QUIET)
 
     def render(reports: Sequence[Report], layer: str, chosen: str | None) -> list[Any]:
         return [gr.Dropdown(**choices(shell, reports, chosen))]

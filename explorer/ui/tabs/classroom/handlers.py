@@ -9,7 +9,7 @@ import gradio as gr
 
 from explorer.learn.bank import Question, questions
 from explorer.learn.pose import grade, pose
-from explorer.learn.room import Rooms
+from explorer.learn.room import Asked, Rooms
 from explorer.learn.runs import recorded
 from explorer.records import InputError
 from explorer.ui.status import status
@@ -18,6 +18,7 @@ from explorer.ui.tabs.learn.handlers import place
 from explorer.ui.visitor import address, session
 
 NO_CODE = "Enter the room's code first: five letters, on the screen of whoever leads the class."
+VOTED = "Voted: {}. You can change it until the answer or the next question."
 CHOICE = re.compile(r"[\w-]{1,60}:\d{1,3}:\d{1,3}", re.ASCII)
 
 
@@ -42,12 +43,16 @@ class Classroom:
         return [{"code": code, "key": key}, invitation(str(page), code), gr.Timer(active=True), *staged(asked, none)]
 
     def resume(self, address: Any, room: Any) -> list[Any]:
-        """What a teacher's reloaded page shows: invitation, running timer, screen and the teacher's side unfolded while the room lives."""
+        """What a teacher's reloaded page shows: invitation, running timer, screen and the teacher's side unfolded while the room lives; else that it has
+        ended.
+        """
         code, _ = key_of(room)
         try:
             return [invitation(str(address), code), gr.Timer(active=True), *staged(*self.rooms.tally(code)), gr.Accordion(open=True)]
-        except InputError:  # none was opened, or it has ended: the page starts without one
-            return ["", gr.Timer(active=False), *[gr.skip()] * 7]
+        except InputError as error:
+            if not code:  # none was opened: the page starts without one
+                return ["", gr.Timer(active=False), *[gr.skip()] * 7]
+            return [status(str(error), "error"), gr.Timer(active=False), *[gr.skip()] * 6, gr.Accordion(open=True)]
 
     def turn(self, room: Any, story: Any, step: Any, by: int = 0) -> list[Any]:
         """Another step for the class, as it was left: the teacher's screen. Back from a question that is no step leads to the step before it."""
@@ -126,12 +131,22 @@ class Classroom:
         now = where + ("revealed" if asked.revealed else "open")
         if seen == now:
             return [gr.skip()] * 5
-        line = answer(asked, chosen) if asked.revealed else ""
+        line = self.told(code, asked, chosen)
         if str(seen).startswith(where):
             return [gr.skip(), gr.Radio(interactive=False), line, now, gr.skip()]
         choices = [(name, named(asked, i)) for i, name in enumerate(asked.choices)]
         own = None if chosen is None else named(asked, chosen)
         return [shown(asked), gr.Radio(choices=choices, value=own, visible=True, interactive=not asked.revealed), line, now, gr.Timer(active=True)]
+
+    def told(self, code: Any, asked: Asked, chosen: int | None) -> str:
+        """What stands below a student's choices: what this phone has voted, then the answer with the votes of the class."""
+        if not asked.revealed:
+            return "" if chosen is None else status(VOTED.format(asked.choices[chosen]), "done")
+        try:
+            now, votes, _ = self.rooms.tally(str(code))
+        except InputError:  # the room has ended since
+            return answer(asked, chosen)
+        return answer(asked, chosen) + (f"<h3>How the class voted</h3>{counted(asked, votes)}" if now == asked else "")
 
     def enter(self, code: Any, ticket: Any = "") -> list[Any]:
         """The same for whoever presses Join: an empty code gets a sentence, on a page that has just opened it gets none."""
@@ -149,7 +164,7 @@ class Classroom:
                 raise InputError("That is not one of the choices.")
             story, step, position = choice.split(":")
             chosen = self.rooms.vote(str(code), ticket, story, int(step), int(position), address())
-            return f"Voted: {chosen}. You can change it until the answer or the next question."
+            return VOTED.format(chosen)
         except InputError as error:
             return str(error)
 

@@ -12,7 +12,7 @@ from explorer.figures.plan import CHART
 from explorer.layouts import LAYOUTS
 from explorer.presets import presets
 from explorer.published import PUBLISHED
-from explorer.ui.frame import chart, heading
+from explorer.ui.frame import chart, fold, heading
 from explorer.ui.tab import QUIET, Shell, Tab, View
 from explorer.ui.tabs.planner.handlers import CONTEXT, FLOAT8, SHARE, USERS, Inputs, Plans, as_typed, bars, first, follows, price_of
 
@@ -27,7 +27,7 @@ TOGETHER = """async () => {
 
 def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
     """The controls that take a model which is not in the list: (name, button that reads its configuration, text of the configuration)."""
-    with gr.Accordion("Another model: by name or pasted config.json", open=False):
+    with gr.Accordion("Another model: by name or pasted config.json", open=False, elem_classes=["folded"]):
         with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
             name = gr.Textbox(label="Hub id or folder", max_length=200, min_width=240, placeholder="organisation/model")
             fetch = gr.Button("Read its configuration", min_width=180)
@@ -38,7 +38,7 @@ def another() -> tuple[gr.Textbox, gr.Button, gr.Textbox]:
 
 def hardware(start: Inputs) -> tuple[Any, ...]:
     """The controls of what it runs on: (accelerator, cards one has, price, share of the bound). start: as `first` gives it."""
-    with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
+    with gr.Row(equal_height=False, elem_classes=["pl-bar", "folded"]):
         device = gr.Dropdown([one.name for one in ACCELERATORS], value=start.device, label="Accelerator", min_width=200, filterable=False, scale=4)
         cards = as_typed(
             gr.Number(start.cards, label="Cards you have", minimum=1, maximum=OWNED, step=1, precision=0, scale=2, min_width=140, elem_id="plan-cards")
@@ -67,13 +67,14 @@ def build(shell: Shell) -> View | None:
         "What do I buy?",
         "What a model needs, where it fits and what a token costs, from its configuration alone. All numbers are estimates; only counts of weights are exact.",
     )
-    with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
+    fold("Model, format, users, cards")
+    with gr.Row(equal_height=False, elem_classes=["pl-bar", "folded"]):
         choices = [(f"{name} ({model.parameters / 1e9:.3g} B)", name) for name, model in presets().items()]
         preset = gr.Dropdown(choices, value=start.model, label="Architecture", min_width=240, elem_id="plan-model")
         form = gr.Dropdown(FORMATS, value=start.format, label="Format", min_width=220, filterable=False, elem_id="plan-format")
         bits = gr.Radio([16, 8, 6, 5, 4, 3, 2], value=start.bits, label="Weight bits", min_width=320)
         group = gr.Radio([("channel", 0), ("32", 32), ("64", 64), ("128", 128)], value=start.group, label="Group", min_width=260)
-    with gr.Row(equal_height=False, elem_classes=["pl-bar"]):
+    with gr.Row(equal_height=False, elem_classes=["pl-bar", "folded"]):
         context = as_typed(gr.Slider(*CONTEXT, start.context, step=512, label="Context, tokens", min_width=240, elem_id="plan-context"))
         users = as_typed(gr.Slider(*USERS, start.users, step=1, label="Users at once", min_width=240))
         kv_bits = gr.Radio([16, ("FP8", FLOAT8), 8, 4, 2], value=start.kv_bits, label="KV cache bits", min_width=220)

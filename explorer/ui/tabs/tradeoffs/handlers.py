@@ -129,15 +129,15 @@ class Points:
         return status(f"{text}, about {time} on a quiet machine like the recorded one (estimated).")
 
     def sweep(
-        self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any
+        self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any, what: str = ""
     ) -> Iterator[list[Any]]:
-        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the RUN_OPTIONS."""
+        """Streams [status, *filled]; every report is drawn as it comes. options: the values of the RUN_OPTIONS. what: words before each progress line."""
         clock, own, same = Clock(), TabState.of(held), [gr.skip()] * 6
         try:
             asked = {"model": model, "methods": methods or [], "bits": [int(b) for b in bits or []], "groups": [int(g) for g in groups or []]}
             asked |= {"options": dict(zip(RUN_OPTIONS, options, strict=True))}
             self.configurations(methods, bits, groups)
-            for event in watched(self.shell.runner.do("sweep", asked), clock):
+            for event in watched(self.shell.runner.do("sweep", asked), clock, what):
                 if isinstance(event, str):
                     yield [event, *same]
                 elif isinstance(event, Report):
