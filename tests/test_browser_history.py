@@ -106,3 +106,18 @@ def test_back_goes_a_step_back_and_a_reload_keeps_the_answer(browser, address: s
     where.filter(has_text="step 2 of").wait_for(timeout=10_000)
     assert not wrong
     page.close()
+
+
+def test_a_screen_reader_is_told_stages_and_ends_not_every_line(browser, address: str) -> None:
+    page, wrong = visit(browser, address, 1440, 900)
+    say = """([kind, stage, text]) => { const line = document.querySelector('#status .status');
+      line.className = `status ${kind}`; line.dataset.stage = stage; line.textContent = text; return new Promise((done) => setTimeout(() => done(
+      document.querySelector('#spoken').textContent), 50)); }"""
+    page.wait_for_timeout(2600)
+    assert page.evaluate(say, ["busy", "load model", "load model (0 s)"]) == "load model (0 s)"
+    assert page.evaluate(say, ["busy", "load model", "load model (1 s)"]) == "load model (0 s)", "the same stage again"
+    page.wait_for_timeout(2600)
+    assert page.evaluate(say, ["busy", "perplexity", "perplexity 1 of 8"]) == "perplexity 1 of 8"
+    assert page.evaluate(say, ["done", "", "It is done."]) == "It is done."
+    assert page.locator("#spoken[role=status]").count() == 1 and not page.locator(".status[role]").count() and not wrong
+    page.close()
