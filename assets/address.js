@@ -118,7 +118,8 @@
   const sweptBefore = () => {
     const kept = (name) => sessionStorage.getItem(`kept-${name}`), how = restarted ? "restart" : type;
     if (type !== "reload") for (const name of ["sweep", "batch", "stopped"]) window.keep(name, "");
-    if (kept("sweep")) ask("#go-on-sweep", `${kept("stopped") ? "stopped" : how} ${kept("sweep")}`);
+    // Once the tab that the page opens on has been drawn, whose answer would take the place of points that come from the store at once.
+    if (kept("sweep")) setTimeout(() => ask("#go-on-sweep", `${kept("stopped") ? "stopped" : how} ${kept("sweep")}`), 2 * QUIET);
     if (kept("batch")) ask("#go-on-batch", `${how} ${Date.now()}`);
     window.keep("batch", "");
   };
