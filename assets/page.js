@@ -91,7 +91,7 @@
     if (due && line.getBoundingClientRect().width) voice.textContent = text;
     if (due || !before) heard.set(line.parentElement, { text, stage, at: now });
   };
-  new MutationObserver((changes) => {
+  const said = new MutationObserver((changes) => {
     const lines = new Set(); // gradio changes texts and classes of a line, or puts in a new one
     for (const { target, addedNodes } of changes) {
       lines.add((target.nodeType === 1 ? target : target.parentElement)?.closest(".status"));
@@ -100,7 +100,9 @@
     lines.delete(null);
     lines.delete(undefined);
     lines.forEach(speak);
-  }).observe(document.querySelector("#page"), { subtree: true, childList: true, characterData: true });
+  });
+  const page = document.querySelector("#page"); // none in a report
+  if (page) said.observe(page, { subtree: true, childList: true, characterData: true });
   document.querySelectorAll("#page .status").forEach(speak);
 
   // By keyboard: a list that is left closes, and the choices of a question are one stop, walked with the arrow keys. Gradio names each radio by itself,

@@ -171,7 +171,8 @@ def kernels_table() -> str:
         for names, cells in lines.items():
             own = [f"{cells[m]['us']:,.0f} us, {cells[m]['ratio']:.2f} x" if m in cells else "" for m in counts]
             rows.append(f"| {' | '.join([*names, *own, torch_takes(cells, counts)])} |")
-        what = f"Median time and how many times faster than 16 bits, {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}; a copy moves {record['copy_gb_per_s']:.1f} GB/s."
+        what = f"Median time and how many times as fast as 16 bits ({beside(lines)}), {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}; a copy moves "
+        what += f"{record['copy_gb_per_s']:.1f} GB/s."
         rows += ["", f"{what} {origin(record)}{peers(record)}"]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "No kernel has been timed yet."
@@ -186,9 +187,15 @@ def kernels_short() -> str:
         for op, (name, cells) in sorted(first.items()):
             ratios = [f"{cells[m]['ratio']:.2f}" if m in cells else "" for m in counts]
             rows.append(f"| {' | '.join([op, name, *ratios])} |")
-        what = f"How many times as fast as 16 bits, weights of {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}."
+        what = f"How many times as fast as 16 bits ({beside(lines)}), weights of {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}."
         parts.append("\n".join([*rows, "", f"{what} {origin(record)}"]))
     return "\n\n".join(parts) or "No kernel has been timed yet."
+
+
+def beside(lines: Mapping[tuple[str, str, str], Mapping[int, dict]]) -> str:
+    """Which products in 16 bits the kernels of a table were timed beside. "bf16 linear" is torch's."""
+    names = dict.fromkeys(cell["baseline"] for cells in lines.values() for cell in cells.values())
+    return ", ".join("torch's linear" if name == "bf16 linear" else name.replace("bf16", "bfloat16") for name in names)
 
 
 def torch_takes(cells: Mapping[int, dict], counts: list[int]) -> str:

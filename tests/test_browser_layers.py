@@ -61,6 +61,7 @@ def test_the_planner_answers_and_fits_a_phone(browser, address: str) -> None:
     open_tab(page, "planner")
     page.wait_for_selector("#plot-plan .main-svg")
     assert "70.554 billion" in numbers(page, "#plan-status") and page.locator("#plan-table tbody tr").count() >= 15
+    page.locator("#tab-planner .fold").click()
     page.locator("#tab-planner").get_by_label("16", exact=True).first.check(force=True)
     start = time.monotonic()
     page.locator("#plan-status", has_text="Weights 141 GB").wait_for(timeout=5000)

@@ -297,4 +297,4 @@ def test_training_lowers_the_loss_and_leaves_the_model_whole(store: Store, loade
         pass
     next(events)
     events.close()
-    assert all(type(layer) is torch.nn.Linear for layer in linears(loader._last.model).values())
+    assert all(isinstance(layer, torch.nn.Linear) for layer in linears(loader._last.model).values())

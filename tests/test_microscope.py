@@ -188,7 +188,7 @@ def test_maps_of_a_method_that_reads_inputs(tiny_folder: Path, store: Store) -> 
     name = "layers.0.mlp.gate_proj"
     plain = list(runner.do("error_map", {"model": str(tiny_folder), "layer": name, "method": "rtn", "params": {"bits": 3, "granularity": "channel"}}))[-1].data
     assert data["layers"][name]["sqnr"] < plain["sqnr"]
-    assert all(type(layer) is torch.nn.Linear for layer in models.linears(runner._load(models.resolve(str(tiny_folder), Hub())).model).values())
+    assert all(isinstance(layer, torch.nn.Linear) for layer in models.linears(runner._load(models.resolve(str(tiny_folder), Hub())).model).values())
     assert list(runner.do("error_maps", asked_for))[-1].provenance["from_store"]
 
 

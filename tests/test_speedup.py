@@ -152,7 +152,7 @@ def test_the_metric_yields_both_ratios_of_a_real_model(loaded_demo: Subject) -> 
     found = {m.metric: m for m in speed.measure(loaded_demo) if isinstance(m, Measurement)}
     both = [found[name] for name in ("decode_speedup", "first_token_speedup")]
     assert all(m.n == 2 and 0 < m.low < m.value < m.high for m in both) and found["decode_latencies"].n == 2 * (speed.NEW - 1)
-    assert type(loaded_demo.loaded.model.model.layers[0].mlp.down_proj) is torch.nn.Linear, "its own layers are back"
+    assert isinstance(loaded_demo.loaded.model.model.layers[0].mlp.down_proj, torch.nn.Linear), "its own layers are back"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ OWN = {  # where words stand beside a metric's name all the same
     "figures/tradeoffs.py": "axes that turn a rate into a time or have a logarithm, and a hover of few words",
     "figures/memory.py": "parts of a bar whose title says memory",
     "figures/sensitivity.py": "a measure of a layer alone, by the same name",
-    "ui/tabs/layers.py": "a measure of a layer alone, by the same name",
+    "ui/tabs/layers/__init__.py": "a measure of a layer alone, by the same name",
 }
 
 
