@@ -107,6 +107,81 @@ EACH(KERNELS)
 static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2),   ROW(table3), ROW(table4),   ROW(integer5),
                                                                 ROW(integer6), ROW(float6), ROW(integer8), ROW(float8)};
 
+#if LANES == 8
+/* One row, codes of 2 or 4 bits: a shuffle of bytes finds the low or the high byte of 32 values in bfloat16 at once, where a permutation of a table in float32
+ * finds 8. Two inputs of an output come to lie side by side, and are added at the end of a group.
+ */
+INLINE void one_row(const struct weight *w, const float *x, const float *sums, const float *by_row, uint16_t *y, long first, const int kind)
+{
+    const int bits = bits_of(kind), step = step_codes(kind);
+    const long last = (w->n + 15) / 16 * 2 - 1, length = w->groups * w->steps * 16;
+    const uint32_t *from[4], mask = 0x01010101u * ((1 << bits) - 1);
+    uint8_t bytes[2][32];
+    long scales[4];
+    vec total[4] = {{0}};
+    for (int i = 0; i < 32; i++) {
+        bytes[0][i] = as_bits(w->table[i % 16]) >> 16;
+        bytes[1][i] = as_bits(w->table[i % 16]) >> 24;
+    }
+    const __m256i low = _mm256_loadu_si256((const __m256i *)bytes[0]), high = _mm256_loadu_si256((const __m256i *)bytes[1]);
+    for (int v = 0; v < 4; v++) {
+        const long at = first + v < last ? first + v : last;
+        from[v] = w->codes + at / 2 * length + at % 2 * 8;
+        scales[v] = at / 2 * w->groups * 16 + at % 2 * 8;
+    }
+    for (long g = 0; g < w->groups; g++) {
+        vec part[4][2];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++)
+            part[v][0] = part[v][1] = (vec){0};
+        for (long s = 0; s < w->steps; s++, x += step)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++, from[v - 1] += 16) {
+                words word;
+                memcpy(&word, from[v], sizeof word);
+#pragma GCC unroll 4
+                for (int c = 0; c < 8 / bits; c++) {
+                    const __m256i code = (__m256i)((word >> (bits * c)) & mask), l = _mm256_shuffle_epi8(low, code), h = _mm256_shuffle_epi8(high, code);
+                    const words two[] = {(words)_mm256_unpacklo_epi8(l, h), (words)_mm256_unpackhi_epi8(l, h)};
+                    const vec near = (vec)_mm256_broadcast_sd((const double *)(x + 2 * c)), far = (vec)_mm256_broadcast_sd((const double *)(x + step / 2 + 2 * c));
+#pragma GCC unroll 2
+                    for (int i = 0; i < 2; i++) {
+                        part[v][i] += number(two[i] << 16) * near;
+                        part[v][i] += number(two[i] & 0xffff0000u) * far;
+                    }
+                }
+            }
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            const vec sum = (vec)_mm256_hadd_ps((__m256)part[v][0], (__m256)part[v][1]), scale = load_numbers(w->scale, scales[v] + g * 16, w->wide);
+            total[v] += scale * (w->shift ? sum + load_numbers(w->shift, scales[v] + g * 16, w->wide) * sums[g] : sum);
+        }
+    }
+    for (int v = 0; v < 4 && first + v <= last; v++)
+        store(y + (first + v) * 8, by_row ? total[v] * by_row[0] : total[v], w->n - (first + v) * 8);
+}
+
+#define ONE(NAME, KIND)                                                                                                                                       \
+    static void NAME(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows,        \
+                     long first)                                                                                                                              \
+    {                                                                                                                                                         \
+        (void)values, (void)rows;                                                                                                                             \
+        one_row(w, x, sums, by_row, y, first, KIND);                                                                                                          \
+    }
+ONE(one_row2, TABLE2) ONE(one_row4, TABLE4)
+
+/* The kernel for one row of a weight whose values are numbers in bfloat16, or another. */
+static kernel *for_one(const struct weight *w, kernel *other)
+{
+    for (int i = 0; i < 16; i++)
+        if (as_bits(w->table[i]) & 0xffffu)
+            return other;
+    return w->kind == TABLE2 ? one_row2 : w->kind == TABLE4 ? one_row4 : other;
+}
+#else
+static kernel *for_one(const struct weight *w, kernel *other) { return (void)w, other; }
+#endif
+
 /* Without products of pairs, from MANY rows on: weights of BROAD vectors become numbers once, PART inputs after the others in the first cache, and serve all
  * tiles of TALL rows. */
 #define MANY (PAIRS ? 1l << 62 : 3 * ROWS)
@@ -263,7 +338,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     const uint16_t *from = r ? rounded : x;
     const float all = r && r->per == ALL ? largest_of(x, wide, m * w->k, r) : 0, *scales = r && r->form == ELEMENTS ? by_row : NULL;
     const table_t values = read_table(w->table, w->kind, w->mantissa);
-    kernel *run = kernels[w->kind][which];
+    kernel *run = m == 1 ? for_one(w, kernels[w->kind][which]) : kernels[w->kind][which];
 #pragma omp parallel if (m * w->n * padded > 1 << 17) reduction(| : lacking)
     {
         float *work = spread ? room(WORK, (PART + tiles * TALL) * BROAD * LANES * sizeof *work) : NULL;

@@ -165,8 +165,8 @@ def values(w: LowBitWeight, kind: int) -> tuple[Tensor, Tensor, float, int]:
         return sign << (5 if kind == FLOAT6 else 7) | w.codes & (2 ** (w.bits - 1) - 1), torch.full((16,), 2.0 ** (127 - bias(name))), 1.0, FORMATS[name][1]
     if w.codebook is None:
         table, factor = torch.arange(2.0**w.bits) - 2 ** (w.bits - 1), 1.0
-    elif flavour() == "avx512bf16":
-        table, _, factor = narrowed(w.codebook)
+    elif flavour() in ("avx512bf16", "avx2") and (near := narrowed(w.codebook))[1] <= EXACT:
+        table, _, factor = near
     else:
         table, factor = w.codebook.float(), 1.0
     return w.codes, F.pad(table, (0, 16 - len(table))), factor, 0
