@@ -12,6 +12,7 @@ from explorer import models
 from explorer.hub import Hub
 from explorer.models import Dense
 from kernels import linear16, native
+from tests.test_native import needs_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def test_it_is_the_product_to_a_rounding(built: bool, rows: int, n: int, k: int,
     assert y.shape == exact.shape and y.dtype == torch.bfloat16 and ((y - exact).norm() / exact.norm()).item() < 4e-3
 
 
-@pytest.mark.skipif(bool(native.library()[1]), reason=f"needs the C library: {native.library()[1]}")
+@needs_compiler
 def test_c_reads_no_number_beyond_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies around inputs and weights is NaN, and so is what is not written."""
     new = torch.Tensor.new_empty
