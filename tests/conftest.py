@@ -37,6 +37,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are not divided, and all browser tests run in one process, with one app and one browser: two pages that load at once starve each other."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("browser" if item.get_closest_marker("browser") else item.path.stem))
     order = {f"test_{name}.py": at for at, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

@@ -8,6 +8,7 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PATIENCE = 90_000  # milliseconds: a loaded machine takes its time, and only a test of haste may hold that against it
 browser_test = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path (Debian: the package chromium)")]
 
 
@@ -19,6 +20,7 @@ def own_end(text: str) -> bool:
 def visit(browser, address: str, width: int, height: int, theme: str = "light", query: str = ""):
     """An open page of a size, and the list that collects its console errors and its requests to other hosts."""
     page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" and not own_end(message.text) else None)
     page.on("pageerror", lambda error: wrong.append(str(error)) if not own_end(str(error)) else None)
@@ -26,7 +28,7 @@ def visit(browser, address: str, width: int, height: int, theme: str = "light", 
     page.add_init_script(ASKING)
     page.goto(f"{address}?__theme={theme}{query}")
     ready, state = ("#run:not([disabled])", "attached") if "tab=" in query else ("#plot-quality .main-svg", "visible")
-    page.wait_for_selector(ready, state=state, timeout=30_000)  # in a class, a phone has no Run
+    page.wait_for_selector(ready, state=state)  # in a class, a phone has no Run
     page.wait_for_load_state("load")
     return page, wrong
 
@@ -51,7 +53,7 @@ def settle(page) -> None:
 def open_tab(page, name: str) -> None:
     """Opens a tab by its name; on a narrow page the bar scrolls to it."""
     page.locator(f"#tab-{name}-button").click()
-    page.locator(f"#tab-{name}").wait_for(state="visible", timeout=10_000)
+    page.locator(f"#tab-{name}").wait_for(state="visible")
 
 
 # Which answers of the queue a page waits for; what streams counts until its end.
@@ -69,11 +71,13 @@ ASKING = """(() => {
 })()"""
 
 SETTLED = """() => new Promise((done, fail) => {
-  const start = performance.now(); let last = start;
+  const start = performance.now(); let last = start, looked = start;
   const watch = new MutationObserver(() => { last = performance.now() });
   watch.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
   const fading = () => document.getAnimations().some(a => a.playState === 'running' && a.effect.getComputedTiming().endTime < 5000);
   const look = () => { const now = performance.now();
+    if (now - looked > 100) last = now; // the page had no time for what it was told
+    looked = now;
     if (now - Math.max(last, window.heard) > 20000 || now - start > 120000) { watch.disconnect();
       const what = [...window.asking].map(asked => asked.what).join(' | ') || 'nothing';
       fail(new Error(`the page does not come to rest in ${Math.round(now - start)} ms; to come: ${what}`)) }

@@ -93,24 +93,24 @@ def test_every_part_of_a_link_that_is_ignored_is_named() -> None:
 def test_reload_back_and_forward_open_the_page_again(browser, address: str, width: int) -> None:
     page, wrong = visit(browser, address, width, 900)
     choose(page, "3")
-    page.wait_for_url("**bits=3**", timeout=10_000)
+    page.wait_for_url("**bits=3**")
     for title, name in (("Weights", "weights"), ("Learn", "learn")):  # on the narrower page Learn is in the menu of tabs that do not fit
         if page.locator(f"#tab-{name}-button").count():
             open_tab(page, name)
         else:
             page.locator("#tabs .overflow-menu > button").click()
             page.locator("#tabs .overflow-dropdown button", has_text=title).click()
-        page.wait_for_url(f"**tab={name}**", timeout=10_000)
+        page.wait_for_url(f"**tab={name}**")
         settle(page)
     page.locator("#learn-next").click()
-    page.wait_for_url("**story=basics&step=2**", timeout=10_000)
+    page.wait_for_url("**story=basics&step=2**")
     back, forth = page.go_back, page.go_forward
     for step, tab in ((back, "Learn"), (back, "Weights"), (back, "Compare"), (forth, "Weights"), (forth, "Learn"), (forth, "Learn")):
         step()
-        page.locator("#tabs [role=tab][aria-selected=true]", has_text=tab).wait_for(timeout=10_000)
+        page.locator("#tabs [role=tab][aria-selected=true]", has_text=tab).wait_for()
         settle(page)
     page.reload()
-    page.locator("#learn-text", has_text="step 2 of").wait_for(timeout=20_000)
+    page.locator("#learn-text", has_text="step 2 of").wait_for()
     assert page.locator("#tabs [role=tab][aria-selected=true]").inner_text() == "Learn"
     assert page.locator("#controls .method label:visible:has(input:checked)").first.inner_text() == "3" and "__theme=light" in page.url
     assert not wrong
@@ -125,13 +125,13 @@ def test_a_reload_goes_on_with_a_run_but_not_with_a_cancelled_one(browser, addre
     page.get_by_role("option", name="GPTQ", exact=True).click()
     choose(page, "2")
     page.click("#run")
-    page.locator("#status .busy").wait_for(timeout=10_000)
+    page.locator("#status .busy").wait_for()
     page.reload()
-    wait_for_status(page, "going on after a reload", 30)
+    wait_for_status(page, "going on after a reload")
     assert page.locator("#method input").input_value() == "GPTQ"
     assert page.locator("#controls .method label:visible:has(input:checked)").first.inner_text() == "2"
     page.click("#cancel")
-    wait_for_status(page, "Cancelled", 20)
+    wait_for_status(page, "Cancelled")
     page.reload()
     page.wait_for_selector("#run:not([disabled])")
     settle(page)
@@ -147,15 +147,15 @@ def test_the_page_keeps_still_between_tabs(browser, address: str) -> None:
     assert page.evaluate("getComputedStyle(document.querySelector('#plot-quality .modebar')).opacity") == "0"
     page.click("#fold-shared")
     page.click("#show-commands")
-    page.locator("#commands pre").first.wait_for(timeout=10_000)
+    page.locator("#commands pre").first.wait_for()
     places = set()
     for name in ("planner", "stepper", "learn", "compare"):
         open_tab(page, name)
         places.add(page.evaluate("document.querySelector('#tabs > .tab-wrapper').getBoundingClientRect().y + scrollY"))
         if name == "planner":
-            page.locator("#commands pre").first.wait_for(state="detached", timeout=10_000)
+            page.locator("#commands pre").first.wait_for(state="detached")
         if name == "stepper":
-            page.locator("#stepper-head h2", has_text="on layer 3 q_proj").wait_for(timeout=10_000)
+            page.locator("#stepper-head h2", has_text="on layer 3 q_proj").wait_for()
     assert len(places) == 1 and not wrong
     page.close()
 
@@ -166,7 +166,7 @@ def test_a_planner_link_is_answered_once(browser, address: str) -> None:
     page = browser.new_page()
     page.add_init_script(SEEN)
     page.goto(f"{address}?tab=planner&planner.model=llama-3.1-405b&planner.users=1&planner.context=131072&planner.bits=3&planner.cards=4")
-    page.locator("#plan-status", has_text="67.6 GB for 1").wait_for(timeout=30_000)
+    page.locator("#plan-status", has_text="67.6 GB for 1").wait_for()
     assert "4 × A100 80 GB hold llama-3.1-405b" in page.inner_text("#plan-status")
     assert page.evaluate("window.seen.filter((text) => text.includes('405b')).length") == 1
     page.close()
@@ -177,26 +177,26 @@ def test_a_planner_link_is_answered_once(browser, address: str) -> None:
 def test_a_written_link_needs_neither_price_nor_format(browser, address: str) -> None:
     """The price is the device's, and a model that is published quantized is planned so; the choice of another format is in the link."""
     page, wrong = visit(browser, address, 390, 844, query="&tab=planner&planner.model=gpt-oss-120b&planner.device=H100&planner.cards=2")
-    page.locator("#plan-status", has_text="In the format set above (as published)").wait_for(timeout=30_000)
+    page.locator("#plan-status", has_text="In the format set above (as published)").wait_for()
     assert page.input_value("#plan-price input") == "3.99" and page.input_value("#plan-format input") == "as published"
     bar = "document.querySelector('#tabs > .tab-wrapper > [role=tablist]')"
     inside = f"(() => {{ const o = {bar}.querySelector('[aria-selected=true]').getBoundingClientRect(); return o.left >= 0 && o.right <= innerWidth; }})()"
-    page.wait_for_function("scrollY > 0", timeout=5000)
+    page.wait_for_function("scrollY > 0")
     assert page.evaluate(inside) and page.evaluate(f"{bar}.getBoundingClientRect().y") >= 0, "the page moves to the bar, not below it"
     page.evaluate(f"{bar}.scrollLeft = 0")
     assert not page.evaluate(inside)
     page.evaluate(f"({PAGE.read_text().split(chr(10), 1)[1].rstrip()})()")  # as if the tab had been opened before the page's script ran
-    page.wait_for_function(inside, timeout=5000)
+    page.wait_for_function(inside)
     page.set_viewport_size({"width": 1440, "height": 900})
     page.locator("#plan-format input").click()
     page.get_by_role("option", name="integers: bits, group").click()
-    page.wait_for_url("**planner.format=&**", timeout=10_000)
+    page.wait_for_url("**planner.format=&**")
     assert "price" not in page.url
     page.reload()
-    page.locator("#plan-status", has_text="In the format set above (4-bit, groups of 128)").wait_for(timeout=30_000)
+    page.locator("#plan-status", has_text="In the format set above (4-bit, groups of 128)").wait_for()
     page.locator("#plan-model input").click()
     page.get_by_role("option", name="deepseek-v3").click()
-    page.locator("#plan-status", has_text="In the format set above (as published): deepseek-v3").wait_for(timeout=10_000)
+    page.locator("#plan-status", has_text="In the format set above (as published): deepseek-v3").wait_for()
     assert not wrong
     page.close()
 

@@ -52,11 +52,11 @@ def test_lists_close_and_choices_are_one_stop_by_keyboard(desk: tuple) -> None:
     assert stops == ["4", "group", "64"], "bits, granularity and group size are one stop each, on what is chosen"
     page.focus("#layer input")
     page.keyboard.press("Tab")
-    page.wait_for_function("document.activeElement.id === 'reset'", timeout=5000)
+    page.wait_for_function("document.activeElement.id === 'reset'")
     page.locator("#controls .method fieldset", has_text="Group size").locator("input:checked").focus()
     for key, chosen in (("ArrowRight", "128"), ("ArrowLeft", "64")):
         page.keyboard.press(key)
-        page.wait_for_function("chosen => document.activeElement.closest('label.selected')?.innerText === chosen", arg=chosen, timeout=5000)
+        page.wait_for_function("chosen => document.activeElement.closest('label.selected')?.innerText === chosen", arg=chosen)
     assert not wrong
 
 
@@ -64,12 +64,12 @@ def test_a_checkpoint_is_downloaded(desk: tuple, tmp_path: Path) -> None:
     page, wrong = desk
     page.click("#show-commands")
     buttons = page.locator("#commands .act[data-pick]")
-    buttons.first.wait_for(timeout=5000)
+    buttons.first.wait_for()
     assert buttons.count() == 8 and page.locator("#commands section").count() == 5  # the baseline has nothing to save
-    with page.expect_download(timeout=120_000) as coming:
+    with page.expect_download() as coming:
         page.locator("#commands section").nth(2).get_by_role("button", name="download it").click()
     coming.value.save_as(tmp_path / "checkpoint.zip")
-    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for(timeout=5000)
+    page.locator("#status", has_text="RTN 4-bit g64 as compressed-tensors").wait_for()
     with ZipFile(tmp_path / "checkpoint.zip") as archive:
         assert archive.testzip() is None
         config = json.loads(archive.read("config.json"))["quantization_config"]
@@ -93,7 +93,7 @@ def test_a_mark_chooses_its_layer_everywhere(desk: tuple) -> None:
     page.wait_for_function("before => document.querySelector('#layer input').value !== before", arg=picked)
     assert page.input_value("#layer input") == "0 q_proj"
     open_tab(page, "weights")
-    page.get_by_text("Weights of layers.0.self_attn.q_proj").wait_for(timeout=5000)
+    page.get_by_text("Weights of layers.0.self_attn.q_proj").wait_for()
     assert not wrong
 
 
@@ -104,19 +104,19 @@ def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(desk: tuple) -> No
     for redrawn in (False, True):
         if redrawn:  # it must still be heard
             page.get_by_label("Memory", exact=False).first.check(force=True)
-            page.locator("#plot-tradeoffs .xtitle", has_text="MB").wait_for(timeout=5000)
+            page.locator("#plot-tradeoffs .xtitle", has_text="MB").wait_for()
         before = page.locator("#point-report .see").all_inner_texts()
         click_mark(page, page.locator("#plot-tradeoffs .point").nth(-1 if redrawn else 0))
         name = "document.querySelector('#point-report .see')?.innerText"
-        page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before, timeout=5000)
+        page.wait_for_function(f"before => {name} && {name} !== before[0]", arg=before)
         card = page.inner_text("#point-report")
         assert "16-bit baseline" in card and "Why is it not faster or smaller?" in card
     page.get_by_role("button", name="SmoothQuant per-channel", exact=True).click()
-    page.locator("#point-report .see", has_text="SmoothQuant per-channel").wait_for(timeout=5000)
+    page.locator("#point-report .see", has_text="SmoothQuant per-channel").wait_for()
     assert page.locator("#point-report .three .act", has_text="batch sweep").is_visible()
     page.locator("#points-table tr", has_text="LLM.int8()").get_by_role("button", name="batch sweep").click()
-    page.locator("#speed-status progress").wait_for(timeout=30_000)
+    page.locator("#speed-status progress").wait_for()
     assert page.locator("#tab-speed").is_visible() and page.input_value("#speed-which input") == "LLM.int8()"
     page.click("#speed-cancel")
-    page.locator("#speed-status", has_text="Cancelled").wait_for(timeout=5000)
+    page.locator("#speed-status", has_text="Cancelled").wait_for()
     assert "LLM.int8()" in " ".join(page.inner_text("#compared").split()) and not wrong

@@ -23,11 +23,11 @@ def test_what_is_taken_off_at_once_leaves_every_tab(desk: tuple) -> None:
     page, wrong = desk
     assert columns(page) == 5
     page.locator("#compared .remove-all").click()
-    wait_for_status(page, "The 16-bit baseline stays", 20)
+    wait_for_status(page, "The 16-bit baseline stays")
     settle(page)
     assert columns(page) == 1 and page.locator("#compared .token").count() == 1
     open_tab(page, "weights")
-    page.locator("#tab-weights", has_text="Run a quantized configuration").wait_for(timeout=10_000)
+    page.locator("#tab-weights", has_text="Run a quantized configuration").wait_for()
     open_tab(page, "compare")
     page.locator("#compared .token-remove").first.click()  # the baseline itself
     settle(page)
@@ -41,11 +41,11 @@ def test_a_laptop_at_twice_its_size_has_no_column_beside_the_results(desk: tuple
     """1,440 by 900 points at 200% are 720 by 450: the controls stand above what is compared, the table has the page's width."""
     page, wrong = desk
     page.set_viewport_size({"width": 720, "height": 450})
-    page.locator("#fold").wait_for(timeout=10_000)
+    page.locator("#fold").wait_for()
     controls, results = (page.locator(part).bounding_box() for part in ("#controls", "#results"))
     assert controls["x"] == results["x"] and results["width"] > 680 and page.evaluate("document.documentElement.scrollWidth") == 720
     page.set_viewport_size({"width": 1440, "height": 900})
-    page.locator("#fold").wait_for(state="hidden", timeout=10_000)
+    page.locator("#fold").wait_for(state="hidden")
     assert not wrong
 
 
@@ -57,11 +57,11 @@ def test_tabs_are_one_stop_and_groups_have_names(desk: tuple) -> None:
     page.locator("#tab-compare-button").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    page.locator("#tab-weights").wait_for(state="visible", timeout=10_000)
-    page.wait_for_function(f"({stops})().join() === 'tab-weights-button'", timeout=10_000)
+    page.locator("#tab-weights").wait_for(state="visible")
+    page.wait_for_function(f"({stops})().join() === 'tab-weights-button'")
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
+    page.locator("#tab-compare").wait_for(state="visible")
     names = page.evaluate("[...document.querySelectorAll('#controls fieldset')].filter(group => group.offsetParent).map(group => group.ariaLabel)")
     assert names == ["Bits", "Granularity", "Group size"] and page.get_by_role("button", name="batch sweep of RTN 4-bit g64").count() == 1
     assert not wrong
@@ -72,9 +72,9 @@ def test_the_address_is_written_at_once_when_one_is_taken_off(desk: tuple) -> No
     settle(page)
     page.evaluate("() => { const plain = window.setTimeout; window.setTimeout = (f, ms, ...more) => plain(f, ms >= 900 ? 60000 : ms, ...more) }")
     page.locator("#compared .token-remove").nth(1).click()
-    page.wait_for_url("**with=&with=**", timeout=10_000)
+    page.wait_for_url("**with=&with=**")
     page.reload()
-    wait_for_status(page, "Opened from a link", 20)
+    wait_for_status(page, "Opened from a link")
     settle(page)
     assert page.locator("#compared .token").count() == 4
     page.click("#reset")
@@ -86,14 +86,14 @@ def test_those_that_stay_keep_their_colours(desk: tuple) -> None:
     page, wrong = desk
     before = page.evaluate(COLOURS)
     page.locator("#compared .token-remove").nth(1).click()
-    wait_for_status(page, "Off the page", 20)
+    wait_for_status(page, "Off the page")
     settle(page)
     after = page.evaluate(COLOURS)
     assert len(before["#plot-quality"]) == len(after["#plot-quality"]) + 1 == 4 and len(after["table"]) == 4
     assert all(after[place].items() <= before[place].items() for place in ("table", "#plot-quality", "#plot-speed"))
-    page.wait_for_url("**with=&with=**", timeout=10_000)
+    page.wait_for_url("**with=&with=**")
     page.reload()
-    wait_for_status(page, "Opened from a link", 20)
+    wait_for_status(page, "Opened from a link")
     settle(page)
     assert page.evaluate(COLOURS) == after, "and the link gives the same ones again"
     page.click("#reset")
@@ -105,8 +105,8 @@ def test_a_name_in_the_table_of_points_brings_its_report_into_view(desk: tuple) 
     page, wrong = desk
     open_tab(page, "tradeoffs")
     page.locator("#points-table button.name").nth(20).click()
-    page.locator("#point-report table.compare").first.wait_for(timeout=10_000)
-    page.wait_for_function("document.activeElement.id === 'point-report'", timeout=10_000)
+    page.locator("#point-report table.compare").first.wait_for()
+    page.wait_for_function("document.activeElement.id === 'point-report'")
     top = page.locator("#point-report").bounding_box()["y"]
     assert -5 <= top < page.viewport_size["height"] / 2 and not wrong
 
@@ -114,13 +114,13 @@ def test_a_name_in_the_table_of_points_brings_its_report_into_view(desk: tuple) 
 def test_a_step_without_runs_has_no_button_for_compare(desk: tuple) -> None:
     page, wrong = desk
     open_tab(page, "learn")
-    page.locator("#learn-compare").wait_for(state="hidden", timeout=10_000)  # the first walkthrough is arithmetic
+    page.locator("#learn-compare").wait_for(state="hidden")  # the first walkthrough is arithmetic
     page.locator("#learn-story input").click()
     page.get_by_role("option").nth(3).click()
-    page.locator("#learn-compare").wait_for(state="visible", timeout=10_000)
+    page.locator("#learn-compare").wait_for(state="visible")
     page.click("#learn-compare")
-    page.locator("#tab-compare").wait_for(state="visible", timeout=10_000)
-    wait_for_status(page, "left the page; Reset", 20)
+    page.locator("#tab-compare").wait_for(state="visible")
+    wait_for_status(page, "left the page; Reset")
     settle(page)
     assert columns(page) > 1 and not wrong
     other, wrong = visit(page.context.browser, page.url.split("?")[0], 1440, 900)

@@ -31,10 +31,10 @@ def test_quality_is_there_before_the_run_ends_and_stays_after_cancel(browser, sl
     bits = 3 if width > 700 else 5  # neither ships as a recording
     page, wrong = visit(browser, slow, width, height, query=f"&method=gptq&bits={bits}&group_size=32")
     page.click("#run")
-    page.locator("#comparison thead .chip", has_text="being measured").first.wait_for(timeout=60_000)
+    page.locator("#comparison thead .chip", has_text="being measured").first.wait_for()
     part = page.evaluate(TABLE)
     page.click("#cancel")
-    page.locator("#comparison thead .chip", has_text="incomplete, stopped").first.wait_for(timeout=20_000)
+    page.locator("#comparison thead .chip", has_text="incomplete, stopped").first.wait_for()
     wait_for_status(page, "Cancelled", 5)
     kld, speed = "KL divergence, mean nats", "Decoding tokens/s"
     assert part["busy"] and part["cells"][kld][0].isdigit() and part["cells"][speed].startswith("being measured")
@@ -42,8 +42,8 @@ def test_quality_is_there_before_the_run_ends_and_stays_after_cancel(browser, sl
     stopped = page.evaluate(TABLE)["cells"]
     assert stopped[speed].startswith("not measured: stopped") and stopped[kld] == part["cells"][kld]
     page.click("#run")
-    page.locator("#status .status.done").wait_for(timeout=60_000)
-    page.wait_for_function("window.going === ''", timeout=5000)  # nothing that a reload would go on with
+    page.locator("#status .status.done").wait_for()
+    page.wait_for_function("window.going === ''")  # nothing that a reload would go on with
     whole = page.evaluate(TABLE)
     assert whole["cells"][speed][0].isdigit() and "no failure found" in whole["cells"]["Failure check"]
     assert whole["rows"] == part["rows"] and (width < 700 or whole["widths"] == part["widths"]), "the column took its place once"

@@ -28,21 +28,21 @@ def test_texts_stream_and_a_bug_is_guessed(browser, address: str) -> None:
     page.get_by_role("button", name="Python", exact=True).click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('def main')")
     page.click("#write")
-    page.locator(".written .sample").nth(2).wait_for(timeout=60_000)
-    page.locator(".status.done", has_text="Left the baseline").wait_for(timeout=60_000)
+    page.locator(".written .sample").nth(2).wait_for()
+    page.locator(".status.done", has_text="Left the baseline").wait_for()
     assert page.locator(".written .tk").count() >= 3 * 16 and page.locator(".tk.parted").count() >= 1
     assert "rank" in page.locator(".written .tk").nth(3).get_attribute("title")
-    page.locator("#plot-token_divergence .main-svg").first.wait_for(timeout=10_000)
+    page.locator("#plot-token_divergence .main-svg").first.wait_for()
     assert page.locator("#guard article").count() == 2, page.inner_text("#guard")
     assert unreadable(page) == []
     open_tab(page, "failures")
     assert not page.get_by_text("All layers lose about the same").is_visible(), "what gives a bug away is folded"
     page.click("#plant-hidden")
-    page.locator("#lab-status", has_text="Which one?").wait_for(timeout=60_000)
+    page.locator("#lab-status", has_text="Which one?").wait_for()
     assert page.locator("#lab .told").count() == 0
     page.click("#reveal")
-    page.locator("#lab .told").wait_for(timeout=20_000)
-    page.locator("#plot-lab-layers .main-svg").first.wait_for(timeout=10_000)
+    page.locator("#lab .told").wait_for()
+    page.locator("#plot-lab-layers .main-svg").first.wait_for()
     assert "The guard names it." in page.inner_text("#lab .told")
     page.set_viewport_size({"width": 390, "height": 844})
     settle(page)
