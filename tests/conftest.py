@@ -36,6 +36,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are not divided, and all browser tests run in one process, with one app and one browser: two pages that load at once starve each other."""
     for item in items:
