@@ -36,11 +36,22 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Files are not divided, and those with browser tests run in one process, with one app and one browser: two pages that load at once starve each other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    driven = {path.name for path in Path(__file__).parent.glob("test_*.py") if "browser_test" in path.read_text()}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "browser" if Path(file).name in driven else file
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files are not divided, and all browser tests run in one process, with one app and one browser: two pages that load at once starve each other."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("browser" if item.get_closest_marker("browser") else item.path.stem))
     order = {f"test_{name}.py": at for at, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
