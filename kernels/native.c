@@ -130,9 +130,7 @@ static kernel *const *const paired[] = {NULL};
 /* Without products of pairs, from MANY rows on: weights of BROAD vectors become numbers once, PART inputs after the others in the first cache, and serve all
  * tiles of TALL rows. */
 #define MANY (PAIRS ? 1l << 62 : 3 * ROWS)
-#ifndef MANY_PAIRS
-#define MANY_PAIRS 100000 /* the same where codes find their values by bytes */
-#endif
+#define MANY_PAIRS 17 /* the same where bytes find the values */
 #define PART 256
 #define TALL (LANES == 16 ? 12 : 6)
 #define BROAD 2
@@ -147,7 +145,7 @@ static void all_rows(const struct weight *w, const table_t *values, const input_
 /* Weights of inputs of `steps` steps from `step` on -> [inputs][BROAD][LANES] float32. */
 INLINE void open(const struct weight *w, const table_t *values, long first, long step, long steps, float *to, const int kind)
 {
-    const int parts = 16 / LANES, next = kind == TABLE3 ? 16 : step_words(kind);
+    const int parts = 16 / LANES, mantissa = w->mantissa, next = kind == TABLE3 ? 16 : step_words(kind);
     const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
     const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16;
     const table_t table = *values;
@@ -164,7 +162,7 @@ INLINE void open(const struct weight *w, const table_t *values, long first, long
             const codes_t code = read_codes(strip + lane + s * next, (const uint16_t *)(strip + tail) + lane + s * (kind == TABLE3 ? 16 : 2 * next), kind);
 #pragma GCC unroll 16
             for (int c = 0; c < step_codes(kind); c++, i++) {
-                const vec value = pick(code, c, kind, 2, table, factor, w->mantissa) * scale + shift;
+                const vec value = pick(code, c, kind, 2, table, factor, mantissa) * scale + shift;
                 memcpy(to + (i * BROAD + v) * LANES, &value, sizeof value);
             }
         }
@@ -246,9 +244,11 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
             to[i * R + r] = pair;
         }
 #else
-        for (long i = 0; i < padded; i++) {
-            uint32_t u = i < there ? (uint32_t)row[i] << 16 : 0;
-            memcpy(to + (pairs ? i / 2 * 2 * R + 2 * r + i % 2 : i * R + r), &u, 4);
+        float *first = to + (pairs ? 2 * r : r);
+        const long apart = pairs ? 1 : R; /* the two inputs of a pair; codes of a step are an even number */
+        for (long i = 0; i < padded; i += 2, first += 2 * R) {
+            first[0] = i < there ? number_at(row, i, 0) : 0;
+            first[apart] = i + 1 < there ? number_at(row, i + 1, 0) : 0;
         }
 #endif
         for (long g = 0; sums && g < w->groups; g++) {

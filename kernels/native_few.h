@@ -39,43 +39,49 @@ INLINE void multiply(vec part[][2], words codes, bytes_t table, const float *x, 
         const __m256i code = (__m256i)((codes >> (bits * c)) & (0x01010101u * ((1 << bits) - 1)));
         const __m256i low = _mm256_shuffle_epi8(table.low, code), high = _mm256_shuffle_epi8(table.high, code);
         const words two[] = {(words)_mm256_unpacklo_epi8(low, high), (words)_mm256_unpackhi_epi8(low, high)};
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) { /* a word has the code of a pair of inputs in its low half and of another, half a step on, in its high one */
-            const vec near = (vec)_mm256_broadcast_sd((const double *)(x + 2 * r)), far = (vec)_mm256_broadcast_sd((const double *)(x + half * R + 2 * r));
 #pragma GCC unroll 2
-            for (int i = 0; i < 2; i++) {
-                part[r][i] += number(two[i] << 16) * near;
-                part[r][i] += number(two[i] & 0xffff0000u) * far;
+        for (int far = 0; far < 2; far++) { /* a word has the code of a pair of inputs in its low half and of another, half a step on, in its high one */
+            const vec value[] = {number(far ? two[0] & 0xffff0000u : two[0] << 16), number(far ? two[1] & 0xffff0000u : two[1] << 16)};
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const vec pair = (vec)_mm256_broadcast_sd((const double *)(x + far * half * R + 2 * r));
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; i++)
+                    if (R > 2) /* in assembly, because GCC 12 moves so many sums between registers, and some of them to memory */
+                        __asm__("vfmadd231ps %2, %1, %0" : "+x"(part[r][i]) : "x"(value[i]), "x"(pair));
+                    else
+                        part[r][i] += value[i] * pair;
             }
         }
     }
 }
 
-/* total [R][2] += V vectors of outputs times the inputs of one group. from: their codes; at: where their scales lie. */
-INLINE void add_group(vec total[][ROWS][2], const struct weight *w, const uint32_t *const *from, const long *at, bytes_t table, const float *x, const float *sums,
-                      const int R, const int V, const int kind)
+/* total [V][R][2] += V vectors of outputs times the inputs of group g. from, at: where the codes and the scales of their first groups lie. */
+INLINE void add_group(vec total[][ROWS][2], const struct weight *w, long g, const uint32_t *const *from, const long *at, bytes_t table, const float *x,
+                      const float *sums, const int R, const int V, const int kind)
 {
     vec part[4][ROWS][2];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-        const __m256 shift = w->shift ? (__m256)load_numbers(w->shift, at[v], w->wide) : _mm256_setzero_ps(), none = _mm256_setzero_ps();
+        const __m256 none = _mm256_setzero_ps(), shift = w->shift ? (__m256)load_numbers(w->shift, at[v] + 16 * g, w->wide) : none;
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const float sum = w->shift ? sums[r] : 0;
-            part[v][r][0] = (vec)_mm256_unpacklo_ps(shift, none) * sum;
-            part[v][r][1] = (vec)_mm256_unpackhi_ps(shift, none) * sum;
+        for (int r = 0; r < R; r++) { /* of the two sums of an output the first takes the shift */
+            part[v][r][0] = w->shift ? (vec)_mm256_unpacklo_ps(shift, none) * sums[g * R + r] : (vec)none;
+            part[v][r][1] = w->shift ? (vec)_mm256_unpackhi_ps(shift, none) * sums[g * R + r] : (vec)none;
         }
     }
-    for (long s = 0; s < w->steps; s++, x += step_codes(kind) * R)
+    for (long s = g * w->steps; s < (g + 1) * w->steps; s++, x += step_codes(kind) * R)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
             words codes;
             memcpy(&codes, from[v] + 16 * s, sizeof codes);
+            if (R > 1)
+                __asm__("" : "+r"(x)); /* else GCC 12 keeps the inputs for the next vector, and sums in memory */
             multiply(part[v], codes, table, x, R, kind);
         }
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-        const __m256 scale = (__m256)load_numbers(w->scale, at[v], w->wide);
+        const __m256 scale = (__m256)load_numbers(w->scale, at[v] + 16 * g, w->wide);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             total[v][r][0] += (vec)_mm256_unpacklo_ps(scale, scale) * part[v][r][0];
@@ -87,27 +93,21 @@ INLINE void add_group(vec total[][ROWS][2], const struct weight *w, const uint32
 /* As `block` of native.c, for STRIPS strips. */
 INLINE void few_rows(const struct weight *w, const float *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R, const int kind)
 {
-    const int V = TOGETHER(R), vectors = 2 * STRIPS;
-    const long last = (w->n + 15) / 16 * 2 - 1, step = w->steps * 16;
+    const long last = (w->n + 15) / 16 * 2 - 1, length = w->groups * w->steps * 16;
     const bytes_t table = read_bytes(w->table);
     const uint32_t *from[2 * STRIPS];
     long scales[2 * STRIPS];
     vec total[2 * STRIPS][ROWS][2] = {{{{0}}}};
-    for (int v = 0; v < vectors; v++) {
+    for (int v = 0; v < 2 * STRIPS; v++) {
         const long at = first + v < last ? first + v : last;
-        from[v] = w->codes + at / 2 * w->groups * step + at % 2 * 8;
+        from[v] = w->codes + at / 2 * length + at % 2 * 8;
         scales[v] = at / 2 * w->groups * 16 + at % 2 * 8;
     }
-    for (long g = 0; g < w->groups; g++, x += w->steps * step_codes(kind) * R) {
-        for (int v = 0; v < vectors; v += V)
-            add_group(total + v, w, from + v, scales + v, table, x, sums ? sums + g * R : NULL, R, V, kind);
-        for (int v = 0; v < vectors; v++) {
-            from[v] += step;
-            scales[v] += 16;
-        }
-    }
+    for (long g = 0; g < w->groups; g++, x += w->steps * step_codes(kind) * R)
+        for (int v = 0; v < 2 * STRIPS; v += TOGETHER(R))
+            add_group(total + v, w, g, from + v, scales + v, table, x, sums, R, TOGETHER(R), kind);
     for (int r = 0; r < R && r < rows; r++)
-        for (int v = 0; v < vectors && first + v <= last; v++) {
+        for (int v = 0; v < 2 * STRIPS && first + v <= last; v++) {
             const vec sum = (vec)_mm256_hadd_ps((__m256)total[v][r][0], (__m256)total[v][r][1]);
             store(y + r * w->n + (first + v) * 8, by_row ? sum * by_row[r] : sum, w->n - (first + v) * 8);
         }
