@@ -110,6 +110,7 @@ EACH(KERNELS)
 static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2),   ROW(table3), ROW(table4),   ROW(integer5),
                                                                 ROW(integer6), ROW(float6), ROW(integer8), ROW(float8)};
 
+/* One to ROWS rows where bytes find the values. */
 #if LANES == 8
 #define FEW(NAME, KIND, R)                                                                                                                                    \
     static void NAME##_##R(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows,  \
@@ -235,6 +236,7 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
         const uint16_t *row = x + r * w->k;
         const long there = r < rows ? w->k : 0;
 #if PAIRS
+        (void)pairs;
         for (long i = 0; i < padded / 2; i++) {
             uint32_t pair = 0;
             if (2 * i + 1 < there)
