@@ -1,6 +1,6 @@
-/* Few rows on AVX2 times codes of 2 or 4 bits whose values are numbers in bfloat16. A shuffle of bytes finds the low or the high byte of 32 values at once, where
- * a permutation of a table in float32 finds 8, and what is found serves all rows of a tile. Two inputs of an output come to lie side by side: inputs are packed
- * [pair][row][2], and the two sums of an output are added at the very end.
+/* Few rows on AVX2 times codes of 2 or 4 bits whose values are numbers in bfloat16. A shuffle of bytes finds the low or the high byte of 32 values at once,
+ * where a permutation of a table in float32 finds 8, and what is found serves all rows of a tile. Two inputs of an output come to lie side by side: inputs are
+ * packed [pair][row][2], and the two sums of an output are added at the very end.
  */
 #ifndef NATIVE_FEW_H
 #define NATIVE_FEW_H
@@ -91,7 +91,8 @@ INLINE void add_group(vec total[][ROWS][2], const struct weight *w, long g, cons
 }
 
 /* As `block` of native.c, for STRIPS strips. */
-INLINE void few_rows(const struct weight *w, const float *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R, const int kind)
+INLINE void few_rows(const struct weight *w, const float *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first, const int R,
+                     const int kind)
 {
     const long last = (w->n + 15) / 16 * 2 - 1, length = w->groups * w->steps * 16;
     const bytes_t table = read_bytes(w->table);
