@@ -131,7 +131,7 @@ static kernel *const *const paired[] = {NULL};
 /* Without products of pairs, from MANY rows on: weights of BROAD vectors become numbers once, PART inputs after the others in the first cache, and serve all
  * tiles of TALL rows. */
 #define MANY (PAIRS ? 1l << 62 : 3 * ROWS)
-#define MANY_PAIRS 17 /* the same where bytes find the values */
+#define MANY_BYTES 17 /* the same where bytes find the values of 4 bits */
 #define PART 256
 #define TALL (LANES == 16 ? 12 : 6)
 #define BROAD 2
@@ -275,7 +275,7 @@ struct way {
 
 static struct way way_of(const struct weight *w, long m)
 {
-    const int pairs = by_bytes(w), spread = m >= (pairs ? MANY_PAIRS : MANY);
+    const int pairs = by_bytes(w), spread = m >= (pairs && w->kind == TABLE4 ? MANY_BYTES : MANY);
     const long most = spread ? TALL : ROWS, tiles = (m + most - 1) / most, rows = (m + tiles - 1) / tiles;
     int which = 0;
     if (spread)
