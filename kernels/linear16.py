@@ -29,9 +29,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.numel() // max(1, x.shape[-1])
     if x.device.type != "cpu" or x.dtype != torch.bfloat16 or has_units():
         return F.linear(x, weight, bias)
-    if rows < MANY and fits(x, weight):
+    if rows < MANY and fits(x, weight, bias):
         return few(x, weight, bias)
-    if rows < MANY_FOR_TORCH:
+    if rows < MANY_FOR_TORCH or not (bias is None or bias.dtype == x.dtype):
         return F.linear(x, weight, bias)
     y = many(x, weight)
     return y if bias is None else y + bias
@@ -44,10 +44,13 @@ def many(x: Tensor, weight: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether `few` serves: it knows no gradients, and reads bfloat16 weights as they lie."""
-    plain = weight.dtype == x.dtype and x.shape[-1] == weight.shape[1] and weight.is_contiguous() and not torch.compiler.is_compiling()
-    return plain and native.library()[0] is not None and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether `few` serves: it knows no gradients, and reads weights and bias as they lie, bfloat16 in the memory of this CPU."""
+    (n, k), held = weight.shape, [t for t in (weight, bias) if t is not None]
+    as_x = all(t.dtype == x.dtype and t.device == x.device and t.is_contiguous() for t in held)
+    if torch.compiler.is_compiling() or not as_x or x.shape[-1] != k or (bias is not None and bias.shape != (n,)):
+        return False
+    return native.library()[0] is not None and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *held)))
 
 
 def few(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,6 +13,9 @@
  * holds exactly; where a row of them has a scale, the row of results is multiplied with it.
  */
 #include "native_codes.h"
+#if LANES == 8
+#include "native_few.h"
+#endif
 
 /* V vectors of outputs from vector `first` on, for the R rows of a tile, of which `rows` are there. */
 INLINE void block(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows, long first,
@@ -107,84 +110,28 @@ EACH(KERNELS)
 static kernel *const kernels[][sizeof sizes / sizeof *sizes] = {ROW(table2),   ROW(table3), ROW(table4),   ROW(integer5),
                                                                 ROW(integer6), ROW(float6), ROW(integer8), ROW(float8)};
 
+/* One to ROWS rows where bytes find the values. */
 #if LANES == 8
-/* One row, codes of 2 or 4 bits: a shuffle of bytes finds the low or the high byte of 32 values in bfloat16 at once, where a permutation of a table in float32
- * finds 8. Two inputs of an output come to lie side by side, and are added at the end of a group.
- */
-INLINE void one_row(const struct weight *w, const float *x, const float *sums, const float *by_row, uint16_t *y, long first, const int kind)
-{
-    const int bits = bits_of(kind), step = step_codes(kind);
-    const long last = (w->n + 15) / 16 * 2 - 1, length = w->groups * w->steps * 16;
-    const uint32_t *from[4], mask = 0x01010101u * ((1 << bits) - 1);
-    uint8_t bytes[2][32];
-    long scales[4];
-    vec total[4] = {{0}};
-    for (int i = 0; i < 32; i++) {
-        bytes[0][i] = as_bits(w->table[i % 16]) >> 16;
-        bytes[1][i] = as_bits(w->table[i % 16]) >> 24;
-    }
-    const __m256i low = _mm256_loadu_si256((const __m256i *)bytes[0]), high = _mm256_loadu_si256((const __m256i *)bytes[1]);
-    for (int v = 0; v < 4; v++) {
-        const long at = first + v < last ? first + v : last;
-        from[v] = w->codes + at / 2 * length + at % 2 * 8;
-        scales[v] = at / 2 * w->groups * 16 + at % 2 * 8;
-    }
-    for (long g = 0; g < w->groups; g++) {
-        vec part[4][2];
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++)
-            part[v][0] = part[v][1] = (vec){0};
-        for (long s = 0; s < w->steps; s++, x += step)
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; v++, from[v - 1] += 16) {
-                words word;
-                memcpy(&word, from[v], sizeof word);
-#pragma GCC unroll 4
-                for (int c = 0; c < 8 / bits; c++) {
-                    const __m256i code = (__m256i)((word >> (bits * c)) & mask), l = _mm256_shuffle_epi8(low, code), h = _mm256_shuffle_epi8(high, code);
-                    const words two[] = {(words)_mm256_unpacklo_epi8(l, h), (words)_mm256_unpackhi_epi8(l, h)};
-                    const vec near = (vec)_mm256_broadcast_sd((const double *)(x + 2 * c)), far = (vec)_mm256_broadcast_sd((const double *)(x + step / 2 + 2 * c));
-#pragma GCC unroll 2
-                    for (int i = 0; i < 2; i++) {
-                        part[v][i] += number(two[i] << 16) * near;
-                        part[v][i] += number(two[i] & 0xffff0000u) * far;
-                    }
-                }
-            }
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            const vec sum = (vec)_mm256_hadd_ps((__m256)part[v][0], (__m256)part[v][1]), scale = load_numbers(w->scale, scales[v] + g * 16, w->wide);
-            total[v] += scale * (w->shift ? sum + load_numbers(w->shift, scales[v] + g * 16, w->wide) * sums[g] : sum);
-        }
-    }
-    for (int v = 0; v < 4 && first + v <= last; v++)
-        store(y + (first + v) * 8, by_row ? total[v] * by_row[0] : total[v], w->n - (first + v) * 8);
-}
-
-#define ONE(NAME, KIND)                                                                                                                                       \
-    static void NAME(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows,        \
-                     long first)                                                                                                                              \
+#define FEW(NAME, KIND, R)                                                                                                                                    \
+    static void NAME##_##R(const struct weight *w, const table_t *values, const input_t *x, const float *sums, const float *by_row, uint16_t *y, long rows,  \
+                           long first)                                                                                                                        \
     {                                                                                                                                                         \
-        (void)values, (void)rows;                                                                                                                             \
-        one_row(w, x, sums, by_row, y, first, KIND);                                                                                                          \
+        (void)values;                                                                                                                                         \
+        few_rows(w, x, sums, by_row, y, rows, first, R, KIND);                                                                                                \
     }
-ONE(one_row2, TABLE2) ONE(one_row4, TABLE4)
-
-/* The kernel for one row of a weight whose values are numbers in bfloat16, or another. */
-static kernel *for_one(const struct weight *w, kernel *other)
-{
-    for (int i = 0; i < 16; i++)
-        if (as_bits(w->table[i]) & 0xffffu)
-            return other;
-    return w->kind == TABLE2 ? one_row2 : w->kind == TABLE4 ? one_row4 : other;
-}
+#define FEWS(R) FEW(bytes2, TABLE2, R) FEW(bytes4, TABLE4, R)
+EACH(FEWS)
+static kernel *const paired[][sizeof sizes / sizeof *sizes] = {[TABLE2] = ROW(bytes2), [TABLE4] = ROW(bytes4)};
 #else
-static kernel *for_one(const struct weight *w, kernel *other) { return (void)w, other; }
+#define STRIPS 0
+INLINE int by_bytes(const struct weight *w) { return (void)w, 0; }
+static kernel *const *const paired[] = {NULL};
 #endif
 
 /* Without products of pairs, from MANY rows on: weights of BROAD vectors become numbers once, PART inputs after the others in the first cache, and serve all
  * tiles of TALL rows. */
 #define MANY (PAIRS ? 1l << 62 : 3 * ROWS)
+#define MANY_BYTES 17 /* the same where bytes find the values of 4 bits */
 #define PART 256
 #define TALL (LANES == 16 ? 12 : 6)
 #define BROAD 2
@@ -199,7 +146,7 @@ static void all_rows(const struct weight *w, const table_t *values, const input_
 /* Weights of inputs of `steps` steps from `step` on -> [inputs][BROAD][LANES] float32. */
 INLINE void open(const struct weight *w, const table_t *values, long first, long step, long steps, float *to, const int kind)
 {
-    const int parts = 16 / LANES, next = kind == TABLE3 ? 16 : step_words(kind);
+    const int parts = 16 / LANES, mantissa = w->mantissa, next = kind == TABLE3 ? 16 : step_words(kind);
     const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
     const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16;
     const table_t table = *values;
@@ -216,7 +163,7 @@ INLINE void open(const struct weight *w, const table_t *values, long first, long
             const codes_t code = read_codes(strip + lane + s * next, (const uint16_t *)(strip + tail) + lane + s * (kind == TABLE3 ? 16 : 2 * next), kind);
 #pragma GCC unroll 16
             for (int c = 0; c < step_codes(kind); c++, i++) {
-                const vec value = pick(code, c, kind, 2, table, factor, w->mantissa) * scale + shift;
+                const vec value = pick(code, c, kind, 2, table, factor, mantissa) * scale + shift;
                 memcpy(to + (i * BROAD + v) * LANES, &value, sizeof value);
             }
         }
@@ -281,14 +228,15 @@ static void all_rows(const struct weight *w, const table_t *values, const float 
 }
 #endif
 
-/* The inputs of a tile, [pairs or inputs][R], zero beyond rows and k; and their sums by group, [groups][R]. */
-static void pack(const uint16_t *x, long rows, const struct weight *w, long size, int R, input_t *to, float *sums)
+/* The inputs of a tile, [pairs or inputs][R], with `pairs` [pair][R][2], zero beyond rows and k; and their sums by group, [groups][R]. */
+static void pack(const uint16_t *x, long rows, const struct weight *w, long size, int R, int pairs, input_t *to, float *sums)
 {
     const long padded = w->groups * size;
     for (int r = 0; r < R; r++) {
         const uint16_t *row = x + r * w->k;
         const long there = r < rows ? w->k : 0;
 #if PAIRS
+        (void)pairs;
         for (long i = 0; i < padded / 2; i++) {
             uint32_t pair = 0;
             if (2 * i + 1 < there)
@@ -298,9 +246,11 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
             to[i * R + r] = pair;
         }
 #else
-        for (long i = 0; i < padded; i++) {
-            uint32_t u = i < there ? (uint32_t)row[i] << 16 : 0;
-            memcpy(to + i * R + r, &u, 4);
+        float *first = to + (pairs ? 2 * r : r);
+        const long apart = pairs ? 1 : R; /* the two inputs of a pair; codes of a step are an even number */
+        for (long i = 0; i < padded; i += 2, first += 2 * R) {
+            first[0] = i < there ? number_at(row, i, 0) : 0;
+            first[apart] = i + 1 < there ? number_at(row, i + 1, 0) : 0;
         }
 #endif
         for (long g = 0; sums && g < w->groups; g++) {
@@ -316,18 +266,35 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
     }
 }
 
+/* How m rows are multiplied: tiles of up to R, V vectors at once. run: none where weights become numbers once for all tiles. */
+struct way {
+    kernel *run;
+    long tiles, rows; /* rows of a tile */
+    int R, V, pairs;
+};
+
+static struct way way_of(const struct weight *w, long m)
+{
+    const int pairs = by_bytes(w), spread = m >= (pairs && w->kind == TABLE4 ? MANY_BYTES : MANY);
+    const long most = spread ? TALL : ROWS, tiles = (m + most - 1) / most, rows = (m + tiles - 1) / tiles;
+    int which = 0;
+    if (spread)
+        return (struct way){NULL, tiles, TALL, TALL, BROAD, 0};
+    while (sizes[which] < rows)
+        which++;
+    if (pairs)
+        return (struct way){paired[w->kind][which], tiles, rows, sizes[which], 2 * STRIPS, 1};
+    return (struct way){kernels[w->kind][which], tiles, rows, sizes[which], WIDTH(sizes[which]), 0};
+}
+
 /* x [m, k], rounded as r says where there is one, -> y [m, n] bfloat16. x is bfloat16, with r float32 where wide. Returns 0, or 1 where memory lacks. */
 int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, const struct rounding *r, int wide)
 {
     if (m == 0)
         return 0;
-    const long size = w->steps * step_codes(w->kind), padded = w->groups * size;
-    const int spread = m >= MANY;
-    const long tiles = spread ? (m + TALL - 1) / TALL : (m + ROWS - 1) / ROWS, rows = spread ? TALL : (m + tiles - 1) / tiles;
-    int which = 0, lacking = 0;
-    while (!spread && sizes[which] < rows)
-        which++;
-    const int R = spread ? TALL : sizes[which], V = spread ? BROAD : WIDTH(R);
+    const struct way way = way_of(w, m);
+    const long tiles = way.tiles, rows = way.rows, size = w->steps * step_codes(w->kind), padded = w->groups * size;
+    const int R = way.R, V = way.V, spread = !way.run;
     const long each = INPUTS(padded) * R, vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V;
     input_t *packed = room(INPUT, tiles * each * sizeof *packed);
     float *sums = w->shift && !spread ? room(TOTALS, tiles * w->groups * R * sizeof *sums) : NULL;
@@ -338,7 +305,7 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     const uint16_t *from = r ? rounded : x;
     const float all = r && r->per == ALL ? largest_of(x, wide, m * w->k, r) : 0, *scales = r && r->form == ELEMENTS ? by_row : NULL;
     const table_t values = read_table(w->table, w->kind, w->mantissa);
-    kernel *run = m == 1 ? for_one(w, kernels[w->kind][which]) : kernels[w->kind][which];
+    int lacking = 0;
 #pragma omp parallel if (m * w->n * padded > 1 << 17) reduction(| : lacking)
     {
         float *work = spread ? room(WORK, (PART + tiles * TALL) * BROAD * LANES * sizeof *work) : NULL;
@@ -350,15 +317,16 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
         }
 #pragma omp for schedule(static)
         for (long t = 0; t < tiles; t++)
-            pack(from + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, R, packed + t * each, sums ? sums + t * w->groups * R : NULL);
+            pack(from + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, R, way.pairs, packed + t * each,
+                 sums ? sums + t * w->groups * R : NULL);
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             if (work)
                 all_rows(w, &values, packed, scales, y, m, b * V, work);
             else
                 for (long t = 0; t < tiles && !spread; t++)
-                    run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL,
-                        y + t * rows * w->n, m - t * rows < rows ? m - t * rows : rows, b * V);
+                    way.run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL,
+                            y + t * rows * w->n, m - t * rows < rows ? m - t * rows : rows, b * V);
     }
     return lacking;
 }

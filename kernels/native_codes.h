@@ -78,8 +78,8 @@ INLINE vec value_at(words w, int at, const int bits, const int kind, vec factor,
 {
     if (!is_float(kind))
         return __builtin_convertvector((whole)(w << (32 - bits - at)) >> (32 - bits), vec);
-    words sign = (w << (32 - bits - at)) & 0x80000000u, rest = ((w >> at) & ((1u << (bits - 1)) - 1)) << (23 - mantissa);
-    return number(sign | rest) * factor;
+    const whole high = (whole)(w << (32 - bits - at)) >> (9 - bits + mantissa); /* the sign stays in its place, and fills what the mask takes away */
+    return number((words)high & (0x80000000u | ((1u << (bits - 1)) - 1) << (23 - mantissa))) * factor;
 }
 
 #if PAIRS

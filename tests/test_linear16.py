@@ -63,6 +63,23 @@ def test_what_c_does_not_serve_goes_to_torch() -> None:
     assert linear16.linear(x[:0], weight.T.contiguous()).shape == (0, 4)
 
 
+@pytest.mark.parametrize("rows", [2, 70])
+def test_a_bias_that_c_would_misread_goes_to_torch(rows: int) -> None:
+    """Another dtype is refused as torch refuses it, with few rows and many; what does not lie as it is read is added by torch; a gradient is kept."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((rows, 64), (32, 64), (64,)))
+    for wrong in (bias[:32].float(), bias[:32].half(), bias[:8]):
+        with pytest.raises(RuntimeError):
+            linear16.linear(x, weight, wrong)
+    for fitting in (bias[::2], bias[:1]):
+        exact = x.double() @ weight.double().T + fitting.double()
+        assert ((linear16.linear(x, weight, fitting) - exact).norm() / exact.norm()).item() < 6e-3
+    assert not linear16.fits(x, weight, bias[::2]) and not linear16.fits(x, weight, bias[:32].float())
+    learned = bias[:32].clone().requires_grad_()
+    linear16.linear(x, weight, learned).float().sum().backward()
+    assert torch.equal(learned.grad, torch.full((32,), float(rows)).bfloat16())
+
+
 def test_gradients_are_those_of_the_product() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*shape, generator=generator).bfloat16().requires_grad_() for shape in ((16, 64), (32, 64)))

@@ -83,6 +83,52 @@ def test_every_count_of_rows_and_an_odd_shape(rows: int, monkeypatch: pytest.Mon
 
 
 @needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 11, 16, 17])
+def test_few_rows_are_exact_with_every_kind_of_group(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers times powers of two, whose sums float32 holds: all bits are compared. Odd numbers of outputs, and rows of inputs that end within a step."""
+    poison(monkeypatch)
+    generator = torch.Generator().manual_seed(rows)
+    table = torch.tensor([-9.0, -7, -4, -1.5, -0.5, 0, 0.25, 0.75, 1, 2, 3, 5, 6, 8, 10, 12])
+    for bits, book in ((1, None), (2, None), (2, table[::4]), (3, None), (4, None), (4, table)):
+        for n, k, group in ((1, 32, 32), (37, 96, 32), (70, 192, 64), (33, 384, 128), (37, 85, 0), (16, 3, 0), (5, 16, 16), (9, 40, 8))[: 7 + (bits > 2)]:
+            codes = torch.randint(0, 2**bits, (n, k), generator=generator, dtype=torch.uint8)
+            scale = 2.0 ** torch.randint(-2, 3, (n, k // (group or k)), generator=generator)
+            zero = torch.randint(0, 2**bits, scale.shape, generator=generator).float()
+            x = torch.randint(-3, 4, (rows, k), generator=generator).bfloat16()
+            for weight in (LowBitWeight(codes, scale, None, bits, book), *([LowBitWeight(codes, scale, zero, bits)] if book is None else [])):
+                y = native.run(x, native.pack(weight))
+                assert torch.equal(y, (x.double() @ dequantize(weight).double().T).bfloat16()), (bits, n, k, group, weight.zero is None)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 13])
+def test_few_rows_of_a_table_that_bfloat16_does_not_hold(rows: int) -> None:
+    x, weight = random_problem(Case(rows, 37, 192, 4, 64), torch.Generator().manual_seed(rows))
+    weight = weight._replace(codebook=torch.randn(16, generator=torch.Generator().manual_seed(7)))
+    if native.refuses(weight):
+        pytest.skip(f"needs a CPU without bfloat16 products: {native.refuses(weight)}")
+    y, exact = native.run(x.bfloat16(), native.pack(weight)), exact_product(x.bfloat16(), weight)
+    assert native.narrowed(weight.codebook)[1] > native.EXACT and (y.double() - exact).norm() <= 4e-3 * exact.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["e4m3", "e5m2"])
+def test_every_number_of_a_float8_is_exact_at_every_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subnormal ones too; products with parts of the unit matrix, of one row and of many."""
+    poison(monkeypatch)
+    book, k = float_values(name), 8
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[book != 0]
+    weight = LowBitWeight((codes[:, None].int() + torch.zeros(k, dtype=torch.int32)).to(torch.uint8), torch.full((len(codes), 1), 2.0), None, 8, book)
+    packed = native.pack(weight)
+    assert packed.meta[4] == native.FLOAT8 and (book[codes.long()].abs() < 2.0 ** (-6 if name == "e4m3" else -14)).sum() == (14 if name == "e4m3" else 6)
+    for rows in (1, 2, 3, 4, 64):
+        x = torch.eye(k).repeat(8, 1)
+        for part in x.split(rows):
+            assert torch.equal(native.run(part.bfloat16(), packed), (part @ dequantize(weight).T).bfloat16()), rows
+
+
+@needs_compiler
 def test_infinities_and_nan_are_kept_in_their_row() -> None:
     x, weight = random_problem(Case(3, 64, 128, 4, 32), torch.Generator().manual_seed(0))
     x[1, 5], x[2, 7] = torch.nan, torch.inf
@@ -184,7 +230,9 @@ def test_another_cpu_is_offered_none(fresh: pytest.MonkeyPatch) -> None:
     assert native.flavour() == "" and "no AVX2" in native.refuses(weight_of(Case(1, 64, 256, 4, 64)))
 
 
-@pytest.mark.parametrize("name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native_attention.c", "native_cache.h", "native.h"])
+@pytest.mark.parametrize(
+    "name", ["native.c", "native_int8.c", "native_round.c", "native_hadamard.c", "native_attention.c", "native_cache.h", "native.h", "native_few.h"]
+)
 def test_the_source_in_c_is_part_of_what_a_result_depends_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from explorer import closure
 
