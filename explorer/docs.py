@@ -13,7 +13,7 @@ from explorer.findings import busy, doubts, known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
 from explorer.recorded import seeds, survey
-from explorer.recordings import large_table, machine_code_table, quantizer_peers_table, soak_table
+from explorer.recordings import large_table, machine_code_table, quantizer_peers_table, soak_table, token_loops_table
 from explorer.records import Report, change, fitting, significant
 from explorer.repeats import between, spread, work
 from explorer.speeds import gain, share
@@ -226,6 +226,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/RESULTS.md": {
         "survey": survey_table,
         "quantizer-peers": quantizer_peers_table,
+        "token-loops": token_loops_table,
         "timings": timings_table,
         "large": large_table,
         "summation": summation,
