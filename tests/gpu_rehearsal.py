@@ -74,7 +74,7 @@ def rehearse(capability: int, names: list[str], few: bool = False) -> int:
             patch.setattr(module, name, getattr(module, name)._init_fn)
         with pretended_gpu.there(patch) as gpu:
             for op in (op for op in ops().values() if not names or op.name in names):
-                for form in (form for form in op.gpu if form is not REFERENCE):
+                for form in (form for form in op.gpu if form is not REFERENCE and form.capability <= capability):
                     start, before = time.monotonic(), len(compiled)
                     cases = kinds(served(op, form)) if few else served(op, form)
                     for case in cases:
