@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: app test lint seeds survey timings summation bench machine-code soak screenshots docs demo-model lock clean
+.PHONY: app test lint seeds survey timings summation token-loops bench machine-code soak screenshots docs demo-model lock clean
 
 app: $(VENV)/app.stamp
 	$(BIN)/python app.py
@@ -37,6 +37,10 @@ timings: $(VENV)/test.stamp
 
 summation: $(VENV)/app.stamp
 	$(BIN)/python -m assets.summation
+	$(BIN)/python -m explorer.docs
+
+token-loops: $(VENV)/app.stamp
+	$(BIN)/python -m assets.token_loops
 	$(BIN)/python -m explorer.docs
 
 bench: $(VENV)/app.stamp

@@ -83,6 +83,7 @@ class Decoder:
         self.token = self.tokens
         self.logits: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.written: Tensor | None = None  # where a replay leaves its logits
         self.eager = _uncaptured(loaded.model, self.forward.static) if self.device.type == "cuda" else ""
 
     def told(self) -> str:
@@ -124,6 +125,7 @@ class Decoder:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode=CAPTURE):
             self._forward()
+        self.written = self.logits
 
     @torch.no_grad()
     def step(self) -> None:
@@ -135,6 +137,7 @@ class Decoder:
             self._forward()
         else:
             self.graph.replay()
+            self.logits = self.written  # a prefill before it left others there
             self.forward.length += 1
 
     def generate(self, prompt: Tensor, new: int) -> Iterator[int]:

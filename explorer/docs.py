@@ -13,7 +13,7 @@ from explorer.findings import busy, doubts, known, one_rate
 from explorer.methods import catalogue as methods_catalogue
 from explorer.methods import fields_of, methods
 from explorer.recorded import seeds, survey
-from explorer.recordings import large_table, machine_code_table, quantizer_peers_table, soak_table
+from explorer.recordings import large_table, machine_code_table, quantizer_peers_table, soak_table, token_loops_table
 from explorer.records import Report, change, fitting, significant
 from explorer.repeats import between, spread, work
 from explorer.speeds import gain, share
@@ -167,10 +167,11 @@ def kernels_table() -> str:
     """All formats, one table a device, a line a format; the other shapes are in the Speed tab."""
     parts = []
     for record, counts, lines in benches():
-        rows = [f"| operation | kernel | format | {counted(counts)} | torch's operator takes, times as long |", "|" + "---|" * (4 + len(counts))]
+        rows = [f"| operation | kernel | format | {counted(counts)} | times as fast as torch's 16 bits | torch's operator takes, times as long |"]
+        rows.append("|" + "---|" * (5 + len(counts)))
         for names, cells in lines.items():
             own = [f"{cells[m]['us']:,.0f} us, {cells[m]['ratio']:.2f} x" if m in cells else "" for m in counts]
-            rows.append(f"| {' | '.join([*names, *own, torch_takes(cells, counts)])} |")
+            rows.append(f"| {' | '.join([*names, *own, beside_torch(cells, counts), torch_takes(cells, counts)])} |")
         what = f"Median time and how many times as fast as 16 bits ({beside(lines)}), {SHOWN_SHAPE[0]} x {SHOWN_SHAPE[1]}; a copy moves "
         what += f"{record['copy_gb_per_s']:.1f} GB/s."
         rows += ["", f"{what} {origin(record)}{peers(record)}"]
@@ -196,6 +197,13 @@ def beside(lines: Mapping[tuple[str, str, str], Mapping[int, dict]]) -> str:
     """Which products in 16 bits the kernels of a table were timed beside. "bf16 linear" is torch's."""
     names = dict.fromkeys(cell["baseline"] for cells in lines.values() for cell in cells.values())
     return ", ".join("torch's linear" if name == "bf16 linear" else name.replace("bf16", "bfloat16") for name in names)
+
+
+def beside_torch(cells: Mapping[int, dict], counts: list[int]) -> str:
+    """How many times as fast as torch's linear in bfloat16, fastest or not, for each number of rows; "" where a file of before does not say."""
+    linear = "bf16 linear"
+    found = [cell.get("baselines", {linear: cell} if cell["baseline"] == linear else {}).get(linear) for cell in (cells.get(m) for m in counts) if cell]
+    return ", ".join("" if way is None else f"{way['ratio']:.2f}" for way in found) if any(found) else ""
 
 
 def torch_takes(cells: Mapping[int, dict], counts: list[int]) -> str:
@@ -226,6 +234,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/RESULTS.md": {
         "survey": survey_table,
         "quantizer-peers": quantizer_peers_table,
+        "token-loops": token_loops_table,
         "timings": timings_table,
         "large": large_table,
         "summation": summation,

@@ -1,4 +1,6 @@
-"""Tables of the pages from what tests and tools recorded in assets/: public quantizers beside ours, large models, machine code, the service under load."""
+"""Tables of the pages from what tests and tools recorded in assets/: public quantizers beside ours, large models, machine code,
+token loops, the service under load.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,31 @@ def large_table() -> str:
     guessed = ", ".join(f"{name} {offloaded_gb(name):.0f} GB" for name in ("llama-3.1-8b", "llama-3.1-70b"))
     told = f"Estimated need of a GPU at 4 bits, offloaded: {guessed}. {told}"
     return "\n".join([*table, "", f"{told} Command: `python -m tests.big_model --gigabytes GB --methods METHOD --write`."])
+
+
+def token_loops_table() -> str:
+    """What a token takes in transformers' own loop and in ours, from assets/token_loops.json."""
+    path, command = ASSETS / "token_loops.json", "Command: `make token-loops`."
+    if not path.exists():
+        return f"Not measured yet. {command}"
+    record = json.loads(path.read_text())
+    head = "| model | loop | weights | a token, ms (20th to 80th percentile) | products and attention alone, ms | the rest, ms |"
+    table = [f"{head} times as fast as transformers (95% within its run) | the rest, times as short |", "|" + "---|" * 8]
+    for row in record["rows"]:
+        token = f"{significant(row['ms'])} ({significant(row['p20'], row['ms'])} to {significant(row['p80'], row['ms'])})"
+        ratios = ["" if row["loop"] == "transformers" else _times(row[name]) for name in ("times", "rest_times")]
+        cells = [row["model"], row["loop"], row["weights"], token, significant(row["parts_ms"]), significant(row["rest_ms"], row["parts_ms"]), *ratios]
+        table.append(f"| {' | '.join(cells)} |")
+    busy = f" The machine was busy: {record['busy']}." if record["busy"] else ""
+    told = f"One sequence after a context of {record['context']} tokens, all loops in turn in one process, {record['rounds']} rounds of {record['new']} tokens."
+    told += " transformers' loop runs as `generate` does, without torch.compile, with torch's linear; of an architecture the weights are random."
+    origin = f"{record['device']}, torch {record['torch']}, transformers {record['transformers']}, {record['date']}.{busy} {command}"
+    return "\n".join([*table, "", f"{told} {origin}"])
+
+
+def _times(found: list[float] | None) -> str:
+    """A ratio with its interval; where the rest of a token is too short for the clock beside its products, that it is."""
+    return "too short to tell" if found is None else f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
 
 
 def offloaded_gb(name: str) -> float:

@@ -138,7 +138,8 @@ def show_timing(r: dict) -> str:
     line = f"{r['op']:17s} {r['form']:18s} {r['format']:34s} {shape:24s} {r['us']:9.1f} us {spread:16s}"
     line += f" {r['gb_per_s']:7.1f} GB/s {100 * r['of_copy']:4.0f}% of copy"
     peers = "".join(f", {p['ratio']:.2f}x {name}" for name, p in r["peers"].items() if "ratio" in p)
-    return f"{line}, {r['ratio']:.2f}x {r['baseline']}{peers}"
+    ways = "".join(f", {way['ratio']:.2f}x {name}" for name, way in r["baselines"].items() if name != r["baseline"])
+    return f"{line}, {r['ratio']:.2f}x {r['baseline']}{ways}{peers}"
 
 
 def show_token(r: dict) -> str:

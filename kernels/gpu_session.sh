@@ -3,7 +3,9 @@
 #
 #     bash kernels/gpu_session.sh [folder for logs [steps]]
 #
+# needs     what must be there, its versions, and how this Triton lays out bytes; uses no GPU         logs/needs.txt, logs/layouts.txt
 # check     every op against float64, each op in a process of its own (most of it is compiling)     logs/check-*.json
+# tokens    a captured token loop beside the same launch by launch and beside the CPU, kv 16 and 4    logs/tokens.txt
 # w4        4-bit products of 8192 x 8192 beside cuBLAS, tinygemm and others that can be imported   assets/bench/<device>.json, logs/w4.txt
 # decode    tokens/s and what limits them, Llama-3.1-8B's shapes: 16 bits, 4 bits, and 8 bits       logs/decode-*.json, logs/decode.txt
 # tests     the kernel tests on the GPU, outputs poisoned, without the fixtures that need gradio    logs/tests.txt
@@ -16,12 +18,13 @@
 # sanitize  compute-sanitizer (memcheck, racecheck), where it is installed                          logs/sanitizer-*.txt
 #
 # Without steps all of them, in this order, in at most $SECONDS_AT_MOST, 1620 by default. Where a machine is lent in calls of ten minutes, three calls
-# with SECONDS_AT_MOST=550 hold them: "check w4 decode tests", "quantize model large bench", "tune again sanitize". A step ends at its own limit and keeps what
+# with SECONDS_AT_MOST=550 hold them: "needs check tokens w4 decode tests", "quantize model large bench", "tune again sanitize". A step ends at its own limit and keeps what
 # it found; one that fails is reported and the others still run; the exit code is the number of failed steps. Logs, timings and tiles also go into one
 # archive, logs/session.tar.gz.
 #
-# Needs torch, triton, transformers and pytest, python3 or $PYTHON. `python -m tests.gpu_rehearsal` compiles beforehand, with no GPU, what `check` will
-# launch.
+# Needs torch, triton, transformers, accelerate and pytest, with what these bring, python3 or $PYTHON; `needs` names what is missing. Inline assembly tells
+# bytes apart by their place in a register, which Triton's layouts decide: where `layouts` fails, numbers of low bits are wrong. `python -m tests.gpu_rehearsal`
+# compiles beforehand, with no GPU, all that `check` will launch.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 logs=${1:-gpu-session}
@@ -53,6 +56,31 @@ step() { # step <name> <seconds> <command...>
     echo "== $name ($(date +%T)): $*" >&2
     ((limit > 5)) || { fails "$name: no time is left" && return; }
     timeout "$limit" "$@" || fails "$name (exit code $?)"
+}
+
+needs() {
+    local capability
+    "$python" - <<'PY' 2>&1 | tee "$logs/needs.txt"
+import importlib, platform, re, sys
+from pathlib import Path
+pins = dict(re.findall(r"^([\w-]+)([=<>!~][^;\n]*)", Path("requirements.txt").read_text(), re.M))
+missing = []
+print("python", platform.python_version())
+for name in ("torch", "triton", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pytest"):
+    try:
+        print(name, importlib.import_module(name).__version__, "wanted", pins.get(name, "any"))
+    except ImportError as error:
+        missing.append(f"{name} ({error})")
+for name in ("kernels.__main__", "explorer.commands.run", "explorer.experiment", "tests.graph_tokens", "tests.quantizer_peers", "tests.big_model"):
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        missing.append(f"what {name} needs ({error})")
+sys.exit(f"missing: {', '.join(missing)}" if missing else 0)
+PY
+    ((PIPESTATUS[0] == 0)) || fails "needs: see $logs/needs.txt"
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ')
+    step layouts 90 bash -c "set -o pipefail; CUDA_VISIBLE_DEVICES= $python -m tests.gpu_rehearsal --few ${capability:-90} int4_matmul int8_matmul block_float_matmul kv_attention 2>&1 | tee '$logs/layouts.txt'"
 }
 
 check_all() {
@@ -89,10 +117,11 @@ PY
 }
 
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv | tee "$logs/gpu.txt"
-"$python" -c "import torch, triton, transformers; print('torch', torch.__version__, 'triton', triton.__version__, 'transformers', transformers.__version__)" | tee -a "$logs/gpu.txt"
-for name in ${@:-check w4 decode tests quantize model large bench tune again sanitize}; do
+for name in ${@:-needs check tokens w4 decode tests quantize model large bench tune again sanitize}; do
     case $name in
+        needs) needs ;;
         check) check_all ;;
+        tokens) step tokens 90 bash -c "set -o pipefail; $python -m tests.graph_tokens 2> '$logs/tokens.err' | tee '$logs/tokens.txt'" ;;
         tests)
             step tests 150 bash -c "$python -m pytest tests/test_kernels.py -k cuda --noconftest -p no:cacheprovider -o filterwarnings=default -rs > '$logs/tests.txt' 2>&1"
             tail -n 3 "$logs/tests.txt"

@@ -98,10 +98,20 @@ def exact_product(x: Tensor, w: LowBitWeight) -> Tensor:
 
 
 def bf16_linear(case: Case, generator: torch.Generator) -> list[Baseline]:
-    """A bfloat16 weight of the same shape in torch's linear, and where a CPU has no units for bfloat16 in what 16-bit layers take there."""
-    weight = {"w": torch.randn(case.n, case.k, generator=generator).bfloat16()}
-    made = [Baseline("bf16 linear", weight, lambda x, t: torch.nn.functional.linear(x, t["w"]))]
-    if linear16.has_units() or native.library()[0] is None:
+    """A bfloat16 weight of the same shape in torch's linear, and beside it on a CPU what 16-bit layers take there: with units for bfloat16 oneDNN's own layout
+    of the weight, without them C.
+    """
+    weight = torch.randn(case.n, case.k, generator=generator).bfloat16()
+    made = [Baseline("bf16 linear", {"w": weight}, lambda x, t: torch.nn.functional.linear(x, t["w"]))]
+    if linear16.has_units():
+        packed = {"w": torch.ops.mkldnn._reorder_linear_weight.default(weight, 1)}
+        return [*made, Baseline("bf16 linear, reordered weight", packed, reordered_linear, "cpu")]
+    if native.library()[0] is None:
         return made
-    own = Baseline("native bf16 linear", weight, lambda x, t: linear16.few(x, t["w"]), "cpu")
-    return [*made, own, Baseline("bf16 linear by float32", weight, lambda x, t: linear16.many(x, t["w"]), "cpu")]
+    own = Baseline("native bf16 linear", {"w": weight}, lambda x, t: linear16.few(x, t["w"]), "cpu")
+    return [*made, own, Baseline("bf16 linear by float32", {"w": weight}, lambda x, t: linear16.many(x, t["w"]), "cpu")]
+
+
+def reordered_linear(x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """x [M, K] times a weight "w" [N, K] in oneDNN's own layout -> [M, N]."""
+    return torch.ops.mkldnn._linear_pointwise.default(x, tensors["w"], None, "none", [], "")

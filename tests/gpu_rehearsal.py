@@ -1,8 +1,9 @@
 """Compiles for one GPU, without having one, what `python -m kernels --check` and a token loop launch there: same arguments, same specialization.
 
-    python -m tests.gpu_rehearsal [capability [ops]]
+    python -m tests.gpu_rehearsal [--few] [capability [ops]]
 
 Nothing is computed. Prints what did not compile or would not fit, and exits with 1 if anything did; some minutes a run, so it is no part of the gate.
+--few: one case of each kind of codes, in bfloat16 and without the token loop, to see whether another Triton lays bytes out as the assembly expects.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
 
@@ -25,6 +27,7 @@ from tests import pretended_gpu
 from tests.offline_compile import four_in_a_row
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
+LEAST_SHARED = 99 * 1024  # of any other GPU since Ampere
 OPERATORS = (
     (low_bit_matmul, "low_bit_matmul"), (scaled_matmul, "scaled_matmul"), (scaled_matmul, "rounded_matmul"), (scaled_matmul, "round_inputs"),
     (round_inputs, "round_inputs"), (round_blocks, "round_blocks"), (round_blocks, "fp4_codes"),
@@ -41,7 +44,17 @@ class Driver:
         self.get_current_device = self.get_current_stream = lambda *_: 0
 
 
-def rehearse(capability: int, names: list[str]) -> int:
+def kinds(cases: list[Any]) -> list[Any]:
+    """The first case of each width, codebook and kind of zero, inputs and scale."""
+    first: dict[tuple, Any] = {}
+    for case in cases:
+        inputs = getattr(case, "activation", None)
+        parts = [getattr(case, name, None) for name in ("bits", "codebook", "symmetric", "scale", "kind")]
+        first.setdefault((*parts, inputs and (inputs.kind, inputs.per, bool(inputs.columns))), case)
+    return list(first.values())
+
+
+def rehearse(capability: int, names: list[str], few: bool = False) -> int:
     """The number of cases that fail."""
     failed, compiled = 0, {}
 
@@ -50,7 +63,7 @@ def rehearse(capability: int, names: list[str]) -> int:
         compiled[id(built)] = built
         if not four_in_a_row(built.asm["ttgir"]):
             raise RuntimeError(f"{kernel.__name__} with {options} unpacks bytes that are no neighbours")
-        if built.metadata.shared > SHARED[capability]:
+        if built.metadata.shared > SHARED.get(capability, LEAST_SHARED):
             raise RuntimeError(f"{kernel.__name__} takes {built.metadata.shared} bytes of shared memory")
 
     compile_one = triton.runtime.jit.JITFunction.run
@@ -61,18 +74,18 @@ def rehearse(capability: int, names: list[str]) -> int:
             patch.setattr(module, name, getattr(module, name)._init_fn)
         with pretended_gpu.there(patch) as gpu:
             for op in (op for op in ops().values() if not names or op.name in names):
-                for form in (form for form in op.gpu if form is not REFERENCE):
+                for form in (form for form in op.gpu if form is not REFERENCE and form.capability <= capability):
                     start, before = time.monotonic(), len(compiled)
-                    cases = served(op, form)
+                    cases = kinds(served(op, form)) if few else served(op, form)
                     for case in cases:
-                        for dtype in (torch.float16, torch.bfloat16):
+                        for dtype in (torch.bfloat16,) if few else (torch.float16, torch.bfloat16):
                             try:
                                 relative_error(op, form, case, dtype, gpu)
                             except Exception as error:  # whatever it is, the rest is worth knowing too
                                 failed += 1
                                 print(f"{op.name} ({form.name}) {dtype} {case}: {type(error).__name__}: {str(error)[:600]}", flush=True)
                     print(f"{op.name} ({form.name}): {len(cases)} cases, {len(compiled) - before} kernels, {time.monotonic() - start:.0f} s", flush=True)
-            if not names:
+            if not names and not few:
                 decode(gpu)
                 print(f"the token loop: {len(compiled)} kernels in all", flush=True)
     return failed
@@ -105,4 +118,5 @@ def decode(gpu: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(min(1, rehearse(int(sys.argv[1]) if len(sys.argv) > 1 else 90, sys.argv[2:])))
+    few, words = "--few" in sys.argv[1:], [word for word in sys.argv[1:] if word != "--few"]
+    sys.exit(min(1, rehearse(int(words[0]) if words else 90, words[1:], few)))

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from explorer import docs
 from explorer.__main__ import parser
 from explorer.commands.run import parameters
 from kernels import __main__ as command
-from kernels import hadamard, kv_attention, low_bit_matmul, read_out, table
-from kernels.bench import llama_cpp, tune
+from kernels import hadamard, kv_attention, linear16, low_bit_matmul, native, read_out, table
+from kernels.bench import llama_cpp, measure, tune
 from kernels.bench.llama_cpp import Blocks
 from kernels.bench.measure import cases_of, divides
 from kernels.bench.peers import PEERS
 from kernels.bench.shapes import SHAPES
 from kernels.op import ops
-from kernels.product import Case, random_weight
+from kernels.product import Case, bf16_linear, random_weight, reordered_linear
 from kernels.table import Tile
 from kernels.timing import Timing
 from tests.measuring import ON_CPU
@@ -52,9 +53,11 @@ def test_timings_say_what_moved_and_what_it_is_compared_with(capsys: pytest.Capt
     shown = capsys.readouterr().out
     document = json.loads(next(tmp_path.iterdir()).read_text())
     rows = document["timings"]
-    assert len(rows) == shown.count("bf16 linear") and {row["case"]["m"] for row in rows} == {1, 3}
+    assert len(rows) == shown.count("% of copy") and {row["case"]["m"] for row in rows} == {1, 3}
     for row in rows:
         assert row["p20"] <= row["us"] <= row["p80"] and row["gb_per_s"] == pytest.approx(row["bytes"] / row["us"] / 1e3)
+        ways = row["baselines"]
+        assert "bf16 linear" in ways and row["ratio"] == min(way["ratio"] for way in ways.values()) == ways[row["baseline"]]["ratio"]
         assert row["of_copy"] == pytest.approx(row["gb_per_s"] / 10) and row["ratio"] == pytest.approx(row["baseline_us"] / row["us"])
     four = next(row for row in rows if row["format"] == "4-bit g128" and row["case"]["m"] == 1)
     beside = 64 * 2 * 2 * 2 if ON_CPU == "cpu" else 64 * 2 * 2 + 16 * 4  # scale and shift; scale and table
@@ -64,6 +67,23 @@ def test_timings_say_what_moved_and_what_it_is_compared_with(capsys: pytest.Capt
     assert token["blocks"] == "one block" and (token.get("ratio", 0) > 0 or token["why"])
     eight = [row for row in rows if row["op"] == "w8a8_int8_matmul"]
     assert all(row["peers"]["torch _int_mm"].get("ratio", 0) > 0 for row in eight if "columns" not in row["format"])
+
+
+def test_low_bits_are_timed_beside_what_16_bit_layers_take_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's linear always, and beside it oneDNN's own layout of the weight where a CPU has units for bfloat16. Copies of that are rotated as of any other."""
+    names = [base.name for base in bf16_linear(Case(1, 64, 128, 4, 64), torch.Generator().manual_seed(0))]
+    assert names[0] == "bf16 linear" and ("bf16 linear, reordered weight" in names) == linear16.has_units()
+    assert ("native bf16 linear" in names) == (not linear16.has_units() and native.library()[0] is not None)
+    x, weight = torch.randn(3, 128), torch.randn(64, 128)
+    monkeypatch.setattr(measure, "MOST_COPIES", 2)
+    for rows, tensors in measure.rotated(x, {"w": torch.ops.mkldnn._reorder_linear_weight.default(weight, 1)}, CPU):
+        assert (reordered_linear(rows, tensors) - x @ weight.T).norm() < 1e-5 * (x @ weight.T).norm()
+
+
+def test_the_page_says_how_fast_torch_is_whatever_is_fastest() -> None:
+    own = {"baseline": "native bf16 linear", "ratio": 2.0}
+    cells = {1: own | {"baselines": {"bf16 linear": {"ratio": 3.5}}}, 4: own, 16: {"baseline": "bf16 linear", "ratio": 1.25}}
+    assert docs.beside_torch(cells, [1, 4, 8, 16]) == "3.50, , 1.25" and docs.beside_torch({4: own}, [4]) == ""
 
 
 @pytest.mark.parametrize(

@@ -54,14 +54,14 @@ def time_form(form: Form, x: Tensor, packed: Packed, device: torch.device, sampl
     return time_call(calls, device, samples), moved
 
 
-def time_baseline(op: Op, case: Any, x: Tensor, device: torch.device, samples: int) -> tuple[str, Timing]:
-    """(name, seconds of one call) of the fastest way to do the 16-bit operation on this device."""
-    found = []
+def time_baselines(op: Op, case: Any, x: Tensor, device: torch.device, samples: int) -> dict[str, Timing]:
+    """Seconds of one call of each way to do the 16-bit operation on this device, torch's own first."""
+    found = {}
     for base in op.baselines(case, torch.Generator().manual_seed(1)):
         if base.only in ("", device.type):
             calls = [lambda x=x, t=t, run=base.run: run(x, t) for x, t in rotated(x, base.tensors, device)]
-            found.append((base.name, time_call(calls, device, samples)))
-    return min(found, key=lambda each: each[1].median)
+            found[base.name] = time_call(calls, device, samples)
+    return found
 
 
 def rate(timing: Timing, moved: int, flops: float, copy: float) -> dict[str, float]:
@@ -78,13 +78,15 @@ def measure(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Rows of the table, one for each op, case and number of rows, as they are measured; the named ops where there are names, in their order."""
     for op in (ops()[name] for name in names or ops()):
-        baselines: dict[Any, tuple[str, Timing]] = {}
+        baselines: dict[Any, dict[str, Timing]] = {}
         for case in cases_of(op, shapes, [max(rows)], formats):
             yield from measure_case(op, case, sorted(rows) if op.bits else [0], device, samples, copy, peers, baselines)
 
 
 def measure_case(op: Op, case: Any, rows: list[int], device: torch.device, samples: int, copy: float, peers: bool, baselines: dict) -> Iterator[dict[str, Any]]:
-    """The rows of one case, packed once: of the form that `choose` would take, and of its peers. baselines: those already timed, by shape."""
+    """The rows of one case, packed once: of the form that `choose` would take, and of its peers. baselines: those already timed, by shape. The fastest
+    counts; a row has all of them, torch's linear too, which the reader may know.
+    """
     inputs, operand = op.problem(case, torch.Generator().manual_seed(0))
     form = next((form for form in forms_on(op, device) if form is not REFERENCE and not form.refuses(operand)), None)
     if form is None:
@@ -95,10 +97,11 @@ def measure_case(op: Op, case: Any, rows: list[int], device: torch.device, sampl
         timing, moved = time_form(form, x, packed, device, samples)
         shape = (m, case.n, case.k) if m else dataclasses.replace(case, bits=8) if hasattr(case, "bits") else case
         if shape not in baselines:
-            baselines[shape] = time_baseline(op, case, x, device, samples)
-        name, base = baselines[shape]
+            baselines[shape] = time_baselines(op, case, x, device, samples)
+        name, base = min(baselines[shape].items(), key=lambda each: each[1].median)
         row = {"op": op.name, "form": form.runs(packed, m), "format": format_of(case), "case": describe(case)} | rate(timing, moved, op.flops(case), copy)
         row |= {"samples": timing.n, "bytes": moved, "baseline": name, "baseline_us": base.median * 1e6, "ratio": base.median / timing.median}
+        row["baselines"] = {name: {"us": way.median * 1e6, "ratio": way.median / timing.median} for name, way in baselines[shape].items()}
         yield row | {"peers": {peer.name: time_peer(peer, x, operand, device, samples, timing) for peer in PEERS if peer.op == op.name} if peers else {}}
 
 
