@@ -203,7 +203,7 @@ def launch(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None, til
     """As `kv_attention`, with one tile."""
     (batch, rows, size), (_, kv_heads, tokens, _), newest = q.shape, parts[0].shape, parts[6].shape[2]
     heads, wide = rows // kv_heads, q.device.type == "cpu" or q.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly
-    splits, bf16 = tile.splits, q.dtype == torch.bfloat16 and bits < 8
+    splits, bf16 = tile.splits, q.dtype == torch.bfloat16
     part = torch.empty(batch * kv_heads, splits + 1, heads, size, dtype=torch.float32, device=q.device)
     peak, total = (torch.empty(batch * kv_heads, splits + 1, heads, dtype=torch.float32, device=q.device) for _ in range(2))
     kv_attention_kernel[(batch * kv_heads, splits + 1)](

@@ -227,7 +227,7 @@ def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tup
     in_asm = not interpreted and x.dtype != torch.float32 and at.kind != "gather"
     if in_asm and tile is not None and warp_groups(tile.columns, tile.warps):
         raise ValueError(f"a tile of {tile.columns} columns and {tile.warps} warps would be multiplied by warp groups, whose operands lie differently")
-    asm_bf16 = in_asm and bf16 and tile is not None and not (at.bits == 8 and at.kind == "integer")
+    asm_bf16 = in_asm and bf16 and tile is not None
     shared = {
         "BITS": at.bits, "GROUP": at.group, "ZERO": tensors["zero"] is not None, "KIND": at.kind, "SCALE": at.scale_kind, "RUN": at.run,
         "MANTISSA": FORMATS[at.float_name][1] if at.float_name else 0, "FACTOR": 2.0 ** (15 - bias(at.float_name)) if at.float_name and not asm_bf16 else 1.0,

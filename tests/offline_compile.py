@@ -77,7 +77,7 @@ def compiled(source: ASTSource, capability: int, options: dict[str, int]) -> dic
     return {
         "capability": capability, "registers": int(re.search(r"REG:(\d+)", usage)[1]), "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]), "shared": built.metadata.shared, "matrix": sum(op in MATRIX for _, op, _ in code),
-        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "loop": main_loop(code), "in_a_row": four_in_a_row(built.asm["ttgir"]),
+        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "f2f": sum(op == "F2F" for _, op, _ in code), "loop": main_loop(code), "in_a_row": four_in_a_row(built.asm["ttgir"]),
     }  # fmt: skip
 
 
@@ -105,11 +105,12 @@ def main_loop(code: list[tuple[int, str, str]]) -> int:
     return best[1]
 
 
-FACTS = ("capability", "registers", "stack", "local", "shared", "matrix", "i2f", "loop", "in_a_row")
+FACTS = ("capability", "registers", "stack", "local", "shared", "matrix", "i2f", "f2f", "loop", "in_a_row")
 # What determines facts beside a kernel and its options: the compiler, and how they are read.
 HOW = " ".join((triton.__version__, os.environ.get("TRITON_DEFAULT_FP_FUSION", ""), *map(inspect.getsource, (compiled, main_loop, four_in_a_row)),
                 PACKED.pattern, INSTRUCTION.pattern, *MATRIX))  # fmt: skip
-KNOWN = {} if "--record" in sys.argv[1:] or not RECORD.exists() else {r["key"]: {name: r[name] for name in FACTS} for r in json.loads(RECORD.read_text())}
+KEPT = [] if "--record" in sys.argv[1:] or not RECORD.exists() else json.loads(RECORD.read_text())
+KNOWN = {r["key"]: {name: r[name] for name in FACTS} for r in KEPT if r.keys() >= set(FACTS)}
 for found in [value for name, module in list(sys.modules.items()) if name.startswith("kernels.") for value in vars(module).values()]:
     if isinstance(found, JITFunction):
         found.starting_line_number = 0  # which is in Triton's hash, though code that only moved is the same
@@ -133,7 +134,7 @@ def weight_constants(bits: int, block: int, group: int, zero: bool, kind: str, s
 
 def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "integer", group: int = 128, scale: str = "number", zero: bool = False) -> dict:
     """The weight-only matmul."""
-    block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16" and not (bits == 8 and kind == "integer")
+    block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16"
     tile = default_tile(rows, 8192, 64, bits, kind)
     constants = weight_constants(bits, block, group, zero, kind, scale, bf16) | {
         "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16, "PACKED": block,
@@ -210,8 +211,8 @@ def attention(capability: int, bits: int) -> list[dict]:
     kinds = {"key_codes": "*u8", "value_codes": "*u8", "part": "*fp32", "peak": "*fp32", "total": "*fp32", "counts": "*i64"}
     types = {f"{name}_ptr": kinds.get(name, "*bf16") for name in names}
     types |= dict.fromkeys(("tokens", "newest", "heads"), "i32") | {"factor": "fp32", "splits": "i32"}
-    constants = {"D": 128, "BITS": bits, "HEADS": 8, "TOKENS": 32, "DTYPE": tl.bfloat16, "REGISTERS": constraints(bits), "ASM_BF16": bits < 8}
-    constants |= {"ASM": assembly(bits, bits < 8), "COUNTED": True}
+    constants = {"D": 128, "BITS": bits, "HEADS": 8, "TOKENS": 32, "DTYPE": tl.bfloat16, "REGISTERS": constraints(bits), "ASM_BF16": True}
+    constants |= {"ASM": assembly(bits, True), "COUNTED": True}
     facts = machine_code(kv_attention_kernel, types, constants, capability, 4)
     parts = {"part_ptr": "*fp32", "peak_ptr": "*fp32", "total_ptr": "*fp32", "y_ptr": "*bf16", "parts": "i32", "heads": "i32"}
     joined = machine_code(join_splits_kernel, parts, {"D": 128, "PARTS": 64}, capability, 4)
@@ -234,7 +235,7 @@ def turned(capability: int, sizes: tuple[int, int, int], kind: str) -> dict:
 
 VARIANTS = (
     *((bits, rows, dtype) for bits in (2, 3, 4, 8) for rows, dtype in ((1, "fp16"), (16, "bf16"))),
-    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
+    (4, 1, "bf16"), (8, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
     (4, 1, "fp16", "table", 64, "nested"), (4, 16, "bf16", "table", 64), (4, 1, "fp16", "e2m1", 32, "e8m0"), (4, 16, "bf16", "e2m1", 32, "e8m0"),
     (4, 1, "bf16", "e2m1", 16, "e4m3"), (8, 1, "fp16", "e4m3", 32, "e8m0"), (8, 16, "bf16", "e5m2", 0),
 )  # fmt: skip

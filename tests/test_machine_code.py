@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
 # Instructions a weight in the main loop for Hopper, for 1 and for 16 rows. At 3 TB/s the budgets are 2.5, 3.7, 4.9 and 9.9 for 2, 3, 4 and 8 bits:
 # integers meet them up to 16 rows (2 bits for few), MXFP4 nearly, NVFP4 and tables do not: a table costs 2.8 instructions a weight to look up.
-CEILING = {2: (2.3, 2.8), 3: (3.1, 3.5), 4: (2.5, 3.0), 8: (2.5, 4.5)}
+CEILING = {2: (2.3, 2.8), 3: (3.1, 3.5), 4: (2.5, 3.0), 8: (2.9, 3.4)}
 CEILING_OF_KIND = {"table": 6.3, "e2m1": 6.1, "e4m3": 4.4, "e5m2": 3.7}
-ATTENTION_CEILING = {4: 9.3, 8: 12.7}  # a code of the cache
+ATTENTION_CEILING = {4: 9.3, 8: 11.0}  # a code of the cache
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_products_run_on_matrix_units_and_convert_no_weight(facts: list[dict]) -
     for row in products:
         assert row["matrix"] > 0, row
         assert row["i2f"] == 0 or "per_weight" not in row, row
+        assert row["f2f"] == 0 or not row.get("plain"), row  # zeros are converted, a few a group
 
 
 def test_instructions_a_weight_stay_under_their_ceilings(facts: list[dict]) -> None:
