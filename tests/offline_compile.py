@@ -77,7 +77,8 @@ def compiled(source: ASTSource, capability: int, options: dict[str, int]) -> dic
     return {
         "capability": capability, "registers": int(re.search(r"REG:(\d+)", usage)[1]), "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]), "shared": built.metadata.shared, "matrix": sum(op in MATRIX for _, op, _ in code),
-        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "f2f": sum(op == "F2F" for _, op, _ in code), "loop": main_loop(code), "in_a_row": four_in_a_row(built.asm["ttgir"]),
+        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "f2f": sum(op == "F2F" for _, op, _ in code), "loop": main_loop(code),
+        "in_a_row": four_in_a_row(built.asm["ttgir"]),
     }  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def weight_constants(bits: int, block: int, group: int, zero: bool, kind: str, s
 def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "integer", group: int = 128, scale: str = "number", zero: bool = False) -> dict:
     """The weight-only matmul."""
     block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16"
-    tile = default_tile(rows, 8192, 64, bits, kind)
+    tile = default_tile(rows, 8192, 64, bits, "float" if kind in FORMATS else kind, group, zero)
     constants = weight_constants(bits, block, group, zero, kind, scale, bf16) | {
         "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16, "PACKED": block,
     }  # fmt: skip
