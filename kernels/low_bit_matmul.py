@@ -187,7 +187,7 @@ def default_tile(m: int, n: int, steps: int, bits: int, kind: str, group: int = 
     fits = bits == 4 and not zero and (group == 0 or group >= 128)
     rows = min(64 if fits or kind != "integer" else 32, max(8, 1 << (m - 1).bit_length()))
     columns, warps = (32, 1) if kind == "table" and rows <= 16 else (64, 2)
-    if rows == 32 and bits == 3 and zero and 0 < group < 64:
+    if rows == 32 and bits == 3 and zero and 0 < group <= 64:
         columns = 32
     programs = -(-n // columns) * -(-m // rows)
     stages = 2 if rows == 64 or (bits == 2 and zero and rows == 32) else 3  # with three they spill registers
