@@ -1,9 +1,10 @@
 """Codes to floats inside a kernel, without a conversion instruction: in plain Triton, and in inline assembly for four bytes at a time.
 
 Integers: a code OR-ed into the mantissa of 1024 (fp16) or 128 (bf16) makes 1024 + code or 128 + code. Where a code lies higher up in its byte,
-one fused multiply-add brings it down: (1024 + 2^s c) 2^-s - (2^(10-s) + middle) = c - middle, exactly. A 32-bit word of four bytes, masked with
-a pattern that repeats every 16 bits, gives the codes of bytes 0 and 2 as one pair of halves, and shifted by 8 those of bytes 1 and 3: four
-weights in two masks and two multiply-adds. Bytes are stored in the order 0, 2, 1, 3 for that reason (packing.py).
+one fused multiply-add brings it down: (1024 + 2^s c) 2^-s - (2^(10-s) + middle) = c - middle, exactly. A code of 8 bits is one too wide for bf16:
+its lower seven go into the mantissa of 128, and its upper bit, inverted, into the exponent of what is subtracted, 128 or 256. A 32-bit word of four
+bytes, masked with a pattern that repeats every 16 bits, gives the codes of bytes 0 and 2 as one pair of halves, and shifted by 8 those of bytes 1
+and 3: four weights in two masks and two multiply-adds. Bytes are stored in the order 0, 2, 1, 3 for that reason (packing.py).
 
 Small floats: sign and magnitude are moved to where fp16 or bf16 keep them. The exponent then means 2^(bias - 15) or 2^(bias - 127) of what it
 meant: in fp16 the factor is left to the caller, who multiplies sums by it; in bf16, whose products would vanish, the weights are multiplied.
@@ -82,6 +83,8 @@ def _table_assembly(bf16: bool, table: tuple[float, ...]) -> str:
 
 def _integer_assembly(bits: int, bf16: bool) -> str:
     """bf16 has seven mantissa bits: planes that reach above bit 6 are shifted down."""
+    if bits == 8 and bf16:
+        return _bytes_to_bf16()
     planes, kind = PLANES[bits], "bf16x2" if bf16 else "f16x2"
     base, top, middle = (128, 7, 2 ** (bits - 1)) if bf16 else (1024, 10, 2 ** (bits - 1))
     magic, low = _pair(base, bf16), min(bits, 2) if bits == 3 else bits
@@ -100,6 +103,17 @@ def _integer_assembly(bits: int, bf16: bool) -> str:
                 lines.append(_shift("u", f"${2 * planes + 2}", plane + 8 * odd - (at + 2)))
                 lines.append(f"lop3.b32 {out}, u, {_repeat(4 << at)}, {out}, 0xea;")
             lines.append(f"fma.rn.{kind} {out}, {out}, a, c;")
+    return " ".join([*lines, "}"])
+
+
+def _bytes_to_bf16() -> str:
+    """128 + (q & 127) less 128 where q >= 128, else 256: q - 128 exactly, as bf16 has one significant bit more than the mantissa keeps."""
+    lines = ["{ .reg .b32 t, a, c;", f"mov.b32 a, {_pair(1.0, True)};"]
+    for odd in range(2):
+        lines.append(_shift("t", "$2", 8 * odd))
+        lines.append(f"lop3.b32 ${odd}, t, {_repeat(0x7F)}, {_pair(128.0, True)}, 0xea;")
+        lines.append(f"lop3.b32 c, t, {_repeat(0x80)}, {_pair(-128.0, True)}, 0xae;")  # bit 7 is the last of the exponent: set, it doubles
+        lines.append(f"fma.rn.bf16x2 ${odd}, ${odd}, a, c;")
     return " ".join([*lines, "}"])
 
 

@@ -8,6 +8,7 @@ split over programs; the newest tokens are a split of their own; a second kernel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -195,15 +196,15 @@ def candidates(tokens: int) -> list[Tile]:
 def kv_attention(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None = None) -> Tensor:
     """softmax(q K^T / sqrt(D)) V of q [B, H * heads, D] in q's dtype; parts are the tensors of a LowBitCache in order, counts its counts."""
     (batch, kv_heads, tokens, _), processors = parts[0].shape, torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
-    tile = table.lookup(q.device, *table_key(q, parts, bits)) or default_tile(batch * kv_heads, tokens, processors)
-    return launch(q, parts, bits, counts, tile)
+    default = partial(default_tile, batch * kv_heads, tokens, processors)
+    return table.launched(q.device, table.key(*table_key(q, parts, bits)), default, partial(launch, q, parts, bits, counts))
 
 
 def launch(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None, tile: Tile) -> Tensor:
     """As `kv_attention`, with one tile."""
     (batch, rows, size), (_, kv_heads, tokens, _), newest = q.shape, parts[0].shape, parts[6].shape[2]
     heads, wide = rows // kv_heads, q.device.type == "cpu" or q.dtype == torch.float32  # the interpreter computes bf16 dot products wrongly
-    splits, bf16 = tile.splits, q.dtype == torch.bfloat16 and bits < 8
+    splits, bf16 = tile.splits, q.dtype == torch.bfloat16
     part = torch.empty(batch * kv_heads, splits + 1, heads, size, dtype=torch.float32, device=q.device)
     peak, total = (torch.empty(batch * kv_heads, splits + 1, heads, dtype=torch.float32, device=q.device) for _ in range(2))
     kv_attention_kernel[(batch * kv_heads, splits + 1)](

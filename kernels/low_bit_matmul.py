@@ -9,6 +9,8 @@ second, small kernel adds them in a fixed order. Many rows pay for a dequantized
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,7 @@ from kernels.op import Packed
 from kernels.table import Tile
 
 MANY_ROWS = 96  # from here on a dequantized copy and a 16-bit matmul are faster (estimate: KERNELS.md, section 7.1)
+COPY = Tile(0, 0, 0, 0, 0)  # no tile: a dequantized copy and a 16-bit matmul
 
 
 @triton.jit
@@ -171,20 +174,23 @@ def dequantize_kernel(
         tl.store(out, w.to(w_ptr.dtype.element_ty), mask=mask_n[:, None] & (k < k_size)[None, :])
 
 
-def default_tile(m: int, n: int, steps: int, bits: int, kind: str, processors: int = 132) -> Tile:
+def default_tile(m: int, n: int, steps: int, bits: int, kind: str, group: int = 128, zero: bool = False, processors: int = 132) -> Tile:
     """By arithmetic, for shapes that no table holds: a tile as narrow as the rows allow, and K split until every multiprocessor has four
     programs, but no program fewer than four steps.
 
     Two warps, not four: then Hopper's compiler takes the matrix instructions whose operands stay where they were unpacked, four neighbours of a row in
     a register pair, which codes.assembly relies on (see `warp_groups`), and an instruction count a weight of half (tests/test_machine_code.py).
+
+    More than 32 rows of integers that take many registers to unpack are two tiles of 32: no fewer columns, because every column's program reads all of
+    the inputs, and unpacking twice costs fewer instructions than 32 columns do.
     """
-    rows = max(8, 1 << (m - 1).bit_length()) if m <= 64 else 64
-    if m <= 32:
-        columns, warps = (32, 1) if kind == "table" and rows <= 16 else (64, 2)
-    else:
-        columns, warps = (32 if bits in (3, 8) else 64), 2  # as many columns as fit the registers
+    fits = bits == 4 and not zero and (group == 0 or group >= 128)
+    rows = min(64 if fits or kind != "integer" else 32, max(8, 1 << (m - 1).bit_length()))
+    columns, warps = (32, 1) if kind == "table" and rows <= 16 else (64, 2)
+    if rows == 32 and bits == 3 and zero and 0 < group <= 64:
+        columns = 32
     programs = -(-n // columns) * -(-m // rows)
-    stages = 2 if bits in (3, 4) and rows == 64 else 3  # with three, 4-bit codes spill a register, and a block of 256 3-bit codes meets 32 KiB of inputs
+    stages = 2 if rows == 64 or (bits == 2 and zero and rows == 32) else 3  # with three they spill registers
     return Tile(rows, columns, max(1, min(4 * processors // programs, steps // 4, 16)), warps, stages)
 
 
@@ -201,23 +207,26 @@ def low_bit_matmul(
     layout: list[int], values: list[float],
 ) -> Tensor:  # fmt: skip
     """x [M, K] bf16, fp16 or fp32 -> y [M, N] in the same dtype. The other arguments are what `formats.pack` made."""
-    at = Layout(*layout)
-    m, x = x.shape[0], x.contiguous()
-    steps = triton.cdiv(at.k, at.step)
-    tile = chosen_tile(m, at, steps, x.device)
-    return launch(x, {"codes": codes, "high": high, "scale": scale, "zero": zero, "codebook": codebook, "nest": nest}, at, tuple(values), tile)
+    at, x = Layout(*layout), x.contiguous()
+    tensors = {"codes": codes, "high": high, "scale": scale, "zero": zero, "codebook": codebook, "nest": nest}
+    default = partial(default_of, x, at, zero is not None)
+    return table.launched(x.device, table_key(at, zero is not None, x.shape[0]), default, partial(launch, x, tensors, at, tuple(values)))
 
 
-def chosen_tile(m: int, at: Layout, steps: int, device: torch.device) -> Tile | None:
-    """The table's tile for this GPU and shape, else the default; None for a dequantized copy and a 16-bit matmul."""
-    found = table.lookup(device, "low_bit_matmul", at.bits, at.n, at.k, at.group, m)
-    if found is None:
-        return None if m >= MANY_ROWS else default_tile(m, at.n, steps, at.bits, at.kind, _processors(device))
-    return found if found.rows else None
+def table_key(at: Layout, zero: bool, m: int) -> str:
+    """What the table knows a product of m rows by: beside sizes all that the main loop depends on."""
+    form = f"{at.float_name or at.kind} {at.scale_kind}{' zero' if zero else ''}"
+    return table.key("low_bit_matmul", at.bits, at.n, at.k, at.group, m, form)
 
 
-def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tuple[float, ...], tile: Tile | None) -> Tensor:
-    """y of x [M, K] with one tile, or by a dequantized copy where the tile is None."""
+def default_of(x: Tensor, at: Layout, zero: bool) -> Tile:
+    """The default tile of a product on x's device."""
+    m, processors = x.shape[0], _processors(x.device)
+    return COPY if m >= MANY_ROWS else default_tile(m, at.n, triton.cdiv(at.k, at.step), at.bits, at.kind, at.group, zero, processors)
+
+
+def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tuple[float, ...], tile: Tile) -> Tensor:
+    """y of x [M, K] with one tile, or by a dequantized copy."""
     # The interpreter computes bf16 dot products wrongly and cuts bits off where it should round, so on a CPU bf16 is computed in float32.
     interpreted, bf16, m = x.device.type == "cpu", x.dtype == torch.bfloat16, x.shape[0]
     wide = interpreted and bf16
@@ -225,16 +234,16 @@ def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tup
     codes, scale = tensors["codes"], tensors["scale"]
     upper, offset, book, nest = (scale if tensors[name] is None else tensors[name] for name in ("high", "zero", "codebook", "nest"))
     in_asm = not interpreted and x.dtype != torch.float32 and at.kind != "gather"
-    if in_asm and tile is not None and warp_groups(tile.columns, tile.warps):
+    if in_asm and warp_groups(tile.columns, tile.warps):
         raise ValueError(f"a tile of {tile.columns} columns and {tile.warps} warps would be multiplied by warp groups, whose operands lie differently")
-    asm_bf16 = in_asm and bf16 and tile is not None and not (at.bits == 8 and at.kind == "integer")
+    asm_bf16 = in_asm and bf16 and tile != COPY
     shared = {
         "BITS": at.bits, "GROUP": at.group, "ZERO": tensors["zero"] is not None, "KIND": at.kind, "SCALE": at.scale_kind, "RUN": at.run,
         "MANTISSA": FORMATS[at.float_name][1] if at.float_name else 0, "FACTOR": 2.0 ** (15 - bias(at.float_name)) if at.float_name and not asm_bf16 else 1.0,
         "ASM": assembly(at.bits, asm_bf16, at.float_name, values) if in_asm else "", "REGISTERS": constraints(at.bits),
     }  # fmt: skip
     strides = (codes.stride(0), upper.stride(0), scale.shape[1], scale.shape[1] if scale.shape[0] > 1 else 0)
-    if tile is None:
+    if tile == COPY:
         weight = torch.empty(at.n, at.k, dtype=dtype, device=x.device)
         dequantize_kernel[(triton.cdiv(at.n, 64), triton.cdiv(at.k, at.block))](
             codes, upper, scale, offset, book, nest, weight, at.n, at.k, *strides,

@@ -40,27 +40,49 @@ def rounded(x, scale, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.co
 
 
 @triton.jit
+def _read(line, keep_ptr, k, end, KEEP: tl.constexpr):
+    """Inputs k of a row as float32, 0 beyond the end and where they do not count."""
+    x = tl.load(line + k, mask=k < end, other=0.0).to(tl.float32)
+    if KEEP:
+        x = tl.where(tl.load(keep_ptr + k, mask=k < end, other=0.0) > 0, x, 0.0)
+    return x
+
+
+@triton.jit
 def round_rows_kernel(
     x_ptr, keep_ptr, given_ptr, codes_ptr, scale_ptr,  # [M, K] act, [K] f32, [] f32, [M, K] i8 or float8, [M, K / part] f32
     k_size, stride_x, part_size,
-    WIDTH: tl.constexpr, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr, KEEP: tl.constexpr, GIVEN: tl.constexpr,
+    WIDTH: tl.constexpr, PASSES: tl.constexpr, LARGEST: tl.constexpr, MANTISSA: tl.constexpr, STEP: tl.constexpr, KEEP: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """One part of a row, `part_size` inputs that share a scale, a program. KEEP: inputs count where keep is 1, not 0. GIVEN: the scale is given."""
+    """One part of a row, `part_size` inputs that share a scale, a program: WIDTH of them stay in registers until the scale is known, those of further
+    passes are read twice. KEEP: inputs count where keep is 1, not 0. GIVEN: the scale is given.
+    """
     row, part = tl.program_id(0), tl.program_id(1)
-    inside = tl.arange(0, WIDTH)
-    k = part * part_size + inside
-    mask = (inside < part_size) & (k < k_size)
-    x = tl.load(x_ptr + row.to(tl.int64) * stride_x + k, mask=mask, other=0.0).to(tl.float32)
-    if KEEP:
-        x = tl.where(tl.load(keep_ptr + k, mask=mask, other=0.0) > 0, x, 0.0)
+    line, out = x_ptr + row.to(tl.int64) * stride_x, codes_ptr + row.to(tl.int64) * k_size
+    k = part * part_size + tl.arange(0, WIDTH)
+    end = tl.minimum((part + 1) * part_size, k_size)
+    x = _read(line, keep_ptr, k, end, KEEP)
     bits = tl.max(tl.abs(x).to(tl.int32, bitcast=True), 0)  # of numbers that are not negative in their order, NaN above all
+    for step in range(1, PASSES):
+        later = _read(line, keep_ptr, k + step * WIDTH, end, KEEP)
+        bits = tl.maximum(bits, tl.max(tl.abs(later).to(tl.int32, bitcast=True), 0))
     if GIVEN:
         scale = tl.where(bits < 0x7F800000, tl.load(given_ptr), float("nan"))
     else:
         scale = tl.where(bits > 0, tl.div_rn(bits.to(tl.float32, bitcast=True), tl.full((), LARGEST, tl.float32)), 1.0)
     tl.store(scale_ptr + row * tl.num_programs(1) + part, scale)
-    codes = rounded(x, scale, LARGEST, MANTISSA, STEP)
-    tl.store(codes_ptr + row.to(tl.int64) * k_size + k, codes.to(codes_ptr.dtype.element_ty), mask=mask)
+    tl.store(out + k, rounded(x, scale, LARGEST, MANTISSA, STEP).to(codes_ptr.dtype.element_ty), mask=k < end)
+    for step in range(1, PASSES):
+        where = k + step * WIDTH
+        later = rounded(_read(line, keep_ptr, where, end, KEEP), scale, LARGEST, MANTISSA, STEP)
+        tl.store(out + where, later.to(codes_ptr.dtype.element_ty), mask=where < end)
+
+
+def widths(part: int) -> tuple[int, int, int]:
+    """(inputs a program holds, passes, warps) for a part of so many: 32,768 fill the registers of sixteen warps, and of more a pass takes half as many."""
+    if part > 32768:
+        return 16384, triton.cdiv(part, 16384), 16
+    return triton.next_power_of_2(part), 1, 4 if part <= 4096 else 16
 
 
 @torch.library.custom_op("quantization_explorer::round_inputs", mutates_args=())
@@ -76,9 +98,10 @@ def round_inputs(x: Tensor, kind: str, per: str, given: float, keep: Tensor | No
         kept = x if keep is None else torch.where(keep > 0, x, 0.0)
         peak = largest(kept).float() / LIMIT[kind]
         one = torch.where(peak == 0, 1.0, peak) if not given else torch.full((), given, device=x.device)
+    width, passes, warps = widths(part)
     round_rows_kernel[(m, scale.shape[1])](
         x, one if keep is None else keep, one, codes, scale, k, x.stride(0), part,
-        WIDTH=triton.next_power_of_2(part), KEEP=keep is not None, GIVEN=per == "tensor", num_warps=4 if part <= 4096 else 16, **grid(kind),
+        WIDTH=width, PASSES=passes, KEEP=keep is not None, GIVEN=per == "tensor", num_warps=warps, **grid(kind),
     )  # fmt: skip
     return codes, scale
 
@@ -139,6 +162,7 @@ OP = Op(
     cases=(
         *(Case(m, k, Activation(kind, per)) for m, k in ((2, 64), (5, 300)) for kind in ("int8", "e4m3", "e5m2") for per in ("token", "tensor")),
         Case(3, 256, Activation("e4m3", "block")), Case(3, 256, Activation("e5m2", "block")), Case(4, 80, Activation("int8", "tensor", 0.02)),
+        *(Case(2, k, Activation("int8")) for k in (32768, 53248)), Case(2, 40000, Activation("e4m3")),
     ),
     timed=tuple(Case(m, k, Activation("int8")) for m in (1, 16, 1024) for k in (4096, 14336)),
     problem=_problem,

@@ -7,6 +7,8 @@ columns of LLM.int8) are multiplied in the same program after the loop.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -77,11 +79,16 @@ def default_tile(m: int, integer: bool, more: bool = False, capability: int = 90
     return Tile(64, 128, 1, 4, 3) if more else Tile(128, 128, 1, 8, 3)
 
 
-def _tile(x: Tensor, codes: Tensor, kind: str, more: bool) -> Tile:
-    """The table's tile for this GPU and shape, else the default."""
-    (n, k), m = codes.shape, x.shape[0]
-    found = table.lookup(x.device, "scaled_matmul", 8, n, k, 0, m)
-    return found or default_tile(m, kind == "int8", more, compute_capability(x.device))
+def table_key(codes: Tensor, m: int, a: Activation, scale: Tensor, kept: Tensor | None) -> str:
+    """What the table knows a product of m rows by: beside sizes all that the main loop and what follows it depend on."""
+    form = f"{a.kind}{' blocks' if a.per == 'block' else ''}{' weight blocks' if scale.dim() == 2 else ''}{'' if kept is None else ' columns'}"
+    return table.key("scaled_matmul", 8, *codes.shape, 0, m, form)
+
+
+def default_of(x: Tensor, t: dict[str, Tensor | None], a: Activation) -> Tile:
+    """The default tile of a product on x's device."""
+    more = a.per == "block" or t["scale"].dim() == 2 or t.get("kept") is not None
+    return default_tile(x.shape[0], a.kind == "int8", more, compute_capability(x.device))
 
 
 @torch.library.custom_op("quantization_explorer::scaled_matmul", mutates_args=())
@@ -91,14 +98,15 @@ def scaled_matmul(
     """x [M, K] bf16, fp16 or fp32 -> y [M, N] in x's dtype, x rounded as kind, per and given say. codes [N, K] int8 or float8; scale [N] or
     [N / 128, K / 128] float32; keep [K], columns [C] int32 and kept [N, C] int8: see the kernel.
     """
-    tile = _tile(x, codes, kind, per == "block" or scale.dim() == 2 or kept is not None)
-    return launch(x, {"codes": codes, "scale": scale, "keep": keep, "columns": columns, "kept": kept}, Activation(kind, per, given), tile)
+    t, a = {"codes": codes, "scale": scale, "keep": keep, "columns": columns, "kept": kept}, Activation(kind, per, given)
+    x = x.contiguous()
+    return _tiled(x, *round_inputs(x, kind, per, given, keep), t, a)
 
 
 @torch.library.custom_op("quantization_explorer::rounded_matmul", mutates_args=())
 def rounded_matmul(x: Tensor, rounded: Tensor, scale_x: Tensor, codes: Tensor, scale: Tensor, kind: str) -> Tensor:
     """As `scaled_matmul` per token, of inputs [M, K] that came as codes and scale [M, 1]; x gives the result's dtype."""
-    return _multiply(x, rounded, scale_x, {"codes": codes, "scale": scale}, Activation(kind), _tile(rounded, codes, kind, scale.dim() == 2))
+    return _tiled(x, rounded, scale_x, {"codes": codes, "scale": scale}, Activation(kind))
 
 
 @rounded_matmul.register_fake
@@ -110,6 +118,12 @@ def launch(x: Tensor, t: dict[str, Tensor | None], a: Activation, tile: Tile) ->
     """y of x [M, K] with one tile."""
     x = x.contiguous()
     return _multiply(x, *round_inputs(x, a.kind, a.per, a.scale, t.get("keep")), t, a, tile)
+
+
+def _tiled(x: Tensor, rounded: Tensor, scale_x: Tensor, t: dict[str, Tensor | None], a: Activation) -> Tensor:
+    """With the table's tile for this GPU and shape, else the default."""
+    key = table_key(t["codes"], len(rounded), a, t["scale"], t.get("kept"))
+    return table.launched(x.device, key, partial(default_of, rounded, t, a), partial(_multiply, x, rounded, scale_x, t, a))
 
 
 def _multiply(x: Tensor, rounded: Tensor, scale_x: Tensor, t: dict[str, Tensor | None], a: Activation, tile: Tile) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import triton
 
 from kernels.timing import device_name
 
@@ -36,9 +38,9 @@ def bucket(m: int) -> int:
     return 1 << (m - 1).bit_length()
 
 
-def key(op: str, bits: int, n: int, k: int, group: int, m: int) -> str:
-    """The name of a row of the table."""
-    return f"{op} {bits} {n} {k} {group} {bucket(m)}"
+def key(op: str, bits: int, n: int, k: int, group: int, m: int, form: str = "") -> str:
+    """The name of a row of the table. form: what else makes a kernel another one, so that its best tile is its own."""
+    return f"{op} {bits} {n} {k} {group} {bucket(m)}{form and ' '}{form}"
 
 
 @cache
@@ -53,6 +55,19 @@ def _name(device: torch.device) -> str:
     return device_name(device)
 
 
-def lookup(device: torch.device, op: str, bits: int, n: int, k: int, group: int, m: int) -> Tile | None:
+def lookup(device: torch.device, op: str, bits: int, n: int, k: int, group: int, m: int, form: str = "") -> Tile | None:
     """The tuned tile, or None: then the op takes its default. On a CPU only `read_out` has any."""
-    return tiles(_name(device)).get(key(op, bits, n, k, group, m))
+    return tiles(_name(device)).get(key(op, bits, n, k, group, m, form))
+
+
+def launched(device: torch.device, name: str, default: Callable[[], Tile], launch: Callable[[Tile], torch.Tensor]) -> torch.Tensor:
+    """launch(tile) with the tuned tile of a key; where there is none, or where it needs more than the GPU has as another Triton compiles it, with the
+    default. A tile that does not fit is not tried again.
+    """
+    found = tiles(_name(device)).get(name)
+    if found is not None:
+        try:
+            return launch(found)
+        except triton.OutOfResources:
+            tiles(_name(device)).pop(name, None)
+    return launch(default())

@@ -9,6 +9,7 @@ Nothing is computed. Prints what did not compile or would not fit, and exits wit
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -24,7 +25,7 @@ from kernels import fp4_product, hadamard, kv_attention, low_bit_matmul, round_b
 from kernels.bench.check import relative_error, served
 from kernels.op import REFERENCE, ops
 from tests import pretended_gpu
-from tests.offline_compile import four_in_a_row
+from tests.offline_compile import dumped, four_in_a_row
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
 LEAST_SHARED = 99 * 1024  # of any other GPU since Ampere
@@ -60,6 +61,8 @@ def rehearse(capability: int, names: list[str], few: bool = False) -> int:
 
     def compile_only(kernel, *args, grid, warmup, **options):
         built = compile_one(kernel, *args, grid=(1, 1, 1), warmup=True, **options)
+        if id(built) not in compiled and not re.search("STACK:0 .*LOCAL:0 ", dumped(built.asm["cubin"], "--dump-resource-usage")):
+            raise RuntimeError(f"{kernel.__name__} with {options} spills registers")
         compiled[id(built)] = built
         if not four_in_a_row(built.asm["ttgir"]):
             raise RuntimeError(f"{kernel.__name__} with {options} unpacks bytes that are no neighbours")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import triton
@@ -34,7 +35,7 @@ from kernels.kv_attention import join_splits_kernel, kv_attention_kernel
 from kernels.low_bit_matmul import add_splits_kernel, default_tile, dequantize_kernel, low_bit_matmul_kernel
 from kernels.op import BLOCKS, LIMIT
 from kernels.round_blocks import round_blocks_kernel
-from kernels.round_inputs import grid, round_rows_kernel
+from kernels.round_inputs import grid, round_rows_kernel, widths
 from kernels.scaled_matmul import default_tile as scaled_tile
 from kernels.scaled_matmul import scaled_matmul_kernel
 
@@ -42,6 +43,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 DTYPES = {"fp16": tl.float16, "bf16": tl.bfloat16}
 MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA", "QMMA", "OMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA", "UTCOMMA")
 PACKED = re.compile(r"packed_element = 4.*?\} .*? : tensor<[^#]*(#ttg\.dot_op<\{.*?\}>|#\w+)>")  # the layout of bytes that inline assembly takes by four
+ASSIGNED = re.compile(r"(%\w+)(?::\d+)? = \"?([\w.]+)\"?(.*)")
 RECORD = Path(__file__).parent.parent / "assets" / "machine_code.json"
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(\S*)([^;]*);")
 
@@ -68,17 +70,23 @@ def machine_code(kernel, signature: dict, constants: dict, capability: int, warp
 def compiled(source: ASTSource, capability: int, options: dict[str, int]) -> dict:
     """The same, compiled now."""
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-        sass = subprocess.run([CUOBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    usage, sass = dumped(built.asm["cubin"], "--dump-resource-usage"), dumped(built.asm["cubin"], "-sass")
     code = [(int(address, 16), opcode, rest) for address, opcode, _, rest in INSTRUCTION.findall(sass)]
     return {
         "capability": capability, "registers": int(re.search(r"REG:(\d+)", usage)[1]), "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "local": int(re.search(r"LOCAL:(\d+)", usage)[1]), "shared": built.metadata.shared, "matrix": sum(op in MATRIX for _, op, _ in code),
-        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "loop": main_loop(code), "in_a_row": four_in_a_row(built.asm["ttgir"]),
+        "i2f": sum(op.startswith("I2F") for _, op, _ in code), "f2f": sum(op == "F2F" for _, op, _ in code), "loop": main_loop(code),
+        "in_a_row": four_in_a_row(built.asm["ttgir"]), "opcodes": sorted({op for _, op, _ in code if op in MATRIX}),
+        "in_registers": in_registers(built.asm["ttgir"]),
     }  # fmt: skip
+
+
+def dumped(cubin: bytes, what: str) -> str:
+    """What cuobjdump prints."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def four_in_a_row(ttgir: str) -> bool:
@@ -94,6 +102,18 @@ def four_in_a_row(ttgir: str) -> bool:
     return True
 
 
+def in_registers(ttgir: str) -> bool:
+    """Whether what inline assembly unpacks is the left operand of every product where it was unpacked: not by way of shared memory or another layout."""
+    made = {name: (op, re.findall(r"%\w+", rest)) for name, op, rest in ASSIGNED.findall(ttgir)}
+
+    @cache
+    def reaches(name: str) -> bool:
+        op, rest = made.get(name, ("", []))
+        return op == "tt.elementwise_inline_asm" or (op.startswith(("arith.", "tt.reshape", "tt.trans")) and any(map(reaches, rest)))
+
+    return "= tt.dot " in ttgir and all(reaches(rest[0]) for op, rest in made.values() if op == "tt.dot")
+
+
 def main_loop(code: list[tuple[int, str, str]]) -> int:
     """Instructions in the loop that holds the matrix products: from the target of a backward branch to the branch; 0 without one."""
     best = (0, 0)
@@ -105,11 +125,12 @@ def main_loop(code: list[tuple[int, str, str]]) -> int:
     return best[1]
 
 
-FACTS = ("capability", "registers", "stack", "local", "shared", "matrix", "i2f", "loop", "in_a_row")
+FACTS = ("capability", "registers", "stack", "local", "shared", "matrix", "i2f", "f2f", "loop", "in_a_row", "opcodes", "in_registers")
 # What determines facts beside a kernel and its options: the compiler, and how they are read.
-HOW = " ".join((triton.__version__, os.environ.get("TRITON_DEFAULT_FP_FUSION", ""), *map(inspect.getsource, (compiled, main_loop, four_in_a_row)),
+HOW = " ".join((triton.__version__, os.environ.get("TRITON_DEFAULT_FP_FUSION", ""), *map(inspect.getsource, (compiled, main_loop, four_in_a_row, in_registers)),
                 PACKED.pattern, INSTRUCTION.pattern, *MATRIX))  # fmt: skip
-KNOWN = {} if "--record" in sys.argv[1:] or not RECORD.exists() else {r["key"]: {name: r[name] for name in FACTS} for r in json.loads(RECORD.read_text())}
+KEPT = [] if "--record" in sys.argv[1:] or not RECORD.exists() else json.loads(RECORD.read_text())
+KNOWN = {r["key"]: {name: r[name] for name in FACTS} for r in KEPT if r.keys() >= set(FACTS)}
 for found in [value for name, module in list(sys.modules.items()) if name.startswith("kernels.") for value in vars(module).values()]:
     if isinstance(found, JITFunction):
         found.starting_line_number = 0  # which is in Triton's hash, though code that only moved is the same
@@ -133,8 +154,8 @@ def weight_constants(bits: int, block: int, group: int, zero: bool, kind: str, s
 
 def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "integer", group: int = 128, scale: str = "number", zero: bool = False) -> dict:
     """The weight-only matmul."""
-    block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16" and not (bits == 8 and kind == "integer")
-    tile = default_tile(rows, 8192, 64, bits, kind)
+    block, bf16 = block_of(bits, group, kind == "table"), dtype == "bf16"
+    tile = default_tile(rows, 8192, 64, bits, "float" if kind in FORMATS else kind, group, zero)
     constants = weight_constants(bits, block, group, zero, kind, scale, bf16) | {
         "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1, "EVEN": True, "DTYPE": DTYPES[dtype], "ASM_BF16": bf16, "PACKED": block,
     }  # fmt: skip
@@ -144,7 +165,7 @@ def low_bit(capability: int, bits: int, rows: int, dtype: str, kind: str = "inte
         block = constants["BLOCK_K"] = FOLDED * block
     facts = machine_code(low_bit_matmul_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability, tile.warps, tile.stages)
     name = f"sm_{capability} {bits}-bit {kind} {dtype} rows {rows} group {group} scale {scale}{' zero' if zero else ''}"
-    per_thread = tile.columns * block / (tile.warps * 32)
+    per_thread = tile.columns * block / (tile.warps * 32) / -(-rows // tile.rows)
     plain = kind == "integer" and not zero
     return {"variant": name, "bits": bits, "kind": kind, "rows": rows, "plain": plain, "per_weight": round(facts["loop"] / per_thread, 2), **facts}
 
@@ -162,12 +183,13 @@ def others(capability: int) -> list[dict]:
     added = machine_code(add_splits_kernel, {"work_ptr": "*fp32", "y_ptr": "*bf16", "size": "i32"}, {"SPLITS": 4, "BLOCK": 1024}, capability, 4)
     rows = copies | {"add splits": added}
     kinds = {"int8": "*i8"} | ({"e4m3": "*fp8e4nv", "e5m2": "*fp8e5"} if capability >= 89 else {})
-    for kind, pointer in kinds.items():
-        rows[f"rounding {kind}"] = machine_code(
+    for kind, k in [*((kind, 4096) for kind in kinds), ("int8", 53248)]:
+        width, passes, count = widths(k)
+        rows[f"rounding {kind} of {k}"] = machine_code(
             round_rows_kernel,
-            {"x_ptr": "*bf16", "keep_ptr": "*fp32", "given_ptr": "*fp32", "codes_ptr": pointer, "scale_ptr": "*fp32", "k_size": "i32", "stride_x": "i32",
+            {"x_ptr": "*bf16", "keep_ptr": "*fp32", "given_ptr": "*fp32", "codes_ptr": kinds[kind], "scale_ptr": "*fp32", "k_size": "i32", "stride_x": "i32",
              "part_size": "i32"},
-            {"WIDTH": 4096, "KEEP": False, "GIVEN": False} | grid(kind), capability, 4,
+            {"WIDTH": width, "PASSES": passes, "KEEP": kind == "int8", "GIVEN": False} | grid(kind), capability, count,
         )  # fmt: skip
     for kind, powers in (("e2m1", True), ("e2m1", False), ("e4m3", True)):
         constants = {"WIDTH": 1024, "SIZE": 32 if powers else 16, "POWERS": powers, "TOP": math.frexp(LIMIT[kind])[1] - 1, "CODES": False} | grid(kind)
@@ -210,8 +232,8 @@ def attention(capability: int, bits: int) -> list[dict]:
     kinds = {"key_codes": "*u8", "value_codes": "*u8", "part": "*fp32", "peak": "*fp32", "total": "*fp32", "counts": "*i64"}
     types = {f"{name}_ptr": kinds.get(name, "*bf16") for name in names}
     types |= dict.fromkeys(("tokens", "newest", "heads"), "i32") | {"factor": "fp32", "splits": "i32"}
-    constants = {"D": 128, "BITS": bits, "HEADS": 8, "TOKENS": 32, "DTYPE": tl.bfloat16, "REGISTERS": constraints(bits), "ASM_BF16": bits < 8}
-    constants |= {"ASM": assembly(bits, bits < 8), "COUNTED": True}
+    constants = {"D": 128, "BITS": bits, "HEADS": 8, "TOKENS": 32, "DTYPE": tl.bfloat16, "REGISTERS": constraints(bits), "ASM_BF16": True}
+    constants |= {"ASM": assembly(bits, True), "COUNTED": True}
     facts = machine_code(kv_attention_kernel, types, constants, capability, 4)
     parts = {"part_ptr": "*fp32", "peak_ptr": "*fp32", "total_ptr": "*fp32", "y_ptr": "*bf16", "parts": "i32", "heads": "i32"}
     joined = machine_code(join_splits_kernel, parts, {"D": 128, "PARTS": 64}, capability, 4)
@@ -234,12 +256,16 @@ def turned(capability: int, sizes: tuple[int, int, int], kind: str) -> dict:
 
 VARIANTS = (
     *((bits, rows, dtype) for bits in (2, 3, 4, 8) for rows, dtype in ((1, "fp16"), (16, "bf16"))),
-    (4, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
+    (4, 1, "bf16"), (8, 1, "bf16"), (4, 64, "bf16"), (8, 64, "bf16"), (3, 64, "bf16"), (4, 32, "bf16"), (4, 1, "bf16", "integer", 128, "number", True),
+    *((bits, 64, "bf16", "integer", 64, "number", True) for bits in (2, 3, 4)), (3, 32, "bf16", "integer", 32, "number", True),
+    (2, 64, "bf16"), (4, 64, "bf16", "integer", 64), (8, 32, "bf16"), (2, 32, "bf16"), (3, 32, "bf16"), (4, 64, "bf16", "table", 64),
+    (4, 64, "bf16", "e2m1", 32, "e8m0"), (4, 64, "bf16", "e2m1", 16, "e4m3"), (8, 64, "fp16", "e4m3", 32, "e8m0"),
     (4, 1, "fp16", "table", 64, "nested"), (4, 16, "bf16", "table", 64), (4, 1, "fp16", "e2m1", 32, "e8m0"), (4, 16, "bf16", "e2m1", 32, "e8m0"),
     (4, 1, "bf16", "e2m1", 16, "e4m3"), (8, 1, "fp16", "e4m3", 32, "e8m0"), (8, 16, "bf16", "e5m2", 0),
 )  # fmt: skip
 
-FEWER = ((4, 1, "fp16"), (3, 64, "bf16"), (4, 64, "bf16"), (4, 1, "bf16", "table", 64), (4, 1, "bf16", "e2m1", 16, "e4m3"))  # where no loop is counted
+FEWER = ((4, 1, "fp16"), (3, 64, "bf16"), (4, 64, "bf16"), (2, 64, "bf16", "integer", 64, "number", True),
+         (4, 1, "bf16", "table", 64), (4, 1, "bf16", "e2m1", 16, "e4m3"))  # fmt: skip
 
 
 def datacenter_blackwell() -> list[dict]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from explorer import docs
 from explorer.__main__ import parser
@@ -117,7 +118,7 @@ def test_search_finds_the_fastest_tile_and_survives_those_that_do_not_run() -> N
         return 1.0 + sum(abs(a - b) for a, b in zip(tile, best, strict=True)) + (0.5 if samples == 5 and tile == best else 0)
 
     tiles = tune.candidates(1, 4096, 4096, 128, weight_only=True)
-    assert best in tiles and tune.COPY not in tiles and tune.COPY in tune.candidates(64, 4096, 4096, 128, weight_only=True)
+    assert best in tiles and low_bit_matmul.COPY not in tiles and low_bit_matmul.COPY in tune.candidates(64, 4096, 4096, 128, weight_only=True)
     assert tune.search(tiles, seconds) == (best, 1.0)
     assert calls[best] == 25 and sum(count == 25 for count in calls.values()) == 4
     with pytest.raises(RuntimeError, match="no tile"):
@@ -132,7 +133,7 @@ def test_every_candidate_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     names = ("codes", "high", "scale", "zero", "codebook", "nest")
     tensors = {name: packed.tensors.get(name) for name in names}
     expected = op.gpu[0].run(x, packed).float()
-    for tile in (Tile(32, 32, 1, 4, 2), Tile(8, 128, 3, 2, 3), Tile(64, 64, 2, 2, 4), None):
+    for tile in (Tile(32, 32, 1, 4, 2), Tile(8, 128, 3, 2, 3), Tile(64, 64, 2, 2, 4), low_bit_matmul.COPY):
         found = low_bit_matmul.launch(x, tensors, packed.meta[0], packed.meta[1], tile).float()
         assert (found - expected).norm() / expected.norm() < 1e-3, tile
 
@@ -189,11 +190,36 @@ def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: py
     assert document["device"] == "Some GPU (2)" and document["command"] and document["date"] and all(row["us"] <= row["default_us"] for row in document["rows"])
     assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul", "kv_attention", "hadamard"}
     cuda = torch.device("cuda")
-    found = table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 4)
-    assert found == table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 3) == Tile(8, 32, 1, 1, 2)
-    assert table.lookup(cuda, "low_bit_matmul", 4, 256, 512, 128, 5) is None
+    product = ("low_bit_matmul", 4, 256, 512, 128)
+    found = table.lookup(cuda, *product, 4, "integer number")
+    assert found == table.lookup(cuda, *product, 3, "integer number") == Tile(8, 32, 1, 1, 2)
+    assert table.lookup(cuda, *product, 5, "integer number") is table.lookup(cuda, *product, 4, "integer number zero") is None
+    unlike = {row["key"] for row in document["rows"] if row["key"].startswith("scaled_matmul")}
+    assert len(unlike) == len([case for op in ("w8a8_int8_matmul", "w8a8_fp8_matmul") for case in cases_of(ops()[op], [(256, 512)], [4])])
     assert table.lookup(cuda, "kv_attention", 8, 4, 64, 4, 96) == Tile(0, 32, 1, 2, 2) and table.lookup(cuda, "hadamard", 16, 16, 256, 16, 1) is not None
     table.tiles.cache_clear()
+
+
+def test_a_tile_that_does_not_fit_gives_way_to_the_default_and_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of one shape have tiles of their own, and a table from another Triton may hold one that takes too much shared memory here."""
+    large, default, tried = Tile(128, 128, 1, 8, 4), Tile(8, 64, 1, 2, 3), []
+    kept = {table.key("low_bit_matmul", 4, 64, 128, 32, 1, "e2m1 e8m0"): large}
+    monkeypatch.setattr(table, "tiles", lambda name: kept)
+
+    def launch(tile: Tile) -> torch.Tensor:
+        tried.append(tile)
+        if tile == large:
+            raise triton.OutOfResources(300_000, 232_448, "shared memory")
+        return torch.ones(1)
+
+    for form in ("integer number", "e2m1 e8m0", "e2m1 e8m0"):
+        table.launched(CPU, table.key("low_bit_matmul", 4, 64, 128, 32, 1, form), lambda: default, launch)
+    assert tried == [default, large, default, default]
+    op = ops()["int4_matmul"]
+    keys = {low_bit_matmul.table_key(packed.meta[0], "zero" in packed.tensors, 1) for packed in (op.gpu[0].pack(random_weight(case, torch.Generator()))
+            for case in (Case(1, 64, 128, 4, 32), Case(1, 64, 128, 4, 32, False), Case(1, 64, 128, 4, 32, codebook="e2m1", scale="e8m0"),
+                         Case(1, 64, 128, 4, 32, codebook="table")))}  # fmt: skip
+    assert len(keys) == 4
 
 
 def test_llama_cpp_is_given_the_weights_that_a_model_has(tmp_path: Path) -> None:

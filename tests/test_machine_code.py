@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes that one program may use
 # Instructions a weight in the main loop for Hopper, for 1 and for 16 rows. At 3 TB/s the budgets are 2.5, 3.7, 4.9 and 9.9 for 2, 3, 4 and 8 bits:
 # integers meet them up to 16 rows (2 bits for few), MXFP4 nearly, NVFP4 and tables do not: a table costs 2.8 instructions a weight to look up.
-CEILING = {2: (2.3, 2.8), 3: (3.1, 3.5), 4: (2.5, 3.0), 8: (2.5, 4.5)}
+CEILING = {2: (2.3, 2.8), 3: (3.1, 3.5), 4: (2.5, 3.0), 8: (2.9, 3.4)}
+CEILING_OF_MORE = {2: (3.8, 7.5), 3: (4.5, 9.0), 4: (3.9, 5.8), 8: (4.4, 8.7)}  # 32 and 64 rows; but for 4 bits, 64 are two tiles of 32
 CEILING_OF_KIND = {"table": 6.3, "e2m1": 6.1, "e4m3": 4.4, "e5m2": 3.7}
-ATTENTION_CEILING = {4: 9.3, 8: 12.7}  # a code of the cache
+ATTENTION_CEILING = {4: 9.3, 8: 11.0}  # a code of the cache
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,13 @@ def test_products_run_on_matrix_units_and_convert_no_weight(facts: list[dict]) -
     for row in products:
         assert row["matrix"] > 0, row
         assert row["i2f"] == 0 or "per_weight" not in row, row
+        assert row["f2f"] == 0 or not row.get("plain"), row  # zeros are converted, a few a group
+
+
+def test_unpacked_weights_go_to_the_matrix_units_from_the_registers_they_were_unpacked_in(facts: list[dict]) -> None:
+    """What codes.assembly makes lies as the instructions of one warp take it, and in no shared memory between."""
+    for row in (row for row in facts if "per_weight" in row):
+        assert row["in_registers"] and row["opcodes"] == ["HMMA"], row
 
 
 def test_instructions_a_weight_stay_under_their_ceilings(facts: list[dict]) -> None:
@@ -67,5 +75,9 @@ def test_instructions_a_weight_stay_under_their_ceilings(facts: list[dict]) -> N
     for row in counted:
         limit = CEILING[row["bits"]][row["rows"] > 1] if row["plain"] else CEILING_OF_KIND.get(row["kind"], 3.4)
         assert 0 < row["per_weight"] <= limit, row
+    for bits, limits in CEILING_OF_MORE.items():
+        for rows, limit in zip((32, 64), limits, strict=True):
+            row = next(row for row in facts if f"sm_90 {bits}-bit integer bf16 rows {rows} group 128 scale number" == row["variant"])
+            assert 0 < row["per_weight"] <= limit, row
     for row in (row for row in facts if row["capability"] == 90 and "per_code" in row):
         assert 0 < row["per_code"] <= ATTENTION_CEILING[8 if "8-bit" in row["variant"] else 4], row

@@ -19,8 +19,6 @@ from kernels.op import Packed, compute_capability, ops
 from kernels.table import Tile
 from kernels.timing import time_call
 
-COPY = Tile(0, 0, 0, 0, 0)
-
 
 def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Tile]:
     """Tiles worth timing: of few rows the one width that holds them, split along K only while that leaves four steps a program."""
@@ -31,7 +29,7 @@ def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Ti
     found = [Tile(rows, columns, s, warps, stages)
              for rows in heights for columns in widths for s in splits for warps in counts for stages in (2, 3, 4)
              if columns <= max(32, n) and rows * columns >= 32 * warps and not (weight_only and low_bit_matmul.warp_groups(columns, warps))]  # fmt: skip
-    return [*found, COPY] if weight_only and m >= 32 else found
+    return [*found, low_bit_matmul.COPY] if weight_only and m >= 32 else found
 
 
 def search(tiles: Iterable[Tile], seconds: Callable[[Tile, int], float]) -> tuple[Tile, float]:
@@ -81,16 +79,21 @@ def tuned(
                 continue
             packed = form.pack(weight)
             at = packed.meta[0] if weight_only else None
-            key = table.key("low_bit_matmul" if weight_only else "scaled_matmul", at.bits if at else 8, case.n, case.k, at.group if at else 0, case.m)
+            key, default = _product(x.to(device), packed, weight_only)
             if key in seen:
                 continue
             seen.add(key)
             seconds = samples_of(key) if samples_of else _timer(rotated(x.bfloat16(), packed.tensors, device), packed.meta, weight_only, device)
-            default = scaled_matmul.default_tile(case.m, op.activation == "int8")
-            if at:
-                default = low_bit_matmul.default_tile(case.m, case.n, -(-case.k // at.step), at.bits, at.kind)
             tile, best = in_turn(candidates(case.m, case.n, case.k, at.step if at else 128, weight_only), default, seconds)
             yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
+
+
+def _product(x: Tensor, packed: Packed, weight_only: bool) -> tuple[str, Tile]:
+    """(key, default tile) of a product on the device of x."""
+    t, (first, *_) = packed.tensors, packed.meta
+    if weight_only:
+        return low_bit_matmul.table_key(first, "zero" in t, len(x)), low_bit_matmul.default_of(x, first, "zero" in t)
+    return scaled_matmul.table_key(t["codes"], len(x), first, t["scale"], t.get("kept")), scaled_matmul.default_of(x, t, first)
 
 
 def others(device: torch.device, samples_of: Callable | None = None, names: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
@@ -164,8 +167,7 @@ def _timer(copies: list, meta: tuple, weight_only: bool, device: torch.device) -
     def seconds(tile: Tile, samples: int) -> float:
         if weight_only:
             names = ("codes", "high", "scale", "zero", "codebook", "nest")
-            chosen = tile if tile.rows else None
-            calls = [lambda x=x, t=t: low_bit_matmul.launch(x, {n: t.get(n) for n in names}, meta[0], meta[1], chosen) for x, t in copies]
+            calls = [lambda x=x, t=t: low_bit_matmul.launch(x, {n: t.get(n) for n in names}, meta[0], meta[1], tile) for x, t in copies]
         else:
             calls = [lambda x=x, t=t: scaled_matmul.launch(x, t, meta[0], tile) for x, t in copies]
         return time_call(calls, device, samples).median
