@@ -34,6 +34,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--check", action="store_true", help="check only")
+    parser.add_argument("--every", type=int, default=1, help="check one case in so many, as under a sanitizer, where each takes long; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--samples", type=int, default=20, help="timed rounds a shape")
     parser.add_argument("--shapes", default="common", help=f"names of shapes, separated by commas: {', '.join(SHAPES)}")
@@ -54,6 +55,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"no op is timed in the format {name}; there are {'; '.join(formats)}")
     if not all(part.isdigit() and int(part) > 0 for part in filter(None, args.rows.split(","))):
         parser.error(f"rows are positive numbers, not {args.rows}")
+    if args.every < 1:
+        parser.error("--every is a number from 1 on")
     if args.samples < 5:
         parser.error("a median with a spread takes at least 5 samples")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wrote {tune.write(device_name(device), _shown(found, show_tile, args.json), command)}", file=sys.stderr)
         return 0
     document = {"device": device_name(device), "command": command.strip(), "date": datetime.date.today().isoformat()} | versions()
-    document["checks"] = list(_shown(check(device, names), show_check, args.json))
+    document["checks"] = list(_shown(check(device, names, args.every), show_check, args.json))
     if not args.check:
         document["busy"] = busy() if device.type == "cpu" else ""
         document["copy_gb_per_s"] = copy_bandwidth(device) / 1e9

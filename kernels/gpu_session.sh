@@ -158,6 +158,8 @@ for name in ${@:-needs check tokens w4 decode tests quantize model large bench t
             for tool in memcheck racecheck; do # without torch's allocator, inside whose blocks a step beyond the end would not be seen
                 step "$tool" 75 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file "$logs/sanitizer-$tool.txt" \
                     "$python" -m kernels --check --ops kv_attention,w8a8_int8_matmul,hadamard,round_inputs,round_blocks,int8_matmul
+                step "$tool of low bits" 75 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                    --log-file "$logs/sanitizer-$tool-low-bits.txt" "$python" -m kernels --check --every 7 --ops int4_matmul,block_float_matmul
             done
             ;;
         *) echo "there is no step named $name" && failed=$((failed + 1)) ;;

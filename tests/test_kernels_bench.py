@@ -20,6 +20,7 @@ from explorer.commands.run import parameters
 from kernels import __main__ as command
 from kernels import hadamard, kv_attention, linear16, low_bit_matmul, native, read_out, table
 from kernels.bench import llama_cpp, measure, tune
+from kernels.bench.check import check
 from kernels.bench.llama_cpp import Blocks
 from kernels.bench.measure import cases_of, divides
 from kernels.bench.peers import PEERS
@@ -91,13 +92,18 @@ def test_the_page_says_how_fast_torch_is_whatever_is_fastest() -> None:
     ("arguments", "words"),
     [
         (["--shapes", "nonsense"], "no shapes named nonsense"), (["--ops", "x"], "no op named x"), (["--rows", "0"], "positive"),
-        (["--samples", "1"], "at least 5"),
+        (["--samples", "1"], "at least 5"), (["--every", "0"], "from 1 on"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main(arguments)
     assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_one_case_in_so_many_is_checked() -> None:
+    rows, fewer = (list(check(CPU, ("hadamard",), every)) for every in (1, 3))
+    assert [-(-row["cases"] // 3) for row in rows] == [row["cases"] for row in fewer] and all(row["ok"] for row in fewer)
 
 
 def test_formats_are_timed_where_they_divide() -> None:

@@ -21,8 +21,8 @@ from kernels.timing import time_call
 
 
 def candidates(m: int, n: int, k: int, block: int, weight_only: bool) -> list[Tile]:
-    """Tiles worth timing: of few rows the one width that holds them, split along K only while that leaves four steps a program."""
-    heights = [max(8, 1 << (m - 1).bit_length())] if m <= 64 else [64, 128]
+    """Tiles worth timing: of few rows the one height that holds them, or half where that is 64, split along K only while four steps a program are left."""
+    heights = [max(8, 1 << (m - 1).bit_length())] if m <= 32 else [32, 64] if m <= 64 else [64, 128]
     heights = heights if weight_only else [max(16, height) for height in heights]
     splits = [s for s in (1, 2, 4, 8, 16) if s == 1 or (weight_only and m <= 64 and s <= -(-k // block) // 4)]
     widths, counts = ((32, 64, 128), (1, 2, 4, 8)) if weight_only else ((64, 128, 256), (4, 8))
