@@ -38,22 +38,28 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Files are not divided, and those with browser tests run in one process, with one app and one browser: two pages that load at once starve each other."""
+    """Files are not divided, and those with browser tests run in two processes, each with one app and one browser: more pages at once starve each other."""
     from xdist.scheduler import LoadFileScheduling
 
-    driven = {path.name for path in Path(__file__).parent.glob("test_*.py") if "browser_test" in path.read_text()}
+    files = [path for path in Path(__file__).parent.glob("test_*.py") if "browser_test" in path.read_text()]
+    side = {path.name: f"browser {at % 2}" for at, path in enumerate(sorted(files, key=place))}
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "browser" if Path(file).name in driven else file
+            return side.get(Path(file).name, file)
 
     return Scheduling(config, log)
 
 
+def place(path: Path) -> int:
+    """A test file's place in the order."""
+    name = path.stem.removeprefix("test_")
+    return LONG.index(name) if name in LONG else len(LONG)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}.py": at for at, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    items.sort(key=lambda item: place(item.path))
 
 
 def pytest_collection_finish() -> None:
