@@ -56,18 +56,26 @@ def open_tab(page, name: str) -> None:
     page.locator(f"#tab-{name}").wait_for(state="visible")
 
 
-# Which answers of the queue a page waits for; what streams counts until its end.
+# What a page waits for: answers to requests, and the ends of events that it has put into the queue. A stream alone may stay open when all it was opened for
+# came by the one before.
 ASKING = """(() => {
-  const plain = window.fetch; window.asking = new Set(); window.heard = 0;
+  const plain = window.fetch, over = new Set(); window.asking = new Map(); window.heard = 0;
+  let count = 0;
+  const told = text => { const id = /"event_id": ?"(\\w+)"/.exec(text.slice(0, 300))?.[1];
+    if (id && /"msg": ?"process_completed"/.test(text.slice(0, 300))) { over.add(id); window.asking.delete(id) } };
+  const listen = (reader, decoder = new TextDecoder(), rest = '') => reader.read().then(part => { window.heard = performance.now();
+    const texts = (rest + decoder.decode(part.value, {stream: true})).split('\\n\\n');
+    rest = texts.pop(); texts.forEach(told);
+    return part.done || listen(reader, decoder, rest) });
   window.fetch = async (...given) => {
-    const url = String(given[0]?.url ?? given[0]);
+    const url = String(given[0]?.url ?? given[0]), own = ++count, what = `${url} ${given[1]?.body ?? ''}`.slice(0, 300);
     if (!url.includes('/queue/')) return plain(...given);
-    const asked = {what: `${url} ${given[1]?.body ?? ''}`.slice(0, 300)};
-    window.asking.add(asked);
-    try { const answer = await plain(...given), reader = answer.clone().body.getReader();
-      const read = () => reader.read().then(part => { window.heard = performance.now(); return part.done || read() });
-      read().catch(() => 0).finally(() => window.asking.delete(asked)); return answer }
-    catch (error) { window.asking.delete(asked); throw error } };
+    window.asking.set(own, what);
+    try { const answer = await plain(...given);
+      if (url.includes('/queue/data')) listen(answer.clone().body.getReader()).catch(() => 0);
+      else { const id = (await answer.clone().json().catch(() => ({}))).event_id; if (id && !over.has(id)) window.asking.set(id, what) }
+      return answer }
+    finally { window.asking.delete(own) } };
 })()"""
 
 SETTLED = """() => new Promise((done, fail) => {
@@ -79,7 +87,7 @@ SETTLED = """() => new Promise((done, fail) => {
     if (now - looked > 100) last = now; // the page had no time for what it was told
     looked = now;
     if (now - Math.max(last, window.heard) > 20000 || now - start > 120000) { watch.disconnect();
-      const what = [...window.asking].map(asked => asked.what).join(' | ') || 'nothing';
+      const what = [...window.asking.values()].join(' | ') || 'nothing';
       fail(new Error(`the page does not come to rest in ${Math.round(now - start)} ms; to come: ${what}`)) }
     else if (window.asking.size || now - last < 150 || fading()) setTimeout(look, 25);
     else { watch.disconnect(); done() } };
