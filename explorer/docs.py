@@ -155,7 +155,13 @@ def benches() -> Iterator[tuple[dict, list[int], dict[tuple[str, str, str], dict
 def origin(record: dict) -> str:
     """Where and when the kernels were timed, and by which command."""
     busy = f" The machine was busy: {record['busy']}." if record.get("busy") else ""
-    return f"{record['device']}, torch {record['torch']}, {record['date']}.{busy} Command: `{record['command']}`."
+    return f"{record['device']}, torch {record['torch']}, {record['date']}.{busy} {commands(record['command'])}"
+
+
+def commands(joined: str) -> str:
+    """The commands of a record, which were written one after the other into it, as a sentence."""
+    each = [f"`{command}`" for command in joined.split("; ")]
+    return f"Command{'s' if each[1:] else ''}: {', then '.join(each)}."
 
 
 def counted(rows: list[int]) -> str:

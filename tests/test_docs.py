@@ -158,13 +158,13 @@ def test_a_stranger_gets_through_the_readme() -> None:
 
 
 def test_the_readme_says_of_the_results_what_they_say() -> None:
-    """8 bits change nothing measurable, GPTQ loses less than RTN, 2 bits break the model, 4 and 2 bits are faster; as many types of models load as it says."""
+    """8 bits change nothing measurable, GPTQ loses less than RTN, 2 bits break the model, 4 bits are faster; as many types of models load as it says."""
     from explorer.checkpoint import SUPPORTED
 
-    _, eight, rounded, gptq, two = reports = [report_from(data) for data in json.loads((ROOT / "assets" / "seed_results.json").read_text())]
+    _, eight, rounded, gptq, two = [report_from(data) for data in json.loads((ROOT / "assets" / "seed_results.json").read_text())]
     assert eight.find("perplexity_delta").low < 0 < eight.find("perplexity_delta").high
     assert gptq.find("kld_mean").high < rounded.find("kld_mean").low and two.value("perplexity_delta") > 1000
-    assert all(report.find("decode_speedup").low > between() for report in reports[2:])
+    assert all(report.find("decode_speedup").low > between() for report in (rounded, gptq))
     assert f"{len(SUPPORTED)} architectures load" in PAGES["README.md"] and {"gpt2", "qwen3"} <= {*SUPPORTED}
 
 
