@@ -98,15 +98,18 @@ def own_parts(loop: LlamaLoop) -> list[Callable[[], Any]]:
 
 def their_parts(loop: EagerLoop) -> list[Callable[[], Any]]:
     """The same of transformers' loop: torch's linear for each layer, and torch's attention."""
-    linear = lambda layer: partial(F.linear, _random(1, 1, layer.in_features), layer.weight, layer.bias)  # noqa: E731
     calls: list[Callable[[], Any]] = []
     for layer, kept in zip(loop.model.model.layers, loop.cache.layers, strict=True):
         attention, mlp, size = layer.self_attn, layer.mlp, kept.keys.shape[-1]
         queries = _random(1, attention.q_proj.out_features // size, 1, size)
-        calls += [linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        calls += [_linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
         calls.append(partial(F.scaled_dot_product_attention, queries, kept.keys, kept.values, enable_gqa=queries.shape[1] != kept.keys.shape[1]))
-        calls += [linear(each) for each in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-    return [*calls, linear(loop.model.lm_head)]
+        calls += [_linear(each) for each in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    return [*calls, _linear(loop.model.lm_head)]
+
+
+def _linear(layer: nn.Linear) -> Callable[[], Tensor]:
+    return partial(F.linear, _random(1, 1, layer.in_features), layer.weight, layer.bias)
 
 
 def _random(*shape: int) -> Tensor:
