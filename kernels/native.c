@@ -1,5 +1,5 @@
-/* Products of bfloat16 inputs with weights in 2 to 6 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, or for
- * AVX-512 with products of bfloat16 pairs; which, the compiler's flags say. Knows no tensors: sizes and layouts are the caller's to get right.
+/* Products of bfloat16 inputs with weights in 2 to 6 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, for
+ * AVX-512 with products of bfloat16 pairs, or for AMX beside it; which, the compiler's flags say. Knows no tensors: sizes and layouts are the caller's to get right.
  *
  * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is one to three times sixteen 32-bit words, one for each output, with the
  * codes of 16, 8 or 4 consecutive inputs. Up to 6 bits: even inputs in a word's low half, odd ones in its high half, so that a shift of 16-bit lanes brings a
@@ -12,7 +12,7 @@
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
  * holds exactly; where a row of them has a scale, the row of results is multiplied with it.
  */
-#include "native_codes.h"
+#include "native_many.h"
 #if LANES == 8
 #include "native_few.h"
 #endif
@@ -128,116 +128,46 @@ INLINE int by_bytes(const struct weight *w) { return (void)w, 0; }
 static kernel *const *const paired[] = {NULL};
 #endif
 
-/* Without products of pairs, from MANY rows on: weights of BROAD vectors become numbers once, PART inputs after the others in the first cache, and serve all
- * tiles of TALL rows. */
-#define MANY (PAIRS ? 1l << 62 : 3 * ROWS)
-#define MANY_BYTES 17 /* the same where bytes find the values of 4 bits */
-#define PART 256
-#define TALL (LANES == 16 ? 12 : 6)
-#define BROAD 2
+#define MANY_BYTES 17 /* as MANY, where bytes find the values of 4 bits */
 
-#if PAIRS
-static void all_rows(const struct weight *w, const table_t *values, const input_t *x, const float *by_row, uint16_t *y, long m, long first, float *work)
-{
-    (void)w, (void)values, (void)x, (void)by_row, (void)y, (void)m, (void)first, (void)work;
-}
-#else
+/* How m rows are multiplied: tiles of up to R, V vectors at once. run: none where weights become numbers once for all tiles. */
+struct way {
+    kernel *run;
+    long tiles, rows; /* rows of a tile */
+    int R, V, pairs;
+    long all; /* inputs of a row, with those beyond k */
+};
 
-/* Weights of inputs of `steps` steps from `step` on -> [inputs][BROAD][LANES] float32. */
-INLINE void open(const struct weight *w, const table_t *values, long first, long step, long steps, float *to, const int kind)
+static struct way way_of(const struct weight *w, long m)
 {
-    const int parts = 16 / LANES, mantissa = w->mantissa, next = kind == TABLE3 ? 16 : step_words(kind);
-    const long last = (w->n + 15) / 16 * parts - 1, length = w->groups * w->steps * step_words(kind);
-    const long tail = kind == TABLE3 ? w->groups * w->steps * 16 : step_words(kind) / 16 * 16;
-    const table_t table = *values;
-    const vec factor = w->table[0] - (vec){0};
-    for (int v = 0; v < BROAD; v++) {
-        const long at = first + v < last ? first + v : last, lane = at % parts * LANES, scales = at / parts * w->groups * 16 + lane;
-        const uint32_t *strip = w->codes + at / parts * length;
-        vec scale = {0}, shift = {0};
-        for (long s = step, i = 0; s < step + steps; s++) {
-            if (s == step || s % w->steps == 0) {
-                scale = load_numbers(w->scale, scales + s / w->steps * 16, w->wide);
-                shift = w->shift ? scale * load_numbers(w->shift, scales + s / w->steps * 16, w->wide) : shift;
-            }
-            const codes_t code = read_codes(strip + lane + s * next, (const uint16_t *)(strip + tail) + lane + s * (kind == TABLE3 ? 16 : 2 * next), kind);
-#pragma GCC unroll 16
-            for (int c = 0; c < step_codes(kind); c++, i++) {
-                const vec value = pick(code, c, kind, 2, table, factor, mantissa) * scale + shift;
-                memcpy(to + (i * BROAD + v) * LANES, &value, sizeof value);
-            }
-        }
-    }
+    const int pairs = by_bytes(w), spread = m >= (pairs && w->kind == TABLE4 ? MANY_BYTES : MANY);
+    const long most = spread ? TALL : ROWS, tiles = (m + most - 1) / most, rows = (m + tiles - 1) / tiles;
+    const long all = w->groups * w->steps * step_codes(w->kind);
+    int which = 0;
+    if (spread && TILES)
+        return (struct way){NULL, tiles, rows, rows, broad(m, (w->n + 15) / 16), 0, (all + 31) / 32 * 32};
+    if (spread)
+        return (struct way){NULL, tiles, TALL, TALL, broad(m, 0), 0, all};
+    while (sizes[which] < rows)
+        which++;
+    if (pairs)
+        return (struct way){paired[w->kind][which], tiles, rows, sizes[which], 2 * STRIPS, 1, all};
+    return (struct way){kernels[w->kind][which], tiles, rows, sizes[which], WIDTH(sizes[which]), 0, all};
 }
 
-typedef void opener(const struct weight *, const table_t *, long first, long step, long steps, float *to);
-#define OPENER(NAME, KIND)                                                                                                                                    \
-    static void open_##NAME(const struct weight *w, const table_t *values, long first, long step, long steps, float *to)                                      \
-    {                                                                                                                                                         \
-        open(w, values, first, step, steps, to, KIND);                                                                                                        \
-    }
-OPENER(table2, TABLE2) OPENER(table3, TABLE3) OPENER(table4, TABLE4) OPENER(integer5, INTEGER5) OPENER(integer6, INTEGER6) OPENER(float6, FLOAT6)
-OPENER(integer8, INTEGER8) OPENER(float8, FLOAT8)
-static opener *const openers[] = {open_table2, open_table3, open_table4, open_integer5, open_integer6, open_float6, open_integer8, open_float8};
-
-/* sum [TALL][BROAD][LANES] += inputs [count][TALL] times weights [count][BROAD][LANES]. */
-static void add(const float *x, const float *weights, float *sum, long count)
+/* The inputs of a tile, [pairs or inputs][R], with `pairs` [pair][R][2], as tiles of AMX [all / 32][R][16 pairs], zero beyond rows and k; and their sums by
+ * group, [groups][R].
+ */
+static void pack(const uint16_t *x, long rows, const struct weight *w, long size, const struct way *way, input_t *to, float *sums)
 {
-    vec total[TALL][BROAD];
-#pragma GCC unroll 16
-    for (int r = 0; r < TALL; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < BROAD; v++)
-            total[r][v] = load_numbers(sum, (r * BROAD + v) * LANES, 1);
-    for (long i = 0; i < count; i++, x += TALL, weights += BROAD * LANES) {
-        vec value[BROAD];
-#pragma GCC unroll 4
-        for (int v = 0; v < BROAD; v++)
-            value[v] = load_numbers(weights, v * LANES, 1);
-#pragma GCC unroll 16
-        for (int r = 0; r < TALL; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < BROAD; v++)
-                total[r][v] += value[v] * x[r];
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < TALL; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < BROAD; v++)
-            memcpy(sum + (r * BROAD + v) * LANES, &total[r][v], sizeof total[r][v]);
-}
-
-/* BROAD vectors of outputs from vector `first` on for all m rows; x: their tiles; work: PART weights and a sum for each row of a tile. */
-static void all_rows(const struct weight *w, const table_t *values, const float *x, const float *by_row, uint16_t *y, long m, long first, float *work)
-{
-    const long each = step_codes(w->kind), all = w->groups * w->steps, tiles = (m + TALL - 1) / TALL;
-    float *sums = work + PART * BROAD * LANES;
-    memset(sums, 0, tiles * TALL * BROAD * LANES * sizeof *sums);
-    for (long step = 0; step < all; step += PART / each) {
-        const long steps = all - step < PART / each ? all - step : PART / each;
-        openers[w->kind](w, values, first, step, steps, work);
-        for (long t = 0; t < tiles; t++)
-            add(x + (t * all + step) * each * TALL, work, sums + t * TALL * BROAD * LANES, steps * each);
-    }
-    for (long r = 0; r < m; r++)
-        for (long n = first * LANES, v = 0; v < BROAD && n < w->n; v++, n += LANES) {
-            vec sum;
-            memcpy(&sum, sums + (r * BROAD + v) * LANES, sizeof sum);
-            store(y + r * w->n + n, by_row ? sum * by_row[r] : sum, w->n - n);
-        }
-}
-#endif
-
-/* The inputs of a tile, [pairs or inputs][R], with `pairs` [pair][R][2], zero beyond rows and k; and their sums by group, [groups][R]. */
-static void pack(const uint16_t *x, long rows, const struct weight *w, long size, int R, int pairs, input_t *to, float *sums)
-{
-    const long padded = w->groups * size;
+    const int R = way->R;
     for (int r = 0; r < R; r++) {
         const uint16_t *row = x + r * w->k;
         const long there = r < rows ? w->k : 0;
 #if PAIRS
-        (void)pairs;
-        for (long i = 0; i < padded / 2; i++) {
+        for (long i = 0; !way->run && i < way->all; i += 32)
+            lay_line(row + i, 2 * (there - i), (char *)(to + (i / 32 * R + r) * 16));
+        for (long i = 0; way->run && i < way->all / 2; i++) {
             uint32_t pair = 0;
             if (2 * i + 1 < there)
                 memcpy(&pair, row + 2 * i, 4);
@@ -246,45 +176,20 @@ static void pack(const uint16_t *x, long rows, const struct weight *w, long size
             to[i * R + r] = pair;
         }
 #else
-        float *first = to + (pairs ? 2 * r : r);
-        const long apart = pairs ? 1 : R; /* the two inputs of a pair; codes of a step are an even number */
-        for (long i = 0; i < padded; i += 2, first += 2 * R) {
+        float *first = to + (way->pairs ? 2 * r : r);
+        const long apart = way->pairs ? 1 : R; /* the two inputs of a pair; codes of a step are an even number */
+        for (long i = 0; i < way->all; i += 2, first += 2 * R) {
             first[0] = i < there ? number_at(row, i, 0) : 0;
             first[apart] = i + 1 < there ? number_at(row, i + 1, 0) : 0;
         }
 #endif
         for (long g = 0; sums && g < w->groups; g++) {
             float sum = 0;
-            for (long i = g * size; i < (g + 1) * size && i < there; i++) {
-                uint32_t u = (uint32_t)row[i] << 16;
-                float f;
-                memcpy(&f, &u, 4);
-                sum += f;
-            }
+            for (long i = g * size; i < (g + 1) * size && i < there; i++)
+                sum += number_at(row, i, 0);
             sums[g * R + r] = sum;
         }
     }
-}
-
-/* How m rows are multiplied: tiles of up to R, V vectors at once. run: none where weights become numbers once for all tiles. */
-struct way {
-    kernel *run;
-    long tiles, rows; /* rows of a tile */
-    int R, V, pairs;
-};
-
-static struct way way_of(const struct weight *w, long m)
-{
-    const int pairs = by_bytes(w), spread = m >= (pairs && w->kind == TABLE4 ? MANY_BYTES : MANY);
-    const long most = spread ? TALL : ROWS, tiles = (m + most - 1) / most, rows = (m + tiles - 1) / tiles;
-    int which = 0;
-    if (spread)
-        return (struct way){NULL, tiles, TALL, TALL, BROAD, 0};
-    while (sizes[which] < rows)
-        which++;
-    if (pairs)
-        return (struct way){paired[w->kind][which], tiles, rows, sizes[which], 2 * STRIPS, 1};
-    return (struct way){kernels[w->kind][which], tiles, rows, sizes[which], WIDTH(sizes[which]), 0};
 }
 
 /* x [m, k], rounded as r says where there is one, -> y [m, n] bfloat16. x is bfloat16, with r float32 where wide. Returns 0, or 1 where memory lacks. */
@@ -295,11 +200,12 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     const struct way way = way_of(w, m);
     const long tiles = way.tiles, rows = way.rows, size = w->steps * step_codes(w->kind), padded = w->groups * size;
     const int R = way.R, V = way.V, spread = !way.run;
-    const long each = INPUTS(padded) * R, vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V;
+    const long each = INPUTS(way.all) * R, vectors = (w->n + 15) / 16 * (16 / LANES), blocks = (vectors + V - 1) / V;
     input_t *packed = room(INPUT, tiles * each * sizeof *packed);
-    float *sums = w->shift && !spread ? room(TOTALS, tiles * w->groups * R * sizeof *sums) : NULL;
+    const int summed = w->shift && !(spread && scaled_first(w, m)); /* shifts are multiplied with sums of inputs */
+    float *sums = summed ? room(TOTALS, tiles * w->groups * R * sizeof *sums) : NULL;
     float *by_row = r ? room(BY_ROW, m * (sizeof *by_row + w->k * sizeof(uint16_t))) : NULL;
-    if (!packed || (w->shift && !spread && !sums) || (r && !by_row))
+    if (!packed || (summed && !sums) || (r && !by_row))
         return 1;
     uint16_t *rounded = (uint16_t *)(by_row + m);
     const uint16_t *from = r ? rounded : x;
@@ -308,8 +214,12 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
     int lacking = 0;
 #pragma omp parallel if (m * w->n * padded > 1 << 17) reduction(| : lacking)
     {
-        float *work = spread ? room(WORK, (PART + tiles * TALL) * BROAD * LANES * sizeof *work) : NULL;
+        float *work = spread ? room(WORK, work_of(tiles, R, V) * sizeof *work) : NULL;
         lacking |= spread && !work;
+#if TILES
+        if (spread)
+            lay_tiles(R);
+#endif
         if (r) {
 #pragma omp for schedule(static)
             for (long i = 0; i < m; i++)
@@ -317,16 +227,19 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
         }
 #pragma omp for schedule(static)
         for (long t = 0; t < tiles; t++)
-            pack(from + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, R, way.pairs, packed + t * each,
-                 sums ? sums + t * w->groups * R : NULL);
+            pack(from + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, size, &way, packed + t * each, sums ? sums + t * w->groups * R : NULL);
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks; b++)
             if (work)
-                all_rows(w, &values, packed, scales, y, m, b * V, work);
+                all_rows(w, &values, packed, sums, scales, y, m, b * V, tiles, R, V, way.all, work);
             else
                 for (long t = 0; t < tiles && !spread; t++)
                     way.run(w, &values, packed + t * each, sums ? sums + t * w->groups * R : NULL, scales ? scales + t * rows : NULL,
                             y + t * rows * w->n, m - t * rows < rows ? m - t * rows : rows, b * V);
+#if TILES
+        if (spread)
+            _tile_release();
+#endif
     }
     return lacking;
 }

@@ -12,9 +12,14 @@
 #else
 #define PAIRS 0
 #endif
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define TILES 1 /* which multiply all but few rows: see native_tiles.h */
+#else
+#define TILES 0
+#endif
 #if defined(__AVX512F__)
 #define LANES 16
-#define ROWS 12
+#define ROWS (TILES ? 4 : 12)
 #else
 #define LANES 8
 #define ROWS 4
@@ -105,7 +110,11 @@ INLINE void store(uint16_t *y, vec x, long left)
 }
 
 #define WIDTH(R) (LANES == 16 ? ((R) <= 4 ? 4 : 2) : ((R) <= 2 ? 4 : 2))
-#if LANES == 16
+#if TILES
+#define EACH(F) F(1) F(2) F(4)
+#define ROW(NAME) {NAME##_1, NAME##_2, NAME##_4}
+static const int sizes[] = {1, 2, 4};
+#elif LANES == 16
 #define EACH(F) F(1) F(2) F(4) F(6) F(8) F(10) F(11) F(12)
 #define ROW(NAME) {NAME##_1, NAME##_2, NAME##_4, NAME##_6, NAME##_8, NAME##_10, NAME##_11, NAME##_12}
 static const int sizes[] = {1, 2, 4, 6, 8, 10, 11, 12};

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ from kernels.op import Form, LowBitWeight, Packed
 FOLDER = Path(__file__).parent
 # What a CPU must have, by its names in /proc/cpuinfo, and what the compiler may use; the first that fits is taken.
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "fma")
-FLAVOURS = {"avx512bf16": (*AVX512, "avx512_vnni", "avx512_bf16"), "avx512vnni": (*AVX512, "avx512_vnni"), "avx512": AVX512, "avx2": ("avx2", "fma")}
+PAIRS = (*AVX512, "avx512_vnni", "avx512_bf16")
+FLAVOURS = {
+    "amx": (*PAIRS, "amx_tile", "amx_int8", "amx_bf16"),
+    "avx512bf16": PAIRS,
+    "avx512vnni": (*AVX512, "avx512_vnni"),
+    "avx512": AVX512,
+    "avx2": ("avx2", "fma"),
+}
+IN_PAIRS = ("amx", "avx512bf16")  # which multiply pairs of bfloat16
 COMPILE = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 STRIP = 16  # outputs that lie together
 TABLE2, TABLE3, TABLE4, INTEGER5, INTEGER6, FLOAT6, INTEGER8, FLOAT8 = range(8)  # as in native.h
@@ -55,7 +64,14 @@ def flavour() -> str:
         return ""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     has = set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
-    return next((name for name, needs in FLAVOURS.items() if has.issuperset(needs)), "")
+    return next((name for name, needs in FLAVOURS.items() if has.issuperset(needs) and (name != "amx" or may_use_tiles())), "")
+
+
+@cache
+def may_use_tiles() -> bool:
+    """Asks Linux for the memory of AMX's tiles, for all threads of this process; it may say no."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def built(name: str) -> Path:
@@ -66,7 +82,7 @@ def built(name: str) -> Path:
 
 def _built(name: str) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
-    flags = [*COMPILE, *("-m" + feature.replace("_", "") for feature in FLAVOURS[name])]
+    flags = [*COMPILE, *("-m" + feature.replace("avx512_", "avx512").replace("_", "-") for feature in FLAVOURS[name])]
     text = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("native*.[ch]"))) + " ".join(flags).encode()
     path = FOLDER / "__pycache__" / f"native-{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if path.is_file():
@@ -80,11 +96,10 @@ def _built(name: str) -> Path:
     *parts, made = (path.with_suffix(f".{os.getpid()}.{end}") for end in (*(file.stem for file in sources), "new"))
     steps = [(*flags, "-c", str(source), "-o", str(part)) for source, part in zip(sources, parts, strict=True)]
     try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(partial(_compile, compiler), steps))
         # Linked without an OpenMP library of its own: torch's is in this process, and two would keep a pool of threads each.
-        for arguments in (*steps, ("-shared", *map(str, parts), "-o", str(made))):
-            done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                raise OSError(f"the C compiler failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+        _compile(compiler, ("-shared", *map(str, parts), "-o", str(made)))
         for old in path.parent.glob(f"native-{name}-*.so"):
             old.unlink(missing_ok=True)
         os.replace(made, path)
@@ -94,6 +109,12 @@ def _built(name: str) -> Path:
         for file in (*parts, made):
             file.unlink(missing_ok=True)
     return path
+
+
+def _compile(compiler: str, arguments: Sequence[str]) -> None:
+    done = subprocess.run([compiler, *arguments], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise OSError(f"the C compiler failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
 
 
 @cache
@@ -129,7 +150,7 @@ def refuses(w: LowBitWeight) -> str:
     kind = kind_of(w)
     if kind is None:
         return "no table of over 16 values but that of a small float"
-    if w.codebook is not None and kind in (TABLE2, TABLE3, TABLE4) and flavour() == "avx512bf16" and narrowed(w.codebook)[1] > EXACT:
+    if w.codebook is not None and kind in (TABLE2, TABLE3, TABLE4) and flavour() in IN_PAIRS and narrowed(w.codebook)[1] > EXACT:
         return "its table is not near enough to bfloat16"
     group, step = group_of(w), STEP.get(kind, 16)
     return f"groups of {group} are no multiple of {step}" if group % step else ""
@@ -165,7 +186,7 @@ def values(w: LowBitWeight, kind: int) -> tuple[Tensor, Tensor, float, int]:
         return sign << (5 if kind == FLOAT6 else 7) | w.codes & (2 ** (w.bits - 1) - 1), torch.full((16,), 2.0 ** (127 - bias(name))), 1.0, FORMATS[name][1]
     if w.codebook is None:
         table, factor = torch.arange(2.0**w.bits) - 2 ** (w.bits - 1), 1.0
-    elif flavour() in ("avx512bf16", "avx2") and (near := narrowed(w.codebook))[1] <= EXACT:
+    elif flavour() in (*IN_PAIRS, "avx2") and (near := narrowed(w.codebook))[1] <= EXACT:
         table, _, factor = near
     else:
         table, factor = w.codebook.float(), 1.0

@@ -72,35 +72,6 @@ def test_every_flavour_means_what_the_reference_means(name: str, fresh: pytest.M
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", range(1, 28))
-def test_every_count_of_rows_and_an_odd_shape(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch)
-    x, weight = random_problem(Case(rows, 37, 88, 4, 8, False), torch.Generator().manual_seed(rows))
-    assert native.refuses(weight) == ""
-    packed, x = native.pack(weight), x.bfloat16()
-    y, exact = native.run(x, packed), exact_product(x, weight)
-    assert y.shape == (rows, 37) and (y.double() - exact).norm() <= 4e-3 * exact.norm()
-
-
-@needs_compiler
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 11, 16, 17])
-def test_few_rows_are_exact_with_every_kind_of_group(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers times powers of two, whose sums float32 holds: all bits are compared. Odd numbers of outputs, and rows of inputs that end within a step."""
-    poison(monkeypatch)
-    generator = torch.Generator().manual_seed(rows)
-    table = torch.tensor([-9.0, -7, -4, -1.5, -0.5, 0, 0.25, 0.75, 1, 2, 3, 5, 6, 8, 10, 12])
-    for bits, book in ((1, None), (2, None), (2, table[::4]), (3, None), (4, None), (4, table)):
-        for n, k, group in ((1, 32, 32), (37, 96, 32), (70, 192, 64), (33, 384, 128), (37, 85, 0), (16, 3, 0), (5, 16, 16), (9, 40, 8))[: 7 + (bits > 2)]:
-            codes = torch.randint(0, 2**bits, (n, k), generator=generator, dtype=torch.uint8)
-            scale = 2.0 ** torch.randint(-2, 3, (n, k // (group or k)), generator=generator)
-            zero = torch.randint(0, 2**bits, scale.shape, generator=generator).float()
-            x = torch.randint(-3, 4, (rows, k), generator=generator).bfloat16()
-            for weight in (LowBitWeight(codes, scale, None, bits, book), *([LowBitWeight(codes, scale, zero, bits)] if book is None else [])):
-                y = native.run(x, native.pack(weight))
-                assert torch.equal(y, (x.double() @ dequantize(weight).double().T).bfloat16()), (bits, n, k, group, weight.zero is None)
-
-
-@needs_compiler
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 13])
 def test_few_rows_of_a_table_that_bfloat16_does_not_hold(rows: int) -> None:
     x, weight = random_problem(Case(rows, 37, 192, 4, 64), torch.Generator().manual_seed(rows))
