@@ -28,8 +28,8 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'' if threads == 1 else 's'}, {torch.backends.cpu.get_cpu_capability()}"
+    threads, tiles = torch.get_num_threads(), " and AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return f"{_cpu_name()}, {threads} thread{'' if threads == 1 else 's'}, {torch.backends.cpu.get_cpu_capability()}{tiles}"
 
 
 @cache
