@@ -10,8 +10,10 @@
  *
  * Rows go in tiles of up to ROWS, inputs packed [tile][pair or input][row]. A group is summed with its codes as they are, in float32, and scaled once:
  * y += scale (sum x value + shift sum x). What is unpacked for one tile serves all of its rows. Inputs that are rounded first become numbers that bfloat16
- * holds exactly; where a row of them has a scale, the row of results is multiplied with it.
+ * holds exactly; where a row of them has a scale, the row of results is multiplied with it. Three ways lie apart: many rows (native_many.h), integer codes where
+ * bytes are multiplied (native_fixed.h), and few rows on AVX2 (native_few.h).
  */
+#include "native_fixed.h"
 #include "native_many.h"
 #if LANES == 8
 #include "native_few.h"
@@ -197,6 +199,8 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
 {
     if (m == 0)
         return 0;
+    if (m <= FIXED_ROWS && !r && by_integers(w))
+        return fixed_product(x, y, m, w);
     const struct way way = way_of(w, m);
     const long tiles = way.tiles, rows = way.rows, size = w->steps * step_codes(w->kind), padded = w->groups * size;
     const int R = way.R, V = way.V, spread = !way.run;

@@ -53,7 +53,7 @@ struct rounding {
 };
 
 /* What a thread keeps memory for; see native_room.c. */
-enum place { INPUT, WORK, TOTALS, BY_ROW, PACKED8, CODES8, SCALES8, COLUMNS8, KEPT8, REST8, LINE, PARTS, SPANS, PLACES };
+enum place { INPUT, WORK, TOTALS, BY_ROW, PACKED8, CODES8, SCALES8, COLUMNS8, KEPT8, REST8, LINE, PARTS, SPANS, SPANS8, PLACES };
 void *room(enum place place, size_t wanted);
 
 int round_rows(const void *x, int wide, long m, long k, const struct rounding *r, void *to, int wide_to, float *scale);

@@ -56,3 +56,19 @@ def test_many_rows_are_exact_with_every_way_to_multiply_them() -> None:
                 for rows in (15, 33, 70):
                     x = torch.randint(-3, 4, (rows, k), generator=generator).bfloat16()
                     assert torch.equal(native.run(x, packed), (x.float() @ values.T).bfloat16()), (bits, n, k, group, rows, weight.zero is None)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("flavour")
+def test_inputs_of_every_size_count() -> None:
+    """Outliers beside small inputs in one group, rows far apart, and numbers near the ends of what bfloat16 holds."""
+    for case in (Case(4, 37, 384, 4, 64, False), Case(3, 37, 512, 2, 0), Case(2, 16, 256, 8, 0)):
+        x, weight = random_problem(case, torch.Generator().manual_seed(9))
+        x[:, ::64] *= 1000
+        x[0] *= 1e30
+        x[1] *= 1e-30
+        packed, exact = native.pack(weight), exact_product(x.bfloat16(), weight)
+        y = native.run(x.bfloat16(), packed).double()
+        assert ((y - exact).norm(dim=1) <= 4e-3 * exact.norm(dim=1)).all(), case
+        small = native.run(x[:, 1:64].bfloat16(), native.pack(weight._replace(codes=weight.codes[:, 1:64], scale=weight.scale[:, :1], zero=None))).double()
+        assert small[0].abs().max() > 1e25 and 0 < small[1].abs().max() < 1e-25
