@@ -18,6 +18,12 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 CEILING = {2: (2.3, 2.8), 3: (3.1, 3.5), 4: (2.5, 3.0), 8: (2.9, 3.4)}
 CEILING_OF_MORE = {2: (3.8, 7.5), 3: (4.5, 9.0), 4: (3.9, 5.8), 8: (4.4, 8.7)}  # 32 and 64 rows; but for 4 bits, 64 are two tiles of 32
 CEILING_OF_KIND = {"table": 6.3, "e2m1": 6.1, "e4m3": 4.4, "e5m2": 3.7}
+# The matrix instruction of scaled products by the kind of their inputs and GPU. Few rows of float8 on Hopper are multiplied in 16 bits, which is not here.
+UNITS = {
+    "int8": {80: "IMMA", 90: "IGMMA", 100: "IMMA", 120: "IMMA"},
+    "e4m3": {90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"},
+    "FP4": {100: "UTCOMMA", 120: "OMMA"},
+}
 ATTENTION_CEILING = {4: 9.3, 8: 11.0}  # a code of the cache
 
 
@@ -61,6 +67,18 @@ def test_products_run_on_matrix_units_and_convert_no_weight(facts: list[dict]) -
         assert row["matrix"] > 0, row
         assert row["i2f"] == 0 or "per_weight" not in row, row
         assert row["f2f"] == 0 or not row.get("plain"), row  # zeros are converted, a few a group
+
+
+def test_scaled_products_run_on_the_units_of_their_inputs(facts: list[dict]) -> None:
+    """Beside them only 16 bits for outlier columns of int8, whose few rows Hopper multiplies as Ampere does."""
+    found = set()
+    for row in facts:
+        kind, few = row["variant"].split()[1], "rows 16" in row["variant"]
+        if row.get("product") and kind in UNITS:
+            unit = "IMMA" if kind == "int8" and few else UNITS[kind][row["capability"]]
+            assert set(row["opcodes"]) == {unit} | ({"HMMA"} if kind == "int8" and few else set()), row
+            found.add((kind, row["capability"]))
+    assert found == {(kind, capability) for kind, units in UNITS.items() for capability in units}
 
 
 def test_unpacked_weights_go_to_the_matrix_units_from_the_registers_they_were_unpacked_in(facts: list[dict]) -> None:
