@@ -1,5 +1,6 @@
 /* Products of bfloat16 inputs with weights in 2 to 6 or 8 bits, on one x86 CPU: y = x W^T. Compiled by kernels/native.py for AVX2, for AVX-512, for
- * AVX-512 with products of bfloat16 pairs, or for AMX beside it; which, the compiler's flags say. Knows no tensors: sizes and layouts are the caller's to get right.
+ * AVX-512 with products of bfloat16 pairs, or for AMX beside it; which, the compiler's flags say. Knows no tensors: sizes and layouts are the caller's to get
+ * right.
  *
  * Sixteen outputs are a strip. A strip's codes lie one step after the other; a step is one to three times sixteen 32-bit words, one for each output, with the
  * codes of 16, 8 or 4 consecutive inputs. Up to 6 bits: even inputs in a word's low half, odd ones in its high half, so that a shift of 16-bit lanes brings a

@@ -1,7 +1,7 @@
 /* Rows times integer codes of 2, 4 or 8 bits, where a CPU adds four products of bytes at once (VNNI). Inputs become integers of 15 bits, SPAN of them with a
  * power of two as their scale, and these two bytes each: x = scale (256 high + low). Sums of integers are exact; what is rounded is inputs of less than 2^-6 of
- * the largest of a span, to 2^-14 of that, far less than a result in bfloat16 is. A code takes a fourth of the instructions that a product of bfloat16 takes, and
- * reading the weight is what is left.
+ * the largest of a span, to 2^-14 of that, far less than a result in bfloat16 is. Four codes are unpacked by a mask, where a pair takes a permutation and a
+ * product of bfloat16 twice as long as one of bytes.
  */
 #ifndef NATIVE_FIXED_H
 #define NATIVE_FIXED_H

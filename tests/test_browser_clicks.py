@@ -119,4 +119,5 @@ def test_a_point_opens_its_report_and_its_speed_a_batch_sweep(desk: tuple) -> No
     assert page.locator("#tab-speed").is_visible() and page.input_value("#speed-which input") == "LLM.int8()"
     page.click("#speed-cancel")
     page.locator("#speed-status progress").wait_for(state="detached")  # cancelled, or ended before a loaded page heard the click
+    assert page.inner_text("#speed-status").strip() and not page.locator("#speed-status .error").count()
     assert "LLM.int8()" in " ".join(page.inner_text("#compared").split()) and not wrong
