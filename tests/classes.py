@@ -61,7 +61,10 @@ def count_of(told: list[Any]) -> int:
 
 
 def classes(count: int, seconds: float) -> dict[str, Any]:
-    """A teacher asks, reveals and goes on every eight seconds; `count` phones follow. Votes that the server took, and answers that arrived."""
+    """A teacher reveals after eight seconds and goes on after six more, longer than between two looks of a phone; `count` phones follow.
+
+    Votes that the server took, and answers that arrived.
+    """
     waits, voted, revealed, wrong, counted = list[float](), list[int](), list[int](), list[str](), list[int]()
 
     async def lesson(address: str) -> None:
@@ -76,7 +79,7 @@ def classes(count: int, seconds: float) -> dict[str, Any]:
             while time.monotonic() < until - FOLLOW:
                 await asyncio.sleep(8)
                 counted.append(count_of(await teacher.send("class-reveal", "click", mine, "gptq", step)))
-                await asyncio.sleep(4)
+                await asyncio.sleep(1.5 * FOLLOW)
                 step, asked = (step + 1) % 3, asked + 1
                 await teacher.send("class-step", "input", mine, "gptq", step)
                 if asked >= 3:  # the step was asked before, and is as it was left
