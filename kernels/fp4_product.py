@@ -6,11 +6,14 @@ what NVFP4's are multiples of is multiplied at the end.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import table
 from kernels.floats import float_format
 from kernels.formats import narrow
 from kernels.low_bit_matmul import add_splits_kernel
@@ -49,7 +52,7 @@ def fp4_product_kernel(
     tl.store(out, acc.to(y_ptr.dtype.element_ty), mask=(n < n_size)[:, None] & (m < m_size)[None, :])
 
 
-def default_tile(m: int, n: int, steps: int, processors: int = 148) -> Tile:
+def default_tile(m: int, n: int, steps: int, processors: int) -> Tile:
     """By arithmetic: a tile as narrow as the rows allow and no wider than registers hold with NVFP4's scales, and K split until every multiprocessor has a
     program, but none fewer than two steps.
     """
@@ -58,17 +61,39 @@ def default_tile(m: int, n: int, steps: int, processors: int = 148) -> Tile:
     return Tile(rows, 128, max(1, min(processors // programs, steps // 2, 8)), 4 if rows < 64 else 8, 3)
 
 
+def default_of(x: Tensor, codes: Tensor) -> Tile:
+    """The default tile of a product on x's device."""
+    return default_tile(len(x), len(codes), triton.cdiv(x.shape[1], STEP), table.processors(x.device))
+
+
+def candidates(m: int, n: int, k: int) -> list[Tile]:
+    """Tiles worth timing: their 128 columns are what one instruction takes, and K is split only while two steps a program are left."""
+    highest, steps = min(128, max(16, triton.next_power_of_2(m))), triton.cdiv(k, STEP)
+    splits = [s for s in (1, 2, 4, 8) if s == 1 or (m <= 128 and s <= steps // 2)]
+    heights = [rows for rows in (16, 32, 64, 128) if highest // 2 <= rows <= highest]
+    return [Tile(rows, 128, s, warps, stages) for rows in heights for s in splits for warps in (4, 8) for stages in (2, 3, 4)]
+
+
+def table_key(codes: Tensor, m: int, per: str) -> str:
+    """What the table knows a product of m rows by."""
+    return table.key("fp4_product", 4, len(codes), 2 * codes.shape[1], BLOCKS[per], m, per)
+
+
 @torch.library.custom_op("quantization_explorer::fp4_product", mutates_args=())
 def fp4_product(x: Tensor, codes: Tensor, scale: Tensor, unit: Tensor, per: str, given: float) -> Tensor:
     """x [M, K] bf16, fp16 or fp32 -> y [M, N] in the same dtype. The other arguments are what `_pack` made."""
-    (m, k), n = x.shape, codes.shape[0]
+    t = {"codes": codes, "scale": scale, "unit": unit}
+    return table.launched(x.device, table_key(codes, len(x), per), partial(default_of, x, codes), partial(launch, x, t, per, given))
+
+
+def launch(x: Tensor, t: dict[str, Tensor], per: str, given: float, tile: Tile) -> Tensor:
+    """As `fp4_product`, with one tile."""
+    (m, k), n = x.shape, len(t["codes"])
     dtype = torch.float32 if x.device.type == "cpu" else x.dtype  # the interpreter cuts bits off where it should round
     rounded, x_scale = fp4_codes(x, per, given)
-    steps = triton.cdiv(k, STEP)
-    tile = default_tile(m, n, steps)
     out = torch.empty((tile.splits, m, n) if tile.splits > 1 else (m, n), dtype=torch.float32 if tile.splits > 1 else dtype, device=x.device)
     fp4_product_kernel[(triton.cdiv(n, tile.columns), triton.cdiv(m, tile.rows), tile.splits)](
-        rounded, x_scale, codes, scale, unit, out, m, n, k, steps,
+        rounded, x_scale, t["codes"], t["scale"], t["unit"], out, m, n, k, triton.cdiv(k, STEP),
         SIZE=BLOCKS[per], BLOCK_K=STEP, BLOCK_N=tile.columns, BLOCK_M=tile.rows, SPLITS=tile.splits, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if tile.splits == 1:

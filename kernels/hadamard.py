@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -168,9 +168,9 @@ def default_tile(k: int, sizes: tuple[int, ...]) -> Tile:
     return Tile(max(1, 16 * padded(sizes[-1]) // length), 0, 1, warps(length), 1)
 
 
-def table_key(m: int, k: int, p: int, q: int) -> tuple[str, int, int, int, int, int]:
-    """What the table knows a rotation by, for `table.lookup` after the device."""
-    return OP.name, 16, p, k, q, m
+def table_key(m: int, k: int, p: int, q: int) -> str:
+    """What the table knows a rotation by."""
+    return table.key(OP.name, 16, p, k, q, m)
 
 
 def candidates(k: int, sizes: tuple[int, ...]) -> list[Tile]:
@@ -184,13 +184,13 @@ def hadamard(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str) -> tuple
     """(x [M, K] rotated, or its codes of a kind that Activation names, and their scale [M, 1] float32, which is empty without codes). signs [K]
     and left [p, p] of +-1, int8; a left of a power of two must be Sylvester's.
     """
-    return launch(x, signs, left, q, kind)
+    (m, k), p = x.shape, len(left)
+    return table.launched(x.device, table_key(m, k, p, q), partial(default_tile, k, axes(p, q)), partial(launch, x, signs, left, q, kind))
 
 
-def launch(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
-    """As `hadamard`, with one tile; None: the table's for this device and shape, else the default."""
-    p = left.shape[0]
-    (m, k), sizes = x.shape, axes(p, q)
+def launch(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str, tile: Tile) -> tuple[Tensor, Tensor]:
+    """As `hadamard`, with one tile."""
+    (m, k), p, sizes = x.shape, len(left), axes(len(left), q)
     interpreted = x.device.type == "cpu"  # the interpreter computes bf16 dot products wrongly, and cuts bits off where it should round
     wide = interpreted and x.dtype == torch.bfloat16
     y = torch.empty(
@@ -198,7 +198,6 @@ def launch(x: Tensor, signs: Tensor, left: Tensor, q: int, kind: str, tile: Tile
     )
     scale = torch.empty(m if kind else 0, 1, dtype=torch.float32, device=x.device)
     first, second, last = (*(1,) * (3 - len(sizes)), *sizes)
-    tile = tile or table.lookup(x.device, *table_key(m, k, p, q)) or default_tile(k, sizes)
     shape = [1] * (3 - len(sizes)) + [padded(size) for size in sizes]
     hadamard_kernel[(triton.cdiv(m, tile.rows),)](
         x.contiguous(), signs, left, y, scale, m, k // (p * q), first, second, last, (p * q) ** -0.5,

@@ -180,10 +180,10 @@ def default_tile(rows: int, tokens: int, processors: int) -> Tile:
     return Tile(0, GROUP, max(1, min(tokens // GROUP, 2 * processors // rows, LONGEST)), 4, 3)
 
 
-def table_key(q: Tensor, parts: list[Tensor], bits: int) -> tuple[str, int, int, int, int, int]:
-    """What the table knows a cache by, for `table.lookup` after the device: key heads of all sequences, D, query heads for each, tokens there is room for."""
+def table_key(q: Tensor, parts: list[Tensor], bits: int) -> str:
+    """What the table knows a cache by: key heads of all sequences, D, query heads for each, tokens there is room for."""
     batch, kv_heads, tokens, _ = parts[0].shape
-    return OP.name, bits, batch * kv_heads, q.shape[2], q.shape[1] // kv_heads, max(tokens, 1)
+    return table.key(OP.name, bits, batch * kv_heads, q.shape[2], q.shape[1] // kv_heads, max(tokens, 1))
 
 
 def candidates(tokens: int) -> list[Tile]:
@@ -195,9 +195,9 @@ def candidates(tokens: int) -> list[Tile]:
 @torch.library.custom_op("quantization_explorer::kv_attention", mutates_args=())
 def kv_attention(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None = None) -> Tensor:
     """softmax(q K^T / sqrt(D)) V of q [B, H * heads, D] in q's dtype; parts are the tensors of a LowBitCache in order, counts its counts."""
-    (batch, kv_heads, tokens, _), processors = parts[0].shape, torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 4
-    default = partial(default_tile, batch * kv_heads, tokens, processors)
-    return table.launched(q.device, table.key(*table_key(q, parts, bits)), default, partial(launch, q, parts, bits, counts))
+    batch, kv_heads, tokens, _ = parts[0].shape
+    default = partial(default_tile, batch * kv_heads, tokens, table.processors(q.device) if q.is_cuda else 4)
+    return table.launched(q.device, table_key(q, parts, bits), default, partial(launch, q, parts, bits, counts))
 
 
 def launch(q: Tensor, parts: list[Tensor], bits: int, counts: Tensor | None, tile: Tile) -> Tensor:

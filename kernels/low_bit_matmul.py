@@ -221,7 +221,7 @@ def table_key(at: Layout, zero: bool, m: int) -> str:
 
 def default_of(x: Tensor, at: Layout, zero: bool) -> Tile:
     """The default tile of a product on x's device."""
-    m, processors = x.shape[0], _processors(x.device)
+    m, processors = x.shape[0], table.processors(x.device)
     return COPY if m >= MANY_ROWS else default_tile(m, at.n, triton.cdiv(at.k, at.step), at.bits, at.kind, at.group, zero, processors)
 
 
@@ -264,10 +264,6 @@ def launch(x: Tensor, tensors: dict[str, Tensor | None], at: Layout, values: tup
 
 
 DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 @low_bit_matmul.register_fake

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -60,7 +60,13 @@ def lookup(device: torch.device, op: str, bits: int, n: int, k: int, group: int,
     return tiles(_name(device)).get(key(op, bits, n, k, group, m, form))
 
 
-def launched(device: torch.device, name: str, default: Callable[[], Tile], launch: Callable[[Tile], torch.Tensor]) -> torch.Tensor:
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; an H100's where there is none, so that tests without one cut products up as it would."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def launched(device: torch.device, name: str, default: Callable[[], Tile], launch: Callable[[Tile], Any]) -> Any:
     """launch(tile) with the tuned tile of a key; where there is none, or where it needs more than the GPU has as another Triton compiles it, with the
     default. A tile that does not fit is not tried again.
     """

@@ -219,7 +219,7 @@ def scaled(capability: int, kind: str, m: int, pointer: str) -> dict:
 
 def fp4(capability: int, per: str, m: int) -> dict:
     """The product on FP4 units."""
-    scale, tile = {"mx": "*u8", "nvfp4": "*fp8e4nv"}[per], fp4_tile(m, 8192, 32)
+    scale, tile = {"mx": "*u8", "nvfp4": "*fp8e4nv"}[per], fp4_tile(m, 8192, 32, 148)
     types = {"x_ptr": "*u8", "x_scale_ptr": scale, "w_ptr": "*u8", "w_scale_ptr": scale, "unit_ptr": "*fp32", "y_ptr": "*bf16"}
     types |= dict.fromkeys(("m_size", "n_size", "k_size", "steps"), "i32")
     constants = {"SIZE": BLOCKS[per], "BLOCK_K": STEP, "BLOCK_N": tile.columns, "BLOCK_M": tile.rows, "SPLITS": 1}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from explorer.kvcache import KiviLayer
 from explorer.rotation import Rotation
-from kernels import native
+from kernels import native, round_blocks, round_inputs
 from kernels.bench.check import relative_error, served, tolerance, unable
 from kernels.codes import assembly
 from kernels.floats import FORMATS, bias, float_format, float_values
@@ -26,16 +28,44 @@ def weight_of(case: Case):
     return random_weight(case, torch.Generator().manual_seed(0))
 
 
+POISON = 0x5A  # a byte that is neither zero nor a code that random numbers of few bits are likely to have, 90 as int8, -6.5 times a power of two as float8
+
+
+def poison(made: torch.Tensor) -> torch.Tensor:
+    """Fills with NaN what has one, and every byte of integers with POISON."""
+    if made.is_floating_point():
+        return made.fill_(torch.nan)
+    made.view(torch.uint8).fill_(POISON)
+    return made
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory holds NaN, so that an output nobody wrote is seen."""
-    empty = torch.empty
+    """Uninitialised memory holds NaN, or integers that nobody computed, so that an output nobody wrote is seen."""
+    empty, new_empty, empty_like = torch.empty, torch.Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: poison(empty(*size, **options)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **options: poison(new_empty(*args, **options)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poison(empty_like(*args, **options)))
 
-    def nan_empty(*size, **options):
-        made = empty(*size, **options)
-        return made.fill_(torch.nan) if made.is_floating_point() and made.element_size() > 1 else made
 
-    monkeypatch.setattr(torch, "empty", nan_empty)
+def test_codes_that_nobody_wrote_are_seen(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that leave out the last row's program: its codes are no codes of its inputs."""
+
+    class LastRowLeftOut:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return self.kernel[(grid[0] - 1, *grid[1:])]
+
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    for module, name, codes_of in (
+        (round_inputs, "round_rows_kernel", lambda: round_inputs.round_inputs(x, "int8", "token", 0.0, None)[0]),
+        (round_blocks, "round_blocks_kernel", lambda: round_blocks.fp4_codes(x, "mx", 0.0)[0]),
+    ):
+        whole = codes_of()
+        monkeypatch.setattr(module, name, LastRowLeftOut(getattr(module, name)))
+        assert torch.equal(codes_of()[:2], whole[:2]) and (codes_of()[2].view(torch.uint8) == POISON).all() and (whole[2].view(torch.uint8) != POISON).any()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -18,14 +18,14 @@ from explorer import docs
 from explorer.__main__ import parser
 from explorer.commands.run import parameters
 from kernels import __main__ as command
-from kernels import hadamard, kv_attention, linear16, low_bit_matmul, native, read_out, table
+from kernels import fp4_product, hadamard, kv_attention, linear16, low_bit_matmul, native, read_out, table
 from kernels.bench import llama_cpp, measure, tune
 from kernels.bench.check import check
 from kernels.bench.llama_cpp import Blocks
 from kernels.bench.measure import cases_of, divides
 from kernels.bench.peers import PEERS
 from kernels.bench.shapes import SHAPES
-from kernels.op import ops
+from kernels.op import Activation, ops
 from kernels.product import Case, bf16_linear, random_weight, reordered_linear
 from kernels.table import Tile
 from kernels.timing import Timing
@@ -156,6 +156,25 @@ def test_no_tile_of_codes_is_multiplied_by_warp_groups() -> None:
     assert chosen and tiles and not any(low_bit_matmul.warp_groups(tile.columns, tile.warps) for tile in (*chosen, *tiles))
 
 
+@pytest.mark.parametrize("case", [Case(33, 48, 1280, 4, 32, codebook="e2m1", scale="e8m0", activation=Activation("e2m1", "mx"))], ids=str)
+def test_every_candidate_of_fp4_units_computes_the_same_and_the_table_is_asked(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On FP4 units as the interpreter has them; one tile of each height and split."""
+    op, form = ops()["block_float_matmul"], fp4_product.FP4
+    x, weight = op.problem(case, torch.Generator().manual_seed(0))
+    packed, expected = form.pack(weight), op.reference(x, weight)
+    tiles = {(tile.rows, tile.splits): tile for tile in fp4_product.candidates(case.m, case.n, case.k)}
+    assert len(tiles) == 4
+    asked = []
+    for tile in tiles.values():
+        monkeypatch.setattr(table, "tiles", lambda name, tile=tile: {fp4_product.table_key(packed.tensors["codes"], case.m, "mx"): tile})
+        launch = fp4_product.launch
+        monkeypatch.setattr(fp4_product, "launch", lambda x, t, per, given, tile, launch=launch: asked.append(tile) or launch(x, t, per, given, tile))
+        found = form.run(x, packed).double()
+        monkeypatch.setattr(fp4_product, "launch", launch)
+        assert (found - expected).norm() / expected.norm() < 1e-3, tile
+    assert asked == list(tiles.values())
+
+
 def test_every_candidate_of_attention_and_rotation_computes_the_same() -> None:
     """One of each split and of each number of rows, beside the default."""
     attention, turning = ops()["kv_attention"], ops()["hadamard"]
@@ -194,7 +213,7 @@ def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: py
     assert Path(tune.write("Some GPU (2)", rows, "python -m kernels tune")) == tmp_path / "some-gpu-2.json"
     document = json.loads((tmp_path / "some-gpu-2.json").read_text())
     assert document["device"] == "Some GPU (2)" and document["command"] and document["date"] and all(row["us"] <= row["default_us"] for row in document["rows"])
-    assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul", "kv_attention", "hadamard"}
+    assert {row["key"].split()[0] for row in document["rows"]} == {"low_bit_matmul", "scaled_matmul", "fp4_product", "kv_attention", "hadamard"}
     cuda = torch.device("cuda")
     product = ("low_bit_matmul", 4, 256, 512, 128)
     found = table.lookup(cuda, *product, 4, "integer number")
@@ -202,6 +221,7 @@ def test_the_table_is_written_row_by_row_and_looked_up_by_bucket(monkeypatch: py
     assert table.lookup(cuda, *product, 5, "integer number") is table.lookup(cuda, *product, 4, "integer number zero") is None
     unlike = {row["key"] for row in document["rows"] if row["key"].startswith("scaled_matmul")}
     assert len(unlike) == len([case for op in ("w8a8_int8_matmul", "w8a8_fp8_matmul") for case in cases_of(ops()[op], [(256, 512)], [4])])
+    assert all(table.lookup(cuda, "fp4_product", 4, 256, 512, group, 4, per) for group, per in ((32, "mx"), (16, "nvfp4")))
     assert table.lookup(cuda, "kv_attention", 8, 4, 64, 4, 96) == Tile(0, 32, 1, 2, 2) and table.lookup(cuda, "hadamard", 16, 16, 256, 16, 1) is not None
     table.tiles.cache_clear()
 

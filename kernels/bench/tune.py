@@ -6,16 +6,16 @@ import datetime
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from kernels import hadamard, kv_attention, low_bit_matmul, read_out, scaled_matmul, table
+from kernels import fp4_product, hadamard, kv_attention, low_bit_matmul, read_out, scaled_matmul, table
 from kernels.bench.measure import cases_of, rotated
 from kernels.low_bit_cache import LowBitCache, unpacked
-from kernels.op import Packed, compute_capability, ops
+from kernels.op import Form, Op, Packed, compute_capability, ops
 from kernels.table import Tile
 from kernels.timing import time_call
 
@@ -59,6 +59,15 @@ def in_turn(tiles: list[Tile], default: Tile, seconds: Callable[[Tile, int], flo
     return min((tile, best), search(others, seconds), key=lambda found: found[1])
 
 
+class Tuned(NamedTuple):
+    """What is tuned: its key in the table, the tiles to try, its default tile, and run(x, tensors, tile)."""
+
+    key: str
+    tiles: list[Tile]
+    default: Tile
+    run: Callable[[Tensor, dict[str, Tensor], Tile], Any]
+
+
 def tuned(
     device: torch.device,
     shapes: Iterable[tuple[int, int]],
@@ -67,77 +76,88 @@ def tuned(
     names: tuple[str, ...] = (),
     formats: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table for the weight-only and the W8A8 products at shapes (N, K), of the named ops and formats where there are names, each as
-    it is found. Block floats take the tiles of weight-only products.
+    """Rows of the table for the products at shapes (N, K), of the named ops and formats where there are names, each as it is found. Block floats have
+    tiles of their own on FP4 units only, elsewhere those of weight-only products.
     """
-    seen = set()
-    for op in (op for op in ops().values() if op.bits and op.activation != "block float" and (not names or op.name in names)):
+    seen = set[str]()
+    for op in (op for op in ops().values() if op.bits and (not names or op.name in names)):
         for case in cases_of(op, shapes, sorted({table.bucket(m) for m in rows}), formats):
             x, weight = op.problem(case, torch.Generator().manual_seed(0))
-            form, weight_only = op.gpu[0], not op.activation
-            if 0 < compute_capability(device) < form.capability or form.refuses(weight):
-                continue
-            packed = form.pack(weight)
-            at = packed.meta[0] if weight_only else None
-            key, default = _product(x.to(device), packed, weight_only)
-            if key in seen:
-                continue
-            seen.add(key)
-            seconds = samples_of(key) if samples_of else _timer(rotated(x.bfloat16(), packed.tensors, device), packed.meta, weight_only, device)
-            tile, best = in_turn(candidates(case.m, case.n, case.k, at.step if at else 128, weight_only), default, seconds)
-            yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
-
-
-def _product(x: Tensor, packed: Packed, weight_only: bool) -> tuple[str, Tile]:
-    """(key, default tile) of a product on the device of x."""
-    t, (first, *_) = packed.tensors, packed.meta
-    if weight_only:
-        return low_bit_matmul.table_key(first, "zero" in t, len(x)), low_bit_matmul.default_of(x, first, "zero" in t)
-    return scaled_matmul.table_key(t["codes"], len(x), first, t["scale"], t.get("kept")), scaled_matmul.default_of(x, t, first)
+            form = op.gpu[0]
+            if not 0 < compute_capability(device) < form.capability and not form.refuses(weight):
+                packed = form.pack(weight)
+                yield from _searched(_product(op, form, x, packed, device), in_turn, x, packed, device, samples_of, seen)
 
 
 def others(device: torch.device, samples_of: Callable | None = None, names: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """Rows of the table for attention over a low-bit cache and for the Hadamard transform, on the cases that they are timed on; as `tuned`."""
-    seen = set()
+    seen = set[str]()
     for op in (op for op in ops().values() if op.name in (kv_attention.OP.name, hadamard.OP.name) and (not names or op.name in names)):
         for case in op.timed:
             x, operand = op.problem(case, torch.Generator().manual_seed(0))
             packed = op.gpu[0].pack(operand)
-            key, tiles, default, run = _attention(x, packed) if op.name == kv_attention.OP.name else _turn(x, packed)
-            if key in seen:
-                continue
-            seen.add(key)
-            seconds = samples_of(key) if samples_of else _seconds(rotated(x.bfloat16(), packed.tensors, device), run, device)
-            tile, best = search(tiles, seconds)
-            yield {"key": key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(default, 20) * 1e6}
+            found = _attention(x, packed, device) if op.name == kv_attention.OP.name else _turn(x, packed)
+            yield from _searched(found, lambda tiles, default, seconds: search(tiles, seconds), x, packed, device, samples_of, seen)
+
+
+def _searched(
+    at: Tuned, searching: Callable, x: Tensor, packed: Packed, device: torch.device, samples_of: Callable | None, seen: set[str]
+) -> Iterator[dict[str, Any]]:
+    """One row, none where its key was seen. samples_of(key): a stand-in for seconds(tile, samples)."""
+    if at.key in seen:
+        return
+    seen.add(at.key)
+    seconds = samples_of(at.key) if samples_of else _seconds(rotated(x.bfloat16(), packed.tensors, device), at.run, device)
+    tile, best = searching(at.tiles, at.default, seconds)
+    yield {"key": at.key, "tile": list(tile), "us": best * 1e6, "default_us": seconds(at.default, 20) * 1e6}
 
 
 def _seconds(copies: list, run: Callable, device: torch.device) -> Callable[[Tile, int], float]:
     return lambda tile, samples: time_call([partial(run, *copy, tile) for copy in copies], device, samples).median
 
 
-def _attention(x: Tensor, packed: Packed) -> tuple[str, list[Tile], Tile, Callable]:
-    """(key, tiles to try, default, run(x, tensors, tile)) of a cache."""
+def _product(op: Op, form: Form, x: Tensor, packed: Packed, device: torch.device) -> Tuned:
+    """A product of x with packed weights on a device."""
+    (m, k), t, x = x.shape, packed.tensors, x.to(device)
+    if not op.activation:
+        at, values = packed.meta[0], packed.meta[1]
+        names = ("codes", "high", "scale", "zero", "codebook", "nest")
+
+        def run(x: Tensor, t: dict[str, Tensor], tile: Tile) -> Tensor:
+            return low_bit_matmul.launch(x, {name: t.get(name) for name in names}, at, values, tile)
+
+        key, tiles = low_bit_matmul.table_key(at, "zero" in t, m), candidates(m, at.n, k, at.step, True)
+        return Tuned(key, tiles, low_bit_matmul.default_of(x, at, "zero" in t), run)
+    if form is fp4_product.FP4:
+        n, (per, given) = len(t["codes"]), packed.meta
+        key, tiles = fp4_product.table_key(t["codes"], m, per), fp4_product.candidates(m, n, k)
+        return Tuned(key, tiles, fp4_product.default_of(x, t["codes"]), lambda x, t, tile: fp4_product.launch(x, t, per, given, tile))
+    a = packed.meta[0]
+    key, tiles = scaled_matmul.table_key(t["codes"], m, a, t["scale"], t.get("kept")), candidates(m, len(t["codes"]), k, 128, False)
+    return Tuned(key, tiles, scaled_matmul.default_of(x, t, a), lambda x, t, tile: scaled_matmul.launch(x, t, a, tile))
+
+
+def _attention(x: Tensor, packed: Packed, device: torch.device) -> Tuned:
+    """Attention of x over a cache."""
     cache = unpacked(packed)
     rows, tokens = cache.key_codes.shape[0] * cache.key_codes.shape[1], cache.key_codes.shape[2]
 
     def run(x: Tensor, tensors: dict[str, Tensor], tile: Tile) -> Tensor:
         return kv_attention.launch(x, LowBitCache(**tensors, bits=cache.bits).tensors(), cache.bits, None, tile)
 
-    processors = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
-    default = kv_attention.default_tile(rows, tokens, processors)
-    return table.key(*kv_attention.table_key(x, cache.tensors(), cache.bits)), kv_attention.candidates(tokens), default, run
+    default = kv_attention.default_tile(rows, tokens, table.processors(device))
+    return Tuned(kv_attention.table_key(x, cache.tensors(), cache.bits), kv_attention.candidates(tokens), default, run)
 
 
-def _turn(x: Tensor, packed: Packed) -> tuple[str, list[Tile], Tile, Callable]:
-    """The same of a rotation. Its rounding is tuned with the case that comes first, whether rounded or not."""
+def _turn(x: Tensor, packed: Packed) -> Tuned:
+    """A rotation of x. Its rounding is tuned with the case that comes first, whether rounded or not."""
     (q, activation), (m, k), p = packed.meta, x.shape, packed.tensors["left"].shape[0]
     sizes, kind = hadamard.axes(p, q), "" if activation is None else activation.kind
 
     def run(x: Tensor, tensors: dict[str, Tensor], tile: Tile) -> Any:
         return hadamard.launch(x, tensors["signs"], tensors["left"], q, kind, tile)
 
-    return table.key(*hadamard.table_key(m, k, p, q)), hadamard.candidates(k, sizes), hadamard.default_tile(k, sizes), run
+    return Tuned(hadamard.table_key(m, k, p, q), hadamard.candidates(k, sizes), hadamard.default_tile(k, sizes), run)
 
 
 TRIED = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)  # rows
@@ -161,18 +181,6 @@ def crossings(shapes: Iterable[tuple[int, int]], tried: tuple[int, ...] = TRIED)
                     break
                 first, times = m, taken
             yield {"key": table.key(read_out.KEY, parts, n, k, 0, 1), "tile": list(Tile(first, 0, 0, 0, 0)), "us": times[0] * 1e6, "default_us": times[1] * 1e6}
-
-
-def _timer(copies: list, meta: tuple, weight_only: bool, device: torch.device) -> Callable[[Tile, int], float]:
-    def seconds(tile: Tile, samples: int) -> float:
-        if weight_only:
-            names = ("codes", "high", "scale", "zero", "codebook", "nest")
-            calls = [lambda x=x, t=t: low_bit_matmul.launch(x, {n: t.get(n) for n in names}, meta[0], meta[1], tile) for x, t in copies]
-        else:
-            calls = [lambda x=x, t=t: scaled_matmul.launch(x, t, meta[0], tile) for x, t in copies]
-        return time_call(calls, device, samples).median
-
-    return seconds
 
 
 def write(device_name: str, rows: Iterable[dict[str, Any]], command: str) -> str:
