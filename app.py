@@ -81,7 +81,7 @@ with no_type_stubs(), uncollected(), unread_port():
     from explorer.server.health import Metrics, routes
     from explorer.server.login import Login, read
     from explorer.server.pages import Pages
-    from explorer.ui.app import STYLE, build, theme
+    from explorer.ui.app import FRAMES, STYLE, build, theme
     from explorer.ui.blocks import unserved
     from explorer.ui.forms import forms
     from explorer.ui.visitor import Sessions, address, login, remember_signatures, session
@@ -230,7 +230,8 @@ def serve(made: Settings, runner: Any, metrics: Metrics, names: dict[str, str]) 
     remember_signatures(blocks)
     shapes = forms(blocks)
     keep_out = [Middleware(Login, names=names)] if names else []
-    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth, process=str(blocks.app_id)), *keep_out, Middleware(Pages)]
+    door = [Middleware(Guard, forms=shapes, login=bool(names), ahead=ahead(), oauth=made.oauth, process=str(blocks.app_id)), *keep_out,
+            Middleware(Pages, script=FRAMES.read_text())]  # fmt: skip
     for name in ("no_proxy", "NO_PROXY"):  # gradio asks its own server whether it is up, and a proxy need not know this machine
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", made.name]))
     try:

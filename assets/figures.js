@@ -13,6 +13,7 @@
     const draw = (home) => {
       const [data, layout, config] = waiting.get(home);
       waiting.delete(home);
+      home.ariaBusy = null;
       react.call(Plotly, home, data, layout, config);
     };
     const approaching = new IntersectionObserver(
@@ -45,6 +46,7 @@
       if (host.contains(home) || host._fullLayout) return; // gradio is about to make a new element for this very figure
       host.append(home);
       home.style.minHeight = `${layout.height}px`; // nothing jumps while it waits
+      home.ariaBusy = "true"; // what stands there is of other values, or nothing
       waiting.set(home, [data, layout, { ...config, responsive: false }]);
       if (shown(home) && away(home) <= NEAR) draw(home);
       else later();

@@ -43,7 +43,7 @@ def wait_for_status(page, words: str, seconds: float = 240) -> None:
 
 
 def settle(page) -> None:
-    """Waits until nothing that was asked of the server is still to come, the page has not changed for a moment, and what fades has faded.
+    """Waits until nothing that was asked of the server is still to come, every figure is drawn, the page is as it was a moment ago, and what fades has faded.
 
     A job that tells its progress may take two minutes: the worker runs below whatever else a small machine does. A page that waits in silence has 20 seconds.
     """
@@ -60,6 +60,8 @@ def open_tab(page, name: str) -> None:
 # came by the one before.
 ASKING = """(() => {
   const plain = window.fetch, over = new Set(); window.asking = new Map(); window.heard = 0;
+  const frame = window.requestAnimationFrame.bind(window); window.frames_asked = 0;
+  window.requestAnimationFrame = draw => { window.frames_asked++; return frame(draw) };
   let count = 0;
   const told = text => { const id = /"event_id": ?"(\\w+)"/.exec(text.slice(0, 300))?.[1];
     if (id && /"msg": ?"process_completed"/.test(text.slice(0, 300))) { over.add(id); window.asking.delete(id) } };
@@ -83,13 +85,14 @@ SETTLED = """() => new Promise((done, fail) => {
   const watch = new MutationObserver(() => { last = performance.now() });
   watch.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
   const fading = () => document.getAnimations().some(a => a.playState === 'running' && a.effect.getComputedTiming().endTime < 5000);
+  const undrawn = () => [...document.querySelectorAll('.drawing[aria-busy]')].some(figure => figure.getClientRects().length);
   const look = () => { const now = performance.now();
     if (now - looked > 100) last = now; // the page had no time for what it was told
     looked = now;
     if (now - Math.max(last, window.heard) > 20000 || now - start > 120000) { watch.disconnect();
       const what = [...window.asking.values()].join(' | ') || 'nothing';
       fail(new Error(`the page does not come to rest in ${Math.round(now - start)} ms; to come: ${what}`)) }
-    else if (window.asking.size || now - last < 150 || fading()) setTimeout(look, 25);
+    else if (window.asking.size || now - last < 150 || fading() || undrawn()) setTimeout(look, 25);
     else { watch.disconnect(); done() } };
   setTimeout(look, 50);
 })"""

@@ -67,6 +67,15 @@ def test_tabs_are_one_stop_and_groups_have_names(desk: tuple) -> None:
     assert not wrong
 
 
+def test_a_page_that_nobody_touches_draws_nothing(desk: tuple) -> None:
+    page, wrong = desk
+    settle(page)
+    before = page.evaluate("window.frames_asked")
+    page.wait_for_timeout(2000)
+    assert before > 0 and page.evaluate("window.frames_asked") - before < 20, "it asks for every frame of two seconds"
+    assert not wrong
+
+
 def test_the_address_is_written_at_once_when_one_is_taken_off(desk: tuple) -> None:
     page, wrong = desk
     settle(page)

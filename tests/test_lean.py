@@ -137,9 +137,9 @@ def test_a_page_is_made_once_for_each_address_and_coding(apart: Apart) -> None:
         made.append((scope["path"], headers.get(b"host"), b"cookie" in headers, scope["query_string"]))
         status = 200 if scope["path"] != "/assets/none.js" else 404
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/html")]})
-        await send({"type": "http.response.body", "body": b"<p>page</p>" * 1000, "more_body": False})
+        await send({"type": "http.response.body", "body": b"<head>" + b"<p>page</p>" * 1000, "more_body": False})
 
-    pages, page = Pages(app), b"<p>page</p>" * 1000
+    pages, page = Pages(app, "first()"), b"<head><script>\nfirst()</script>" + b"<p>page</p>" * 1000
     first = ask(pages, "/?method=awq", **{"accept-encoding": "gzip, br;q=0.9", "cookie": "a=b"})
     assert brotli.decompress(first.body) == page and first.headers["content-encoding"] == "br" and len(first.body) < 500
     assert made == [("/", b"here", False, b"")]  # nothing of the visitor is in it

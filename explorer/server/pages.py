@@ -37,10 +37,11 @@ class Response:
 
 
 class Pages:
-    """Wraps an app whose answers to SAME depend on the address and the coding alone."""
+    """Wraps an app whose answers to SAME depend on the address and the coding alone. script: JavaScript that a page runs before any of its own."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, script: str = "") -> None:
         self._app, self._kept, self._bytes = app, OrderedDict[tuple, Response](), 0
+        self._first = f"<head><script>\n{script}</script>".encode()
         self._making: defaultdict[tuple, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,6 +89,8 @@ class Pages:
         await self._app({**scope, "method": "GET", "headers": asked, "query_string": b""}, receive, take)
         body, told = b"".join(parts), {name.lower(): value for name, value in start["headers"]}
         kind, vary = told.get(b"content-type", b""), []
+        if kind.startswith(b"text/html"):
+            body = body.replace(b"<head>", self._first, 1)
         if len(body) >= LARGE and kind.startswith(TEXTS):
             vary = [(b"vary", b"Accept-Encoding")]
             if coding:

@@ -22,6 +22,7 @@ from explorer.ui.tab import PICKS, QUIET, Runner, Shell, tabs
 
 STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js", "address.js")]
+FRAMES = STYLE.with_name("frames.js")
 DEFAULT = "rtn"
 # On a phone the results come first: the controls, and what all tabs share, are behind these buttons, which are not there on a wide page.
 FOLDS = (
