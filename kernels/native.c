@@ -200,8 +200,9 @@ int low_bit_product(const void *x, uint16_t *y, long m, const struct weight *w, 
 {
     if (m == 0)
         return 0;
-    if (m <= FIXED_ROWS && !r && by_integers(w))
-        return fixed_product(x, y, m, w);
+    const int done = m <= FIXED_ROWS && !r && by_integers(w) ? fixed_product(x, y, m, w) : UNSUITED;
+    if (done != UNSUITED)
+        return done;
     const struct way way = way_of(w, m);
     const long tiles = way.tiles, rows = way.rows, size = w->steps * step_codes(w->kind), padded = w->groups * size;
     const int R = way.R, V = way.V, spread = !way.run;

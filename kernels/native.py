@@ -8,13 +8,13 @@ there is no compiler, no x86 or no AVX2, the form says so and refuses, and torch
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
@@ -53,7 +53,6 @@ PLACES = {
     INTEGER6: (((0, 0, 6), (1, 0, 6), (6, 0, 4)), ((2, 0, 6), (3, 0, 6), (7, 0, 4)), ((4, 0, 6), (5, 0, 6), (6, 4, 2), (7, 4, 2))),
 }
 PLACES[FLOAT6] = PLACES[INTEGER6]
-BUILDING = threading.Lock()
 EXACT = 1e-3  # how far, in Frobenius norm, a table may be from its values in bfloat16: less than a product's result is rounded by
 
 
@@ -75,12 +74,9 @@ def may_use_tiles() -> bool:
 
 
 def built(name: str) -> Path:
-    """The library of a flavour, compiled where it is not there yet, by one thread while others wait. Raises OSError where it cannot be, with one clause."""
-    with BUILDING:
-        return _built(name)
-
-
-def _built(name: str) -> Path:
+    """The library of a flavour, compiled where it is not there yet, by one thread of one process while others wait. Raises OSError where it cannot be, with
+    one clause.
+    """
     compiler = shutil.which("gcc") or shutil.which("cc")
     flags = [*COMPILE, *("-m" + feature.replace("avx512_", "avx512").replace("_", "-") for feature in FLAVOURS[name])]
     text = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("native*.[ch]"))) + " ".join(flags).encode()
@@ -92,6 +88,18 @@ def _built(name: str) -> Path:
     if not os.access(path.parent if path.parent.exists() else FOLDER, os.W_OK):
         raise OSError("it is not built and its folder cannot be written (run `python -m kernels.native` as who can)")
     path.parent.mkdir(exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.is_file():
+            _build(compiler, flags, name, path)
+    finally:
+        os.close(folder)
+    return path
+
+
+def _build(compiler: str, flags: Sequence[str], name: str, path: Path) -> None:
+    """Compiles a flavour to `path`, and takes away what older sources gave."""
     sources = sorted(FOLDER.glob("native*.c"))
     *parts, made = (path.with_suffix(f".{os.getpid()}.{end}") for end in (*(file.stem for file in sources), "new"))
     steps = [(*flags, "-c", str(source), "-o", str(part)) for source, part in zip(sources, parts, strict=True)]
@@ -108,7 +116,6 @@ def _built(name: str) -> Path:
     finally:
         for file in (*parts, made):
             file.unlink(missing_ok=True)
-    return path
 
 
 def _compile(compiler: str, arguments: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 /* Rows times integer codes of 2, 4 or 8 bits, where a CPU adds four products of bytes at once (VNNI). Inputs become integers of 15 bits, SPAN of them with a
  * power of two as their scale, and these two bytes each: x = scale (256 high + low). Sums of integers are exact; what is rounded is inputs of less than 2^-6 of
- * the largest of a span, to 2^-14 of that, far less than a result in bfloat16 is. Four codes are unpacked by a mask, where a pair takes a permutation and a
- * product of bfloat16 twice as long as one of bytes.
+ * the largest of a span, to 2^-14 of that. While the largest is no more than STEEP times the mean, that is less than results in bfloat16 are rounded by; where
+ * it is more, as massive activations are, outputs whose weight there is zero would show it, and such rows are left to products of bfloat16. Four codes are
+ * unpacked by a mask, where a pair takes a permutation and a product of bfloat16 twice as long as one of bytes.
  */
 #ifndef NATIVE_FIXED_H
 #define NATIVE_FIXED_H
@@ -10,11 +11,14 @@
 #if defined(__AVX512VNNI__)
 #define FIXED_ROWS (TILES ? 4 : 1l << 62) /* rows up to which it is faster */
 #define SPAN 128
+#define STEEP 48.0f
+#define UNSUITED (-1)
 #define FIXED_WIDTH(R) ((R) == 1 ? 4 : 2)
 
 struct span {
     float scale; /* NaN where an input is not finite */
     int32_t sum; /* of the inputs, times the value of code 0 */
+    int steep;
 };
 
 /* Whether the codes of a weight are integers in groups that this reads. */
@@ -39,15 +43,18 @@ INLINE struct span pack_span(const uint16_t *row, long n, long there, const int 
     uint16_t part[SPAN] = {0};
     vec x[SPAN / 16];
     __m512i top = _mm512_setzero_si512(), sum = top;
+    vec sizes = {0};
     if (there < n) {
         memcpy(part, row, there > 0 ? 2 * there : 0);
         row = part;
     }
     for (long i = 0; i < n / 16; i++) {
         x[i] = load_numbers(row, 16 * i, 0);
-        top = _mm512_max_epu32(top, _mm512_and_si512((__m512i)x[i], _mm512_set1_epi32(0x7fffffff)));
+        const __m512i size = _mm512_and_si512((__m512i)x[i], _mm512_set1_epi32(0x7fffffff));
+        top = _mm512_max_epu32(top, size);
+        sizes += (vec)size;
     }
-    const uint32_t exponent = _mm512_reduce_max_epu32(top) >> 23;
+    const uint32_t largest = _mm512_reduce_max_epu32(top), exponent = largest >> 23;
     if (exponent == 255)
         memset(x, 0, sizeof x);
     const float times = as_float((exponent < 13 ? 254 : 267 - exponent) << 23); /* the largest comes to lie below 2^14 */
@@ -58,14 +65,16 @@ INLINE struct span pack_span(const uint16_t *row, long n, long there, const int 
         _mm_storeu_si128((__m128i *)to, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(high), order));
         _mm_storeu_si128((__m128i *)(to + 16 * R), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(low), order));
     }
-    return (struct span){exponent == 255 ? as_float(0x7fc00000u) : 1 / times, _mm512_reduce_add_epi32(sum)};
+    const int steep = exponent < 255 && as_float(largest) * n > STEEP * _mm512_reduce_add_ps((__m512)sizes);
+    return (struct span){exponent == 255 ? as_float(0x7fc00000u) : 1 / times, _mm512_reduce_add_epi32(sum), steep};
 }
 
-/* Rows of inputs -> bytes [inputs / 16][2][R][16], spans [spans][R] and the sums of groups [groups][R]. */
-static void pack_fixed(const uint16_t *x, long rows, const struct weight *w, int R, uint8_t *to, struct span *spans, float *sums)
+/* Rows of inputs -> bytes [inputs / 16][2][R][16], spans [spans][R] and the sums of groups [groups][R]. Returns whether any span is steep. */
+static int pack_fixed(const uint16_t *x, long rows, const struct weight *w, int R, uint8_t *to, struct span *spans, float *sums)
 {
     const long size = w->steps * step_codes(w->kind), each = (size + SPAN - 1) / SPAN;
     const int32_t zero = w->kind == INTEGER8 ? -128 : (int32_t)w->table[0];
+    int steep = 0;
     for (int r = 0; r < R; r++)
         for (long g = 0; g < w->groups; g++) {
             float sum = 0;
@@ -74,11 +83,13 @@ static void pack_fixed(const uint16_t *x, long rows, const struct weight *w, int
                 struct span made = pack_span(x + r * w->k + at, n, r < rows ? w->k - at : 0, w->kind, R, to + 2 * at * R + 16 * r);
                 sum += made.scale * made.sum;
                 made.sum *= zero;
+                steep |= made.steep;
                 spans[(g * each + s) * R + r] = made;
             }
             if (sums)
                 sums[g * R + r] = sum;
         }
+    return steep;
 }
 
 /* high, low [R][V] += the codes of 16 inputs times theirs. */
@@ -162,7 +173,7 @@ FIXED_KERNELS(1) FIXED_KERNELS(2) FIXED_KERNELS(4)
 #define FIXED_ROW(NAME) {NAME##_fixed_1, NAME##_fixed_2, NAME##_fixed_4}
 static fixed_kernel *const fixed_kernels[][3] = {[TABLE2] = FIXED_ROW(table2), [TABLE4] = FIXED_ROW(table4), [INTEGER8] = FIXED_ROW(integer8)};
 
-/* x [m, k] bfloat16 -> y [m, n]. Returns 0, or 1 where memory lacks. */
+/* x [m, k] bfloat16 -> y [m, n]. Returns 0, 1 where memory lacks, or UNSUITED, with nothing written, where inputs are steep. */
 static int fixed_product(const uint16_t *x, uint16_t *y, long m, const struct weight *w)
 {
     const long tiles = (m + 3) / 4, rows = (m + tiles - 1) / tiles, padded = w->groups * w->steps * step_codes(w->kind), each = spans_of(w);
@@ -172,26 +183,28 @@ static int fixed_product(const uint16_t *x, uint16_t *y, long m, const struct we
     float *sums = w->shift ? room(TOTALS, w->groups * R * tiles * sizeof *sums) : NULL;
     if (!packed || !spans || (w->shift && !sums))
         return 1;
+    int steep = 0;
 #pragma omp parallel if (m * w->n * padded > 1 << 17)
     {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) reduction(| : steep)
         for (long t = 0; t < tiles; t++)
-            pack_fixed(x + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, R, packed + t * 2 * padded * R, spans + t * each * R,
-                       sums ? sums + t * w->groups * R : NULL);
+            steep |= pack_fixed(x + t * rows * w->k, m - t * rows < rows ? m - t * rows : rows, w, R, packed + t * 2 * padded * R, spans + t * each * R,
+                                sums ? sums + t * w->groups * R : NULL);
 #pragma omp for schedule(static)
         for (long b = 0; b < ((w->n + 15) / 16 + V - 1) / V; b++)
-            for (long t = 0; t < tiles; t++)
+            for (long t = 0; t < tiles && !steep; t++)
                 fixed_kernels[w->kind][which](w, (const uint32_t *)(packed + t * 2 * padded * R), spans + t * each * R, sums ? sums + t * w->groups * R : NULL,
                                               y + t * rows * w->n, m - t * rows < rows ? m - t * rows : rows, b * V);
     }
-    return 0;
+    return steep ? UNSUITED : 0;
 }
 #else
 #define FIXED_ROWS 0
 INLINE int by_integers(const struct weight *w) { return (void)w, 0; }
+#define UNSUITED (-1)
 INLINE int fixed_product(const uint16_t *x, uint16_t *y, long m, const struct weight *w)
 {
-    return (void)x, (void)y, (void)m, (void)w, 1;
+    return (void)x, (void)y, (void)m, (void)w, UNSUITED;
 }
 #endif
 #endif

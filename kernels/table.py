@@ -60,7 +60,6 @@ def lookup(device: torch.device, op: str, bits: int, n: int, k: int, group: int,
     return tiles(_name(device)).get(key(op, bits, n, k, group, m, form))
 
 
-@cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; an H100's where there is none, so that tests without one cut products up as it would."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

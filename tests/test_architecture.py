@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,16 @@ def test_importing_the_core_touches_no_gpu_and_needs_no_gradio() -> None:
         "assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_another_distribution_called_kernels_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Hugging Face's, which transformers uses where it is installed, has the name of our package."""
+    from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+    told = tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info" / "METADATA"
+    told.parent.mkdir()
+    told.write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
+    run = partial(subprocess.run, cwd=ROOT, timeout=120, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert "cannot import name" in run([sys.executable, "-c", "import transformers.integrations.hub_kernels"]).stderr, "transformers no longer asks for it"
+    done = run([sys.executable, "-c", "import explorer.checkpoint, transformers.integrations.hub_kernels, kernels.op"])
+    assert not done.returncode, done.stderr

@@ -19,6 +19,7 @@ from kernels.op import REFERENCE, Activation, choose, dequantize, multiply, ops,
 from kernels.packing import PLANES, pack_planar, pack_table, swizzle
 from kernels.product import Case, random_weight
 from kernels.timing import time_call
+from tests.poisoned import POISON, poison
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))]
 ALL = [pytest.param(op, form, id=f"{op.name}-{form.name}") for op in ops().values() for form in op.forms()]
@@ -28,24 +29,9 @@ def weight_of(case: Case):
     return random_weight(case, torch.Generator().manual_seed(0))
 
 
-POISON = 0x5A  # a byte that is neither zero nor a code that random numbers of few bits are likely to have, 90 as int8, -6.5 times a power of two as float8
-
-
-def poison(made: torch.Tensor) -> torch.Tensor:
-    """Fills with NaN what has one, and every byte of integers with POISON."""
-    if made.is_floating_point():
-        return made.fill_(torch.nan)
-    made.view(torch.uint8).fill_(POISON)
-    return made
-
-
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory holds NaN, or integers that nobody computed, so that an output nobody wrote is seen."""
-    empty, new_empty, empty_like = torch.empty, torch.Tensor.new_empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *size, **options: poison(empty(*size, **options)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **options: poison(new_empty(*args, **options)))
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poison(empty_like(*args, **options)))
+    poison(monkeypatch)
 
 
 def test_codes_that_nobody_wrote_are_seen(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,9 +20,11 @@ from kernels.floats import float_values
 from kernels.native_round import CODES, rounding
 from kernels.op import Activation, LowBitWeight, choose, dequantize, ops, round_activation
 from kernels.product import Case, exact_product, random_problem
+from tests.poisoned import poison
 from tests.threads import give_back, share_nothing
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(not native.flavour() or not shutil.which("gcc"), reason="needs gcc on x86 with AVX2")
 
 
@@ -26,13 +32,6 @@ def supported() -> list[str]:
     """The flavours that this CPU runs: the best one and those after it."""
     names = list(native.FLAVOURS)
     return names[names.index(native.flavour()) :] if native.flavour() else []
-
-
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write stays NaN, or 111 in codes."""
-    empty, new = torch.empty, torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *size, **options: new(x, *size, **options).fill_(torch.nan))
-    monkeypatch.setattr(torch, "empty", lambda *size, **options: (made := empty(*size, **options)).fill_(torch.nan if made.is_floating_point() else 111))
 
 
 @pytest.fixture
@@ -263,9 +262,20 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 
 @needs_compiler
-def test_two_threads_that_need_the_library_first_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_needs_the_library_first_builds_it_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of this process and another process; the compiler is called for one source and the link."""
+    count = tmp_path / "count"
+    compiler = tmp_path / "bin" / "gcc"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\necho one >> {count}\nsleep 0.3\nexec {shutil.which("gcc")} "$@"\n')
+    compiler.chmod(0o755)
     (tmp_path / "native.c").write_text("int one(void) { return 1; }\n")
     monkeypatch.setattr(native, "FOLDER", tmp_path)
-    with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(native.built, ["avx2"] * 4))
-    assert len(set(paths)) == 1 and [file.name for file in (tmp_path / "__pycache__").iterdir()] == [paths[0].name]
+    monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
+    code = f"from pathlib import Path; from kernels import native; native.FOLDER = Path({str(tmp_path)!r}); print(native.built('avx2'))"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other, ThreadPoolExecutor(4) as pool:
+        while not count.exists():  # the other one has begun
+            time.sleep(0.01)
+        paths = {*map(str, pool.map(native.built, ["avx2"] * 4)), other.communicate()[0].strip()}
+    assert len(paths) == 1 and len(count.read_text().split()) == 2
+    assert [str(file) for file in (tmp_path / "__pycache__").iterdir()] == [*paths]

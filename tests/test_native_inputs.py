@@ -18,7 +18,8 @@ from kernels.op import Activation, dequantize, ops, round_activation, split_outl
 from kernels.product import Case, exact_product, random_problem, random_weight
 from kernels.round_blocks import torch_values
 from kernels.round_inputs import value
-from tests.test_native import needs_compiler, poison, supported
+from tests.poisoned import poison
+from tests.test_native import needs_compiler, supported
 
 CPU = torch.device("cpu")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -8,7 +8,8 @@ import torch
 from kernels import native
 from kernels.op import LowBitWeight, dequantize
 from kernels.product import Case, exact_product, random_problem
-from tests.test_native import needs_compiler, poison
+from tests.poisoned import poison
+from tests.test_native import needs_compiler
 from tests.test_native_inputs import flavour  # noqa: F401 - a fixture
 
 
@@ -72,3 +73,21 @@ def test_inputs_of_every_size_count() -> None:
         assert ((y - exact).norm(dim=1) <= 4e-3 * exact.norm(dim=1)).all(), case
         small = native.run(x[:, 1:64].bfloat16(), native.pack(weight._replace(codes=weight.codes[:, 1:64], scale=weight.scale[:, :1], zero=None))).double()
         assert small[0].abs().max() > 1e25 and 0 < small[1].abs().max() < 1e-25
+
+
+@needs_compiler
+@pytest.mark.usefixtures("flavour")
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+def test_a_massive_input_takes_no_bits_from_the_others(bits: int, rows: int) -> None:
+    """One of 3,000 among inputs of size 1, in one row; all weights that it meets are zero, so that results show what became of the others."""
+    generator = torch.Generator().manual_seed(rows)
+    codes = torch.randint(0, 2**bits, (64, 256), generator=generator, dtype=torch.uint8)
+    codes[:, 7] = 2 ** (bits - 1)
+    weight = LowBitWeight(codes, torch.rand(64, 2, generator=generator) + 0.5, None, bits)
+    x = torch.randn(rows, 256, generator=generator).bfloat16()
+    for massive in (40.0, 3000.0):
+        x[-1, 7] = massive
+        y, exact = native.run(x, native.pack(weight)).double(), exact_product(x, weight)
+        error = (y - exact).norm(dim=1) / exact.norm(dim=1)
+        assert (error <= 2.5e-3).all(), (massive, error)

@@ -78,8 +78,8 @@ def build(runner: Runner, seeds: list[Report], catalogue: list[dict[str, Any]], 
                 shared = share.build(page)
                 selects = _tabs(shell)
         stop = Cancel(status("Cancelled. What was measured before is kept; press Run to go on from there."))
-        for told in (shell.panel.model, shell.compared):
-            told.change(page.whose, [shell.panel.model, shell.compared], whose, queue=False, **QUIET)
+        told = [shell.panel.model, shell.compared]
+        gr.on([one.change for one in told], page.whose, told, whose, queue=False, trigger_mode="always_last", **QUIET)
         _wire(page, stop, run, going[0], shared["reset"], selects)
         address.wire(page, boxes)
         again.wire(page, stop, going, share.wire(blocks, page, stop, shared, run))
@@ -120,8 +120,9 @@ def _controls(shell: Shell) -> tuple[Any, Any]:
         text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
         kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info="Below 16: KIVI, the newest 32 to 63 tokens stay in 16 bits.", elem_id="kv")
         head_bits = gr.Radio([16, 8, 4], value=16, label="Output head bits", info="A packed copy; the embedding stays in 16 bits.", elem_id="head")
-    for source in (evaluation, calibration):
-        source.change(lambda *chosen: gr.Textbox(visible="pasted" in chosen), [evaluation, calibration], text, queue=False, api_visibility="private")
+    read = [evaluation, calibration]
+    gr.on([source.change for source in read], lambda *chosen: gr.Textbox(visible="pasted" in chosen), read, text, queue=False,
+          trigger_mode="always_last", api_visibility="private")  # fmt: skip
     method.change(lambda name: gr.Column(visible=name in reading), method, calibrated, queue=False, api_visibility="private")
     with gr.Column(elem_id="go"):
         with gr.Row():

@@ -70,11 +70,9 @@ class Bench:
     def _wire(self) -> None:
         own = [self.subject, self.transform, self.alpha, self.power, self.count]
         shown = [self.line, *self.charts]
-        for control in (self.transform, self.alpha, self.power, self.count):
-            control.input(self.look, own, shown, **LIVE)
+        gr.on([control.input for control in own[1:]], self.look, own, shown, **LIVE)
         planted = [self.subject, self.power, self.count]
-        for control in (self.power, self.count):
-            control.input(self.bend, planted, [self.line, *self.curve], **LIVE)
+        gr.on([self.power.input, self.count.input], self.bend, planted, [self.line, *self.curve], **LIVE)
         self.subject.change(self.look, own, shown, **LIVE).then(self.bend, planted, [self.line, *self.curve], **QUIET)
         asked_of = [self.subject, self.power, self.count, self.points]
         results = [self.dial_line, self.points, *self.dial]

@@ -58,8 +58,7 @@ def build(shell: Shell) -> View:
     stop = Cancel(status("Cancelled. The layers measured so far are kept."))
     stop.stops(measure.click, handlers.measured, asked, [line, key, *maps], concurrency_limit=16)
     stop.by(cancel, line)
-    for control in (width, what):
-        control.input(handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
+    gr.on([width.input, what.input], handlers.drawn, [key, width, what], maps, trigger_mode="always_last", **QUIET)
     budget, widths = allocator(shell, handlers, key, title)
     shell.linked["layers"] = {"method": method, "group": group, "asymmetric": asymmetric, "width": width, "measure": what, "budget": budget, "widths": widths}
 
@@ -92,8 +91,8 @@ def allocator(shell: Shell, handlers: Sensitivities, key: Any, title: Any) -> tu
         run = gr.Button("Run it", variant="primary", min_width=150, elem_id="allocation-run")
         cancel = gr.Button("Cancel", variant="stop", min_width=90)
     line = gr.HTML(handlers.offer(start), padding=False, elem_id="allocation-status")
-    for event in (budget.change, choice.change, key.change):  # a link moves the budget, too
-        event(handlers.solved, [key, budget, choice], [*outputs, text, line], trigger_mode="always_last", **QUIET)
+    moved = [budget.change, choice.change, key.change]  # a link moves the budget, too
+    gr.on(moved, handlers.solved, [key, budget, choice], [*outputs, text, line], trigger_mode="always_last", **QUIET)
     key.change(handlers.titles, key, [title, own_title], **QUIET)
     shared = [shell.compared, shell.layer]
     asked = [key, budget, choice, *shared, *shell.panel.options.values()]

@@ -91,8 +91,7 @@ def build(shell: Shell) -> View | None:
     heading("Where it fits", "See which rows need a single device, and how few users are left where the weights only just fit.")
     outputs = [line, gr.HTML(fits, elem_id="plan-table"), *drawn]
     changed = gr.Textbox("", visible="hidden")
-    for control in asked:
-        control.change(None, None, changed, js=TOGETHER, api_visibility="private")
+    gr.on([control.change for control in asked], None, None, changed, js=TOGETHER, api_visibility="private")
     changed.change(handlers.solved, [*asked], outputs, trigger_mode="always_last", **QUIET)
     preset.input(lambda name, form: ("", handlers.form(name, "", form)), [preset, form], [config, form], queue=False, **QUIET)
     config.change(handlers.form, [preset, config, form], form, queue=False, **QUIET)

@@ -63,11 +63,9 @@ def build(shell: Shell) -> View:
     def real(told: str, bits: int, group: int, symmetric: bool) -> Iterator[list[Any]]:
         yield from asked(shell.runner, "kernel_check", arguments(told, bits, group, symmetric), 1, lambda data: [status(verdict(data), "done")])
 
-    for control in (bits, group, symmetric):
-        control.input(look, inputs, outputs, **LIVE)
-        control.input(lambda: "", None, checked, queue=False, **QUIET)
-    step.input(look, inputs, outputs, **LIVE)
-    subject.change(look, inputs, outputs, **LIVE)
+    moved = [bits.input, group.input, symmetric.input]
+    gr.on([*moved, step.input, subject.change], look, inputs, outputs, **LIVE)
+    gr.on(moved, lambda: "", None, checked, queue=False, **QUIET)
     forward.click(lambda *v: (yield from look(*v[:-1], v[-1] + 1)), inputs, outputs, **LIVE)
     back.click(lambda *v: (yield from look(*v[:-1], v[-1] - 1)), inputs, outputs, **LIVE)
     check.click(real, inputs[:-1], [line, checked], **QUIET)

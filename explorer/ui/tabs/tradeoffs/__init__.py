@@ -58,10 +58,8 @@ def build(shell: Shell) -> View:
     filled = [where, *plotted, table, held]
     asked = [shell.panel.model, methods, bits, groups]
     mark, told = keeping(SWEEP)
-    for control in asked:
-        control.change(partial(came, handlers), [mark, *asked], line, trigger_mode="always_last", **QUIET)
-    for control in (view, quality):
-        control.input(handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
+    gr.on([control.change for control in asked], partial(came, handlers), [mark, *asked], line, trigger_mode="always_last", **QUIET)
+    gr.on([view.input, quality.input], handlers.drawn, [held, view, quality], plotted, trigger_mode="always_last", **QUIET)
     stop = Cancel(status("Cancelled. Run the sweep again to go on."))
     stop.stops(run.click, noted(handlers), [*asked, held, view, quality, *shell.panel.options.values()], [line, *filled, mark], concurrency_limit=16)
     offered = [name for _, name in method_choices(shell.catalogue)], SIZES, [size for _, size in group_choices()]

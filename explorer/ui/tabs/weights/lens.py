@@ -145,25 +145,19 @@ class Lens:
     def _wire(self) -> None:
         shown = [self.line, self.line_plot, self.line_words, self.html]
         curves = [self.line, *self.granular, *self.clipped]
-        for component in (*(c.component for c in self.fields), self.row, self.group, self.clip, self.planted):
-            component.input(self.look, self.inputs(), shown, **LIVE)
-        self.typed.submit(self.look, self.inputs(), shown, **LIVE)
-        self.typed.blur(self.look, self.inputs(), shown, **LIVE)
-        self.method.input(self.look, self.inputs(), shown, **LIVE)
+        moved = [*(c.component for c in self.fields), self.row, self.group, self.clip, self.planted, self.method]
+        gr.on([*(component.input for component in moved), self.typed.submit, self.typed.blur], self.look, self.inputs(), shown, **LIVE)
         self.subject.change(self.look, self.inputs(), shown, **LIVE).then(self.curves, self.inputs(), curves, **QUIET)
         spans, asked_of = [self.line, *self.spans], [self.each, self.width, *self.inputs()]
-        for component in (self.each, self.width):
-            component.input(self.shared, asked_of, spans, **LIVE)
-        self.subject.change(self.shared, asked_of, spans, **LIVE)
+        gr.on([self.each.input, self.width.input, self.subject.change], self.shared, asked_of, spans, **LIVE)
         for pick, button in self.jumps:
             button.click(lambda *values, pick=pick: (yield from self.jump(pick, *values)), self.inputs(),
                          [*shown, self.row, self.group, self.planted, self.typed], **LIVE)  # fmt: skip
         self.take.click(self.edit, self.inputs(), self.typed, **QUIET).then(self.look, self.inputs(), shown, **QUIET)
         self.clear.click(lambda: ("", 0), None, [self.typed, self.planted], **QUIET).then(self.look, self.inputs(), shown, **QUIET)
-        for control in self.fields:
-            if control.method != "rtn" or control.field["name"] not in ("bits", "granularity", "group_size", "symmetric"):
-                continue
-            own = control.component.input(self.follow, self.inputs(), [self.each, self.width], **LIVE)
-            own.then(self.shared, asked_of, spans, **QUIET)
-            if control.field["name"] != "bits":
-                control.component.input(self.curves, self.inputs(), curves, **LIVE)
+        rtn = {control.field["name"]: control.component.input for control in self.fields if control.method == "rtn"}
+        grid = [rtn[name] for name in ("granularity", "group_size", "symmetric") if name in rtn]
+        if grid:
+            followed = gr.on([rtn["bits"], *grid], self.follow, self.inputs(), [self.each, self.width], **LIVE)
+            followed.then(self.shared, asked_of, spans, **QUIET)
+            gr.on(grid, self.curves, self.inputs(), curves, **LIVE)
