@@ -43,14 +43,14 @@ def answers(report: Report, base: Report | None, rungs: Sequence[Report] = ()) -
 
 def ladder(reports: Sequence[Report], report: Report) -> list[Report]:
     """The rungs for a report among others: plain rounding to nearest of the same model, on the same text, most bits first; one a width, in groups of 64 where
-    there is a choice, the later one of two.
+    there is a choice, the later one of two. With zero-points: a symmetric grid has a level fewer, at 2 bits three, and that is no measure of 2 bits.
     """
     ground = report.experiment.model, report.experiment.evaluation.digest
     rungs: dict[int, Report] = {}
     for other in reports:
         spec, theirs = other.experiment.spec, (other.experiment.model, other.experiment.evaluation.digest)
         plain = spec.method == "rtn" and spec.kv_bits == 16 and not any(spec.get(name) for name in ("clip", "rotate", "planted"))
-        if theirs == ground and plain and spec.get("symmetric") and spec.get("granularity") in ("group", "channel"):
+        if theirs == ground and plain and spec.get("symmetric") is False and spec.get("granularity") in ("group", "channel"):
             bits = int(spec.get("bits", 0))
             if bits not in rungs or spec.get("group_size", 0) == 64 or "group_size" not in dict(rungs[bits].experiment.spec.params):
                 rungs[bits] = other

@@ -13,7 +13,7 @@ from explorer.figures import COLOURS, MARKERS, Figure, Plot, finite, layout, pla
 from explorer.records import Report
 from explorer.vocabulary import term
 
-RUNGS = {"granularity": "group", "group_size": 64}  # of plain rounding, and every width
+RUNGS = {"granularity": "group", "group_size": 64, "symmetric": False}  # of plain rounding, and every width
 METRICS = ("kld_mean", "perplexity_delta", "top1_agreement")
 OPEN = {"more": "triangle-right-open", "fewer": "triangle-left-open"}  # of a value beyond the ladder's ends
 
@@ -163,7 +163,7 @@ def beyond(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]])
 
 FIGURE = Figure(
     "ladder", "Is this number good?",
-    "See how far right each marker stands: the rungs are plain rounding of the same model, 8 down to 2 bits and their scales, measured on the same text. "
+    "See how far right each marker stands: the rungs are plain rounding of the same model, 8 down to 2 bits, their scales and zeros, measured on the same text. "
     "A hollow one lies beyond the last rung that can be measured.",
     "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
     "says: as good as plain rounding at this many bits. A method earns its effort when it stands right of the bits it stores. Where the three metrics "
