@@ -42,8 +42,8 @@ def run(method: str, **params: int | str | bool) -> QuantSpec:
     return QuantSpec.of(method, **params)
 
 
-# vLLM: the table of supported hardware in its documentation (features/quantization, v0.15 and later): AWQ, GPTQ and INT8 from Turing, FP8 there as weights
-# only, MXFP4 "not on Turing"; INT8 not from 10.0 (its INT8 page). What it says of AMD GPUs differs from what its source loads there, so they are not limited.
+# vLLM's documentation, features/quantization as of v0.32: AWQ, GPTQ and INT8 from Turing, FP8 there as weights only, "Turing does not support Marlin MXFP4",
+# INT8 "not supported on compute capability >= 10.0". Its table has no AWQ and GPTQ on AMD GPUs, its source (platforms/rocm.py) has both: they are not limited.
 VLLM = {"weights": 7.5, "mxfp4": 8.0, "bfloat16": 8.0, "no int8": 10.0}
 NO_FLOAT16 = ("gemma2", "gemma3_text")  # families that vLLM refuses in float16, as numerically unstable
 PLAIN = run("rtn", granularity="group", rotate=False)  # integers in groups, as GGUF's formats are
