@@ -40,7 +40,7 @@ class Plan:
         """How a quantized matrix is stored; None for 16 bits. Of a checkpoint only the model knows: see `layout_of`."""
         if self.format or self.bits == 16:
             return LAYOUTS.get(self.format)
-        return Layout("", self.bits, self.group, SCALE_BITS + (self.bits if self.zeros else 0))
+        return Layout("", self.bits, self.group, SCALE_BITS + (self.bits if self.zeros else 0), inputs="int8" if self.bits == 8 else "")
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,22 @@ def prompt_work(model: Architecture, context: int) -> float:
     far, near = (context + 1) / 2, (window * (window + 1) / 2 + (context - window) * window) / context
     seen = (model.layers - model.windowed) * far + model.windowed * near
     return 2 * (model.used() + model.vocabulary * model.hidden / context) + pair * seen
+
+
+def rounded_work(model: Architecture, plan: Plan, work: float, head: float = 1) -> dict[str, float]:
+    """Of `work`, the FLOP of one token, those whose inputs software may round, by what to (see Layout): products of matrices in such a format, and
+    attention over a float8 cache. head: how many of the token's vectors meet the head.
+    """
+    share, found = model.active / model.experts, dict.fromkeys(("int8", "fp8", "fp4"), 0.0)
+    parts = [(layout_of(model, plan, one), one.inputs, one.parameters * (share if one.routed else 1)) for one in model.matrices()]
+    last = tables(model, plan).get("embedding" if model.tied else "output head")
+    for layout, k, parameters in [*parts, (last, model.hidden, head * model.vocabulary * model.hidden)]:
+        kept = layout.over(k) if layout else None
+        if kept and kept.inputs:
+            found[kept.inputs] += 2 * parameters
+    if plan.kv_float:
+        found["fp8"] += work - 2 * (model.used() + head * model.vocabulary * model.hidden)
+    return found
 
 
 def gigabytes(count: float) -> str:

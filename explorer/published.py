@@ -99,9 +99,9 @@ def fp8(said: dict[str, Any]) -> Read:
     """With a float32 scale a block, or a matrix, and another for its inputs where those are fixed."""
     whole, block = listed(said, "modules_to_not_convert", "ignored_layers"), said.get("weight_block_size")
     if block is None:
-        return Layout("FP8, a scale a matrix", 8, 0, 0, 64 if said.get("activation_scheme") == "static" else 32), whole, False
+        return Layout("FP8, a scale a matrix", 8, 0, 0, 64 if said.get("activation_scheme") == "static" else 32, inputs="fp8"), whole, False
     rows, columns = (natural(size) or 1 for size in block)
-    return Layout(f"FP8 in blocks of {rows} × {columns}", 8, columns, 32, rows=rows), whole, False
+    return Layout(f"FP8 in blocks of {rows} × {columns}", 8, columns, 32, rows=rows, inputs="fp8"), whole, False
 
 
 def awq(said: dict[str, Any]) -> Read:
@@ -127,20 +127,27 @@ def compressed(said: dict[str, Any]) -> Read:
     fixed, ignored = bool(inputs) and not inputs.get("dynamic"), listed(said, "ignore")
     if (kind, bits) == ("float", 4):
         found = {"nvfp4-pack-quantized": LAYOUTS["nvfp4"], "mxfp4-pack-quantized": LAYOUTS["mxfp4"]}[form]
-        return replace(found, matrix=found.matrix + 32 * (bool(inputs) and form.startswith("nvfp4"))), ignored, True
+        return replace(found, matrix=found.matrix + 32 * (bool(inputs) and form.startswith("nvfp4")), inputs=rounded(inputs)), ignored, True
     packed, ordered = form == "pack-quantized", 32 * (weights.get("actorder") in ("group", True))
     shared = (8 if weights.get("scale_dtype") == "torch.uint8" else 16) + (0 if weights.get("symmetric", True) else bits)
     extra = 128 * packed + 16 * fixed
     name = {("int", 4): "INT4", ("int", 8): "INT8", ("float", 8): "FP8"}[kind, bits]
+    also = {"inputs": rounded(inputs)}
     if by == "tensor":
-        return Layout(f"{name}, a scale a matrix", bits, 0, 0, shared + extra), ignored, True
+        return Layout(f"{name}, a scale a matrix", bits, 0, 0, shared + extra, **also), ignored, True
     if by == "channel":
-        return Layout(f"{name}, a scale a row", bits, 0, shared, extra, column=ordered), ignored, True
+        return Layout(f"{name}, a scale a row", bits, 0, shared, extra, column=ordered, **also), ignored, True
     if by == "block":
         rows, columns = (natural(size) or 1 for size in weights["block_structure"])
-        return Layout(f"{name} in blocks of {rows} × {columns}", bits, columns, shared, extra, rows=rows), ignored, True
+        return Layout(f"{name} in blocks of {rows} × {columns}", bits, columns, shared, extra, rows=rows, **also), ignored, True
     size = grouped({"group": weights}[by]["group_size"])
-    return Layout(f"{name}, g{size}", bits, size, shared, extra, column=ordered), ignored, True
+    return Layout(f"{name}, g{size}", bits, size, shared, extra, column=ordered, **also), ignored, True
+
+
+def rounded(inputs: dict[str, Any]) -> str:
+    """What compressed-tensors rounds the inputs of a layer to, as Layout has it; "" where it leaves them, or to what no unit here multiplies."""
+    kind = (inputs.get("type", "int"), inputs.get("num_bits")) if inputs else None
+    return {("int", 8): "int8", ("float", 8): "fp8", ("float", 4): "fp4"}.get(kind, "")
 
 
 def paths(model: Architecture, one: Matrix) -> list[str]:

@@ -20,7 +20,7 @@ LAYERS = tuple(
 kernels
 explorer.records explorer.closure explorer.version explorer.vocabulary
 explorer.boards explorer.cache_sizes explorer.grid explorer.families explorer.layouts explorer.presets explorer.published explorer.planner explorer.accelerators
-    explorer.goal explorer.allocate explorer.sequential
+    explorer.fallbacks explorer.goal explorer.allocate explorer.sequential
 explorer.qtensor explorer.rotation explorer.floats explorer.lattice explorer.block_search explorer.input_statistics
 explorer.rights explorer.writing explorer.pieces explorer.sizes explorer.hub explorer.downloads explorer.checkpoint explorer.turns explorer.limits
 explorer.devices explorer.offload explorer.models explorer.data explorer.qlinear explorer.flow explorer.calibration explorer.kvcache explorer.packed_cache

@@ -37,7 +37,7 @@ def test_the_planner_is_in_no_key(task: str) -> None:
     are a board's bandwidth and the bytes of a cache.
     """
     found = closure.closure(tasks.tasks()[task].work.__module__ if task else "explorer.experiment", *ROOMS)
-    planning = ("accelerators", "allocate", "families", "goal", "layouts", "planner", "presets", "published")
+    planning = ("accelerators", "allocate", "fallbacks", "families", "goal", "layouts", "planner", "presets", "published")
     assert not found & {f"explorer.{name}" for name in planning} and {"explorer.boards", "explorer.cache_sizes"} <= found
 
 

@@ -7,11 +7,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-from explorer.accelerators import ACCELERATORS, OWNED, REACHED, USUAL, Accelerator, Fit, fit, widths
+from explorer.accelerators import ACCELERATORS, NOTES, OWNED, REACHED, USUAL, Accelerator, Fit, compared, fit, widths
 from explorer.commands import Command
+from explorer.fallbacks import by_kind, integers, whole
 from explorer.families import Architecture, pasted
 from explorer.goal import as_text, called, goal, own_width, placement, usual_format
-from explorer.layouts import LAYOUTS
+from explorer.layouts import LAYOUTS, LLAMA_CPP
 from explorer.planner import Plan, gigabytes, need
 from explorer.presets import configurations, presets
 from explorer.published import PUBLISHED
@@ -89,14 +90,38 @@ def asked_for(model: Architecture, args: argparse.Namespace) -> Plan:
 def line(found: Fit, reached: float) -> str:
     """One accelerator as text. reached: the share of the bound that the price of a token is for."""
     if not found.count:
-        return f"{found.accelerator.name:22s} more than {found.most} needed{'' if found.accelerator.linked else ', and no link joins them'}"
+        return f"{found.accelerator.name:22s} more than {found.most} needed{found.alone}"
     price = ""
     if found.dollars is not None:
         price = f"  ${found.dollars_hour:,.2f} an hour, ${found.dollars:,.2f} a million decoded tokens at {reached:.0%} of that"
         price += f", ${found.prompt_dollars:,.2f} of prompt"
     users, groups = "user fits" if found.users == 1 else "users fit", "" if found.together == found.count else f" in groups of {found.together}"
     rate = f"decode at most {found.bound:9,.0f} tokens/s ({found.limit}){price}"
-    return f"{found.accelerator.name:22s} {found.count:2d} needed{groups}, {found.users:5,d} {users}, {rate}"
+    return f"{found.accelerator.name:22s} {found.count:2d} needed{groups}, {found.users:5,d} {users}{', tight' * found.tight}, {rate}"
+
+
+def sizes(model: Architecture, plan: Plan) -> list[dict[str, object]]:
+    """The weights at the widths people compare, with how much of each stays in 16 bits and why, "" where nothing does."""
+    return [{"name": name, "weight_bytes": need(model, one).weight_bytes, "note": whole(model, one)} for name, one in compared(plan).items()]
+
+
+def told(model: Architecture, plan: Plan) -> str:
+    """What the widths that are compared and the plan's own need, as two lines of text."""
+    found, (own, _), left = need(model, plan), own_width(model), whole(model, plan)
+    checkpoint = f", {gigabytes(need(model, dataclasses.replace(plan, **own.plan)).weight_bytes)} as published ({own.name})" if own else ""
+    weights = ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)) + checkpoint
+    said = integers(model, plan)
+    return (
+        f"weights: {weights}{f'. {said}' if said else ''}\n{called(plan)}: {found.bits_per_weight:.3f} stored bits inside the blocks, "
+        f"weights {gigabytes(found.weight_bytes)}, KV cache {gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at "
+        f"{plan.context:,} tokens, activations {gigabytes(found.activations)}{f'; {left}' if left else ''}"
+    )
+
+
+def notes(plan: Plan, fits: list[Fit]) -> dict[str, str]:
+    """What the table of accelerators rests on, of that which applies."""
+    applies = {"compute": True, "tight": any(one.tight for one in fits), "gguf": plan.format in LLAMA_CPP}
+    return {name: text for name, text in NOTES.items() if applies[name]}
 
 
 def work(args: argparse.Namespace) -> None:
@@ -111,7 +136,11 @@ def work(args: argparse.Namespace) -> None:
             "parameters": model.parameters,
             "plan": dataclasses.asdict(plan),
             "need": dataclasses.asdict(found),
+            "layout": by_kind(model, plan),
+            "note": whole(model, plan),
+            "widths": sizes(model, plan),
             "fits": rows,
+            "notes": notes(plan, fits),
             "reached": args.reached,
             "goal": goal_of,
         }
@@ -119,14 +148,10 @@ def work(args: argparse.Namespace) -> None:
         return
     print(f"{model.name}: {model.parameters:,} parameters ({model.source or 'from its configuration'}); all that follows is estimated")
     print(goal_of["words"])
-    own, _ = own_width(model)
-    checkpoint = f", {gigabytes(need(model, dataclasses.replace(plan, **own.plan)).weight_bytes)} as published ({own.name})" if own else ""
-    print("weights: " + ", ".join(f"{gigabytes(one.weight_bytes)} in {name}" for name, one in widths(model, plan)) + checkpoint)
-    print(f"{called(plan)}: {found.bits_per_weight:.3f} stored bits inside the blocks, weights {gigabytes(found.weight_bytes)}, "
-          f"KV cache {gigabytes(found.kv_user)} a user and {gigabytes(found.kv)} for {plan.users:,} at {plan.context:,} tokens, activations "
-          f"{gigabytes(found.activations)}")  # fmt: skip
+    print(told(model, plan))
     for one in fits:
         print(line(one, args.reached))
+    print(*notes(plan, fits).values(), sep="\n")
 
 
 COMMAND = Command("plan", "what an architecture needs and which accelerators hold it", arguments, work, stores=False)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from explorer.accelerators import ACCELERATORS, OWNED, USUAL, Accelerator, fit, widths
 from explorer.chips import chip
+from explorer.fallbacks import integers
 from explorer.families import Architecture, architecture, pasted
 from explorer.figures import finite
 from explorer.figures.plan import CHART
@@ -26,7 +27,7 @@ from explorer.ui.frame import chart_values
 from explorer.ui.status import failure, status
 from explorer.ui.tab import Shell
 from explorer.ui.tabs.planner.table import table
-from explorer.ui.tabs.planner.words import sentence, whole
+from explorer.ui.tabs.planner.words import sentence
 
 FLOAT8 = "fp8"  # among the bits of the cache
 CONTEXT, USERS, SHARE = (512, 131072), (1, 256), (5, 100)  # tokens, users and percent that the sliders go from and to
@@ -163,9 +164,7 @@ def bars(model: Architecture, plan: Plan, chosen: Accelerator) -> dict[str, Any]
     if own:
         shown.insert(1, (PUBLISHED, need(model, dataclasses.replace(plan, **own.plan))))
     parts = [{"name": name, "parts": {**one.weights, "KV cache": one.kv, "activations": one.activations}} for name, one in shown]
-    left = whole(model, dataclasses.replace(plan, bits=4, group=plan.group or 128, format=""))
-    note = f"In INT4 and below{left.removeprefix(';')}." if left else ""
-    return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}, "note": note}
+    return {"model": model.name, "bars": parts, "device": {"name": chosen.name, "bytes": chosen.bytes()}, "note": integers(model, plan)}
 
 
 def price_of(device: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from explorer.accelerators import Fit
+from explorer.accelerators import NOTES, Fit
 from explorer.chips import chip, reachable
 from explorer.planner import Plan
 
@@ -28,10 +28,10 @@ NOTE = (
     "name says (79.1 GiB of 80 GB, 14.6 GiB of a T4's 16 GB); 90% of that may be filled, of unified memory 75%, on small machines 67%. Devices are counted in "
     "powers of two. They share a model by tensor parallelism, which divides the cache by key and value heads and copies it beyond, or each group of them "
     "holds a copy of the weights for some of the users, whichever has the higher bound. The bound on decoded tokens/s counts the time to read weights and "
-    "cache, or to multiply in 16 bits, whichever is longer (named beside it), and nothing else: no transfer between devices, no gaps. Formats that multiply "
-    "in 8 bits (W8A8) can pass a bound by compute, at most twice, in 4 bits (W4A4, where FP4 is named) by more. Prompt tokens/s are bound by compute alone. A "
-    "million tokens are priced at {share} of the bounds, the share set above: first decoded ones, then those of prompts. Prices are public list prices of the "
-    "date under the name; what is bought has none. Computers with unified memory are counted once, because no link joins several."
+    "cache, or to multiply, whichever is longer (named beside it), and nothing else: no transfer between devices, no gaps. Prompt tokens/s are bound by "
+    f"compute alone. {NOTES['compute']} {NOTES['tight']} {NOTES['gguf']} "
+    "A million tokens are priced at {share} of the bounds, the share set above: first decoded ones, then those of prompts. Prices are public list prices of "
+    "the date under the name; what is bought has none. Computers with unified memory are counted once, because no link joins several."
 )
 
 
@@ -42,6 +42,7 @@ def cells(one: Fit, plan: Plan) -> list[str]:
     if not one.count:
         return [f"more than {one.most}", *[""] * 6, *sheet]
     needed = f"{one.count}" if one.together == one.count else f"{one.count} = {one.count // one.together}&nbsp;×&nbsp;{one.together}"
+    needed += " (tight)" if one.tight else ""
     busy = "read" if one.limit == "bandwidth" else "compute"
     price = ["", ""] if one.dollars_hour is None else [f"{one.dollars:,.2f}&nbsp;+&nbsp;{one.prompt_dollars:,.2f}", f"{one.dollars_hour:,.2f}"]
     return [needed, f"{one.users:,}", f"{one.bound:,.0f}&nbsp;({busy})", *price, f"{one.bound / plan.users:,.1f}", f"{one.prompt:,.0f}", *sheet]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from explorer.accelerators import Fit
+from explorer.accelerators import TIGHT, UNCOUNTED, Fit
+from explorer.fallbacks import whole
 from explorer.families import Architecture
-from explorer.planner import Need, Plan, gigabytes, layout_of, matrix_bits
+from explorer.planner import Need, Plan, gigabytes
 from explorer.published import PUBLISHED, published
 from explorer.ui.status import many
 
@@ -18,19 +19,8 @@ def width(model: Architecture, plan: Plan, found: Need) -> str:
     outside = [] if plan.everything else ["embedding"] if model.tied or (own and own.head) else ["embedding", "head"]
     replaced = kept.fallback is not None and any(one.inputs % kept.block for one in model.matrices())
     name = f"{kept.title}{f', {kept.fallback.title} where {kept.block} does not divide a row' if replaced else ''}: " if plan.format else ""
-    rest = f"; {' and '.join(outside)} in 16" if outside else ""
-    return f" ({'as published, ' if own else ''}{name}{found.bits_per_weight:.3f} bits a weight{rest}{whole(model, plan)})"
-
-
-def whole(model: Architecture, plan: Plan) -> str:
-    """How much of the layers stays in 16 bits, and where groups or blocks do not divide their rows which rows; "" where none does."""
-    stay = [one for one in model.matrices() if matrix_bits(model, plan, one) == 16 * one.parameters]
-    if not stay:
-        return ""
-    share, rows = sum(one.parameters for one in stay) / sum(one.parameters for one in model.matrices()), sorted({one.inputs for one in stay})
-    kept = layout_of(model, plan, stay[0])
-    why = f", because {kept.block} does not divide rows of {' and '.join(f'{k:,}' for k in rows)}" if kept else ""
-    return f"; {share:.0%} of the layers' weights stay in 16{why}"
+    rest = "".join(f"; {text}" for text in (f"{' and '.join(outside)} in 16" if outside else "", whole(model, plan)) if text)
+    return f" ({'as published, ' if own else ''}{name}{found.bits_per_weight:.3f} bits a weight{rest})"
 
 
 def asked_for(model: Architecture, plan: Plan, found: Need) -> str:
@@ -53,9 +43,9 @@ def sentence(model: Architecture, plan: Plan, found: Need, chosen: Fit, share: f
     """The answer in words. share: of the bound, that the price of a token is for."""
     text, name = asked_for(model, plan, found), chosen.accelerator.name
     if not chosen.count:
-        why = "" if chosen.accelerator.linked else ", and no link joins them"
-        return f"{text}More than {chosen.most} × {name} would be needed{why}."
+        return f"{text}More than {chosen.most} × {name} would be needed{chosen.alone}."
     text += f"It needs {chosen.count} × {name}{groups(chosen)}, which then hold{'s' if chosen.count == 1 else ''} {many(chosen.users, 'user')}; "
+    text += f"that is tight: less than {TIGHT:.0%} of what may be filled stays free, and {UNCOUNTED}; " if chosen.tight else ""
     busy = "memory bandwidth" if chosen.limit == "bandwidth" else "compute"
     text += f"it decodes at most {chosen.bound:,.0f} tokens/s in all, bound by {busy} (estimated bound)"
     if chosen.dollars is None:
