@@ -19,12 +19,12 @@ from explorer.findings import BROKEN, OK, Evidence, level
 from explorer.hub import Hub
 from explorer.methods import build
 from explorer.metrics.integrity import packed_weight
-from explorer.recorded import SEEDS, SURVEY
+from explorer.recorded import LADDER, SEEDS, SURVEY
 from explorer.records import Answer, InputError, Measurement, Report, report_from
 from explorer.repetition import cycle, repetition
 from explorer.store import Store
 
-RECORDED = [report_from(data) for file in (SURVEY, SEEDS) for data in json.loads(file.read_text())]
+RECORDED = [report_from(data) for file in (SURVEY, SEEDS, LADDER) for data in json.loads(file.read_text())]
 FEW = {"tokens": 1024, "length": 128, "sequences": 16}
 
 
