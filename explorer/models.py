@@ -27,9 +27,8 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cach
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. length: of a window. offloaded:
-    it does not fit the device whole, see explorer/offload.py. whole: bytes of the device that it takes whole, 0 for random weights. untied: its files
-    hold a head of its own although its configuration ties the head to the embedding. stored: other dtypes than bfloat16 that its files hold weights in.
+    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights). length: of a window. offloaded: see explorer/offload.py.
+    whole: bytes of the device that it takes whole, 0 for random weights. untied: its files hold a head although its config ties it. stored: `Weight.rounded`.
     """
 
     ref: ModelRef

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, the stream, resuming, the command; error through depth and the paired comparison; their charts' rules."""
+"""Sweeps: the stream, resuming, the command; error through depth and the paired comparison; their charts' rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from explorer import data, models, paired
 from explorer.__main__ import main
 from explorer.experiment import LocalRunner
 from explorer.figures import ladder, tradeoffs
-from explorer.grid import CHANNEL, LIMIT, check_taken, grid, left_out
+from explorer.grid import grid
 from explorer.hub import Hub
 from explorer.loader import Loader
 from explorer.methods import build, catalogue, spec_of
@@ -39,69 +39,6 @@ def finish(events: Iterator) -> Answer:
     return list(events)[-1]
 
 
-def test_grid_holds_each_configuration_once() -> None:
-    found = grid(catalogue(), ["gptq", "rtn", "nf4", "fp8"], [3, 4], [64, 128, CHANNEL])
-    names = [one.method for one in found]
-    assert names[0] == "none" and names.count("rtn") == names.count("gptq") == 6 and names.count("nf4") == 2 and names.count("fp8") == 1
-    assert names.index("rtn") < names.index("gptq"), "what reads calibration text comes last"
-    assert len(set(found)) == len(found)
-    for one in found:
-        build(one.method, dict(one.params))
-    assert {dict(one.params).get("granularity") for one in found if one.method == "rtn"} == {"group", "channel"}
-    assert [one.method for one in grid(catalogue(), ["hqq", "rtn"], [7], [64])] == ["none", "rtn"], "HQQ has no 7 bits"
-
-
-@pytest.mark.parametrize(
-    ("methods", "bits", "groups", "sentence"),
-    [(["magic"], [4], [64], "no method"), ([], [4], [64], "No configuration"), (["rtn"], [], [64], "No configuration"),
-     (["none"], [4], [64], "No configuration"),
-     (["rtn", "gptq"], list(range(2, 9)) * 40, [32, 64, 128], "")],
-)  # fmt: skip
-def test_grids_that_cannot_be(methods: list[str], bits: list[int], groups: list[int], sentence: str) -> None:
-    if not sentence:
-        assert len(grid(catalogue(), methods, bits, groups)) == 1 + 2 * 7 * 3 <= LIMIT, "a width given twice counts once"
-        return
-    with pytest.raises(InputError, match=sentence):
-        grid(catalogue(), methods, bits, groups)
-
-
-def test_what_a_method_lacks_is_told() -> None:
-    asked = catalogue(), ["nf4", "hqq", "qat"]
-    assert left_out(*asked, [3, 7], [16, 64]) == "left out: hqq and qat have no 7 bits; hqq, nf4 and qat have no groups of 16"
-    assert left_out(catalogue(), ["rtn", "hqq", "fp8"], [4], [64, CHANNEL]) == "left out: hqq has no single scale an output channel"
-    assert left_out(catalogue(), ["rtn", "fp8"], [4, 7], [64, CHANNEL]) == ""
-    with pytest.raises(InputError, match="nf4, hqq, qat: no 7 bits and no groups of 16 here"):
-        check_taken(*asked, [3, 7], [16, 64])
-    with pytest.raises(InputError, match="nf4: no 3 bits here"):
-        check_taken(catalogue(), ["nf4"], [3], [64])
-    check_taken(catalogue(), ["rtn", *asked[1]], [3, 7], [32, CHANNEL])
-
-
-@pytest.mark.parametrize(
-    ("methods", "bits", "further", "sentence"),
-    [(["gptq"], 4, {"static_groups": ["true"]}, "uses static_groups, which is used only with act_order false; leave it out"),
-     (["rtn"], 4, {"symmetric": ["false"], "full_range": ["true"]}, "uses full_range, which is used only with symmetric true; leave it out"),
-     (["rtn", "qat"], 7, {"steps": ["5"]}, "uses steps; leave it out")],
-)  # fmt: skip
-def test_a_parameter_that_nothing_uses_is_refused(methods: list[str], bits: int, further: dict[str, list[str]], sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
-        grid(catalogue(), methods, [bits], [64], further)
-    off = {name: ["false"] if values == ["true"] else values for name, values in further.items() if name != "steps"}
-    assert len(grid(catalogue(), methods, [bits], [64], off)) == 2
-
-
-def test_the_command_tells_what_is_left_out_and_refuses_what_none_takes(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    class Runner:
-        def do(self, task: str, asked: dict) -> Iterator:
-            yield from sweep.work(FakeEngine(), **asked)
-
-    monkeypatch.setattr("explorer.commands.sweep.runner_of", lambda store: Runner())
-    flags = ["sweep", "--store", str(tmp_path / "r.db"), "--methods"]
-    assert main([*flags, "rtn,qat", "--bits", "8,3"]) == 0 and "left out: qat has no 8 bits" in capsys.readouterr().err
-    assert main([*flags, "fp8"]) == 0 and "left out" not in capsys.readouterr().err, "nobody asked for its bits"
-    assert main([*flags, "qat", "--bits", "8,3"]) == 2 and "qat: no 8 bits here" in capsys.readouterr().err
-
-
 class FakeEngine:
     """Reports from the seeds; refuses 5 bits, has no memory for 6 and a bug at 7."""
 
@@ -118,6 +55,18 @@ class FakeEngine:
         if params.get("bits") == 7:
             raise RuntimeError("the kernel is wrong")
         yield REPORTS[0 if method == "none" else 2]
+
+
+def test_the_command_tells_what_is_left_out_and_refuses_what_none_takes(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    class Runner:
+        def do(self, task: str, asked: dict) -> Iterator:
+            yield from sweep.work(FakeEngine(), **asked)
+
+    monkeypatch.setattr("explorer.commands.sweep.runner_of", lambda store: Runner())
+    flags = ["sweep", "--store", str(tmp_path / "r.db"), "--methods"]
+    assert main([*flags, "rtn,qat", "--bits", "8,3"]) == 0 and "left out: qat has no 8 bits" in capsys.readouterr().err
+    assert main([*flags, "fp8"]) == 0 and "left out" not in capsys.readouterr().err, "nobody asked for its bits"
+    assert main([*flags, "qat", "--bits", "8,3"]) == 2 and "qat: no 8 bits here" in capsys.readouterr().err
 
 
 def test_sweep_streams_a_report_each_and_passes_over_what_is_refused() -> None:
