@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explorer.records import InputError
-
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as in qlinear, which needs torch
+from explorer.records import TOGETHER, InputError
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,23 @@ def options_of(rows: Sequence[dict[str, Any]]) -> list[list[Option]]:
 
 
 def together(layers: Sequence[Sequence[Option]]) -> list[list[Option]]:
-    """The options of layers that vLLM runs as one matrix, and which a file must hold alike for it, as options of one layer."""
+    """The options of layers that vLLM runs as one matrix, and which a file must hold alike for it, as options of one layer: at the widths that all of them
+    have. Raises InputError where they have none in common.
+    """
     groups: dict[tuple[str, ...], list[Sequence[Option]]] = {}
     for options in layers:
         place, _, own = options[0].layer.rpartition(".")
-        groups.setdefault((place, *next((kind for kind in JOINED if own in kind), (own,))), []).append(options)
-    return [[_one(same) for same in zip(*members, strict=True)] for members in groups.values()]
+        groups.setdefault((place, *next((kind for kind in TOGETHER if own in kind), (own,))), []).append(options)
+    return [_alike(members) for members in groups.values()]
+
+
+def _alike(members: Sequence[Sequence[Option]]) -> list[Option]:
+    widths = [{option.bits: option for option in options} for options in members]
+    found = [_one([own[bits] for own in widths]) for bits in widths[0] if all(bits in own for own in widths)]
+    if not found:
+        names = ", ".join(options[0].layer[:60] for options in members)
+        raise InputError(f"The layers {names} run as one and were measured at no width that all of them have; measure them at the same widths.")
+    return found
 
 
 def _one(options: Sequence[Option]) -> Option:

@@ -29,7 +29,7 @@ def grid(
     catalogue: methods with their fields as JSON. A method without a choice of bits or groups stands once where another stands many times; a width or
     group that a method does not offer is left out for it. groups: sizes, CHANNEL for one scale an output channel. further: values, as text, of other
     parameters by name, for the methods that have them. Raises InputError with a sentence when nothing is left, or more than LIMIT, or when no
-    method here takes a further value.
+    method here takes a further value, or the other parameters switch it off in all of them.
     """
     known = {entry["name"]: entry for entry in catalogue}
     for name in methods:
@@ -47,9 +47,50 @@ def grid(
     quantized = [c for c in found if c.method != "none"]
     if not quantized:
         raise InputError("No configuration is left; choose at least one method, and bits and group sizes that it offers.")
+    used = {name for one in quantized for name, _ in one.params}
+    for name, values in (further or {}).items():
+        if name not in used and any(value.lower() != "false" for value in values):
+            when = [field["when"] for method in methods for field in known[method]["fields"] if field["name"] == name and field["when"]]
+            only = "".join(f" only with {other} {' or '.join(map(str, needed)).lower()}" for other, needed in when[:1])
+            raise InputError(f"No configuration here uses {name}{only and f', which is used{only}'}; leave it out, or choose the others otherwise.")
     if len(quantized) > LIMIT:
         raise InputError(f"These are {len(quantized)} configurations; choose fewer, at most {LIMIT}.")
     return [Configuration("none", ()), *quantized]
+
+
+def taken(catalogue: Sequence[dict[str, Any]], methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> dict[str, dict[str, bool]]:
+    """{what is asked for, such as "7 bits": {a method with such a choice: whether it takes this one}}."""
+    found: dict[str, dict[str, bool]] = {f"{width} bits": {} for width in bits} | {_group(size): {} for size in groups}
+    for entry in (entry for entry in catalogue if entry["name"] in methods):
+        fields = {field["name"]: field["choices"] for field in entry["fields"]}
+        for width in bits if "bits" in fields else ():
+            found[f"{width} bits"][entry["name"]] = width in fields["bits"]
+        for size in groups if "group_size" in fields else ():
+            found[_group(size)][entry["name"]] = "granularity" in fields if size == CHANNEL else size in fields["group_size"]
+    return found
+
+
+def _group(size: int) -> str:
+    return "single scale an output channel" if size == CHANNEL else f"groups of {size}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def left_out(catalogue: Sequence[dict[str, Any]], methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> str:
+    """Which of the asked bits and groups a grid leaves out for a method that lacks them, such as "left out: hqq and qat have no 7 bits"; "" for none."""
+    lacking = {what: [name for name, has in by.items() if not has] for what, by in taken(catalogue, methods, bits, groups).items()}
+    told = "; ".join(f"{_listed(names)} {'have' if names[1:] else 'has'} no {what}" for what, names in lacking.items() if names)
+    return f"left out: {told}" if told else ""
+
+
+def check_taken(catalogue: Sequence[dict[str, Any]], methods: Sequence[str], bits: Sequence[int], groups: Sequence[int]) -> None:
+    """Raises InputError where bits or groups are asked for that no method here takes."""
+    if never := [what for what, by in taken(catalogue, methods, bits, groups).items() if not any(by.values())]:
+        raise InputError(
+            f"{', '.join(methods)}: no {' and no '.join(never)} here. Leave out what none takes; `python -m explorer methods` tells what each does."
+        )
 
 
 def offered(field: dict[str, Any], text: str) -> list[Any]:

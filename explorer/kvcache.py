@@ -53,8 +53,8 @@ class Chunk:
 
 class KiviLayer(DynamicLayer):
     """One layer's cache after KIVI (arXiv 2402.02750, section 3.3): keys are rounded per channel, because a few channels of keys are large for
-    all tokens; values per token, because each token's value is used on its own. The newest WINDOW tokens stay in 16 bits. What is first read into an
-    empty cache, a prompt, attends to its own keys and values as they are; only the tokens after it meet them rounded.
+    all tokens; values per token, because each token's value is used on its own. The newest WINDOW tokens stay in 16 bits (the paper's residual
+    is 128). What is first read into an empty cache, a prompt, attends to its own keys and values as they are; only the tokens after it meet them rounded.
     """
 
     def __init__(self, bits: int) -> None:

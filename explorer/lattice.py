@@ -1,7 +1,7 @@
 """E8P: a codebook of 2^16 points of the lattice E8 shifted by a quarter, for eight weights at two bits each (QuIP#, arXiv 2402.04396, section 4).
 
 A point is a pattern of eight magnitudes out of 256, eight signs of which seven are free, and a shift of all coordinates by +1/4 or -1/4:
-8 + 7 + 1 bits. Every coordinate is an odd multiple of 1/4 up to 15/4, so that a point can also be written as eight 4-bit codes.
+8 + 7 + 1 bits. Every coordinate is an odd multiple of 1/4 up to 11/4, so that a point can also be written as eight 4-bit codes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def coordinates(index: Tensor, minus: Tensor, higher: Tensor) -> Tensor:
 
 
 def to_codes(points: Tensor) -> Tensor:
-    """Coordinates, odd multiples of 1/4 up to 15/4, to uint8 codes 0 to 15."""
+    """Coordinates, odd multiples of 1/4 up to 11/4, to uint8 codes 2 to 13."""
     return (points / CODE_STEP + MIDDLE).round().to(torch.uint8)
 
 

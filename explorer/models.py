@@ -27,9 +27,8 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")  # what transformers calls a cach
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights), which one it is. length: of a window. offloaded:
-    it does not fit the device whole, see explorer/offload.py. whole: bytes of the device that it takes whole, 0 for random weights. untied: its files
-    hold a head of its own although its configuration ties the head to the embedding.
+    """A model in bfloat16, in evaluation mode on `device`, its tokenizer (None with random weights). length: of a window. offloaded: see explorer/offload.py.
+    whole: bytes of the device that it takes whole, 0 for random weights. untied: its files hold a head although its config ties it. stored: `Weight.rounded`.
     """
 
     ref: ModelRef
@@ -40,6 +39,7 @@ class LoadedModel:
     offloaded: bool = False
     whole: float = 0.0
     untied: bool = False
+    stored: tuple[str, ...] = ()
 
 
 @functools.lru_cache(256)  # of models that visitors name
@@ -186,7 +186,7 @@ def load(ref: ModelRef, device: torch.device, hub: Hub) -> LoadedModel:
         raise InputError(f"The files of {ref.name!r} could not be read as a model ({type(error).__name__}); download them again.") from error
     tokenizer.model_max_length = int(1e9)  # texts are cut into windows by us; silences a warning about the whole text's length
     untied = typed_configuration(ref, hub).tie_word_embeddings and not model.config.tie_word_embeddings
-    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight, sizes.whole(weight, device.type == "cuda"), untied)
+    return LoadedModel(ref, model, tokenizer, device, context_of(config), tight, sizes.whole(weight, device.type == "cuda"), untied, weight.rounded)
 
 
 def _drained(steps: Iterator[Progress]) -> Any:

@@ -20,6 +20,8 @@ Mark = tuple[float, Place, Sequence[float] | None]  # x, y with its ends, and th
 # Metric -> the means of its windows.
 WINDOWS = {"kld_mean": "kld_windows", "perplexity": "nll_delta_windows", "perplexity_delta": "nll_delta_windows"}
 
+ONE_BY_ONE = "Each comparison stands at 95% by itself: about 1 in 20 of those between equals tells a difference by chance."
+
 
 def mean_difference(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high) of at least two differences, with Student's t 95% interval; a window gives one value, as in `metrics.mean_interval`."""
@@ -76,9 +78,12 @@ def plus_minus(found: Measurement) -> str:
 
 
 def ranked(reports: Sequence[Report], most: int = 3) -> str:
-    """The reports in order of their KL divergence, each beside the next, in at most so many sentences: by how much it is better, or that it cannot be told."""
+    """The reports in order of their KL divergence, each beside the next, in at most so many sentences: by how much it is better, or that it
+    cannot be told; where there are several sentences, how sure each is.
+    """
     found = sorted((r for r in reports if known(r, "kld_mean") and not r.experiment.spec.is_baseline), key=lambda r: r.value("kld_mean"))
-    return " ".join(beside(a, b) for a, b in list(pairwise(found))[:most])
+    told = [beside(a, b) for a, b in list(pairwise(found))[:most]]
+    return " ".join([*told, *[ONE_BY_ONE] * (len(told) > 1)])
 
 
 def beside(better: Report, worse: Report) -> str:

@@ -23,6 +23,9 @@ RANDOM = "random token ids: the weights are random, so nothing that depends on w
 OFFLOADED = "the 16-bit model does not fit here whole: its weights stay in their files and are read a layer at a time, so 16 bits are not timed"
 UNTIED = "config.json ties the head to the embedding, but the files hold two different matrices: each is used as the files have it, as transformers does"
 
+FEW, DAMPED = 4, "damping decides; GPTQ's authors read 128 x 2,048"  # tokens an input below which that is said of an inverted Gram matrix
+ROUNDED = "weights are rounded to bfloat16 as they are read, and the 16-bit baseline is that copy"
+
 
 def name_of(spec: QuantSpec, method: Method) -> str:
     """A short name such as "GPTQ 4-bit g64, KV 4-bit, head 8-bit"."""
@@ -75,9 +78,10 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
         "instead": instead(subject, experiment.spec),
         "offloaded": OFFLOADED if subject.loaded.offloaded else "",
         "untied": UNTIED if subject.loaded.untied else "",
+        "stored": f"the files hold {' and '.join(stored)}: {ROUNDED}" if (stored := subject.loaded.stored) else "",
         "head": subject.head.kernel if subject.head else "torch bfloat16 linear",
         "text": RANDOM if subject.loaded.ref.random else f"{text.source} evaluation text {text.digest}, {drawing(subject, text)}",
-        "calibration": calibrated(subject.read, experiment.calibration, beginning(subject, experiment.calibration)),
+        "calibration": calibrated(subject.read, experiment.calibration, beginning(subject, experiment.calibration), inverted(subject, experiment.spec)),
         "calibration_tokens": 0 if subject.read is None else subject.read.numel(),
         "tokens": subject.windows.numel(),
         "kv_context": subject.loaded.length,
@@ -85,12 +89,22 @@ def describe(subject: Subject, experiment: Experiment, skipped: dict[str, str]) 
     }
 
 
-def calibrated(read: Tensor | None, asked: TextRef, began: str = "") -> str:
-    """What was read to calibrate, windows [W, T] or None, and whether the text had less than was asked for. began: as `beginning` says it."""
+def calibrated(read: Tensor | None, asked: TextRef, began: str = "", inverted: int = 0) -> str:
+    """What was read to calibrate, windows [W, T] or None, and whether the text had less than was asked for. began: as `beginning` says it. inverted: most
+    inputs of a layer whose Gram matrix is inverted; too few tokens for it are said.
+    """
     if read is None:
         return "none read"
     words = f"{asked.source} calibration text {asked.digest}, {read.numel():,} tokens in windows of {asked.length}{began}, seed {asked.seed}"
-    return words if read.numel() >= asked.tokens else f"{words}; {asked.tokens:,} were asked for, the text has no more whole windows"
+    words += "" if read.numel() >= asked.tokens else f"; {asked.tokens:,} were asked for, the text has no more whole windows"
+    few = f"; the Gram matrix of layers with {inverted:,} inputs comes from {read.numel():,} tokens, fewer than {FEW} x {inverted:,}: {DAMPED}"
+    return words + few if read.numel() < FEW * inverted else words
+
+
+def inverted(subject: Subject, spec: QuantSpec) -> int:
+    """Most inputs of a quantized layer whose Gram matrix the method inverts; 0 where it inverts none."""
+    method = build(spec.method, dict(spec.params)).for_model(subject.loaded.model.config.to_dict())
+    return max((subject.originals[name].weight.shape[1] for name in subject.layers if method.inverts_gram(name)), default=0)
 
 
 def drawing(subject: Subject, text: TextRef) -> str:

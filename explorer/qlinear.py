@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from explorer.qtensor import QuantizedTensor, concatenate, quantize_affine
+from explorer.records import TOGETHER
 from explorer.rotation import Rotation
 from kernels.hadamard import Turn
 from kernels.op import Activation, Packed, choose, ops, serving
 from kernels.read_out import NEVER
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input, in the model's order
 HEAD = "lm_head"  # the output head's name in every supported family
 
 

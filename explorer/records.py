@@ -15,6 +15,7 @@ from typing import Any
 
 Scalar = bool | int | float | str
 OUTSIDE, UNNAMED, BASELINE = "outside the decoder blocks", "no rule names it", "the baseline keeps every layer in 16 bits"
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input, in the model's order
 BUSY = 10.0  # percent of their time that threads wait for a core, from which on what was measured meanwhile is also other work's
 BY_CHOICE = (OUTSIDE, UNNAMED, BASELINE)  # why a layer is in 16 bits although its method could round it
 

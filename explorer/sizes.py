@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}  # dtypes of checkpoints beside bfloat16, and torch's names of them
 ROOM = 5e8  # bytes for activations and the process itself
 BESIDE = 48  # bytes for each parameter of the largest matrix while it is rounded and packed; 47 were measured for NF4
 COMPENSATED, SQUARE = 20, 20  # the same for GPTQ, and for each pair of inputs: five matrices [K, K] in float32, from the Hessian to its factor
@@ -44,6 +45,11 @@ class Weight:
     def mapped(self) -> bool:
         """Whether the weights can stay in their files, mapped into memory: those in bfloat16 need no conversion."""
         return set(self.parameters) == {"BF16"}
+
+    @property
+    def rounded(self) -> tuple[str, ...]:
+        """The dtypes, by torch's names, of those that are rounded to bfloat16 as they are read."""
+        return tuple(name for kind, name in FLOATS.items() if kind in self.parameters)
 
     @classmethod
     def of(cls, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Weight:

@@ -137,6 +137,7 @@ def kernel(report: Report) -> str:
         *p.get("kernel_why", []),
         p.get("offloaded", ""),
         p.get("untied", ""),
+        p.get("stored", ""),
     ]
     parts += [f"attention: {attention.value}"] if attention else []
     return "<br>".join(escape(str(part)) for part in [*parts, *in_16_bits(report)] if part)

@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from explorer.allocate import JOINED, Option, best, frontier, options_of, rules, together, uniform
+from explorer.allocate import Option, best, frontier, options_of, rules, together, uniform
 from explorer.methods.mixed import Mixed
-from explorer.qlinear import TOGETHER
 from explorer.records import InputError
 from explorer.sequential import bound, looks, spent, student_t, within
 
@@ -80,7 +79,20 @@ def test_layers_that_run_as_one_get_one_width() -> None:
         widths = {layer: option.bits for layer, option in found.assignment().items()}
         assert list(widths) == names and len({widths[n] for n in names[:3]}) == 1 == len({widths[n] for n in names[4:7]})
         assert all(Mixed(rules(found.assignment(), "rtn", {})).of(layer).bits == bits for layer, bits in widths.items())
-    assert JOINED == TOGETHER
+
+
+def test_layers_that_run_as_one_are_paired_by_width() -> None:
+    """Whatever the order of their rows, and where one lacks a width, at those that all have."""
+    rows = [{"layer": f"m.{part}_proj", "bits": bits, "stored_bits": 10 * bits, "kld": 1 / bits} for part, bits in
+            (("gate", 4), ("gate", 2), ("gate", 3), ("up", 2), ("up", 4), ("down", 8))]  # fmt: skip
+    pair, alone = together(options_of(rows))
+    assert [(o.layer, o.bits, o.cost, o.loss, o.also) for o in pair] == [
+        ("m.gate_proj", 4, 80, 0.5, ("m.up_proj",)),
+        ("m.gate_proj", 2, 40, 1.0, ("m.up_proj",)),
+    ]
+    assert [o.bits for o in alone] == [8]
+    with pytest.raises(InputError, match=r"m\.gate_proj, m\.up_proj run as one and were measured at no width that all of them have"):
+        together(options_of([rows[2], rows[3]]))
 
 
 def test_student_quantiles() -> None:

@@ -115,6 +115,15 @@ def test_a_head_beside_tied_embeddings_is_said(tmp_path: Path, capsys: pytest.Ca
     assert "config.json ties the head to the embedding, but the files hold two" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "float16"), (torch.float32, "float32"), (torch.bfloat16, "")])
+def test_weights_that_are_rounded_as_they_are_read_are_said(dtype: torch.dtype, name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder, asked = damaged(tmp_path / "model", lambda w: None, dtype=dtype), ["--tokens", "512", "--length", "128", "--store", str(tmp_path / "r.db")]
+    assert main(["run", "--model", str(folder), "--method", "none", *asked]) == 0
+    said = capsys.readouterr().out
+    told = f"the files hold {name}: weights are rounded to bfloat16 as they are read, and the 16-bit baseline is that copy"
+    assert told in said if name else "rounded to" not in said
+
+
 def test_a_missing_weight_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = damaged(tmp_path / "model", lambda w: w.pop(f"{Q}.weight"))
     assert main(["run", "--model", str(folder), "--method", "none", "--store", str(tmp_path / "r.db")]) == 2

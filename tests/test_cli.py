@@ -19,6 +19,7 @@ import pytest
 
 from explorer.__main__ import main, parser
 from explorer.commands import document, run, runner_of, sweep
+from explorer.commands.run import parameters
 from explorer.data import PASTE_LIMIT, bundled_text
 from explorer.experiment import LocalRunner
 from explorer.hub import Hub
@@ -76,6 +77,13 @@ def test_methods_lists_every_field(capsys: pytest.CaptureFixture) -> None:
         (["--method", "magic"], "no method"),
         (["--bits", "11"], "bits cannot be"),
         (["--method", "nf4", "--bits", "4"], "no parameter"),
+        (
+            ["--granularity", "channel", "--group-size", "128"],
+            "rtn does not use --group-size with granularity channel; leave it out, or give --granularity group",
+        ),
+        (["--symmetric", "false", "--full-range", "true"], "rtn does not use --full-range with symmetric false; leave it out, or give --symmetric true"),
+        (["--method", "gptq", "--static-groups", "true"], "gptq does not use --static-groups with act-order true; leave it out, or give --act-order false"),
+        (["--granularity", "rows", "--group-size", "128"], "granularity cannot be 'rows'"),
         (["--model", "no/such/model"], "neither a folder"),
         (["--model", "../../nowhere"], "neither a folder"),
         (["--evaluation", "poems"], "no text"),
@@ -129,6 +137,16 @@ def test_a_text_that_nothing_calibrates_on_is_refused_by_sweep_and_save_too(tmp_
     for argv in (["--methods", "rtn,gptq"], ["--methods", "fp8", "--activation", "token,static"], ["--methods", "rtn", "--evaluation", "pasted"]):
         asked = sweep.asked_of(parser().parse_args(["sweep", *argv, *text]))
         assert asked["options"]["calibration"] == "pasted" and asked["options"]["text"] == Path(__file__).read_text()
+
+
+def test_a_parameter_that_is_used_or_off_may_be_given() -> None:
+    for flags in (
+        "--method gptq --act-order false --static-groups true",
+        "--symmetric false --full-range false",
+        "--group-size 32",
+        "--method gptq --static-groups false",
+    ):
+        assert parameters(parser().parse_args(["run", *flags.split()]))
 
 
 def test_unknown_flag_is_exit_code_2() -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from explorer.__main__ import parser
-from explorer.docs import CATALOGUE, PARTS, ROOT, WIDTH, catalogue, laid, render
+from explorer.cache_sizes import GROUP, WINDOW
+from explorer.commands.run import parameters
+from explorer.docs import CATALOGUE, PARTS, ROOT, WIDTH, catalogue, laid, render, survey_table
 from explorer.hub import Hub
 from explorer.records import report_from
 from explorer.repeats import between
@@ -184,3 +186,28 @@ def test_the_methods_example_is_a_method() -> None:
     assert method.quantize(torch.zeros(8, 128), None).dequantize().abs().max() < 1e-6
     exact = x @ q.dequantize().T
     assert (multiply(x.bfloat16(), q.weight()).float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_the_survey_shows_what_its_speeds_are_of() -> None:
+    """QuIP# stores two bits a weight and runs in codes of four."""
+    lines = [line.strip("| ").split(" | ") for line in survey_table().splitlines() if line.startswith("|")]
+    stored, held = map(lines[0].index, ("bits/weight, stored", "bits/weight in memory"))
+    quip = next(line for line in lines if line[0] == "QuIP# 2-bit")
+    assert float(quip[stored]) < 2.1 and float(quip[held]) > 4 and len({line.count("|") for line in survey_table().splitlines() if "|" in line}) == 1
+
+
+def test_the_cache_is_called_kivis_with_the_window_that_it_has() -> None:
+    told = f"KIVI's layout; window {WINDOW} here, 128 in the paper"
+    asking = [(ROOT / "explorer" / name).read_text() for name in ("commands/run.py", "ui/app.py")]
+    story = (ROOT / "assets/learn/stories/13_kv-cache.toml").read_text()
+    assert all(told in text.replace("\\'", "'") for text in (*asking, story)) and f"the window is {WINDOW} here, 128 in the paper" in PAGES["docs/KERNELS.md"]
+    assert f"newest {WINDOW} to {WINDOW + GROUP - 1} tokens" in asking[1] and f"in groups of {GROUP};" in PAGES["docs/KERNELS.md"]
+
+
+def test_every_documented_run_is_one_whose_parameters_are_used() -> None:
+    """`run` and its like refuse a parameter that another switches off."""
+    asked = [words for page in PAGES for words, whole in commands(page) if whole and words[:3] == ["python", "-m", "explorer"]]
+    read = [args for words in asked if "--method" in (args := words[3:]) and args[0] in ("run", "save", "speed", "profile", "choices")]
+    assert len(read) > 5
+    for args in read:
+        parameters(parser().parse_args(args))

@@ -10,11 +10,14 @@ import gguf
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from explorer import saving
 from explorer.loader import Loader
+from explorer.methods.kquant import KQuant
 from explorer.records import InputError
 from explorer.saving.ggml_blocks import packed, refuses
+from explorer.saving.gguf import _file_type
 from tests.architectures import make
 from tests.test_saving import prepared, same_logits
 
@@ -68,12 +71,25 @@ def test_every_layout_means_what_the_codes_mean(load: Loader, folder: Path, tmp_
     read = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     tensors = [tensor for tensor in read.tensors if tensor.name.startswith("blk") and len(tensor.shape) == 2]
     assert kind in {tensor.tensor_type.name for tensor in tensors}
-    small = f"{kind}_S" if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K") else kind
+    small = f"{kind}_S" if kind in ("Q3_K", "Q5_K") else kind
     mixture = params.get("format", "").upper() if params.get("format", "").endswith("_m") else small
-    assert gguf.LlamaFileType(read.fields["general.file_type"].contents()).name == f"MOSTLY_{mixture}"
+    named = read.fields.get("general.file_type")
+    assert (named and gguf.LlamaFileType(named.contents()).name) == (None if mixture in ("Q2_K", "Q4_K") else f"MOSTLY_{mixture}")
     form = saving.formats()["gguf"]
     assert saving.written_bits(form, made) == 8 * sum(tensor.n_bytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
     assert f"codes as {kind} (" in saving.note(form, made) and saving.written_bits(saving.formats()["bfloat16"], made) == 16
+
+
+def test_a_mixture_has_a_name_only_where_it_follows_the_recipe() -> None:
+    """Twelve blocks: which values and down-projections are wider differs between them."""
+    config = LlamaConfig(num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2)
+    parts = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+    recipe = KQuant("q4_k_m").for_model(config.to_dict())
+    kinds = {name: recipe.of(name).format.upper() for i in range(12) for part in parts if (name := f"layers.{i}.{part}")}
+    assert set(kinds.values()) == {"Q4_K", "Q6_K"} and _file_type(kinds, config).name == "MOSTLY_Q4_K_M"
+    assert _file_type(kinds | {"layers.0.self_attn.q_proj": "Q6_K"}, config) is None, "of a rule for each layer"
+    assert _file_type(dict.fromkeys(kinds, "Q8_0") | {"layers.0.mlp.up_proj": "Q4_0"}, config) is None
+    assert _file_type(dict.fromkeys(kinds, "Q8_0"), config).name == "MOSTLY_Q8_0"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -72,6 +72,7 @@ def test_count_says_how_many_and_how_long(shell: Shell) -> None:
     points = Points(shell)
     assert "6 configurations of demo" in points.count("demo", ["rtn", "hqq"], [2, 3, 4], [64]) and "estimated" in points.count("demo", ["rtn"], [4], [64])
     assert "once the first are done" in points.count("other/model", ["rtn"], [4], [64])
+    assert "Left out: hqq has no 7 bits." in points.count("demo", ["rtn", "hqq"], [4, 7], [64]) and "Left" not in points.count("demo", ["rtn"], [7], [64])
     assert "error" in points.count("demo", [], [4], [64]) and "error" in points.count("demo", ["rtn"], [], [64])
 
 

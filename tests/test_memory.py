@@ -68,6 +68,13 @@ def test_windows_go_together_while_their_logits_are_few(vocabulary: int, each: i
     assert [len(part) for part in passes(model, torch.zeros(4, 16), 2)] == [each] * (4 // each)
 
 
+def test_lattice_points_reach_as_far_as_their_patterns_and_a_shift() -> None:
+    """Odd quarters up to 11/4, as 4-bit codes 2 to 13."""
+    points = lattice.coordinates(*lattice.nearest_point(9 * torch.randn(4096, lattice.WIDTH, generator=torch.Generator().manual_seed(0))))
+    assert points.abs().max() == 11 / 4 and ((4 * points) % 2 == 1).all()
+    assert (lattice.to_codes(points).min(), lattice.to_codes(points).max()) == (2, 13)
+
+
 def test_lattice_points_looked_up_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = 1.2 * random(1000, 8)
     whole = lattice.nearest_point(x)

@@ -18,7 +18,7 @@ from explorer.learn.bank import questions
 from explorer.learn.facts import Facts
 from explorer.learn.pose import grade, pose
 from explorer.metrics import mean_interval
-from explorer.paired import WINDOWS, beside, difference, mean_difference, ranked, why_not
+from explorer.paired import ONE_BY_ONE, WINDOWS, beside, difference, mean_difference, ranked, why_not
 from explorer.recorded import SEEDS
 from explorer.records import Experiment, Measurement, ModelRef, QuantSpec, Report, TextRef, report_from
 from explorer.report_page import as_html
@@ -113,6 +113,7 @@ def test_compare_says_which_differ() -> None:
     assert words.count("cannot be told apart") == 1 and words.index("A is") < words.index("cannot be told apart")
     more = [report(f"R{i}", [w + i for w in a.value("kld_windows")]) for i in range(6)]
     assert ranked(more).count("paired") == 3 and ranked([a]) == ""
+    assert ranked(more).endswith(f". {ONE_BY_ONE}") and ranked(more[:2]).endswith("paired).")
 
 
 def test_windows_are_in_the_json_and_in_no_table() -> None:

@@ -15,6 +15,7 @@ from explorer import recorded
 from explorer.docs import results_table
 from explorer.figures import figures, tradeoffs
 from explorer.metrics import Subject, speed
+from explorer.paired import ONE_BY_ONE
 from explorer.recorded import SEEDS
 from explorer.records import Measurement, Progress, Report, report_from
 from explorer.repeats import between
@@ -111,7 +112,7 @@ def test_time_is_relative_to_16_bits() -> None:
     assert marks["GPTQ"]["x"] == [pytest.approx(1 / 1.5)] and marks["GPTQ"]["error_x"]["array"] == [pytest.approx((between() - 1) / 1.5)]
     assert drawn["layout"]["xaxis"]["title"]["text"] == "time per token, 16 bits = 1" and drawn["layout"]["shapes"][0]["x0"] == 1.0
     by_bits = [p | {"metrics": p["metrics"] | {"bits_per_weight": [4.0, None, None]}} for p in points]
-    assert "another that is no slower is measurably better" in tradeoffs.summary(data)
+    assert "another that is no slower is measurably better" in tradeoffs.summary(data) and ONE_BY_ONE in tradeoffs.summary(data)
     assert "no larger" in tradeoffs.summary({"points": by_bits, "view": "bits"})
     late = tradeoffs.summary({"points": [*points, point("old", "awq", 0.02, None)], "view": "latency"})
     assert "1 more have no speed-up yet and are left out" in late

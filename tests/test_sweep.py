@@ -1,4 +1,4 @@
-"""Sweeps: the grid, the stream, resuming, the command; error through depth and the paired comparison; their charts' rules."""
+"""Sweeps: the stream, resuming, the command; error through depth and the paired comparison; their charts' rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from explorer import data, models, paired
 from explorer.__main__ import main
 from explorer.experiment import LocalRunner
 from explorer.figures import ladder, tradeoffs
-from explorer.grid import CHANNEL, LIMIT, grid
+from explorer.grid import grid
 from explorer.hub import Hub
 from explorer.loader import Loader
 from explorer.methods import build, catalogue, spec_of
@@ -39,32 +39,6 @@ def finish(events: Iterator) -> Answer:
     return list(events)[-1]
 
 
-def test_grid_holds_each_configuration_once() -> None:
-    found = grid(catalogue(), ["gptq", "rtn", "nf4", "fp8"], [3, 4], [64, 128, CHANNEL])
-    names = [one.method for one in found]
-    assert names[0] == "none" and names.count("rtn") == names.count("gptq") == 6 and names.count("nf4") == 2 and names.count("fp8") == 1
-    assert names.index("rtn") < names.index("gptq"), "what reads calibration text comes last"
-    assert len(set(found)) == len(found)
-    for one in found:
-        build(one.method, dict(one.params))
-    assert {dict(one.params).get("granularity") for one in found if one.method == "rtn"} == {"group", "channel"}
-    assert [one.method for one in grid(catalogue(), ["hqq", "rtn"], [7], [64])] == ["none", "rtn"], "HQQ has no 7 bits"
-
-
-@pytest.mark.parametrize(
-    ("methods", "bits", "groups", "sentence"),
-    [(["magic"], [4], [64], "no method"), ([], [4], [64], "No configuration"), (["rtn"], [], [64], "No configuration"),
-     (["none"], [4], [64], "No configuration"),
-     (["rtn", "gptq"], list(range(2, 9)) * 40, [32, 64, 128], "")],
-)  # fmt: skip
-def test_grids_that_cannot_be(methods: list[str], bits: list[int], groups: list[int], sentence: str) -> None:
-    if not sentence:
-        assert len(grid(catalogue(), methods, bits, groups)) == 1 + 2 * 7 * 3 <= LIMIT, "a width given twice counts once"
-        return
-    with pytest.raises(InputError, match=sentence):
-        grid(catalogue(), methods, bits, groups)
-
-
 class FakeEngine:
     """Reports from the seeds; refuses 5 bits, has no memory for 6 and a bug at 7."""
 
@@ -81,6 +55,18 @@ class FakeEngine:
         if params.get("bits") == 7:
             raise RuntimeError("the kernel is wrong")
         yield REPORTS[0 if method == "none" else 2]
+
+
+def test_the_command_tells_what_is_left_out_and_refuses_what_none_takes(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    class Runner:
+        def do(self, task: str, asked: dict) -> Iterator:
+            yield from sweep.work(FakeEngine(), **asked)
+
+    monkeypatch.setattr("explorer.commands.sweep.runner_of", lambda store: Runner())
+    flags = ["sweep", "--store", str(tmp_path / "r.db"), "--methods"]
+    assert main([*flags, "rtn,qat", "--bits", "8,3"]) == 0 and "left out: qat has no 8 bits" in capsys.readouterr().err
+    assert main([*flags, "fp8"]) == 0 and "left out" not in capsys.readouterr().err, "nobody asked for its bits"
+    assert main([*flags, "qat", "--bits", "8,3"]) == 2 and "qat: no 8 bits here" in capsys.readouterr().err
 
 
 def test_sweep_streams_a_report_each_and_passes_over_what_is_refused() -> None:

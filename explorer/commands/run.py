@@ -89,7 +89,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 def add_widths(parser: argparse.ArgumentParser) -> None:
     """The bits of cache and head."""
-    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI)")
+    parser.add_argument("--kv-bits", type=int, default=16, help="bits of the KV cache: 16, 8, 4 or 2 (KIVI's layout; window 32 here, 128 in the paper)")
     parser.add_argument("--head-bits", type=int, default=16, help="bits of the output head: 16, 8 or 4; the embedding stays in 16")
 
 
@@ -105,7 +105,7 @@ def every_field() -> dict[str, str]:
 
 
 def parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were given, as the types that the method's fields ask for. Raises InputError."""
+    """The flags that were given, as the types that the method's fields ask for. Raises InputError, also for one that would have no effect."""
     from explorer.methods import fields_of, from_text, methods
 
     known = methods()
@@ -117,7 +117,21 @@ def parameters(args: argparse.Namespace) -> dict[str, Any]:
     for name in given:
         if name not in own:
             raise InputError(f"{args.method} has no parameter {name!r}; it takes {', '.join(own) or 'none'}.")
-    return from_text(args.method, given)
+    found = from_text(args.method, given)
+    idle(args.method, found)
+    return found
+
+
+def idle(name: str, given: dict[str, Any]) -> None:
+    """Raises InputError where a parameter was given that others switch off, or one that cannot be; one that is off itself may be said."""
+    from explorer.methods import build, fields_of
+
+    method = build(name, given)
+    for field in fields_of(type(method)):
+        if field.when and given.get(field.name, False) is not False and (other := getattr(method, field.when[0])) not in field.when[1]:
+            flag, switch = (part.replace("_", "-") for part in (field.name, field.when[0]))
+            use = " or ".join(f"--{switch} {str(value).lower()}" for value in field.when[1])
+            raise InputError(f"{name} does not use --{flag} with {switch} {str(other).lower()}; leave it out, or give {use}.")
 
 
 def reads(method: str, params: dict[str, Any]) -> bool:
@@ -141,6 +155,7 @@ def table(report: Report) -> str:
     rows += [f"{'kernel':28s} {ran}", f"{'calibration':28s} {report.provenance['calibration']}"]
     rows += [f"{'speed':28s} {told} (--remeasure measures again)" for told in doubts(report)]
     rows += [f"{'head':28s} {told}"] if (told := report.provenance.get("untied")) else []
+    rows += [f"{'baseline':28s} {told}"] if (told := report.provenance.get("stored")) else []
     rows += [f"{'kept':28s} {line}" for line in in_16_bits(report)]
     return "\n".join([*rows, *(f"{f'origin of {family}':28s} {origin_of(report, family)}" for family in ("quality", "speed"))])
 

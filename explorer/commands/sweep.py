@@ -16,6 +16,7 @@ from explorer.records import Answer, Event, InputError, Progress, Report
 from explorer.wide import FIXED, SPREAD, column, drawn, origin_of, over_seeds, rows, table
 from explorer.writing import write
 
+BITS, GROUP = "2,3,4", "64"
 OWN_FLAGS = ("bits", "group_size", "granularity")  # parameters that are axes of their own
 ABOUT = (
     "Intervals are 95% intervals over the evaluation text only: what another text of the same kind would change. What another draw of calibration text "
@@ -34,8 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = ABOUT, TABLE
     parser.add_argument("--model", default="demo", help="demo, a hub id, or a folder")
     parser.add_argument("--methods", default="rtn,gptq", help="methods, separated by commas")
-    parser.add_argument("--bits", default="2,3,4", help="widths, separated by commas")
-    parser.add_argument("--group-size", default="64", help="group sizes, separated by commas; 0 for one scale an output channel")
+    parser.add_argument("--bits", default=None, help=f"widths, separated by commas; {BITS} unless given")
+    parser.add_argument("--group-size", default=None, help=f"group sizes, separated by commas; 0 for one scale an output channel; {GROUP} unless given")
     parser.add_argument("--seeds", "--seed", dest="seed", default="0", help="draws of the calibration text, separated by commas; 0 for its first windows")
     add_widths(parser)
     add_circumstances(parser)
@@ -91,15 +92,17 @@ def notes(reports: Sequence[Report]) -> list[str]:
 
 def asked_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the task. Raises InputError."""
-    from explorer.grid import grid
+    from explorer.grid import check_taken, grid
     from explorer.methods import catalogue
     from explorer.tasks.sweep import reads
 
     seeds = integers(args.seed, "--seeds") or [0]
     given = {name: value for name in every_field() if name not in OWN_FLAGS and (value := getattr(args, name)) is not None}
     further = {name: [value] if name == "rules" else listed(value) for name, value in given.items()}
-    axes = listed(args.methods), integers(args.bits, "--bits"), integers(args.group_size, "--group-size")
-    options = circumstances(args, any(map(reads, grid(catalogue(), *axes, further))))
+    axes = listed(args.methods), integers(args.bits or BITS, "--bits"), integers(args.group_size or GROUP, "--group-size")
+    asked = grid(catalogue(), *axes, further)
+    check_taken(catalogue(), axes[0], axes[1] if args.bits else [], axes[2] if args.group_size else [])
+    options = circumstances(args, any(map(reads, asked)))
     return {
         "model": args.model, **dict(zip(("methods", "bits", "groups"), axes, strict=True)), "options": options | {"seed": seeds[0]}, "seeds": seeds,
         "again": args.remeasure, "further": further,
@@ -118,6 +121,11 @@ def work(args: argparse.Namespace) -> int:
     if args.csv and str(args.csv) != "-":
         writable(args.csv)
 
+    from explorer.grid import left_out
+    from explorer.methods import catalogue
+
+    if told := left_out(catalogue(), asked["methods"], asked["bits"], asked["groups"]):
+        print(told, file=sys.stderr)
     reports, show, answer = list[Report](), watch(), Answer("sweep", {})
     for event in runner_of(args.store).do("sweep", asked):
         show(event)

@@ -12,7 +12,7 @@ from typing import Any
 from explorer.figures import COLOURS, FLOOR, Chart, Plot, finite, layout, limits, plot, span
 from explorer.figures.labels import brief, spaced
 from explorer.findings import busy, counted, read_late, timed_on
-from explorer.paired import Place, standing, windows_of
+from explorer.paired import ONE_BY_ONE, Place, standing, windows_of
 from explorer.records import Measurement, Report, change
 from explorer.repeats import Spread, between, spread, work
 
@@ -246,7 +246,7 @@ def summary(data: dict[str, Any]) -> str:
     beaten, near = (sum(kind == wanted for *_, kind in placed) for wanted in ("beaten", "near"))
     return (
         f"Of {len(placed) - len(late)} configurations {len(best)} are beaten by none ({shown}); {beaten} are faded: another that is {NO_WORSE[view]} is "
-        f"measurably better; {near} lie behind by less than that.{tail}"
+        f"measurably better; {near} lie behind by less than that. {ONE_BY_ONE}{tail}"
     )
 
 

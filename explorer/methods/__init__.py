@@ -100,6 +100,10 @@ class Method:
         """Whether of the named layer's inputs it also needs the Gram matrix, which is most of the work and 4 K^2 bytes; only if it reads inputs at all."""
         return False
 
+    def inverts_gram(self, layer: str) -> bool:
+        """Whether it inverts that matrix, which must then come from several times as many inputs as it has rows, or damping decides."""
+        return False
+
     def for_model(self, config: Mapping[str, Any]) -> Method:
         """The method for a model with this config.json: itself, unless a layer's place in the model decides how it is rounded. Raises InputError."""
         return self

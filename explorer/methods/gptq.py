@@ -58,6 +58,9 @@ class Gptq(Method):
     def reads_gram(self, layer: str) -> bool:
         return True
 
+    def inverts_gram(self, layer: str) -> bool:
+        return True
+
 
 def hessian(inputs: InputStatistics | None) -> Tensor:
     """H = 2/n X^T X, [K, K] float32, of n inputs X [n, K]."""

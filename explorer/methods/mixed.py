@@ -53,6 +53,10 @@ class Mixed(Method):
         method = self.of(layer)
         return method is not None and method.reads_gram(layer)
 
+    def inverts_gram(self, layer: str) -> bool:
+        method = self.of(layer)
+        return method is not None and method.inverts_gram(layer)
+
     def modules(self) -> set[str]:
         return super().modules().union(*(method.modules() for _, method in parsed(self.rules)))
 

@@ -101,7 +101,8 @@ def best_step(groups: Tensor, bits: int) -> Tensor:
 class Qat(Method):
     """Post-training methods choose codes for fixed weights; training lets the weights move to where rounding hurts least. Rounding has no
     gradient, so it is passed straight through; the steps are learned too. The teacher is the 16-bit model itself: the student learns to give
-    its whole distribution, which needs little text. Worth it where the others break, at 2 and 3 bits.
+    its whole distribution, which needs little text. At 2 and 3 bits it loses a fraction of what plain rounding does; GPTQ with zeros at 3 bits and a
+    lattice at 2 (QuIP#) lose less still in the survey (docs/RESULTS.md), and train nothing.
     """
 
     name: ClassVar[str] = "qat"

@@ -24,13 +24,13 @@ DAMPING, TINY = 0.01, 1e-35
 class Quip(Method):
     """Four grid points a weight are too coarse, but eight weights together can choose among 2^16 points, and those of the lattice E8 lie
     densest. A Hadamard rotation first makes rows look normal, which is what the codebook is shaped for; then runs of eight columns are
-    rounded in order, and the columns after them make up for the output error, as in GPTQ.
+    rounded in order, and the columns after them make up for the output error, as in GPTQ. The paper then fine-tunes (section 5); this does not.
     """
 
     name: ClassVar[str] = "quip"
-    title: ClassVar[str] = "QuIP# (E8 lattice, 2 bits)"
+    title: ClassVar[str] = "QuIP# without fine-tuning (E8 lattice, 2 bits)"
     short: ClassVar[str] = "QuIP# 2-bit"
-    paper: ClassVar[str] = "Tseng et al. 2024, arXiv 2402.04396, sections 3 to 5"
+    paper: ClassVar[str] = "Tseng et al. 2024, arXiv 2402.04396, sections 3 and 4"
     needs_inputs: ClassVar[bool] = True
 
     rotate: bool = choice(True, title="Rotated", help="Turn inputs and weights by a Hadamard matrix first, so that rows look normal.", off="not rotated")
@@ -40,6 +40,9 @@ class Quip(Method):
         return self.feedback
 
     def reads_gram(self, layer: str) -> bool:
+        return self.feedback
+
+    def inverts_gram(self, layer: str) -> bool:
         return self.feedback
 
     def refuses(self, shape: tuple[int, int], layer: str = "") -> str:

@@ -7,7 +7,6 @@ which reads such files into its own models.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from explorer.methods.kquant import MIXTURES, KQuant
 from explorer.models import LoadedModel
 from explorer.qtensor import QuantizedTensor
 from explorer.saving import Format, Prepared
@@ -26,6 +26,8 @@ from explorer.saving.ggml_blocks import layout, packed, refuses
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type: the architecture's name there
 ROPES = {"llama": ("default", "llama3", "linear"), "qwen2": ("default",), "qwen3": ("default",)}
 SILU = ("silu", "swish")  # names of the one gate that files of these families mean; none of their fields says another
+# One layout in all layers, by llama.cpp's name for it. Not Q2_K and Q4_K: its Q2_K, Q2_K_S, Q4_K_S and Q4_K_M give some layers a wider one.
+PURE = {"Q3_K": "Q3_K_S", "Q5_K": "Q5_K_S"} | {name: name for name in ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q6_K")}
 # How a tokenizer splits text before it merges bytes, by the name llama.cpp has for it; the regular expressions are those of the models' authors.
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {SPLIT % r"\p{N}{1,3}": "llama-bpe", SPLIT % r"\p{N}": "qwen2"}
@@ -91,13 +93,14 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
             values = _interleaved(path, tensor, config).float() if flat else _interleaved(path, tensor, config).bfloat16().view(torch.int16)
             kind = gguf.GGMLQuantizationType.F32 if flat else gguf.GGMLQuantizationType.BF16
             file.add_tensor(names.get_name(path, (".weight", ".bias")), values.cpu().numpy(), raw_dtype=kind)
-    kinds = Counter[str]()
+    kinds: dict[str, str] = {}
     for path, q in layers.items():
         kind, rows = packed(q)
-        kinds[kind] += q.codes.numel()
+        kinds[path] = kind
         order = _interleaved(f"{path}.weight", torch.arange(len(rows)), config).numpy()
         file.add_tensor(names.get_name(f"{path}.weight", (".weight",)), numpy.ascontiguousarray(rows[order]), raw_dtype=gguf.GGMLQuantizationType[kind])
-    file.add_file_type(_file_type(kinds))
+    if (named := _file_type(kinds, config)) is not None:
+        file.add_file_type(named)
     slower = _slowed(loaded.model)
     if not torch.equal(slower, torch.ones_like(slower)):
         file.add_tensor("rope_freqs.weight", slower.cpu().numpy())
@@ -107,12 +110,18 @@ def _write(loaded: LoadedModel, state: Mapping[str, Tensor], layers: Mapping[str
         file.write_tensors_to_file()
 
 
-def _file_type(kinds: Counter[str]) -> gguf.LlamaFileType:
-    """The name of the mixture, from how many weights are stored in which layout: that of most, of K-quants M where some have a wider one, else S."""
-    kind = kinds.most_common(1)[0][0]
-    wider = any(other[-2:] == "_K" and other > kind for other in kinds)
-    letter = "" if kind[-2:] != "_K" or kind == "Q6_K" else "_M" if wider and kind != "Q2_K" else "_S"  # Q2_K has no M there, Q6_K no letter
-    return gguf.LlamaFileType[f"MOSTLY_{kind}{letter}"]
+def _file_type(kinds: Mapping[str, str], config: Any) -> gguf.LlamaFileType | None:
+    """llama.cpp's name for what the layers are stored in, from each one's layout: that of one layout for all, or of a mixture whose recipe they follow.
+    None for what it has no name for: the field is optional, and a reader then tells by the tensors. GUESSED alone would read "all F32 (guessed)" there.
+    """
+    found = set(kinds.values())
+    if len(found) == 1:
+        return gguf.LlamaFileType[f"MOSTLY_{name}"] if (name := PURE.get(found.pop())) else None
+    for mixture in MIXTURES:
+        recipe = KQuant(mixture).for_model(config.to_dict())
+        if all(kind == recipe.of(path).format.upper() for path, kind in kinds.items()):
+            return gguf.LlamaFileType[f"MOSTLY_{mixture.upper()}"]
+    return None
 
 
 def _stored(q: QuantizedTensor) -> tuple[str, int]:

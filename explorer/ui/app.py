@@ -24,6 +24,7 @@ STYLE = Path(__file__).parent.parent.parent / "assets" / "style.css"
 SCRIPTS = [STYLE.with_name(name) for name in ("figures.js", "page.js", "address.js")]
 FRAMES = STYLE.with_name("frames.js")
 DEFAULT = "rtn"
+KIVI = "Below 16: KIVI's layout; window 32 here, 128 in the paper. The newest 32 to 63 tokens stay in 16 bits."
 # On a phone the results come first: the controls, and what all tabs share, are behind these buttons, which are not there on a wide page.
 FOLDS = (
     "<div class='folds'><button type='button' class='fold' id='fold' aria-expanded='false' aria-controls='controls'>Model, method</button>"
@@ -118,7 +119,7 @@ def _controls(shell: Shell) -> tuple[Any, Any]:
                 sequences = gr.Number(16, minimum=1, maximum=1024, precision=0, label="Sequences", min_width=100)
                 seed = gr.Number(0, minimum=0, precision=0, label="Seed", min_width=100)
         text = gr.Textbox(label="Your text", lines=4, max_lines=8, max_length=200_000, visible=False, placeholder="At least 512 tokens, about 350 words.")
-        kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info="Below 16: KIVI, the newest 32 to 63 tokens stay in 16 bits.", elem_id="kv")
+        kv_bits = gr.Radio([16, 8, 4, 2], value=16, label="KV cache bits", info=KIVI, elem_id="kv")
         head_bits = gr.Radio([16, 8, 4], value=16, label="Output head bits", info="A packed copy; the embedding stays in 16 bits.", elem_id="head")
     read = [evaluation, calibration]
     gr.on([source.change for source in read], lambda *chosen: gr.Textbox(visible="pasted" in chosen), read, text, queue=False,

@@ -14,7 +14,7 @@ import gradio as gr
 
 from explorer.figures import difference, finite, tradeoffs
 from explorer.findings import one_rate
-from explorer.grid import CHANNEL, Configuration, grid
+from explorer.grid import CHANNEL, Configuration, grid, left_out
 from explorer.recorded import survey
 from explorer.records import Answer, InputError, Measurement, Report, key_of
 from explorer.table import model_of, source
@@ -122,11 +122,13 @@ class Points:
         except InputError as error:
             return status(str(error), "error")
         text = f"{len(asked) - 1} configurations of {model} and the 16-bit baseline"
+        left = left_out(self.shell.catalogue, methods or [], [int(b) for b in bits or []], [int(g) for g in groups or []])
+        left = f" {left[:1].upper()}{left[1:]}." if left else ""
         if model != "demo":
-            return status(f"{text}; the time is told once the first are done. What is stored already takes no time.")
+            return status(f"{text}; the time is told once the first are done. What is stored already takes no time.{left}")
         seconds = sum(OVERHEAD + quantizing(one.method) for one in asked)
         time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
-        return status(f"{text}, about {time} on a quiet machine like the recorded one (estimated).")
+        return status(f"{text}, about {time} on a quiet machine like the recorded one (estimated).{left}")
 
     def sweep(
         self, model: str, methods: list[str], bits: list[int], groups: list[int], held: str, view: str, quality: str, *options: Any, what: str = ""
