@@ -163,7 +163,7 @@ def beyond(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]])
 
 FIGURE = Figure(
     "ladder", "Is this number good?",
-    "See how far right each marker stands: the rungs are plain rounding of the same model, 8 down to 2 bits, their scales and zeros, measured on the same text. "
+    "See how far right each marker stands: the rungs are plain rounding of the same model, 8 down to 2 bits with scales and zeros, measured on the same text. "
     "A hollow one lies beyond the last rung that can be measured.",
     "A divergence of 0.02 nats says little by itself, and a good value for one model is a bad one for another. Beside the same model rounded to nearest it "
     "says: as good as plain rounding at this many bits. A method earns its effort when it stands right of the bits it stores. Where the three metrics "
