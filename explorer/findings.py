@@ -232,20 +232,25 @@ def grid(spec: QuantSpec) -> str:
     return shared.get(str(spec.get("granularity", "group")), groups)
 
 
+def zeros(spec: QuantSpec, rung: QuantSpec) -> bool:
+    """Whether a rung has zero-points where a spec of its method has a symmetric grid."""
+    return spec.method == rung.method and bool(spec.get("symmetric")) and not spec.get("full_range") and rung.get("symmetric") is False
+
+
 def differences(spec: QuantSpec, rung: QuantSpec) -> list[str]:
     """In what a spec may be worse than a rung of the ladder, each in words."""
     parts = [f"the method ({spec.method})"] if spec.method != rung.method else []
     parts += [own.removeprefix("with ").replace("in groups", "groups")] if (own := grid(spec)) and own != grid(rung) else []
     parts += [INPUTS[str(spec.get("activation"))]] if spec.get("activation") in INPUTS else []
     parts += [what for name, what in (("rotate", "a rotation"), ("clip", "clipping")) if spec.get(name) and spec.method == rung.method]
-    parts += ["an asymmetric grid"] if spec.method == rung.method and spec.get("symmetric") is False else []
+    parts += ["a symmetric grid, which has a level fewer"] if zeros(spec, rung) else []
     parts += [f"a KV cache in {spec.kv_bits} bits"] if spec.kv_bits != 16 else []
     return parts + ([f"a head in {spec.head_bits} bits"] if spec.head_bits != 16 else [])
 
 
 def cause(report: Report, rungs: Sequence[Report]) -> str:
-    """What a perplexity comes from that no bug explains, judged by the rung of as many bits: the bits, where that one is not twice as good, else what
-    differs from it. "" where no such rung is known.
+    """What a perplexity comes from that no bug explains, judged by the rung of as many bits: the bits, where that one is not twice as good (ten
+    times where it is broken itself), else what differs from it. "" where no such rung is known.
     """
     spec, stored, delta = report.experiment.spec, known(report, "bits_per_weight"), known(report, "perplexity_delta")
     if any(r.experiment.spec == spec for r in rungs):
@@ -257,11 +262,14 @@ def cause(report: Report, rungs: Sequence[Report]) -> str:
     theirs = known(near, "perplexity_delta")
     if near is None or theirs is None or delta is None:
         return ""
-    if theirs.value > 100 or delta.value < 2 * max(theirs.value, 0.5):
+    if delta.value < (10 if theirs.value > 100 else 2) * max(theirs.value, 0.5):
         return FEW
     rung, parts = near.experiment.spec, differences(spec, near.experiment.spec)
     who = "" if spec.method == rung.method else "plain rounding "
-    costs = f"{who}{grid(rung)}".strip() + f" {'the same bits cost' if same and not who else 'costs'} {change(theirs.value)[0]}"
+    costs = (
+        f"{who}{grid(rung)}{' with zero-points' if zeros(spec, rung) else ''}".strip()
+        + f" {'the same bits cost' if same and not who else 'costs'} {change(theirs.value)[0]}"
+    )
     at = "" if same and not who else f" at {rung.get('bits')} bits"
     if len(parts) == 1:
         return f"the cause is {parts[0]}; {costs}{at}"

@@ -12,7 +12,7 @@ from explorer.figures import charts
 from explorer.figures.ladder import rungs_for
 from explorer.findings import FEW, cause, counted
 from explorer.recorded import SEEDS
-from explorer.records import Measurement, QuantSpec, Report, report_from
+from explorer.records import Measurement, QuantSpec, Report, change, report_from
 from explorer.speeds import slower_start, speed
 from explorer.table import SECTIONS, cell
 from explorer.ui.tabs import failures
@@ -30,8 +30,12 @@ def test_the_cause_of_a_bad_number_is_what_differs_from_the_rung_of_as_many_bits
     report = changed(dataclasses.replace(FOUR, experiment=dataclasses.replace(FOUR.experiment, spec=QuantSpec.of("rtn", **coarse))), perplexity_delta=35.55)
     report = dataclasses.replace(report, measurements=tuple(dataclasses.replace(m, low=None, high=None) for m in report.measurements))
     words = sentence(verdicts(report, BASE, rungs_for(report)))
-    cost = f"{FOUR.value('perplexity_delta'):+.2f}%"
-    assert f"the cause is one scale for a whole tensor; in groups of 64 the same bits cost {cost}." in words and "so few bits" not in words
+    rungs = rungs_for(FOUR)
+    four, two = (next(r.value("perplexity_delta") for r in rungs if r.experiment.spec.get("bits") == bits) for bits in (4, 2))
+    less = "a symmetric grid, which has a level fewer; in groups of 64 with zero-points the same bits cost"
+    assert f"what differs is one scale for a whole tensor and {less} {four:+.2f}%." in words and "so few bits" not in words
+    levels = next(r for r in RECORDED if r.name == "RTN 2-bit g64")
+    assert cause(levels, rungs) == f"the cause is {less} {change(two)[0]}"
     assert "RTN in groups of 64 at that size" in place(changed(report, kld_mean=0.2), rungs_for(report))
     assert not cause(report, []) and cause(FOUR, rungs_for(FOUR)) == FEW
 

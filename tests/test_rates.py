@@ -76,7 +76,7 @@ def test_times_of_another_device_are_blank_in_the_tables() -> None:
     points = [tradeoffs.point_of(FOUR, "a", "recorded"), tradeoffs.point_of(other, "b", "measured now")]
     rows = points_table(points).split("<tr>")[2:]
     mine, theirs = (next(row for row in rows if f"report:{key}" in row) for key in "ba")
-    rate = f"{1000 / FOUR.value('decode_tokens_per_second'):.2f}"
+    rate = f">{1000 / FOUR.value('decode_tokens_per_second'):.2f}"
     assert rate in mine and rate not in theirs and theirs.count(f"Measured on {FOUR.provenance['device']}") == 3 and "Measured on" not in mine
     recorded = [dataclasses.replace(r, provenance=r.provenance | {"recorded": True}) for r in ALL[:2]]
     assert comparison([*recorded, other]).count(">another device<") == 2 * 8 and "another device" not in comparison(ALL)
