@@ -147,11 +147,18 @@ def test_the_nearest_run_is_near_in_stored_bits() -> None:
     """On the bundled model, whose rows 256 does not divide, the run named q6_k stores Q8_0."""
     runs = on_record()
     found = {width.name: goal.nearest(width, bits, runs) for width, bits in ((goal.Q6_K, 6.5625), (goal.Q5_K, 5.5), (goal.Q4_K, 4.5))}
-    assert {name: run.name for name, run in found.items()} == {"Q6_K": "RTN 6-bit g64 asymmetric", "Q5_K": "RTN 5-bit g64 asymmetric", "Q4_K": "RTN 4-bit g64 asymmetric"}
+    assert {name: run.name for name, run in found.items()} == {
+        "Q6_K": "RTN 6-bit g64 asymmetric",
+        "Q5_K": "RTN 5-bit g64 asymmetric",
+        "Q4_K": "RTN 4-bit g64 asymmetric",
+    }
     assert goal.nearest(goal.Q6_K, 8.1, {key: one for key, one in runs.items() if one.experiment.spec.method == "kquant"}).name.startswith("GGUF q6_k")
     assert goal.nearest(goal.Q6_K, 6.5625, survey()) is None
     said = goal_of(model="qwen2.5-72b", device="H100", users=1)
-    assert "the nearest recorded run, RTN 7-bit g64 asymmetric (7.36 bits stored), changed" in said and "in Q6_K, the most bits per weight that llama.cpp can load" in said
+    assert (
+        "the nearest recorded run, RTN 7-bit g64 asymmetric (7.36 bits stored), changed" in said
+        and "in Q6_K, the most bits per weight that llama.cpp can load" in said
+    )
     nothing = goal.as_text(goal.quality(LLAMA, goal.Placement(goal.Q6_K, Plan(format="q6_k"), None), None, survey(), 11))
     assert nothing.startswith("No run that stores about 6.6 bits so is recorded here. python -m explorer save")
 
