@@ -9,7 +9,7 @@ from explorer.answers import answers, place
 from explorer.bugs import impossible
 from explorer.detectors import sentence, verdicts
 from explorer.figures import charts
-from explorer.figures.ladder import rungs_for
+from explorer.figures.ladder import rungs_for, summary
 from explorer.findings import FEW, cause, counted
 from explorer.recorded import SEEDS
 from explorer.records import Measurement, QuantSpec, Report, change, report_from
@@ -36,6 +36,7 @@ def test_the_cause_of_a_bad_number_is_what_differs_from_the_rung_of_as_many_bits
     assert f"what differs is one scale for a whole tensor and {less} {four:+.2f}%." in words and "so few bits" not in words
     levels = next(r for r in RECORDED if r.name == "RTN 2-bit g64")
     assert cause(levels, rungs) == f"the cause is {less} {change(two)[0]}"
+    assert "RTN 2-bit g64: worse than the lowest rung, plain rounding at 2.28 bits" in summary([BASE, levels], "")
     assert "RTN in groups of 64 at that size" in place(changed(report, kld_mean=0.2), rungs_for(report))
     assert not cause(report, []) and cause(FOUR, rungs_for(FOUR)) == FEW
 

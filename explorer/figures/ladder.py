@@ -139,7 +139,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
             if finite(stored) and abs(middle.bits - stored) >= 0.1
             else ""
         )
-        own = report.experiment.spec.method == "rtn"
+        own = any(rung.experiment.spec == report.experiment.spec for rung in rungs_for(report, reports))
         if middle.end == "fewer" and not own:
             parts.append(f"{report.name}: worse than the lowest rung, plain rounding at {middle.bits:.2f} bits")
             continue
@@ -147,7 +147,7 @@ def summary(reports: Sequence[Report], layer: str) -> str:
         parts.append(f"{report.name}: its divergence is that of plain rounding at {least}{middle.bits:.2f} stored bits{worth}")
     if parts:
         return "; ".join(parts) + "." + beyond(found)
-    return "No ladder of this model yet: sweep RTN at 8 to 2 bits in Trade-offs and compare its points." if reports else "Nothing to place yet."
+    return "No ladder of this model yet: run RTN at two widths or more, not symmetric, and compare them." if reports else "Nothing to place yet."
 
 
 def beyond(found: Sequence[tuple[int, Report, str, tuple[Place, Place, Place]]]) -> str:
