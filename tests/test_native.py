@@ -274,7 +274,7 @@ def test_whoever_needs_the_library_first_builds_it_for_all(tmp_path: Path, monke
     monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
     code = f"from pathlib import Path; from kernels import native; native.FOLDER = Path({str(tmp_path)!r}); print(native.built('avx2'))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other, ThreadPoolExecutor(4) as pool:
-        while not count.exists():  # the other one has begun
+        while not count.exists() and other.poll() is None:  # until the other one has begun
             time.sleep(0.01)
         paths = {*map(str, pool.map(native.built, ["avx2"] * 4)), other.communicate()[0].strip()}
     assert len(paths) == 1 and len(count.read_text().split()) == 2
