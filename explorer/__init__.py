@@ -2,16 +2,16 @@
 
 import importlib.metadata
 
-_version = importlib.metadata.version
+_plain = importlib.metadata.version
 
 
-def version(name: str) -> str:
+def _version(name: str) -> str:
     """As importlib.metadata has it, but that nothing is called `kernels`: a distribution of Hugging Face is, and where it is installed transformers would
     import what it needs of it from our package of that name.
     """
     if name == "kernels":
         raise importlib.metadata.PackageNotFoundError(name)
-    return _version(name)
+    return _plain(name)
 
 
-importlib.metadata.version = version
+importlib.metadata.version = _version
